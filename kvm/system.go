@@ -1,0 +1,132 @@
+package kvm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// APIVersion is the only version of the KVM API (api.rst, 4.1).
+const APIVersion = 12
+
+// DevicePath is where the KVM driver is found.
+const DevicePath = "/dev/kvm"
+
+var (
+	reqGetAPIVersion    = io("KVM_GET_API_VERSION", 0x00)
+	reqCreateVM         = io("KVM_CREATE_VM", 0x01)
+	reqGetMSRIndexList  = iowr[uint32]("KVM_GET_MSR_INDEX_LIST", 0x02)
+	reqCheckExtension   = io("KVM_CHECK_EXTENSION", 0x03)
+	reqGetVCPUMmapSize  = io("KVM_GET_VCPU_MMAP_SIZE", 0x04)
+	reqGetSupportedCPID = iowr[[2]uint32]("KVM_GET_SUPPORTED_CPUID", 0x05)
+)
+
+// openError adds to an error of open(2) on /dev/kvm what its user can do.
+type openError struct {
+	err  error
+	hint string
+}
+
+func (e *openError) Error() string { return fmt.Sprintf("%s: %v: %s", DevicePath, e.err, e.hint) }
+func (e *openError) Unwrap() error { return e.err }
+
+// System is an open /dev/kvm.
+type System struct {
+	fd int
+	// mmapSize is the size of each vCPU's kvm_run mapping, in bytes.
+	mmapSize int
+}
+
+// Open opens /dev/kvm and checks its API version. The error says what to do
+// where the device is missing or may not be opened.
+func Open() (*System, error) {
+	fd, err := unix.Open(DevicePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &openError{err, "this host offers no KVM; load kvm_intel or kvm_amd, or turn on (nested) virtualization"}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &openError{err, "add yourself to its group: sudo usermod -aG kvm $USER, then log in again"}
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return nil, &openError{err, "the KVM module is not loaded: sudo modprobe kvm_intel (or kvm_amd)"}
+	case errors.Is(err, unix.EBUSY):
+		return nil, &openError{err, "another hypervisor has the CPU's virtualization"}
+	case err != nil:
+		return nil, &openError{err, "cannot be opened"}
+	}
+	s := &System{fd: fd}
+	v, err := call(fd, reqGetAPIVersion, 0)
+	if err == nil && v != APIVersion {
+		err = fmt.Errorf("%s: API version %d, need %d", DevicePath, v, APIVersion)
+	}
+	if err == nil {
+		s.mmapSize, err = call(fd, reqGetVCPUMmapSize, 0)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close closes the device. VMs made from it live on.
+func (s *System) Close() error { return unix.Close(s.fd) }
+
+// CheckExtension returns what KVM_CHECK_EXTENSION says of a capability:
+// 0 if it is missing, else 1 or a number that the capability defines.
+func (s *System) CheckExtension(c Cap) (int, error) {
+	return call(s.fd, reqCheckExtension, uintptr(c))
+}
+
+// Has tells whether a capability is there.
+func (s *System) Has(c Cap) bool {
+	n, err := s.CheckExtension(c)
+	return err == nil && n > 0
+}
+
+// SupportedCPUID returns the CPUID leaves that this host can give a guest.
+func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
+	return getCPUID(s.fd, reqGetSupportedCPID)
+}
+
+// MSRIndexList returns the MSRs that KVM saves and restores on this host.
+func (s *System) MSRIndexList() ([]uint32, error) {
+	var buf []byte
+	for n := uint32(512); ; {
+		buf = make([]byte, 4+4*n)
+		binary.NativeEndian.PutUint32(buf, n)
+		_, err := call(s.fd, reqGetMSRIndexList, uintptr(unsafe.Pointer(&buf[0])))
+		n = binary.NativeEndian.Uint32(buf)
+		if errors.Is(err, unix.E2BIG) && int(4+4*n) > len(buf) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		break
+	}
+	list := make([]uint32, binary.NativeEndian.Uint32(buf))
+	for i := range list {
+		list[i] = binary.NativeEndian.Uint32(buf[4+4*i:])
+	}
+	return list, nil
+}
+
+// cpuid2 is struct kvm_cpuid2 with room for the most entries that KVM takes
+// (KVM_MAX_CPUID_ENTRIES).
+type cpuid2 struct {
+	nent    uint32
+	_       uint32
+	entries [256]CPUIDEntry
+}
+
+func getCPUID(fd int, r request) ([]CPUIDEntry, error) {
+	c := &cpuid2{nent: 256}
+	if _, err := callPtr(fd, r, c); err != nil {
+		return nil, err
+	}
+	return append([]CPUIDEntry(nil), c.entries[:c.nent]...), nil
+}

@@ -1,0 +1,224 @@
+package kvm
+
+import (
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	reqCreateVCPU          = io("KVM_CREATE_VCPU", 0x41)
+	reqGetDirtyLog         = iow[DirtyLog]("KVM_GET_DIRTY_LOG", 0x42)
+	reqSetUserMemoryRegion = iow[UserspaceMemoryRegion]("KVM_SET_USER_MEMORY_REGION", 0x46)
+	reqSetTSSAddr          = io("KVM_SET_TSS_ADDR", 0x47)
+	reqSetIdentityMapAddr  = iow[uint64]("KVM_SET_IDENTITY_MAP_ADDR", 0x48)
+	reqCreateIRQChip       = io("KVM_CREATE_IRQCHIP", 0x60)
+	reqIRQLine             = iow[IRQLevel]("KVM_IRQ_LINE", 0x61)
+	reqGetIRQChip          = iowr[IRQChip]("KVM_GET_IRQCHIP", 0x62)
+	reqSetIRQChip          = ior[IRQChip]("KVM_SET_IRQCHIP", 0x63)
+	reqSetGSIRouting       = iow[[2]uint32]("KVM_SET_GSI_ROUTING", 0x6a)
+	reqIRQFD               = iow[IRQFD]("KVM_IRQFD", 0x76)
+	reqCreatePIT2          = iow[PITConfig]("KVM_CREATE_PIT2", 0x77)
+	reqIOEventFD           = iow[IOEventFD]("KVM_IOEVENTFD", 0x79)
+	reqSetClock            = iow[ClockData]("KVM_SET_CLOCK", 0x7b)
+	reqGetClock            = ior[ClockData]("KVM_GET_CLOCK", 0x7c)
+	reqGetPIT2             = ior[PITState2]("KVM_GET_PIT2", 0x9f)
+	reqSetPIT2             = iow[PITState2]("KVM_SET_PIT2", 0xa0)
+	reqEnableCap           = iow[EnableCap]("KVM_ENABLE_CAP", 0xa3)
+	reqSignalMSI           = iow[MSI]("KVM_SIGNAL_MSI", 0xa5)
+	reqClearDirtyLog       = iowr[ClearDirtyLog]("KVM_CLEAR_DIRTY_LOG", 0xc0)
+	reqSetMSRFilter        = iow[MSRFilter]("KVM_X86_SET_MSR_FILTER", 0xc6)
+)
+
+// VM is a virtual machine's file descriptor.
+type VM struct {
+	fd  int
+	sys *System
+}
+
+// CreateVM makes an empty virtual machine.
+func (s *System) CreateVM() (*VM, error) {
+	fd, err := call(s.fd, reqCreateVM, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &VM{fd, s}, nil
+}
+
+// Close drops the descriptor; the kernel frees the VM when its vCPUs are
+// closed too.
+func (vm *VM) Close() error { return unix.Close(vm.fd) }
+
+// CheckExtension is System.CheckExtension for this VM.
+func (vm *VM) CheckExtension(c Cap) (int, error) {
+	return call(vm.fd, reqCheckExtension, uintptr(c))
+}
+
+// EnableCap turns a capability of the VM on.
+func (vm *VM) EnableCap(c Cap, args ...uint64) error {
+	ec := &EnableCap{Cap: uint32(c)}
+	copy(ec.Args[:], args)
+	_, err := callPtr(vm.fd, reqEnableCap, ec)
+	return err
+}
+
+// SetUserMemoryRegion adds, changes or (with size 0) removes a memory slot.
+func (vm *VM) SetUserMemoryRegion(r *UserspaceMemoryRegion) error {
+	_, err := callPtr(vm.fd, reqSetUserMemoryRegion, r)
+	return err
+}
+
+// SetTSSAddr gives KVM three pages below 4 GiB for itself (Intel).
+func (vm *VM) SetTSSAddr(gpa uint64) error {
+	_, err := call(vm.fd, reqSetTSSAddr, uintptr(gpa))
+	return err
+}
+
+// SetIdentityMapAddr gives KVM one page below 4 GiB for itself (Intel).
+func (vm *VM) SetIdentityMapAddr(gpa uint64) error {
+	_, err := callPtr(vm.fd, reqSetIdentityMapAddr, &gpa)
+	return err
+}
+
+// CreateIRQChip makes the in-kernel PICs, IOAPIC and local APICs.
+func (vm *VM) CreateIRQChip() error {
+	_, err := call(vm.fd, reqCreateIRQChip, 0)
+	return err
+}
+
+// CreateSplitIRQChip keeps the local APICs in the kernel and leaves PIC and
+// IOAPIC to userspace; pins is the number of reserved routes (usually 24).
+func (vm *VM) CreateSplitIRQChip(pins int) error {
+	return vm.EnableCap(CapSplitIRQChip, uint64(pins))
+}
+
+// CreatePIT2 makes the in-kernel i8254.
+func (vm *VM) CreatePIT2(c PITConfig) error {
+	_, err := callPtr(vm.fd, reqCreatePIT2, &c)
+	return err
+}
+
+// PIT2 reads the i8254's state.
+func (vm *VM) PIT2() (PITState2, error) {
+	var s PITState2
+	_, err := callPtr(vm.fd, reqGetPIT2, &s)
+	return s, err
+}
+
+// SetPIT2 writes the i8254's state.
+func (vm *VM) SetPIT2(s *PITState2) error {
+	_, err := callPtr(vm.fd, reqSetPIT2, s)
+	return err
+}
+
+// IRQLine drives an interrupt line of the in-kernel irqchip.
+func (vm *VM) IRQLine(irq uint32, level bool) error {
+	l := IRQLevel{IRQ: irq}
+	if level {
+		l.Level = 1
+	}
+	_, err := callPtr(vm.fd, reqIRQLine, &l)
+	return err
+}
+
+// IRQChip reads the state of one in-kernel chip (IRQChipPICMaster, ...).
+func (vm *VM) IRQChip(id uint32) (*IRQChip, error) {
+	c := &IRQChip{ChipID: id}
+	_, err := callPtr(vm.fd, reqGetIRQChip, c)
+	return c, err
+}
+
+// SetIRQChip writes the state of one in-kernel chip.
+func (vm *VM) SetIRQChip(c *IRQChip) error {
+	_, err := callPtr(vm.fd, reqSetIRQChip, c)
+	return err
+}
+
+// SetGSIRouting replaces the table from GSIs to pins and messages.
+func (vm *VM) SetGSIRouting(entries []IRQRoutingEntry) error {
+	const header = 8 // nr, flags
+	buf := make([]byte, header+len(entries)*int(unsafe.Sizeof(IRQRoutingEntry{})))
+	*(*uint32)(unsafe.Pointer(&buf[0])) = uint32(len(entries))
+	for i, e := range entries {
+		*(*IRQRoutingEntry)(unsafe.Pointer(&buf[header+i*int(unsafe.Sizeof(e))])) = e
+	}
+	_, err := call(vm.fd, reqSetGSIRouting, uintptr(unsafe.Pointer(&buf[0])))
+	return err
+}
+
+// SignalMSI sends one message-signalled interrupt. It returns false when the
+// guest blocked it.
+func (vm *VM) SignalMSI(m MSI) (delivered bool, err error) {
+	n, err := callPtr(vm.fd, reqSignalMSI, &m)
+	return n > 0, err
+}
+
+// IRQFD ties an eventfd to a GSI, or unties it.
+func (vm *VM) IRQFD(i *IRQFD) error {
+	_, err := callPtr(vm.fd, reqIRQFD, i)
+	return err
+}
+
+// IOEventFD ties a guest address to an eventfd, or unties it.
+func (vm *VM) IOEventFD(i *IOEventFD) error {
+	_, err := callPtr(vm.fd, reqIOEventFD, i)
+	return err
+}
+
+// Clock reads the VM's kvmclock.
+func (vm *VM) Clock() (ClockData, error) {
+	var c ClockData
+	_, err := callPtr(vm.fd, reqGetClock, &c)
+	return c, err
+}
+
+// SetClock sets the VM's kvmclock.
+func (vm *VM) SetClock(c *ClockData) error {
+	_, err := callPtr(vm.fd, reqSetClock, c)
+	return err
+}
+
+// DirtyLog fills bitmap, one bit a page from the slot's start, with the pages
+// written since the last call. The bitmap must cover the slot.
+func (vm *VM) DirtyLog(slot uint32, bitmap []uint64) error {
+	d := DirtyLog{Slot: slot, Bitmap: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(bitmap))))}
+	_, err := callPtr(vm.fd, reqGetDirtyLog, &d)
+	runtime.KeepAlive(bitmap)
+	return err
+}
+
+// ClearDirtyLog write-protects again the pages whose bits are set
+// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). first must be a multiple of 64.
+func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
+	c := ClearDirtyLog{Slot: slot, FirstPage: first, NumPages: pages,
+		Bitmap: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(bitmap))))}
+	_, err := callPtr(vm.fd, reqClearDirtyLog, &c)
+	runtime.KeepAlive(bitmap)
+	return err
+}
+
+// DenyMSRs makes the guest's accesses to these MSRs exit to userspace;
+// access is MSRFilterRead, MSRFilterWrite or both. It replaces an earlier
+// filter. All other MSRs stay with KVM.
+func (vm *VM) DenyMSRs(access uint32, msrs ...uint32) error {
+	f := &MSRFilter{}
+	if len(msrs) > len(f.Ranges) {
+		return fmt.Errorf("KVM_X86_SET_MSR_FILTER: %d ranges, at most %d", len(msrs), len(f.Ranges))
+	}
+	denied := new(uint64) // one clear bit
+	for i, m := range msrs {
+		f.Ranges[i] = MSRFilterRange{Flags: access, NMSRs: 1, Base: m,
+			Bitmap: uint64(uintptr(unsafe.Pointer(denied)))}
+	}
+	if err := vm.EnableCap(CapX86UserSpaceMSR, msrExitReasonFilter); err != nil {
+		return err
+	}
+	_, err := callPtr(vm.fd, reqSetMSRFilter, f)
+	runtime.KeepAlive(denied)
+	return err
+}
+
+// msrExitReasonFilter is KVM_MSR_EXIT_REASON_FILTER: exit for filtered MSRs.
+const msrExitReasonFilter = 1 << 2
