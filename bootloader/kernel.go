@@ -1,0 +1,167 @@
+package bootloader
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Protocol is how a kernel is entered.
+type Protocol string
+
+// The boot protocols. Auto takes what fits the image.
+const (
+	Auto    Protocol = "auto"
+	BzImage Protocol = "bzimage" // its own decompressor runs in the guest
+	ELF64   Protocol = "elf"     // unpacked on the host, entered in long mode
+	PVH     Protocol = "pvh"     // unpacked on the host, entered at its PVH note
+)
+
+// Protocols lists the values that a user may give.
+var Protocols = []Protocol{Auto, BzImage, ELF64, PVH}
+
+// Errors that callers may tell apart with errors.Is.
+var (
+	ErrNotKernel = errors.New("not a Linux kernel (neither bzImage nor ELF)")
+	Err32Bit     = errors.New("a 32-bit kernel; vmm boots 64-bit ones")
+	ErrCutOff    = errors.New("the file is cut off")
+)
+
+// Kernel is a kernel image, checked but not yet loaded.
+type Kernel struct {
+	path string
+	data []byte
+	// setup is the real-mode header of a bzImage, nil for an ELF file.
+	setup *setupHeader
+	elf   *elf.File
+	pvh   uint32 // the PVH entry, 0 where there is none
+}
+
+// Open reads the kernel at path and finds out what it is.
+func Open(path string) (*Kernel, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	k, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	k.path = path
+	return k, nil
+}
+
+// Parse is Open for an image in memory, which it keeps.
+func Parse(data []byte) (*Kernel, error) {
+	switch {
+	case bytes.HasPrefix(data, []byte(elf.ELFMAG)):
+		k := &Kernel{data: data}
+		return k, k.parseELF(data)
+	case len(data) >= 0x206 && string(data[0x202:0x206]) == "HdrS":
+		k := &Kernel{data: data}
+		var err error
+		k.setup, err = parseSetup(data)
+		return k, err
+	}
+	return nil, ErrNotKernel
+}
+
+// Compressed tells whether the image would unpack itself in the guest.
+func (k *Kernel) Compressed() bool { return k.setup != nil && k.elf == nil }
+
+// Unpack replaces a bzImage by the ELF file that it carries.
+func (k *Kernel) Unpack() error {
+	if !k.Compressed() {
+		return nil
+	}
+	payload, err := k.setup.payload(k.data)
+	if err != nil {
+		return k.wrap(err)
+	}
+	data, err := unpack(payload, int64(k.setup.InitSize))
+	if err != nil {
+		return k.wrap(err)
+	}
+	return k.wrap(k.parseELF(data))
+}
+
+func (k *Kernel) wrap(err error) error {
+	if err == nil || k.path == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", k.path, err)
+}
+
+// parseELF checks the ELF file in data and makes it the image to load.
+func (k *Kernel) parseELF(data []byte) (err error) {
+	// debug/elf guards itself against most files; what is left is a damaged one.
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("damaged ELF file: %w", ErrCutOff)
+		}
+	}()
+	if len(data) > elf.EI_CLASS && elf.Class(data[elf.EI_CLASS]) == elf.ELFCLASS32 {
+		return Err32Bit
+	}
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("damaged ELF file: %w: %v", ErrCutOff, err)
+	}
+	if f.Machine != elf.EM_X86_64 {
+		return fmt.Errorf("an ELF file for %v: %w", f.Machine, ErrNotKernel)
+	}
+	loads := 0
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_LOAD {
+			continue
+		}
+		loads++
+		if p.Off+p.Filesz < p.Off || p.Off+p.Filesz > uint64(len(data)) {
+			return ErrCutOff
+		}
+		if p.Filesz > p.Memsz || p.Paddr+p.Memsz < p.Paddr {
+			return fmt.Errorf("damaged ELF file: segment at %#x", p.Paddr)
+		}
+	}
+	if loads == 0 {
+		return fmt.Errorf("an ELF file without anything to load: %w", ErrNotKernel)
+	}
+	k.data, k.elf, k.pvh = data, f, pvhEntry(f)
+	return nil
+}
+
+// xenELFNotePhys32Entry is XEN_ELFNOTE_PHYS32_ENTRY, which marks the PVH entry.
+const xenELFNotePhys32Entry = 18
+
+// pvhEntry looks for the PVH entry in the ELF notes.
+func pvhEntry(f *elf.File) uint32 {
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_NOTE || p.Filesz > 1<<20 {
+			continue
+		}
+		b := make([]byte, p.Filesz)
+		if _, err := p.ReadAt(b, 0); err != nil {
+			continue
+		}
+		for len(b) >= 12 {
+			name := int(binary.LittleEndian.Uint32(b))
+			desc := int(binary.LittleEndian.Uint32(b[4:]))
+			kind := binary.LittleEndian.Uint32(b[8:])
+			b = b[12:]
+			nameEnd, descEnd := align4(name), align4(name)+align4(desc)
+			if name < 0 || desc < 0 || descEnd < 0 || nameEnd+desc > len(b) {
+				break
+			}
+			if kind == xenELFNotePhys32Entry && string(bytes.TrimRight(b[:name], "\x00")) == "Xen" && desc >= 4 {
+				return binary.LittleEndian.Uint32(b[nameEnd:])
+			}
+			b = b[min(descEnd, len(b)):]
+		}
+	}
+	return 0
+}
+
+func align4(n int) int { return (n + 3) &^ 3 }

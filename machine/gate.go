@@ -1,0 +1,95 @@
+package machine
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// gate is where vCPUs learn that they must stop or pause. A vCPU passes it
+// before every entry into the guest.
+type gate struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	cpus    []*vcpu // those that run
+	// closed is set while vCPUs may not pass: read without the lock.
+	closed  atomic.Bool
+	stopped bool
+	paused  bool
+	waiting int
+}
+
+func (g *gate) init() { g.changed.L = &g.mu }
+
+// join adds a running vCPU; leave takes it away.
+func (g *gate) join(v *vcpu) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cpus = append(g.cpus, v)
+}
+
+func (g *gate) leave(v *vcpu) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, c := range g.cpus {
+		if c == v {
+			g.cpus = append(g.cpus[:i], g.cpus[i+1:]...)
+			break
+		}
+	}
+	g.changed.Broadcast()
+}
+
+// stop lets no vCPU pass ever again.
+func (g *gate) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopped = true
+	g.closed.Store(true)
+	g.kickAll()
+	g.changed.Broadcast()
+}
+
+func (g *gate) kickAll() {
+	for _, v := range g.cpus {
+		v.kick()
+	}
+}
+
+// pause closes the gate and waits until every running vCPU stands before it.
+func (g *gate) pause() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopped {
+		return
+	}
+	g.paused = true
+	g.closed.Store(true)
+	g.kickAll()
+	for !g.stopped && g.waiting < len(g.cpus) {
+		g.changed.Wait()
+	}
+}
+
+func (g *gate) resume() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.paused = false
+	g.closed.Store(g.stopped)
+	g.changed.Broadcast()
+}
+
+// pass waits while the gate is closed; false means that the vCPU must end.
+func (g *gate) pass() bool {
+	if !g.closed.Load() {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.paused && !g.stopped {
+		g.waiting++
+		g.changed.Broadcast()
+		g.changed.Wait()
+		g.waiting--
+	}
+	return !g.stopped
+}

@@ -1,0 +1,266 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/arch/x86/x86asm"
+	"golang.org/x/sys/unix"
+
+	"vmm/kvm"
+	"vmm/machine/ring0"
+)
+
+// interpreter runs a vCPU on a host whose KVM interprets guest kernel mode
+// (docs/hosts.md). User mode runs natively in KVM. Kernel mode is executed by
+// package ring0 in this process; KVM, which is set to single-step, comes back
+// from user mode after the first instruction of kernel mode, and does one
+// instruction at a time where ring0 hands it over.
+type interpreter struct {
+	v      *vcpu
+	cpu    *ring0.CPU
+	shared *kvm.Run
+
+	lstar, star uint64
+	tscOffset   uint64
+	// changed is set while the executor's state is newer than KVM's.
+	changed bool
+	// window makes the executor stop as soon as interrupts are possible: one
+	// may be waiting in KVM since the budget ran out.
+	window bool
+	// refused is the address of an instruction that KVM could not execute, to
+	// be tried by the executor: what an interrupt or exception led to.
+	refused uint64
+}
+
+// budget is how many instructions kernel mode runs before KVM may deliver an
+// interrupt: a fraction of a millisecond.
+const budget = 10000
+
+func newInterpreter(v *vcpu) (*interpreter, error) {
+	in := &interpreter{v: v, shared: v.kvm.Shared()}
+	in.shared.ValidRegs = kvm.SyncRegs | kvm.SyncSregs | kvm.SyncEvents
+	if err := v.kvm.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
+		return nil, err
+	}
+	ids, err := v.kvm.CPUID()
+	if err != nil {
+		return nil, err
+	}
+	in.cpu = ring0.New(in, v.m.tables, xsaveLayout(ids))
+	return in, in.readTSCOffset()
+}
+
+// xsaveLayout reads CPUID leaf 0xd (SDM 1, 13.2).
+func xsaveLayout(ids []kvm.CPUIDEntry) (c [64]ring0.Component) {
+	for _, e := range ids {
+		if e.Function == 0xd && e.Index >= 2 && e.Index < 63 {
+			c[e.Index] = ring0.Component{Offset: int(e.EBX), Size: int(e.EAX), Align64: e.ECX&2 != 0}
+		}
+	}
+	return c
+}
+
+// The methods of ring0.Host.
+
+// XSave implements ring0.Host.
+func (in *interpreter) XSave(area []byte) error { return in.v.kvm.XSave(area) }
+
+// SetXSave implements ring0.Host.
+func (in *interpreter) SetXSave(area []byte) error { return in.v.kvm.SetXSave(area) }
+
+// XSaveSize implements ring0.Host.
+func (in *interpreter) XSaveSize() int { return in.v.kvm.XSaveSize() }
+
+// XCR0 implements ring0.Host.
+func (in *interpreter) XCR0() (uint64, error) {
+	x, err := in.v.kvm.XCRs()
+	if err != nil || x.Count == 0 {
+		return 0, errors.Join(err, unix.ENOTSUP)
+	}
+	return x.XCR[0].Value, nil
+}
+
+// MSR implements ring0.Host.
+func (in *interpreter) MSR(index uint32) (uint64, error) {
+	if index == ring0.MSRStar {
+		return in.star, nil
+	}
+	return in.v.kvm.MSR(index)
+}
+
+// TSC implements ring0.Host.
+func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
+
+func (in *interpreter) readTSCOffset() error {
+	before := rdtsc()
+	t, err := in.v.kvm.MSR(ring0.MSRTSC)
+	in.tscOffset = t - (before+rdtsc())/2
+	return err
+}
+
+// run takes the guest a step further: in kernel mode until something is up,
+// in user mode until it leaves it.
+func (in *interpreter) run() error {
+	switch {
+	case in.cpu.CanExecute():
+		return in.kernel()
+	case in.cpu.User():
+		return in.user()
+	}
+	return in.step() // real and protected mode, and what ring0 declines
+}
+
+// kernel executes kernel mode.
+func (in *interpreter) kernel() error {
+	in.changed = true
+	defer func() { in.refused = 0 }()
+	n, stop := in.cpu.Execute(budget, in.window, &in.v.kicked)
+	switch stop {
+	case ring0.StopBudget:
+		if n < budget || in.cpu.InterruptsOn() {
+			in.window = false
+		}
+		if !in.cpu.InterruptsOn() {
+			in.window = true
+			return nil
+		}
+		return in.step() // which delivers an interrupt, if there is one
+	case ring0.StopKVM:
+		if in.refused == in.cpu.RIP() && in.refused != 0 {
+			return in.v.unknownInstruction(in.cpu.Code())
+		}
+		if in.cpu.LeavesByIRet {
+			in.cpu.LeavesByIRet = false
+			return in.user()
+		}
+		return in.step()
+	case ring0.StopInject:
+		in.inject(in.cpu.Inject)
+		return in.step()
+	case ring0.StopUnknown:
+		return in.v.unknownInstruction(in.cpu.Code())
+	}
+	return nil
+}
+
+// inject makes KVM deliver an exception before the next instruction.
+func (in *interpreter) inject(e ring0.Exception) {
+	ev := &in.shared.Events
+	ev.Exception.Injected, ev.Exception.Nr = 1, e.Vector
+	ev.Exception.HasErrorCode, ev.Exception.ErrorCode = 0, e.Error
+	if e.HasError {
+		ev.Exception.HasErrorCode = 1
+	}
+	if e.CR2 != 0 {
+		in.cpu.SetCR2(e.CR2)
+	}
+	in.shared.DirtyRegs |= kvm.SyncEvents
+}
+
+// user runs user mode natively.
+func (in *interpreter) user() error {
+	in.cpu.EnterUser()
+	err := in.enter()
+	in.cpu.LeaveUser()
+	// SYSCALL arrives as a page fault of the kernel's entry. KVM has executed
+	// the first instruction of the fault's handler, or could not.
+	if err == nil && in.cpu.CanExecute() && in.cpu.FinishSyscall(in.lstar, in.star) {
+		in.v.m.exits[in.shared.ExitReason].Add(1)
+		in.changed = true
+		return nil
+	}
+	return in.after(err)
+}
+
+// step lets KVM do one instruction of kernel mode, or deliver an interrupt.
+func (in *interpreter) step() error {
+	err := in.enter()
+	if err == nil {
+		err = in.cpu.Stored()
+	}
+	if err == nil && in.cpu.WrittenMSR != 0 {
+		err = in.wrote(in.cpu.WrittenMSR)
+		in.cpu.WrittenMSR = 0
+	}
+	return in.after(err)
+}
+
+// wrote keeps what is known of an MSR that the guest has written.
+func (in *interpreter) wrote(msr uint32) (err error) {
+	switch msr {
+	case ring0.MSRLStar:
+		in.lstar, err = in.v.kvm.MSR(msr)
+	case ring0.MSRStar:
+		in.star, err = in.v.kvm.MSR(msr)
+	case ring0.MSRTSC, ring0.MSRTSCAdjust:
+		err = in.readTSCOffset()
+	}
+	return err
+}
+
+// enter gives the state to KVM, runs it once and takes the state back.
+func (in *interpreter) enter() error {
+	if in.changed {
+		in.shared.DirtyRegs |= kvm.SyncRegs
+		if in.cpu.Store(&in.shared.Regs, &in.shared.Sregs) {
+			in.shared.DirtyRegs |= kvm.SyncSregs
+		}
+		in.changed = false
+		if gs, changed := in.cpu.KernelGSBase(); changed {
+			if err := in.v.kvm.SetMSR(ring0.MSRKernelGSBase, gs); err != nil {
+				return err
+			}
+		}
+	}
+	err := in.v.kvm.Run()
+	in.cpu.Load(&in.shared.Regs, &in.shared.Sregs)
+	in.cpu.InNMI = in.shared.Events.NMI.Masked != 0
+	return err
+}
+
+// after deals with the exit of an enter that returned err.
+func (in *interpreter) after(err error) error {
+	switch {
+	case err != nil && interruptedRun(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	if in.shared.ExitReason == kvm.ExitInternalError && in.cpu.CanExecute() &&
+		in.shared.InternalError().Instruction() != nil {
+		in.v.m.exits[kvm.ExitInternalError].Add(1)
+		in.refused = in.cpu.RIP()
+		return nil
+	}
+	if err := in.v.handleExit(); err != nil {
+		return err
+	}
+	switch in.shared.ExitReason {
+	case kvm.ExitIO, kvm.ExitMMIO:
+		return in.complete()
+	}
+	return nil
+}
+
+// complete lets KVM finish the instruction whose access was served.
+func (in *interpreter) complete() error {
+	in.shared.SetImmediateExit(true)
+	err := in.enter()
+	in.shared.SetImmediateExit(in.v.kicked.Load())
+	if err == nil {
+		// A further part of the same instruction, or its single step.
+		return in.after(nil)
+	}
+	return in.after(err)
+}
+
+// unknownInstruction is the error for what neither KVM nor ring0 can do.
+func (v *vcpu) unknownInstruction(code []byte) error {
+	name := "unknown instruction"
+	if i, err := x86asm.Decode(code, 64); err == nil {
+		name, code = i.Op.String(), code[:i.Len]
+	}
+	return fmt.Errorf("this host's KVM cannot execute the guest's %s (bytes % x): %s; "+
+		"try a kernel without it, or a host with hardware virtualization", name, code, v.where())
+}

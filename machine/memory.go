@@ -1,0 +1,138 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/kvm"
+)
+
+// The guest's physical address space. RAM fills it from 0 up to the PCI hole
+// and goes on at 4 GiB.
+const (
+	lowRAMEnd  = 0xc0000000  // 3 GiB: where the PCI hole begins
+	highRAM    = 0x100000000 // 4 GiB
+	pciWindow  = 0xc0000000  // 32-bit memory of PCI devices, up to ECAM
+	ecamBase   = 0xe0000000
+	ecamSize   = 256 << 20
+	ioapicBase = 0xfec00000
+	lapicBase  = 0xfee00000
+	identityPg = 0xfffbc000 // KVM_SET_IDENTITY_MAP_ADDR
+	tssPages   = 0xfffbd000 // KVM_SET_TSS_ADDR, three pages
+	pokePages  = 0xfe000000 // see poke.go
+	acpiBase   = 0xe0000    // where a PC's BIOS keeps the RSDP
+	biosEnd    = 0x100000
+	ebdaBase   = 0x9fc00
+
+	pageSize = 4096
+	hugePage = 2 << 20
+
+	// MinMemory and MaxMemory bound Config.Memory, in bytes.
+	MinMemory = 16 << 20
+	MaxMemory = 256 << 30
+)
+
+// ErrNotRAM is returned for a guest address that is not RAM.
+var ErrNotRAM = errors.New("not guest RAM")
+
+// region is RAM that is contiguous in the guest and in the host.
+type region struct {
+	gpa  uint64
+	host []byte
+}
+
+// Memory is the guest's RAM. The guest changes it at any time: whoever reads
+// it copies first and checks then. Its methods may be used concurrently.
+type Memory struct {
+	regions []region
+	size    uint64
+}
+
+// newMemory reserves size bytes of guest RAM; the host's pages come in on
+// touch. huge asks for huge pages, from the reserved pool if it has enough
+// and transparent ones otherwise.
+func newMemory(size uint64, huge bool) (*Memory, error) {
+	m := &Memory{size: size}
+	low := min(size, lowRAMEnd)
+	for _, r := range []struct{ gpa, size uint64 }{{0, low}, {highRAM, size - low}} {
+		if r.size == 0 {
+			continue
+		}
+		host, err := mapRAM(r.size, huge)
+		if err != nil {
+			m.close()
+			return nil, fmt.Errorf("guest memory of %d MiB: %w", size>>20, err)
+		}
+		m.regions = append(m.regions, region{r.gpa, host})
+	}
+	return m, nil
+}
+
+func mapRAM(size uint64, huge bool) ([]byte, error) {
+	const prot = unix.PROT_READ | unix.PROT_WRITE
+	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	if huge && size%hugePage == 0 {
+		// Without NORESERVE, so that a pool too small is an error now and not
+		// a SIGBUS later.
+		if b, err := unix.Mmap(-1, 0, int(size), prot, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB); err == nil {
+			return b, nil
+		}
+	}
+	b, err := unix.Mmap(-1, 0, int(size), prot, flags)
+	if err == nil && huge {
+		unix.Madvise(b, unix.MADV_HUGEPAGE) // best effort: THP may be off
+	}
+	return b, err
+}
+
+func (m *Memory) close() error {
+	var errs []error
+	for _, r := range m.regions {
+		errs = append(errs, unix.Munmap(r.host))
+	}
+	m.regions = nil
+	return errors.Join(errs...)
+}
+
+// register gives the RAM to a VM, a slot a region.
+func (m *Memory) register(vm *kvm.VM) error {
+	for i, r := range m.regions {
+		if err := vm.SetUserMemoryRegion(&kvm.UserspaceMemoryRegion{
+			Slot: uint32(i), GuestPhysAddr: r.gpa, MemorySize: uint64(len(r.host)),
+			UserspaceAddr: uint64(uintptr(unsafe.Pointer(&r.host[0])))}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Slice returns the n bytes at gpa; they must lie in one region of RAM.
+func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
+	for _, r := range m.regions {
+		if off := gpa - r.gpa; gpa >= r.gpa && off < uint64(len(r.host)) && n <= uint64(len(r.host))-off {
+			return r.host[off : off+n : off+n], nil
+		}
+	}
+	return nil, fmt.Errorf("%d bytes at %#x: %w", n, gpa, ErrNotRAM)
+}
+
+// Page implements ring0.Memory.
+func (m *Memory) Page(gpa uint64) *[pageSize]byte {
+	gpa &^= pageSize - 1
+	for i := range m.regions {
+		r := &m.regions[i]
+		if off := gpa - r.gpa; off < uint64(len(r.host)) {
+			return (*[pageSize]byte)(unsafe.Pointer(&r.host[off]))
+		}
+	}
+	return nil
+}
+
+// Size implements ring0.Memory: an address above all RAM.
+func (m *Memory) Size() uint64 {
+	r := m.regions[len(m.regions)-1]
+	return r.gpa + uint64(len(r.host))
+}

@@ -1,0 +1,165 @@
+package machine
+
+import (
+	"bytes"
+	"io"
+	"sync/atomic"
+
+	"vmm/bootloader"
+	"vmm/devices"
+	"vmm/machine/acpi"
+)
+
+// The platform's ports and interrupts.
+const (
+	portUART    = 0x3f8
+	portRTC     = 0x70
+	portI8042   = 0x60
+	portPCI     = 0xcf8
+	portPCIData = 0xcfc
+	portReset   = 0xcf9
+	portPM      = 0x600
+	portDebug   = 0x501
+	portPVPanic = 0x505
+
+	irqUART = 4
+	irqSCI  = 9
+)
+
+// irqLine drives a pin of the in-kernel interrupt chips.
+type irqLine struct {
+	m   *Machine
+	irq uint32
+}
+
+// Set implements devices.IRQ. It fails only once the VM is gone.
+func (l irqLine) Set(level bool) { l.m.vm.IRQLine(l.irq, level) }
+
+// addPlatform puts the devices of a PC on the buses.
+func (m *Machine) addPlatform() error {
+	m.panic = &panicWatcher{out: m.cfg.Console}
+	m.uart = devices.NewUART(irqLine{m, irqUART}, m.panic)
+	m.pm = devices.NewPM(irqLine{m, irqSCI}, func() { m.end(Result{End: EndPowerOff}) })
+	m.pci = devices.NewPCI()
+	reset := func() { m.end(Result{End: EndReset}) }
+	add := func(name string, port, n uint64, d PortDevice) error { return m.ports.add(name, port, n, d) }
+	for _, err := range []error{
+		add("uart", portUART, devices.UARTPorts, m.uart),
+		add("rtc", portRTC, devices.RTCPorts, devices.NewRTC(m.cfg.Now)),
+		add("i8042", portI8042, devices.I8042Ports, &devices.I8042{Reset: reset}),
+		// The reset register lies inside CONFIG_ADDRESS: a register is found by
+		// the first port of an access.
+		add("pci-address", portPCI, 1, devices.PCIAddressPort{PCI: m.pci}),
+		add("reset", portReset, 1, &devices.ResetControl{Reset: reset}),
+		add("pci-data", portPCIData, devices.PCIDataPorts, devices.PCIDataPort{PCI: m.pci}),
+		add("pm", portPM, devices.PMPorts, m.pm),
+		add("debug-exit", portDebug, 1, &devices.DebugExit{Exit: func(status int) {
+			m.end(Result{End: EndDebugExit, Status: status})
+		}}),
+		add("pvpanic", portPVPanic, 1, &devices.PVPanic{Panic: func() {
+			m.end(Result{End: EndCrash, Detail: "kernel panic"})
+		}}),
+		m.mmio.add("pci-ecam", ecamBase, ecamSize, m.pci),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firmware returns the ACPI tables, to be placed at acpiBase.
+func (m *Machine) firmware() []byte {
+	p := acpi.Platform{
+		CPUs:       m.cfg.CPUs,
+		LAPIC:      lapicBase,
+		IOAPIC:     ioapicBase,
+		ECAM:       ecamBase,
+		LastBus:    ecamSize>>20 - 1,
+		SCI:        irqSCI,
+		PMEvent:    portPM + devices.PMEvent,
+		PMControl:  portPM + devices.PMControl,
+		PMTimer:    portPM + devices.PMTimer,
+		ResetPort:  portReset,
+		ResetValue: devices.ResetValue,
+		Century:    devices.RTCCentury,
+		SleepOff:   devices.PMSleepOff,
+		DSDT:       m.dsdt(),
+	}
+	return p.Build(acpiBase)
+}
+
+// dsdt describes what a guest cannot find by itself.
+func (m *Machine) dsdt() acpi.AML {
+	hid := func(id string) acpi.AML { return acpi.Name("_HID", acpi.EISAID(id)) }
+	crs := func(r ...acpi.AML) acpi.AML { return acpi.Name("_CRS", acpi.Resources(r...)) }
+	window := m.pciWindow64()
+	return acpi.Scope(`\_SB`,
+		acpi.Device("PCI0", hid("PNP0A08"), acpi.Name("_CID", acpi.EISAID("PNP0A03")),
+			acpi.Name("_UID", acpi.Int(0)), acpi.Name("_SEG", acpi.Int(0)), acpi.Name("_BBN", acpi.Int(0)),
+			crs(acpi.BusNumbers(0, ecamSize>>20-1),
+				acpi.IO(portPCI, 8),
+				acpi.IOWindow(0x1000, 0xffff),
+				acpi.MemoryWindow(pciWindow, ecamBase-1),
+				acpi.MemoryWindow(window, window+pciWindow64Size-1))),
+		// What the firmware keeps for itself; Linux wants ECAM to be there.
+		acpi.Device("MBRD", hid("PNP0C02"), acpi.Name("_UID", acpi.Int(0)),
+			crs(acpi.Memory32(ecamBase, ecamSize), acpi.IO(portPM, devices.PMPorts))),
+		acpi.Device("COM1", hid("PNP0501"), acpi.Name("_UID", acpi.Int(0)),
+			crs(acpi.IO(portUART, devices.UARTPorts), acpi.IRQ(irqUART))),
+		acpi.Device("RTC0", hid("PNP0B00"), crs(acpi.IO(portRTC, devices.RTCPorts), acpi.IRQ(8))),
+		acpi.Device("PEVT", acpi.Name("_HID", acpi.Str("QEMU0001")), crs(acpi.IO(portPVPanic, 1))),
+	)
+}
+
+// pciWindow64Size is the 64-bit memory of PCI devices, above all RAM.
+const pciWindow64Size = 32 << 30
+
+func (m *Machine) pciWindow64() uint64 {
+	return (max(m.mem.Size(), highRAM) + pciWindow64Size - 1) &^ (pciWindow64Size - 1)
+}
+
+// e820 is the guest's memory map.
+func (m *Machine) e820() []bootloader.E820 {
+	low := min(m.mem.size, lowRAMEnd)
+	out := []bootloader.E820{
+		{Addr: 0, Size: ebdaBase, Type: bootloader.E820RAM},
+		{Addr: ebdaBase, Size: 0xa0000 - ebdaBase, Type: bootloader.E820Reserved},
+		{Addr: acpiBase, Size: biosEnd - acpiBase, Type: bootloader.E820Reserved},
+		{Addr: biosEnd, Size: low - biosEnd, Type: bootloader.E820RAM},
+		{Addr: ecamBase, Size: ecamSize, Type: bootloader.E820Reserved},
+		{Addr: pokePages, Size: highRAM - pokePages, Type: bootloader.E820Reserved},
+	}
+	if m.mem.size > low {
+		out = append(out, bootloader.E820{Addr: highRAM, Size: m.mem.size - low, Type: bootloader.E820RAM})
+	}
+	return out
+}
+
+// panicText begins the last report of a Linux kernel.
+const panicText = "Kernel panic - not syncing"
+
+// panicWatcher passes the console's output on and looks for a panic in it, so
+// that the reboot that follows is not taken for an ordinary one by kernels
+// without a pvpanic driver.
+type panicWatcher struct {
+	out      io.Writer
+	tail     []byte
+	panicked atomic.Bool
+}
+
+func (p *panicWatcher) seen() bool { return p != nil && p.panicked.Load() }
+
+// Write implements io.Writer.
+func (p *panicWatcher) Write(b []byte) (int, error) {
+	if !p.panicked.Load() {
+		p.tail = append(p.tail, b...)
+		if bytes.Contains(p.tail, []byte(panicText)) {
+			p.panicked.Store(true)
+		}
+		if n := len(p.tail) - len(panicText); n > 0 {
+			p.tail = p.tail[:copy(p.tail, p.tail[n:])]
+		}
+	}
+	return p.out.Write(b)
+}

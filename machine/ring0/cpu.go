@@ -1,0 +1,339 @@
+// Package ring0 executes guest kernel mode in userspace, for hosts whose KVM
+// runs guest user mode natively but only interprets guest kernel mode, slowly
+// and without the newer instructions.
+//
+// It is an executor for 64-bit code at privilege level 0 with two principles:
+//
+//   - It does only what it is sure of. An instruction that it does not know,
+//     that touches anything but RAM, or that would fault is left untouched for
+//     KVM to execute (StopKVM), with the machine state as before it. So there is
+//     no device, interrupt or exception logic here.
+//   - What KVM cannot do on such hosts (XSAVE, CMPXCHG16B, SYSRET, ...) is done
+//     here completely, faults included, with the help of a Host.
+//
+// A decoded instruction is cached by its physical address together with its
+// bytes, and the bytes are compared on every execution; so self-modifying code
+// needs no further care. Memory accesses go through a software TLB with the
+// semantics of the hardware's: it may be stale until the guest invalidates it.
+//
+// The instruction set reference is the Intel SDM, volume 2.
+package ring0
+
+import (
+	"sync/atomic"
+
+	"vmm/kvm"
+)
+
+// Register numbers as instructions encode them.
+const (
+	rAX = iota
+	rCX
+	rDX
+	rBX
+	rSP
+	rBP
+	rSI
+	rDI
+	r8
+	r9
+	r10
+	r11
+	r12
+	r13
+	r14
+	r15
+	// rZero reads as 0: the absent base or index of an address.
+	rZero
+	// rIP is the address of the next instruction while one executes.
+	rIP
+	numRegs
+)
+
+// Bits of RFLAGS (SDM 1, 3.4.3).
+const (
+	flagCF   = 1 << 0
+	flagOne  = 1 << 1
+	flagPF   = 1 << 2
+	flagAF   = 1 << 4
+	flagZF   = 1 << 6
+	flagSF   = 1 << 7
+	flagTF   = 1 << 8
+	flagIF   = 1 << 9
+	flagDF   = 1 << 10
+	flagOF   = 1 << 11
+	flagIOPL = 3 << 12
+	flagNT   = 1 << 14
+	flagRF   = 1 << 16
+	flagVM   = 1 << 17
+	flagAC   = 1 << 18
+	flagVIF  = 1 << 19
+	flagVIP  = 1 << 20
+	flagID   = 1 << 21
+
+	arithFlags = flagCF | flagPF | flagAF | flagZF | flagSF | flagOF
+)
+
+// Bits of the control registers (SDM 3, 2.5) and of EFER.
+const (
+	cr0PG   = 1 << 31
+	cr0WP   = 1 << 16
+	cr0TS   = 1 << 3
+	cr4PAE  = 1 << 5
+	cr4LA57 = 1 << 12
+	cr4SMEP = 1 << 20
+	cr4SMAP = 1 << 21
+	eferLMA = 1 << 10
+	eferNXE = 1 << 11
+)
+
+// Host is what the executor needs of the vCPU that it executes for.
+type Host interface {
+	// XSave reads and SetXSave writes the extended state in the standard
+	// format; XSaveSize is its size in bytes.
+	XSave(area []byte) error
+	SetXSave(area []byte) error
+	XSaveSize() int
+	// XCR0 returns the components that the guest enabled.
+	XCR0() (uint64, error)
+	// MSR reads a model-specific register.
+	MSR(index uint32) (uint64, error)
+	// TSC returns the guest's time-stamp counter.
+	TSC() uint64
+}
+
+// Component is where XSAVE keeps one state component (CPUID leaf 0xd).
+type Component struct {
+	Offset, Size int  // bytes, in the standard format
+	Align64      bool // in the compacted format
+}
+
+// CPU is the part of a vCPU's state that kernel code computes with. It belongs
+// to one goroutine.
+type CPU struct {
+	// R holds the general registers by number, and RIP in R[rIP].
+	r [numRegs]uint64
+
+	// The arithmetic flags are kept as the values that they derive from.
+	cf, of, af uint64 // 0 or 1
+	zv         uint64 // zero: ZF is set
+	sv         uint64 // its bit 63 is SF
+	pv         uint8  // the byte whose even parity is PF
+	sys        uint64 // all other bits of RFLAGS
+
+	base         [3]uint64 // segment bases by segNone, segFS, segGS
+	kernelGSBase uint64
+	gsSwapped    bool // kernelGSBase differs from the vCPU's MSR
+	sregs        kvm.Sregs
+	sregsDirty   bool
+
+	host       Host
+	components [64]Component
+	xarea      []byte
+
+	tlb     [tlbSize]tlbEntry
+	itlb    [itlbSize]itlbEntry
+	code    itlbEntry
+	noUser  bool // SMAP forbids data accesses to user pages now
+	tables  *Tables
+	seen    uint64 // the generation of tables that the TLB knows
+	running running
+	fault   pageFault
+	blocked uint64 // the table page that the last refused store hit
+	bypass  bool   // stores to tables are not refused
+
+	journal *Trial // records what is written, while one is made
+
+	cache []cached
+	split inst // the last instruction that crossed a page
+	fence atomic.Uint32
+
+	// WrittenMSR is the last MSR that a WRMSR named, until the owner clears it.
+	WrittenMSR uint32
+
+	// LeavesByIRet is set where the instruction handed over is an IRET.
+	LeavesByIRet bool
+	// InNMI tells the executor that KVM waits for the IRET of an NMI's handler.
+	InNMI bool
+
+	// Inject is the exception to inject after StopInject.
+	Inject Exception
+}
+
+// Exception is one to inject into the guest.
+type Exception struct {
+	Vector   uint8
+	HasError bool
+	Error    uint32
+	CR2      uint64 // for #PF
+}
+
+// pageFault is why the last access failed.
+type pageFault struct {
+	valid bool
+	addr  uint64
+	err   uint32
+}
+
+// Exception vectors (SDM 3, 6.3.1).
+const (
+	vectorBP = 3
+	vectorGP = 13
+	vectorPF = 14
+)
+
+// New returns an executor. components come from CPUID leaf 0xd; tables is
+// shared by all vCPUs of a VM.
+func New(host Host, tables *Tables, components [64]Component) *CPU {
+	c := &CPU{host: host, tables: tables, components: components,
+		cache: make([]cached, cacheSize), xarea: make([]byte, host.XSaveSize())}
+	tables.join(c)
+	return c
+}
+
+// Load takes the state that KVM left after an exit. kernelGSBase is kept from
+// earlier unless ReloadMSRs was called.
+func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
+	r := &c.r
+	r[rAX], r[rBX], r[rCX], r[rDX] = regs.RAX, regs.RBX, regs.RCX, regs.RDX
+	r[rSI], r[rDI], r[rSP], r[rBP] = regs.RSI, regs.RDI, regs.RSP, regs.RBP
+	r[r8], r[r9], r[r10], r[r11] = regs.R8, regs.R9, regs.R10, regs.R11
+	r[r12], r[r13], r[r14], r[r15] = regs.R12, regs.R13, regs.R14, regs.R15
+	r[rIP] = regs.RIP
+	if sregs.CR3 != c.sregs.CR3 || sregs.CR0 != c.sregs.CR0 || sregs.CR4 != c.sregs.CR4 || sregs.EFER != c.sregs.EFER {
+		c.FlushTLB()
+	}
+	c.sregs = *sregs
+	c.sregsDirty = false
+	c.base[segFS], c.base[segGS] = sregs.FS.Base, sregs.GS.Base
+	c.setFlags(regs.RFLAGS)
+}
+
+// Store gives the state back for KVM. It reports whether the special
+// registers have changed since Load.
+func (c *CPU) Store(regs *kvm.Regs, sregs *kvm.Sregs) (sregsChanged bool) {
+	r := &c.r
+	regs.RAX, regs.RBX, regs.RCX, regs.RDX = r[rAX], r[rBX], r[rCX], r[rDX]
+	regs.RSI, regs.RDI, regs.RSP, regs.RBP = r[rSI], r[rDI], r[rSP], r[rBP]
+	regs.R8, regs.R9, regs.R10, regs.R11 = r[r8], r[r9], r[r10], r[r11]
+	regs.R12, regs.R13, regs.R14, regs.R15 = r[r12], r[r13], r[r14], r[r15]
+	regs.RIP = r[rIP]
+	regs.RFLAGS = c.flags()
+	if c.sregs.FS.Base != c.base[segFS] || c.sregs.GS.Base != c.base[segGS] {
+		c.sregs.FS.Base, c.sregs.GS.Base = c.base[segFS], c.base[segGS]
+		c.sregsDirty = true
+	}
+	changed := c.sregsDirty
+	*sregs = c.sregs
+	c.sregsDirty = false
+	return changed
+}
+
+// KernelGSBase returns IA32_KERNEL_GS_BASE and whether SWAPGS has changed it
+// since the last call, so that the vCPU's register must be written.
+func (c *CPU) KernelGSBase() (v uint64, changed bool) {
+	changed = c.gsSwapped
+	c.gsSwapped = false
+	return c.kernelGSBase, changed
+}
+
+// SetKernelGSBase tells the executor of the vCPU's IA32_KERNEL_GS_BASE.
+func (c *CPU) SetKernelGSBase(v uint64) { c.kernelGSBase, c.gsSwapped = v, false }
+
+// RIP returns the address of the next instruction.
+func (c *CPU) RIP() uint64 { return c.r[rIP] }
+
+// CanExecute tells whether the state is one that this package executes: level
+// 0, 64-bit code, 4-level paging.
+func (c *CPU) CanExecute() bool {
+	s := &c.sregs
+	return s.EFER&eferLMA != 0 && s.CS.L == 1 && s.SS.DPL == 0 && s.CS.Selector&3 == 0 &&
+		s.CR4&cr4LA57 == 0 && c.sys&(flagTF|flagVM|flagNT) == 0
+}
+
+// User tells whether the state is at privilege level 3.
+func (c *CPU) User() bool { return c.sregs.CS.Selector&3 == 3 && c.sregs.EFER&eferLMA != 0 }
+
+// InterruptsOn tells whether the guest accepts interrupts.
+func (c *CPU) InterruptsOn() bool { return c.sys&flagIF != 0 }
+
+func (c *CPU) flags() uint64 {
+	f := c.sys | flagOne | c.cf | c.af<<4 | c.of<<11 | c.sv>>63<<7
+	if c.zv == 0 {
+		f |= flagZF
+	}
+	if parityEven(c.pv) {
+		f |= flagPF
+	}
+	return f
+}
+
+func (c *CPU) setFlags(f uint64) {
+	c.sys = f &^ (arithFlags | flagOne)
+	c.setArith(f)
+	c.updateSMAP()
+}
+
+func (c *CPU) setArith(f uint64) {
+	c.cf = f & flagCF
+	c.af = f >> 4 & 1
+	c.of = f >> 11 & 1
+	c.sv = f >> 7 << 63
+	c.zv = ^f & flagZF
+	c.pv = 1
+	if f&flagPF != 0 {
+		c.pv = 0
+	}
+}
+
+// updateSMAP follows CR4.SMAP and RFLAGS.AC (SDM 3, 4.6.1).
+func (c *CPU) updateSMAP() {
+	c.noUser = c.sregs.CR4&cr4SMAP != 0 && c.sys&flagAC == 0
+}
+
+func parityEven(b uint8) bool {
+	b ^= b >> 4
+	return 0x9669>>(b&15)&1 != 0
+}
+
+// condition evaluates the 16 conditions of Jcc, SETcc and CMOVcc.
+func (c *CPU) condition(cc uint8) bool {
+	var v bool
+	switch cc >> 1 {
+	case 0:
+		v = c.of != 0
+	case 1:
+		v = c.cf != 0
+	case 2:
+		v = c.zv == 0
+	case 3:
+		v = c.cf != 0 || c.zv == 0
+	case 4:
+		v = c.sv>>63 != 0
+	case 5:
+		v = parityEven(c.pv)
+	case 6:
+		v = c.sv>>63 != c.of
+	case 7:
+		v = c.zv == 0 || c.sv>>63 != c.of
+	}
+	return v != (cc&1 != 0)
+}
+
+// SetCR2 sets the address of a page fault to inject.
+func (c *CPU) SetCR2(addr uint64) {
+	c.sregs.CR2 = addr
+	c.sregsDirty = true
+}
+
+// Code returns the bytes of the instruction at RIP, as far as they can be
+// read; for messages.
+func (c *CPU) Code() []byte {
+	var b [15]byte
+	for n := len(b); n > 0; n-- {
+		if c.read(c.r[rIP], b[:n]) {
+			return b[:n]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,711 @@
+package ring0
+
+// Segment numbers of an address.
+const (
+	segNone = iota
+	segFS
+	segGS
+)
+
+// status is how an instruction ended.
+type status uint8
+
+const (
+	done status = iota
+	// handOver leaves the instruction to KVM; nothing of it was done.
+	handOver
+	// leave ends Execute after a completed instruction.
+	leave
+	// pause is a completed PAUSE: a sign of waiting.
+	pause
+	// opened is a completed instruction that let interrupts in.
+	opened
+	// inject raises the exception in CPU.Inject.
+	inject
+	// unknown is what neither this package nor KVM can do.
+	unknown
+)
+
+// Values of inst.rep.
+const (
+	repNone = 0
+	repNE   = 0xf2
+	repE    = 0xf3
+)
+
+// byteHigh added to a register number means AH, CH, DH, BH.
+const byteHigh = 0x40
+
+// inst is a decoded instruction.
+type inst struct {
+	exec  func(*CPU, *inst) status
+	disp  uint64
+	imm   uint64 // sign-extended
+	len   uint8
+	size  uint8 // of the operands, in bytes
+	reg   uint8 // ModRM.reg or the register of the opcode
+	rm    uint8 // ModRM.rm where it is a register
+	op    uint8 // which of a family: an ALU operation, a condition
+	base  uint8
+	index uint8
+	scale uint8
+	seg   uint8
+	mem   bool // ModRM.rm is memory
+	lock  bool
+	addr4 bool // 32-bit addresses
+	own   bool // KVM cannot do it on such hosts: faults are injected from here
+	rep   uint8
+	count bool // rep counts with rCX
+	// undefined are the flags that the instruction leaves undefined; tests
+	// must not compare them.
+	undefined uint64
+}
+
+// decoder walks the bytes of one instruction.
+type decoder struct {
+	b   []byte
+	pos int
+	rex uint8
+	op2 bool // operand-size prefix
+	in  *inst
+	bad bool
+	ext uint8 // ModRM.reg without REX: the operation of a group
+}
+
+func (d *decoder) u8() uint8 {
+	if d.pos >= len(d.b) {
+		d.bad = true
+		return 0
+	}
+	v := d.b[d.pos]
+	d.pos++
+	return v
+}
+
+// imm reads a little-endian immediate of n bytes, sign-extended.
+func (d *decoder) immediate(n uint8) uint64 {
+	var v uint64
+	for i := uint8(0); i < n; i++ {
+		v |= uint64(d.u8()) << (8 * i)
+	}
+	sh := 64 - 8*uint(n)
+	return uint64(int64(v<<sh) >> sh)
+}
+
+// sizeV is the operand size of most instructions: 2, 4 or 8.
+func (d *decoder) sizeV() uint8 {
+	switch {
+	case d.rex&8 != 0:
+		return 8
+	case d.op2:
+		return 2
+	}
+	return 4
+}
+
+// size64 is the operand size of those that default to 64 bits.
+func (d *decoder) size64() uint8 {
+	if d.op2 && d.rex&8 == 0 {
+		return 2
+	}
+	return 8
+}
+
+func (d *decoder) byteReg(n uint8) uint8 {
+	if d.rex == 0 && n >= 4 {
+		return n - 4 | byteHigh
+	}
+	return n
+}
+
+// modRM reads ModRM, SIB and displacement (SDM 2, 2.1.3).
+func (d *decoder) modRM() {
+	in := d.in
+	m := d.u8()
+	d.ext = m >> 3 & 7
+	in.reg = d.ext | d.rex&4<<1
+	rm := m & 7
+	mod := m >> 6
+	if mod == 3 {
+		in.rm = rm | d.rex&1<<3
+		return
+	}
+	in.mem = true
+	in.base, in.index = rm|d.rex&1<<3, rZero
+	switch {
+	case rm == 4:
+		sib := d.u8()
+		in.scale = sib >> 6
+		in.index = sib>>3&7 | d.rex&2<<2
+		if in.index == rSP {
+			in.index = rZero
+		}
+		in.base = sib&7 | d.rex&1<<3
+		if sib&7 == 5 && mod == 0 {
+			in.base = rZero
+			in.disp = d.immediate(4)
+			return
+		}
+	case rm == 5 && mod == 0:
+		in.base = rIP
+		in.disp = d.immediate(4)
+		return
+	}
+	switch mod {
+	case 1:
+		in.disp = d.immediate(1)
+	case 2:
+		in.disp = d.immediate(4)
+	}
+}
+
+// modRMv is modRM for operands of 2, 4 or 8 bytes.
+func (d *decoder) modRMv() {
+	d.in.size = d.sizeV()
+	d.modRM()
+}
+
+// modRMb is modRM for byte operands.
+func (d *decoder) modRMb() {
+	d.in.size = 1
+	d.modRM()
+	d.in.reg = d.byteReg(d.in.reg)
+	if !d.in.mem {
+		d.in.rm = d.byteReg(d.in.rm)
+	}
+}
+
+// modRMw is modRM with the width that bit 0 of the opcode tells.
+func (d *decoder) modRMw(op uint8) {
+	if op&1 == 0 {
+		d.modRMb()
+	} else {
+		d.modRMv()
+	}
+}
+
+// decode reads the instruction at b into in. It returns false, with in
+// unusable, for what this package leaves to KVM.
+func decode(b []byte, in *inst) bool {
+	*in = inst{base: rZero, index: rZero}
+	d := &decoder{b: b[:min(len(b), 15)], in: in}
+prefixes:
+	for !d.bad {
+		switch p := d.u8(); {
+		case p == 0x66:
+			d.op2, d.rex = true, 0
+		case p == 0x67:
+			in.addr4, d.rex = true, 0
+		case p == 0xf0:
+			in.lock, d.rex = true, 0
+		case p == repNE || p == repE:
+			in.rep, d.rex = p, 0
+		case p == 0x64:
+			in.seg, d.rex = segFS, 0
+		case p == 0x65:
+			in.seg, d.rex = segGS, 0
+		case p == 0x2e || p == 0x36 || p == 0x3e || p == 0x26:
+			d.rex = 0 // without meaning in 64-bit mode
+		case p&0xf0 == 0x40:
+			d.rex = p
+		case p == 0x0f:
+			d.twoByte()
+			break prefixes
+		default:
+			d.oneByte(p)
+			break prefixes
+		}
+	}
+	if d.bad || in.exec == nil {
+		return false
+	}
+	in.len = uint8(d.pos)
+	return true
+}
+
+// oneByte decodes the one-byte opcodes (SDM 2, table A-2).
+func (d *decoder) oneByte(op uint8) {
+	in := d.in
+	switch {
+	case op < 0x40 && op&7 < 6:
+		in.op = op >> 3
+		d.alu(op & 7)
+	case op < 0x60 && op >= 0x50:
+		in.reg = op&7 | d.rex&1<<3
+		in.size = d.size64()
+		if in.exec = execPush; op >= 0x58 {
+			in.exec = execPop
+		}
+	case op&0xf0 == 0x70:
+		in.op, in.imm, in.exec = op&15, d.immediate(1), execJcc
+	case op >= 0x91 && op <= 0x97:
+		in.size, in.rm, in.reg, in.exec = d.sizeV(), op&7|d.rex&1<<3, rAX, execXchg
+	case op&0xf8 == 0xb0:
+		in.size, in.rm, in.exec = 1, d.byteReg(op&7|d.rex&1<<3), execMovImm
+		in.imm = d.immediate(1)
+	case op&0xf8 == 0xb8:
+		in.size, in.rm, in.exec = d.sizeV(), op&7|d.rex&1<<3, execMovImm
+		in.imm = d.immediate(in.size)
+	default:
+		d.oneByteRest(op)
+	}
+}
+
+// logicFlags notes that AF is undefined after AND, OR, XOR and TEST.
+func (d *decoder) logicFlags() {
+	if op := d.in.op; op == aluOr || op == aluAnd || op == aluXor {
+		d.in.undefined = flagAF
+	}
+}
+
+// alu decodes one of the six forms that ADD, OR, ... share.
+func (d *decoder) alu(form uint8) {
+	in := d.in
+	d.logicFlags()
+	switch form {
+	case 0, 1:
+		d.modRMw(form)
+		in.exec = execALUToRM
+	case 2, 3:
+		d.modRMw(form)
+		in.exec = execALUToReg
+	case 4:
+		in.size, in.rm, in.imm, in.exec = 1, rAX, d.immediate(1), execALUImm
+	case 5:
+		in.size, in.rm, in.exec = d.sizeV(), rAX, execALUImm
+		in.imm = d.immediate(min(in.size, 4))
+	}
+}
+
+func (d *decoder) oneByteRest(op uint8) {
+	in := d.in
+	switch op {
+	case 0x63:
+		d.modRMv()
+		in.op, in.exec = 4, execMovSX
+	case 0x68:
+		in.size, in.exec = d.size64(), execPushImm
+		in.imm = d.immediate(min(in.size, 4))
+	case 0x6a:
+		in.size, in.imm, in.exec = d.size64(), d.immediate(1), execPushImm
+	case 0x69:
+		d.modRMv()
+		in.imm, in.exec = d.immediate(min(in.size, 4)), execIMul3
+		in.undefined = flagSF | flagZF | flagAF | flagPF
+	case 0x6b:
+		d.modRMv()
+		in.imm, in.exec = d.immediate(1), execIMul3
+		in.undefined = flagSF | flagZF | flagAF | flagPF
+	case 0x80, 0x81, 0x83:
+		d.modRMw(op)
+		in.op, in.exec = d.group(), execALUImm
+		d.logicFlags()
+		n := uint8(1)
+		if op == 0x81 {
+			n = min(in.size, 4)
+		}
+		in.imm = d.immediate(n)
+	case 0x84, 0x85:
+		d.modRMw(op)
+		in.exec = execTest
+	case 0x86, 0x87:
+		d.modRMw(op)
+		in.exec = execXchg
+	case 0x88, 0x89:
+		d.modRMw(op)
+		in.exec = execMovToRM
+	case 0x8a, 0x8b:
+		d.modRMw(op)
+		in.exec = execMovToReg
+	case 0x8c:
+		d.modRMv()
+		in.exec = execMovFromSeg
+	case 0x8d:
+		d.modRMv()
+		if in.mem {
+			in.exec = execLea
+		}
+	case 0x8f:
+		d.modRM()
+		in.size = d.size64()
+		if d.ext == 0 && !in.mem {
+			in.reg, in.exec = in.rm, execPop
+		}
+	case 0x90:
+		in.exec = execNop
+		if in.rep == repE {
+			in.exec = execPause
+		}
+		if d.rex&1 != 0 {
+			in.size, in.rm, in.reg, in.exec = d.sizeV(), r8, rAX, execXchg
+		}
+	case 0x98:
+		in.size, in.exec = d.sizeV(), execCBW
+	case 0x99:
+		in.size, in.exec = d.sizeV(), execCWD
+	case 0x9b:
+		in.exec = execNop // FWAIT: no unmasked x87 exception in kernel mode
+	case 0x9c:
+		in.size, in.exec = d.size64(), execPushF
+	case 0x9d:
+		in.size, in.exec = d.size64(), execPopF
+	case 0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf:
+		d.str(op)
+	case 0xa8:
+		in.size, in.rm, in.imm, in.exec = 1, rAX, d.immediate(1), execTestImm
+	case 0xa9:
+		in.size, in.rm, in.exec = d.sizeV(), rAX, execTestImm
+		in.imm = d.immediate(min(in.size, 4))
+	case 0xc0, 0xc1:
+		d.modRMw(op)
+		in.op = d.group()
+		in.imm, in.exec = d.immediate(1), execShiftImm
+		d.shiftFlags(in.imm != 1)
+	case 0xd0, 0xd1:
+		d.modRMw(op)
+		in.op = d.group()
+		in.imm, in.exec = 1, execShiftImm
+		d.shiftFlags(false)
+	case 0xd2, 0xd3:
+		d.modRMw(op)
+		in.op, in.exec = d.group(), execShiftCL
+		d.shiftFlags(true)
+	case 0xc2:
+		in.imm, in.exec = d.immediate(2)&0xffff, execRet
+	case 0xc3:
+		in.exec = execRet
+	case 0xc6, 0xc7:
+		d.modRMw(op)
+		if d.group() == 0 {
+			in.imm, in.exec = d.immediate(min(in.size, 4)), execMovImm
+		}
+	case 0xc9:
+		in.exec = execLeave
+	case 0xcc:
+		in.own, in.exec = true, execInt3
+	case 0xcf:
+		if d.rex&8 != 0 {
+			in.exec = execIRet
+		}
+	case 0xe0, 0xe1, 0xe2, 0xe3:
+		in.op, in.imm, in.exec = op&3, d.immediate(1), execLoop
+	case 0xe8:
+		in.imm, in.exec = d.immediate(4), execCall
+	case 0xe9:
+		in.imm, in.exec = d.immediate(4), execJmp
+	case 0xeb:
+		in.imm, in.exec = d.immediate(1), execJmp
+	case 0xf5, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd:
+		in.op, in.exec = op, execFlag
+	case 0xf6, 0xf7:
+		d.modRMw(op)
+		in.op = d.group()
+		in.exec = execGroup3
+		switch {
+		case in.op >= 6:
+			in.undefined = arithFlags
+		case in.op >= 4:
+			in.undefined = flagSF | flagZF | flagAF | flagPF
+		}
+		if in.op < 2 {
+			in.imm, in.exec = d.immediate(min(in.size, 4)), execTestImm
+		}
+	case 0xfe, 0xff:
+		d.modRMw(op)
+		in.op = d.group()
+		switch {
+		case in.op < 2:
+			in.exec = execIncDec
+		case op == 0xff && (in.op == 2 || in.op == 4):
+			in.size, in.exec = 8, execCallJmpRM
+		case op == 0xff && in.op == 6:
+			in.size, in.exec = d.size64(), execPushRM
+		}
+	case 0xdb:
+		d.x87()
+	}
+}
+
+// group returns the operation that ModRM.reg selects.
+func (d *decoder) group() uint8 { return d.ext }
+
+// shiftFlags notes what a shift or rotate leaves undefined: AF, and OF for a
+// count other than 1.
+func (d *decoder) shiftFlags(many bool) {
+	if d.in.op >= shiftSHL {
+		d.in.undefined = flagAF
+	}
+	if many {
+		d.in.undefined |= flagOF
+	}
+}
+
+// str decodes the string instructions, whose destination is not a ModRM.
+func (d *decoder) str(op uint8) {
+	in := d.in
+	in.count = true
+	in.size = 1
+	if op&1 != 0 {
+		in.size = d.sizeV()
+	}
+	switch op &^ 1 {
+	case 0xa4:
+		in.exec = execMovs
+	case 0xa6:
+		in.exec = execCmps
+	case 0xaa:
+		in.exec = execStos
+	case 0xac:
+		in.exec = execLods
+	case 0xae:
+		in.exec = execScas
+	}
+	if in.addr4 {
+		in.exec = nil
+	}
+}
+
+// twoByte decodes the opcodes behind 0x0f (SDM 2, table A-3).
+func (d *decoder) twoByte() {
+	in := d.in
+	op := d.u8()
+	switch {
+	case op&0xf0 == 0x40:
+		d.modRMv()
+		in.op, in.exec = op&15, execCMov
+	case op&0xf0 == 0x80:
+		in.op, in.imm, in.exec = op&15, d.immediate(4), execJcc
+	case op&0xf0 == 0x90:
+		d.modRMb()
+		in.op, in.exec = op&15, execSetcc
+	case op&0xf8 == 0xc8:
+		in.size, in.rm, in.exec = d.sizeV(), op&7|d.rex&1<<3, execBSwap
+	default:
+		d.twoByteRest(op)
+	}
+}
+
+func (d *decoder) twoByteRest(op uint8) {
+	in := d.in
+	switch op {
+	case 0x00:
+		d.modRM()
+		if d.ext == 5 {
+			in.size, in.own, in.exec = 2, true, execVerW
+		}
+	case 0x01:
+		d.group7()
+	case 0x07:
+		in.size, in.own, in.exec = d.sizeV(), true, execSysRet
+	case 0x0d, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f:
+		d.modRM()
+		in.exec = execNop // prefetches, ENDBR, NOP
+	case 0x20:
+		d.modRM()
+		if r := in.reg; r == 0 || r == 2 || r == 3 || r == 4 {
+			in.exec = execMovFromCR
+		}
+	case 0x22, 0x23:
+		d.modRM()
+		in.exec = execHandOverFlush
+	case 0x30:
+		in.exec = execWRMSR
+	case 0x31:
+		in.exec = execRDTSC
+	case 0x32:
+		in.exec = execRDMSR
+	case 0x38:
+		d.threeByte38()
+	case 0x3a:
+		d.vector(0x3a)
+	case 0xa0, 0xa1, 0xa8, 0xa9:
+		return
+	case 0xa3, 0xab, 0xb3, 0xbb:
+		d.modRMv()
+		in.op, in.exec = op>>3&3, execBitReg
+		in.undefined = arithFlags &^ (flagCF | flagZF)
+	case 0xba:
+		d.modRMv()
+		if d.ext >= 4 {
+			in.op, in.imm, in.exec = in.reg&3, d.immediate(1), execBitImm
+			in.undefined = arithFlags &^ (flagCF | flagZF)
+		}
+	case 0xa4, 0xac:
+		d.modRMv()
+		in.op, in.imm, in.exec = op, d.immediate(1), execShiftDouble
+		in.undefined = flagAF | flagOF
+	case 0xa5, 0xad:
+		d.modRMv()
+		in.op, in.exec = op, execShiftDouble
+		in.undefined = flagAF | flagOF
+	case 0xae:
+		d.group15()
+	case 0xaf:
+		d.modRMv()
+		in.exec = execIMul2
+		in.undefined = flagSF | flagZF | flagAF | flagPF
+	case 0xb0, 0xb1:
+		d.modRMw(op)
+		in.exec = execCmpxchg
+	case 0xb6, 0xb7, 0xbe, 0xbf:
+		d.extend(op)
+	case 0xb8:
+		if in.rep == repE {
+			d.modRMv()
+			in.own, in.exec = true, execPopcnt
+		}
+	case 0xbc, 0xbd:
+		d.modRMv()
+		in.op, in.own, in.exec = op, true, execBitScan
+		in.undefined = arithFlags &^ flagZF
+		if in.rep == repE {
+			in.undefined &^= flagCF
+		}
+	case 0xc0, 0xc1:
+		d.modRMw(op)
+		in.exec = execXadd
+	case 0xc3:
+		d.modRMv()
+		if in.mem {
+			in.exec = execMovToRM // MOVNTI
+		}
+	case 0xc7:
+		d.group9()
+	default:
+		d.vector(op)
+	}
+}
+
+// extend decodes MOVZX and MOVSX, whose source has its own size in op.
+func (d *decoder) extend(op uint8) {
+	in := d.in
+	d.modRMv()
+	in.op = 1 + op&1
+	if in.op == 1 && !in.mem {
+		in.rm = d.byteReg(in.rm)
+	}
+	if in.exec = execMovZX; op >= 0xbe {
+		in.exec = execMovSX
+	}
+}
+
+func (d *decoder) group7() {
+	in := d.in
+	m := d.u8()
+	d.pos--
+	d.modRM()
+	in.own = true
+	switch m {
+	case 0xc1, 0xd9: // VMCALL, VMMCALL
+		in.exec = execVMCall
+	case 0xca, 0xcb: // CLAC, STAC
+		in.op, in.exec = m, execACFlag
+	case 0xd0:
+		in.exec = execXGetBV
+	case 0xd1:
+		in.own, in.exec = false, execHandOverFlush // XSETBV
+	case 0xf8:
+		in.exec = execSwapGS
+	case 0xf9:
+		in.exec = execRDTSCP
+	default:
+		in.own = false
+		if in.mem && d.ext == 7 {
+			in.exec = execInvlpg
+		}
+	}
+}
+
+func (d *decoder) group9() {
+	in := d.in
+	d.modRMv()
+	in.own = true
+	switch {
+	case d.ext == 1 && in.mem:
+		in.exec = execCmpxchg16
+	case d.ext == 3 && in.mem:
+		in.exec = execXRstor
+	case (d.ext == 4 || d.ext == 5) && in.mem:
+		in.op, in.exec = saveCompact, execXSave
+		if d.ext == 5 {
+			in.op = saveSupervisor
+		}
+	case d.ext == 7 && !in.mem && in.rep == repE:
+		in.exec = execRDPID
+	case d.ext >= 6 && !in.mem:
+		in.exec = execRDRand
+	}
+}
+
+func (d *decoder) group15() {
+	in := d.in
+	d.modRMv()
+	in.own = true
+	if !in.mem {
+		switch {
+		case in.rep == repE && d.ext < 4:
+			in.op, in.exec = d.ext, execFSGSBase
+		case d.ext >= 5:
+			in.exec = execFence
+		}
+		return
+	}
+	switch in.reg & 7 {
+	case 0:
+		in.exec = execFXSave
+	case 1:
+		in.exec = execFXRstor
+	case 2:
+		in.exec = execLDMXCSR
+	case 3:
+		in.exec = execSTMXCSR
+	case 4, 6:
+		if in.exec = execXSave; d.op2 {
+			in.exec = execNop // CLWB
+		}
+	case 5:
+		in.exec = execXRstor
+	case 7:
+		in.exec = execNop // CLFLUSH, CLFLUSHOPT: caches are coherent
+	}
+}
+
+func (d *decoder) threeByte38() {
+	in := d.in
+	op := d.u8()
+	switch {
+	case op == 0x82 && d.op2:
+		d.modRM()
+		if in.mem {
+			in.own, in.exec = true, execInvpcid
+		}
+	case (op == 0xf0 || op == 0xf1) && in.rep == repNE:
+		d.in.size = d.sizeV()
+		d.modRM()
+		in.own, in.exec = true, execCRC32
+		if in.op = in.size; op == 0xf0 {
+			in.op = 1
+			if !in.mem {
+				in.rm = d.byteReg(in.rm)
+			}
+		}
+	case op == 0xf0 || op == 0xf1:
+		d.modRMv()
+		if in.mem {
+			in.op, in.own, in.exec = op&1, true, execMovbe
+		}
+	default:
+		d.pos--
+		d.vector(0x38)
+	}
+}
+
+// x87 decodes the few x87 instructions of a kernel.
+func (d *decoder) x87() {
+	if d.u8() == 0xe3 {
+		d.in.own, d.in.exec = true, execFNInit
+	}
+}
+
+// vector is where SSE and AVX instructions would be decoded.
+func (d *decoder) vector(uint8) {}

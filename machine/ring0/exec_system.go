@@ -1,0 +1,301 @@
+package ring0
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+
+	"vmm/kvm"
+)
+
+// MSRs (SDM 4).
+const (
+	MSRTSC          = 0x10
+	MSRTSCAdjust    = 0x3b
+	MSRStar         = 0xc0000081
+	MSRLStar        = 0xc0000082
+	MSRSFMask       = 0xc0000084
+	MSRFSBase       = 0xc0000100
+	MSRGSBase       = 0xc0000101
+	MSRKernelGSBase = 0xc0000102
+	MSRTSCAux       = 0xc0000103
+)
+
+// raise ends an instruction with an exception that has an error code.
+func (c *CPU) raise(vector uint8, code uint32) status {
+	c.Inject = Exception{Vector: vector, HasError: true, Error: code}
+	return inject
+}
+
+// execInt3 raises #BP behind the instruction.
+func execInt3(c *CPU, _ *inst) status {
+	c.Inject = Exception{Vector: vectorBP}
+	return inject
+}
+
+// execHandOverFlush is for what KVM does and the TLB must know of.
+func execHandOverFlush(c *CPU, _ *inst) status {
+	c.FlushTLB()
+	return handOver
+}
+
+func execInvlpg(c *CPU, in *inst) status {
+	c.flushPage(c.address(in))
+	return handOver
+}
+
+// execInvpcid flushes everything, which is always allowed. KVM needs no word
+// of it: it drops a shadow entry when the guest's is written.
+func execInvpcid(c *CPU, _ *inst) status {
+	c.FlushTLB()
+	return done
+}
+
+func execMovFromCR(c *CPU, in *inst) status {
+	s := &c.sregs
+	switch in.reg {
+	case 0:
+		c.r[in.rm] = s.CR0
+	case 2:
+		c.r[in.rm] = s.CR2
+	case 3:
+		c.r[in.rm] = s.CR3
+	case 4:
+		c.r[in.rm] = s.CR4
+	}
+	return done
+}
+
+// execACFlag is CLAC (0xca) and STAC (0xcb).
+func execACFlag(c *CPU, in *inst) status {
+	if in.op == 0xca {
+		c.sys &^= flagAC
+	} else {
+		c.sys |= flagAC
+	}
+	c.updateSMAP()
+	return done
+}
+
+func execSwapGS(c *CPU, _ *inst) status {
+	c.base[segGS], c.kernelGSBase = c.kernelGSBase, c.base[segGS]
+	c.gsSwapped = !c.gsSwapped
+	return done
+}
+
+// execFSGSBase is RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE.
+func execFSGSBase(c *CPU, in *inst) status {
+	seg := segFS + int(in.op&1)
+	if in.op < 2 {
+		c.set(in.rm, in.size, c.base[seg])
+		return done
+	}
+	v := c.get(in.rm, in.size)
+	if !canonical(v) {
+		return c.raise(vectorGP, 0)
+	}
+	c.base[seg] = v
+	return done
+}
+
+func execRDMSR(c *CPU, _ *inst) status {
+	var v uint64
+	switch uint32(c.r[rCX]) {
+	case MSRFSBase:
+		v = c.base[segFS]
+	case MSRGSBase:
+		v = c.base[segGS]
+	case MSRKernelGSBase:
+		v = c.kernelGSBase
+	default:
+		return handOver
+	}
+	c.r[rAX], c.r[rDX] = uint64(uint32(v)), v>>32
+	return done
+}
+
+func execWRMSR(c *CPU, _ *inst) status {
+	v := c.r[rDX]<<32 | c.get(rAX, 4)
+	c.WrittenMSR = uint32(c.r[rCX])
+	if !canonical(v) {
+		return handOver
+	}
+	switch uint32(c.r[rCX]) {
+	case MSRFSBase:
+		c.base[segFS] = v
+	case MSRGSBase:
+		c.base[segGS] = v
+	case MSRKernelGSBase:
+		c.kernelGSBase, c.gsSwapped = v, true
+	default:
+		return handOver
+	}
+	return done
+}
+
+func execRDTSC(c *CPU, _ *inst) status {
+	t := c.host.TSC()
+	c.r[rAX], c.r[rDX] = uint64(uint32(t)), t>>32
+	return done
+}
+
+func (c *CPU) tscAux() (uint64, bool) {
+	v, err := c.host.MSR(MSRTSCAux)
+	return v, err == nil
+}
+
+func execRDTSCP(c *CPU, in *inst) status {
+	v, ok := c.tscAux()
+	if !ok {
+		return handOver
+	}
+	c.r[rCX] = uint64(uint32(v))
+	return execRDTSC(c, in)
+}
+
+func execRDPID(c *CPU, in *inst) status {
+	v, ok := c.tscAux()
+	if !ok {
+		return handOver
+	}
+	c.r[in.rm] = v
+	return done
+}
+
+// execRDRand is RDRAND and RDSEED.
+func execRDRand(c *CPU, in *inst) status {
+	var b [8]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	c.logic(1, 8)
+	c.pv, c.cf = 1, 1
+	c.set(in.rm, in.size, binary.NativeEndian.Uint64(b[:]))
+	return done
+}
+
+// execVMCall answers every hypercall with -KVM_ENOSYS: such hosts never come
+// back from one, and the guest is told of none.
+func execVMCall(c *CPU, _ *inst) status {
+	const enosys = 1000
+	c.r[rAX] = ^uint64(enosys - 1)
+	return done
+}
+
+// execVerW is VERW, which kernels use to clear CPU buffers: its selector is
+// always their own writable data segment.
+func execVerW(c *CPU, in *inst) status {
+	sel, ok := c.source(in)
+	if !ok {
+		return handOver
+	}
+	f := c.flags() &^ flagZF
+	if sel&^7 != 0 {
+		f |= flagZF
+	}
+	c.setArith(f)
+	return done
+}
+
+// execFence is LFENCE, MFENCE and SFENCE. The executor's accesses are the
+// host CPU's own, in order but for later loads before earlier stores.
+func execFence(c *CPU, _ *inst) status {
+	c.fence.Add(1) // a locked access orders the host's
+	return done
+}
+
+// flatSegment is a segment as SYSCALL and SYSRET load it (SDM 2).
+func flatSegment(selector uint16, code bool, dpl uint8) kvm.Segment {
+	s := kvm.Segment{Limit: 0xffffffff, Selector: selector, Type: 3, Present: 1, DPL: dpl, S: 1, G: 1, DB: 1}
+	if code {
+		s.Type, s.L, s.DB = 11, 1, 0
+	}
+	return s
+}
+
+// execSysRet returns to 64-bit user mode. The 32-bit form is left to KVM.
+func execSysRet(c *CPU, in *inst) status {
+	if in.size != 8 || !canonical(c.r[rCX]) {
+		return handOver
+	}
+	star, err := c.host.MSR(MSRStar)
+	if err != nil {
+		return handOver
+	}
+	sel := uint16(star >> 48)
+	c.sregs.CS = flatSegment(sel+16|3, true, 3)
+	c.sregs.SS = flatSegment(sel+8|3, false, 3)
+	c.sregsDirty = true
+	c.r[rIP] = c.r[rCX]
+	c.setFlags(c.r[r11]&^(flagRF|flagVM) | flagOne)
+	return leave
+}
+
+// FinishSyscall completes a SYSCALL that the host began in user mode and then
+// took for a fetch of a kernel address: the exception frame of that #PF lies
+// on the kernel's stack, and the handler's first instruction has been
+// executed. It reports whether that is so.
+func (c *CPU) FinishSyscall(lstar, star uint64) bool {
+	if c.sregs.CR2 != lstar || lstar == 0 {
+		return false
+	}
+	var frame [6]uint64 // error code, RIP, CS, RFLAGS, RSP, SS
+	for i := range frame {
+		v, ok := c.load(c.r[rSP]+8*uint64(i), 8)
+		if !ok {
+			return false
+		}
+		frame[i] = v
+	}
+	if frame[0]&(pfFetch|4) != pfFetch|4 || frame[1] != lstar || frame[2]&3 != 3 {
+		return false
+	}
+	sel := uint16(star>>32) &^ 3
+	c.sregs.CS = flatSegment(sel, true, 0)
+	c.sregs.SS = flatSegment(sel+8, false, 0)
+	c.sregsDirty = true
+	c.r[rIP], c.r[rSP] = lstar, frame[4]
+	c.setFlags(frame[3] &^ flagRF)
+	return true
+}
+
+// execIRet returns from an exception or interrupt, to kernel mode or to
+// 64-bit user mode. Every other return is left to KVM, which then goes on
+// natively: the owner must treat it as an entry into user mode (LeavesByIRet).
+func execIRet(c *CPU, _ *inst) status {
+	c.LeavesByIRet = true
+	var frame [5]uint64 // RIP, CS, RFLAGS, RSP, SS
+	for i := range frame {
+		v, ok := c.load(c.r[rSP]+8*uint64(i), 8)
+		if !ok {
+			return handOver
+		}
+		frame[i] = v
+	}
+	if frame[2]&(flagTF|flagVM|flagNT) != 0 || !canonical(frame[0]) || c.sys&flagNT != 0 || c.InNMI {
+		return handOver
+	}
+	s := &c.sregs
+	ended := status(done)
+	switch {
+	case frame[1] == uint64(s.CS.Selector) && frame[4] == uint64(s.SS.Selector):
+	case c.isUser64(frame[1], frame[4]):
+		s.CS = flatSegment(uint16(frame[1]), true, 3)
+		s.SS = flatSegment(uint16(frame[4]), false, 3)
+		c.sregsDirty = true
+		ended = leave
+	default:
+		return handOver
+	}
+	c.LeavesByIRet = false
+	c.r[rIP], c.r[rSP] = frame[0], frame[3]
+	c.setFlags(frame[2])
+	if ended == done && c.InterruptsOn() {
+		return opened
+	}
+	return ended
+}
+
+// isUser64 tells whether the selectors are those of SYSRET, which are flat.
+func (c *CPU) isUser64(cs, ss uint64) bool {
+	star, err := c.host.MSR(MSRStar)
+	sel := star >> 48
+	return err == nil && sel != 0 && cs == sel+16|3 && ss == sel+8|3
+}

@@ -1,0 +1,343 @@
+package ring0
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+const (
+	pageSize = 4096
+	pageMask = pageSize - 1
+
+	tlbSize  = 4096
+	itlbSize = 256
+)
+
+// Bits of a page-table entry (SDM 3, 4.5).
+const (
+	pteP     = 1 << 0
+	pteW     = 1 << 1
+	pteU     = 1 << 2
+	pteA     = 1 << 5
+	pteD     = 1 << 6
+	ptePS    = 1 << 7
+	pteNX    = 1 << 63
+	pteFrame = 0x000ffffffffff000
+)
+
+// Bits of a page fault's error code (SDM 3, 4.7).
+const (
+	pfPresent = 1 << 0
+	pfWrite   = 1 << 1
+	pfFetch   = 1 << 4
+)
+
+// Memory is the guest's RAM.
+type Memory interface {
+	// Page returns the host's view of the guest-physical page that holds gpa,
+	// or nil where there is no writable RAM.
+	Page(gpa uint64) *[pageSize]byte
+	// Size returns an address above all RAM.
+	Size() uint64
+}
+
+// tlbEntry maps one linear page. A tag is the page number plus one, so that
+// the zero entry matches nothing.
+type tlbEntry struct {
+	read, write uint64
+	host        unsafe.Pointer
+	user        bool
+}
+
+// itlbEntry maps one linear page for execution.
+type itlbEntry struct {
+	tag  uint64
+	gpa  uint64
+	host unsafe.Pointer
+}
+
+// FlushTLB forgets all translations.
+func (c *CPU) FlushTLB() {
+	clear(c.tlb[:])
+	clear(c.itlb[:])
+	c.code = itlbEntry{}
+}
+
+// flushPage forgets one page's translation, and any made of a page number
+// that shares its place.
+func (c *CPU) flushPage(addr uint64) {
+	vpn := addr >> 12
+	c.tlb[vpn%tlbSize] = tlbEntry{}
+	c.itlb[vpn%itlbSize] = itlbEntry{}
+	c.code = itlbEntry{}
+}
+
+func canonical(a uint64) bool { return uint64(int64(a<<16)>>16) == a }
+
+// noPage is a failed walk's frame: not a page fault of the guest but an
+// address that only KVM can deal with.
+func (c *CPU) noPage() (uint64, uint64, bool) {
+	c.fault.valid = false
+	return 0, 0, false
+}
+
+// walk translates a linear address as the CPU does at level 0 (SDM 3, 4.5 and
+// 4.6) and sets the accessed and dirty bits. perm collects the entry's
+// write, user and no-execute bits over all levels. When it fails, c.fault
+// tells whether the guest is to blame.
+func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
+	if !canonical(addr) {
+		return c.noPage()
+	}
+	perm = pteW | pteU
+	table := c.sregs.CR3 & pteFrame
+	for shift := uint(39); ; shift -= 9 {
+		page := c.tables.mem.Page(table)
+		if page == nil {
+			return c.noPage()
+		}
+		p := (*uint64)(unsafe.Pointer(&page[addr>>shift&511*8]))
+		pte := atomic.LoadUint64(p)
+		if pte&pteP == 0 {
+			return c.pageFault(addr, access)
+		}
+		perm = (perm & pte & (pteW | pteU)) | (perm|pte)&pteNX
+		leaf := shift == 12 || pte&ptePS != 0 && shift <= 30
+		if !leaf {
+			if pte&pteA == 0 {
+				atomic.OrUint64(p, pteA)
+			}
+			table = pte & pteFrame
+			continue
+		}
+		if !c.permitted(perm, access) {
+			return c.pageFault(addr, access|pfPresent)
+		}
+		set := uint64(pteA)
+		if access&pfWrite != 0 {
+			set |= pteD
+		}
+		if pte&set != set {
+			if !atomic.CompareAndSwapUint64(p, pte, pte|set) {
+				return c.walk(addr, access) // somebody changed it meanwhile
+			}
+		}
+		mask := uint64(1)<<shift - 1
+		return pte&pteFrame&^mask | addr&mask, perm, true
+	}
+}
+
+func (c *CPU) permitted(perm uint64, access uint32) bool {
+	switch {
+	case access&pfFetch != 0:
+		return !(perm&pteNX != 0 && c.sregs.EFER&eferNXE != 0) &&
+			!(perm&pteU != 0 && c.sregs.CR4&cr4SMEP != 0)
+	case perm&pteU != 0 && c.noUser:
+		return false
+	case access&pfWrite != 0:
+		return perm&pteW != 0 || c.sregs.CR0&cr0WP == 0
+	}
+	return true
+}
+
+func (c *CPU) pageFault(addr uint64, err uint32) (uint64, uint64, bool) {
+	c.fault = pageFault{valid: true, addr: addr, err: err}
+	return 0, 0, false
+}
+
+// fill walks the page tables and remembers the result in the TLB. It returns
+// the entry, or nil when the access must fail.
+func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
+	gpa, perm, ok := c.walk(addr, access)
+	if !ok {
+		return nil
+	}
+	page := c.tables.mem.Page(gpa)
+	if page == nil {
+		c.noPage()
+		return nil
+	}
+	table := access&pfWrite != 0 && c.tables.isTable(gpa)
+	if table && !c.bypass {
+		c.fault.valid = false
+		c.blocked = gpa
+		return nil
+	}
+	if c.journal != nil && access&pfWrite != 0 {
+		c.journal.note(unsafe.Pointer(page))
+	}
+	vpn := addr >> 12
+	e := &c.tlb[vpn%tlbSize]
+	*e = tlbEntry{read: vpn + 1, host: unsafe.Pointer(page), user: perm&pteU != 0}
+	if access&pfWrite != 0 && !table {
+		e.write = vpn + 1
+	}
+	return e
+}
+
+// readable returns a pointer to n readable bytes at addr that lie in one page.
+func (c *CPU) readable(addr uint64) unsafe.Pointer {
+	vpn := addr >> 12
+	e := &c.tlb[vpn%tlbSize]
+	if e.read != vpn+1 || e.user && c.noUser {
+		if e = c.fill(addr, 0); e == nil {
+			return nil
+		}
+	}
+	return unsafe.Add(e.host, addr&pageMask)
+}
+
+// writable is readable for writing.
+func (c *CPU) writable(addr uint64) unsafe.Pointer {
+	vpn := addr >> 12
+	e := &c.tlb[vpn%tlbSize]
+	if e.write != vpn+1 || e.user && c.noUser {
+		if e = c.fill(addr, pfWrite); e == nil {
+			return nil
+		}
+	}
+	return unsafe.Add(e.host, addr&pageMask)
+}
+
+// load reads size bytes (1, 2, 4 or 8).
+func (c *CPU) load(addr uint64, size uint8) (uint64, bool) {
+	if addr&pageMask > pageSize-uint64(size) {
+		return c.loadSplit(addr, size)
+	}
+	p := c.readable(addr)
+	if p == nil {
+		return 0, false
+	}
+	return loadHost(p, size), true
+}
+
+func loadHost(p unsafe.Pointer, size uint8) uint64 {
+	switch size {
+	case 8:
+		return *(*uint64)(p)
+	case 4:
+		return uint64(*(*uint32)(p))
+	case 2:
+		return uint64(*(*uint16)(p))
+	default:
+		return uint64(*(*uint8)(p))
+	}
+}
+
+func storeHost(p unsafe.Pointer, v uint64, size uint8) {
+	switch size {
+	case 8:
+		*(*uint64)(p) = v
+	case 4:
+		*(*uint32)(p) = uint32(v)
+	case 2:
+		*(*uint16)(p) = uint16(v)
+	default:
+		*(*uint8)(p) = uint8(v)
+	}
+}
+
+// store writes size bytes (1, 2, 4 or 8).
+func (c *CPU) store(addr, v uint64, size uint8) bool {
+	if addr&pageMask > pageSize-uint64(size) {
+		return c.storeSplit(addr, v, size)
+	}
+	p := c.writable(addr)
+	if p == nil {
+		return false
+	}
+	storeHost(p, v, size)
+	return true
+}
+
+// loadSplit is load across a page boundary.
+func (c *CPU) loadSplit(addr uint64, size uint8) (v uint64, ok bool) {
+	var b [8]byte
+	if !c.read(addr, b[:size]) {
+		return 0, false
+	}
+	return loadHost(unsafe.Pointer(&b), 8), true
+}
+
+// storeSplit is store across a page boundary: both pages are checked first.
+func (c *CPU) storeSplit(addr, v uint64, size uint8) bool {
+	b := (*[8]byte)(unsafe.Pointer(&v))
+	return c.write(addr, b[:size])
+}
+
+// read copies from guest memory; it fails before anything is lost.
+func (c *CPU) read(addr uint64, to []byte) bool {
+	for len(to) > 0 {
+		p := c.readable(addr)
+		if p == nil {
+			return false
+		}
+		n := copy(to, unsafe.Slice((*byte)(p), pageSize-addr&pageMask))
+		to, addr = to[n:], addr+uint64(n)
+	}
+	return true
+}
+
+// write copies to guest memory, all or nothing.
+func (c *CPU) write(addr uint64, from []byte) bool {
+	if len(from) == 0 {
+		return true
+	}
+	for a := addr; ; a = (a | pageMask) + 1 {
+		if c.writable(a) == nil {
+			return false
+		}
+		if a|pageMask >= addr+uint64(len(from))-1 {
+			break
+		}
+	}
+	for len(from) > 0 {
+		n := copy(unsafe.Slice((*byte)(c.writable(addr)), pageSize-addr&pageMask), from)
+		from, addr = from[n:], addr+uint64(n)
+	}
+	return true
+}
+
+// cas is a compare-and-swap of size bytes that do not cross a page. It is
+// atomic where they do not cross eight bytes either.
+func cas(p unsafe.Pointer, old, v uint64, size uint8) bool {
+	if size == 8 && uintptr(p)&7 == 0 {
+		return atomic.CompareAndSwapUint64((*uint64)(p), old, v)
+	}
+	word := unsafe.Pointer(uintptr(p) &^ 7)
+	shift := (uintptr(p) & 7) * 8
+	mask := sizeMask(size) << shift
+	for {
+		w := atomic.LoadUint64((*uint64)(word))
+		if w&mask>>shift != old {
+			return false
+		}
+		if atomic.CompareAndSwapUint64((*uint64)(word), w, w&^mask|v<<shift&mask) {
+			return true
+		}
+	}
+}
+
+// lockable tells whether a locked access can be atomic here; else KVM does it.
+func lockable(addr uint64, size uint8) bool { return addr&7+uint64(size) <= 8 }
+
+func sizeMask(size uint8) uint64 { return ^uint64(0) >> (64 - 8*uint(size)) }
+
+// fetch makes c.code the page of the instruction at addr.
+func (c *CPU) fetch(addr uint64) bool {
+	vpn := addr >> 12
+	e := &c.itlb[vpn%itlbSize]
+	if e.tag != vpn+1 {
+		gpa, _, ok := c.walk(addr, pfFetch)
+		if !ok {
+			return false
+		}
+		page := c.tables.mem.Page(gpa)
+		if page == nil {
+			return false
+		}
+		*e = itlbEntry{tag: vpn + 1, gpa: gpa &^ pageMask, host: unsafe.Pointer(page)}
+	}
+	c.code = *e
+	return true
+}

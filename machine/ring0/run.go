@@ -1,0 +1,167 @@
+package ring0
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+const cacheSize = 1 << 15
+
+// cached is a decoded instruction with what it was decoded from.
+type cached struct {
+	gpa            uint64 // of the first byte, plus one: 0 is empty
+	lo, hi         uint64 // the first 16 bytes
+	maskLo, maskHi uint64 // which of them belong to the instruction
+	inst
+}
+
+// Stop is why Execute returned.
+type Stop int
+
+const (
+	// StopBudget: the number of instructions was reached, or interrupts have
+	// just become possible; the guest goes on anywhere.
+	StopBudget Stop = iota
+	// StopKVM: KVM must execute the instruction at RIP.
+	StopKVM
+	// StopLeft: the guest has left kernel mode.
+	StopLeft
+	// StopInject: the exception in Inject must be injected.
+	StopInject
+	// StopUnknown: neither this package nor KVM knows the instruction at RIP,
+	// or it touches what only KVM knows how to.
+	StopUnknown
+)
+
+// maxPauses is how many PAUSE instructions make Execute return early.
+const maxPauses = 64
+
+// Execute runs at most budget instructions at level 0; CanExecute must hold.
+// With window it returns as soon as interrupts become possible. interrupted
+// may be set from any goroutine to make it return soon.
+func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (executed int, stop Stop) {
+	c.running.executing.Store(true)
+	defer c.running.executing.Store(false)
+	pauses := 0
+	for n := 0; n < budget; n++ {
+		if g := c.tables.generation.Load(); g != c.seen {
+			c.FlushTLB()
+			c.seen = g
+			c.running.seen.Store(g)
+		}
+		switch c.step() {
+		case done:
+		case opened:
+			if window {
+				return n + 1, StopBudget
+			}
+		case pause:
+			if pauses++; pauses >= maxPauses {
+				return n + 1, StopBudget
+			}
+		case handOver:
+			return n, StopKVM
+		case leave:
+			return n + 1, StopLeft
+		case inject:
+			return n, StopInject
+		case unknown:
+			return n, StopUnknown
+		}
+		if n&63 == 0 && interrupted.Load() {
+			return n + 1, StopBudget
+		}
+	}
+	return budget, StopBudget
+}
+
+// step executes the instruction at RIP.
+func (c *CPU) step() status {
+	rip := c.r[rIP]
+	if c.code.tag != rip>>12+1 && !c.fetch(rip) {
+		return handOver
+	}
+	off := rip & pageMask
+	in := &c.split
+	if off <= pageSize-16 {
+		p := unsafe.Add(c.code.host, off)
+		lo, hi := *(*uint64)(p), *(*uint64)(unsafe.Add(p, 8))
+		gpa := c.code.gpa + off + 1
+		e := &c.cache[(gpa^gpa>>15)%cacheSize]
+		if e.gpa != gpa || (lo^e.lo)&e.maskLo|(hi^e.hi)&e.maskHi != 0 {
+			e.decode(gpa, lo, hi)
+		}
+		in = &e.inst
+	} else if !c.decodeSplit(rip) {
+		return handOver
+	}
+	c.r[rIP] = rip + uint64(in.len)
+	s := in.exec(c, in)
+	switch {
+	case s == done:
+	case in.own && s == handOver:
+		c.r[rIP] = rip
+		return c.ownFailed(in)
+	case s == handOver:
+		c.r[rIP] = rip
+	case s == inject && c.Inject.HasError: // a fault: the instruction is restarted
+		c.r[rIP] = rip
+	}
+	return s
+}
+
+// ownFailed decides what becomes of an instruction that KVM does not know and
+// that could not be completed.
+func (c *CPU) ownFailed(in *inst) status {
+	switch {
+	case c.fault.valid:
+		c.fault.valid = false
+		c.Inject = Exception{Vector: vectorPF, HasError: true, Error: c.fault.err, CR2: c.fault.addr}
+		return inject
+	case c.blocked != 0 && !c.bypass:
+		// No such instruction writes to a table that is in use, so the page
+		// was one, and its stale shadow does not matter.
+		c.blocked, c.bypass = 0, true
+		s := c.step()
+		c.bypass = false
+		return s
+	}
+	return unknown
+}
+
+// decode replaces a cache entry by the instruction in the 16 bytes lo, hi.
+func (e *cached) decode(gpa, lo, hi uint64) {
+	var b [16]byte
+	le.PutUint64(b[:], lo)
+	le.PutUint64(b[8:], hi)
+	e.gpa, e.lo, e.hi = gpa, lo, hi
+	if !decode(b[:], &e.inst) {
+		e.inst = inst{exec: execHandOver, len: 15}
+	}
+	e.maskLo, e.maskHi = ^uint64(0), 0
+	if n := uint(e.len); n < 8 {
+		e.maskLo = 1<<(8*n) - 1
+	} else {
+		e.maskHi = 1<<(8*(n-8)) - 1
+	}
+}
+
+// decodeSplit decodes an instruction near the end of a page into c.split.
+func (c *CPU) decodeSplit(rip uint64) bool {
+	var b [16]byte
+	n := copy(b[:], unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:])
+	if decode(b[:n], &c.split) {
+		return true
+	}
+	first := c.code
+	ok := c.fetch((rip | pageMask) + 1)
+	next := c.code
+	c.code = first
+	if !ok {
+		return false
+	}
+	copy(b[n:], unsafe.Slice((*byte)(next.host), pageSize))
+	return decode(b[:], &c.split)
+}
+
+func execHandOver(*CPU, *inst) status { return handOver }

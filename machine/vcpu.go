@@ -1,0 +1,297 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/bootloader"
+	"vmm/kvm"
+)
+
+// vcpu runs one virtual CPU on an OS thread of its own.
+type vcpu struct {
+	id  int
+	m   *Machine
+	kvm *kvm.VCPU
+	in  *interpreter // nil on hardware
+
+	mu  sync.Mutex
+	tid int // of the thread that runs it, 0 while none does
+	// kicked asks the vCPU to come to the gate.
+	kicked atomic.Bool
+}
+
+// MSRs that a PC's firmware sets up (SDM 4).
+const (
+	msrMiscEnable     = 0x1a0
+	miscFastString    = 1 << 0
+	msrMTRRDefType    = 0x2ff
+	mtrrEnable        = 1 << 11
+	mtrrWriteBack     = 6
+	lapicLVT0         = 0x350
+	lapicLVT1         = 0x360
+	lapicModeExtINT   = 7 << 8
+	lapicModeNMI      = 4 << 8
+	cpuidFeatures     = 1
+	cpuidTopology     = 0xb
+	cpuidTopologyV2   = 0x1f
+	cpuidKVMFeatures  = 0x40000001
+	cpuid1APICIDShift = 24
+)
+
+func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
+	k, err := m.vm.CreateVCPU(id)
+	if err != nil {
+		return nil, err
+	}
+	v := &vcpu{id: id, m: m, kvm: k}
+	err = k.SetCPUID(cpuid)
+	if err == nil {
+		err = v.initFirmwareState()
+	}
+	if err == nil && m.tables != nil {
+		v.in, err = newInterpreter(v)
+	}
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// initFirmwareState leaves the CPU as a BIOS does.
+func (v *vcpu) initFirmwareState() error {
+	l, err := v.kvm.LAPIC()
+	if err != nil {
+		return err
+	}
+	// The PIC's interrupts come in at LINT0, NMIs at LINT1.
+	for _, e := range []struct {
+		reg  int
+		mode uint32
+	}{{lapicLVT0, lapicModeExtINT}, {lapicLVT1, lapicModeNMI}} {
+		for i := range 4 {
+			l.Regs[e.reg+i] = byte(e.mode >> (8 * i))
+		}
+	}
+	if err := v.kvm.SetLAPIC(&l); err != nil {
+		return err
+	}
+	// Best effort: not every host lets these be set, and Linux copes.
+	v.kvm.SetMSR(msrMiscEnable, miscFastString)
+	v.kvm.SetMSR(msrMTRRDefType, mtrrEnable|mtrrWriteBack)
+	return nil
+}
+
+// guestCPUID is what the host supports, made fit for one of n CPUs.
+func guestCPUID(host []kvm.CPUIDEntry, id, n int, interpreted bool) []kvm.CPUIDEntry {
+	out := append([]kvm.CPUIDEntry(nil), host...)
+	for i := range out {
+		e := &out[i]
+		switch e.Function {
+		case cpuidFeatures:
+			const hypervisor, htt = 1 << 31, 1 << 28
+			e.EBX = e.EBX&0x0000ffff | uint32(n)<<16 | uint32(id)<<cpuid1APICIDShift
+			e.ECX |= hypervisor
+			if n > 1 {
+				e.EDX |= htt
+			}
+		case cpuidTopology, cpuidTopologyV2:
+			topologyLeaf(e, id, n)
+		case cpuidKVMFeatures:
+			if interpreted {
+				// Such hosts never come back from a hypercall, so only the
+				// features that need none are left: the clocks.
+				const clocks = 1<<0 | 1<<3 | 1<<24
+				e.EAX &= clocks
+			}
+		}
+	}
+	return out
+}
+
+// topologyLeaf makes all CPUs cores of one package (SDM 2, CPUID leaf 0xb).
+func topologyLeaf(e *kvm.CPUIDEntry, id, n int) {
+	const smt, core = 1, 2
+	e.EDX = uint32(id)
+	e.EAX, e.EBX, e.ECX = 0, 0, e.Index
+	switch e.Index {
+	case 0:
+		e.EBX, e.ECX = 1, e.Index|smt<<8
+	case 1:
+		for 1<<e.EAX < n {
+			e.EAX++
+		}
+		e.EBX, e.ECX = uint32(n), e.Index|core<<8
+	}
+}
+
+// enter puts the CPU into the kernel's entry state.
+func (v *vcpu) enter(e *bootloader.Entry) error {
+	s, err := v.kvm.Sregs()
+	if err != nil {
+		return err
+	}
+	e.Apply(&s)
+	if err := v.kvm.SetSregs(&s); err != nil {
+		return err
+	}
+	return v.kvm.SetRegs(&e.Regs)
+}
+
+func (v *vcpu) close() error { return v.kvm.Close() }
+
+// kickSignal interrupts KVM_RUN. Go uses it for preemption and ignores it
+// where it comes unexpected.
+const kickSignal = unix.SIGURG
+
+// kick makes the vCPU come to the gate soon. Safe from any goroutine.
+func (v *vcpu) kick() {
+	v.kicked.Store(true)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.tid != 0 {
+		v.kvm.Shared().SetImmediateExit(true)
+		unix.Tgkill(unix.Getpid(), v.tid, kickSignal)
+	}
+}
+
+func (v *vcpu) setThread(tid int) {
+	v.mu.Lock()
+	v.tid = tid
+	v.mu.Unlock()
+}
+
+// run executes the guest until the machine's end.
+func (v *vcpu) run() error {
+	// The thread is not given back: KVM ties the vCPU to it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	v.setThread(unix.Gettid())
+	defer v.setThread(0)
+	v.m.gate.join(v)
+	defer v.m.gate.leave(v)
+
+	step := v.runNative
+	if v.in != nil {
+		step = v.in.run
+	}
+	for {
+		if v.kicked.Swap(false) {
+			v.kvm.Shared().SetImmediateExit(false)
+		}
+		if !v.m.gate.pass() {
+			return nil
+		}
+		if err := step(); err != nil {
+			return fmt.Errorf("vCPU %d: %w", v.id, err)
+		}
+	}
+}
+
+// runNative enters the guest once and handles the exit.
+func (v *vcpu) runNative() error {
+	switch err := v.kvm.Run(); {
+	case err == nil:
+		return v.handleExit()
+	case interruptedRun(err):
+		return nil
+	default:
+		return err
+	}
+}
+
+// interruptedRun tells whether KVM_RUN only came back early: for a signal, or
+// because a vCPU waits for its INIT.
+func interruptedRun(err error) bool {
+	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)
+}
+
+// handleExit does what the guest waits for.
+func (v *vcpu) handleExit() error {
+	run := v.kvm.Shared()
+	if run.ExitReason < kvm.NumExitReasons {
+		v.m.exits[run.ExitReason].Add(1)
+	}
+	switch run.ExitReason {
+	case kvm.ExitIO:
+		v.portIO(run.IO())
+	case kvm.ExitMMIO:
+		e := run.MMIO()
+		v.m.mmio.access(e.PhysAddr, e.Data[:min(e.Len, 8)], e.IsWrite != 0)
+	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT, kvm.ExitDebug:
+	case kvm.ExitShutdown:
+		v.m.end(Result{End: EndCrash, Detail: "triple fault: " + v.where()})
+	case kvm.ExitSystemEvent:
+		v.systemEvent(run.SystemEvent())
+	case kvm.ExitFailEntry:
+		e := run.FailEntry()
+		return fmt.Errorf("the CPU refused the guest's state: hardware reason %#x on CPU %d: %s", e.HardwareReason, e.CPU, v.where())
+	case kvm.ExitInternalError:
+		return v.internalError(run.InternalError())
+	default:
+		return fmt.Errorf("KVM exit %v, which nothing here asks for: %s", run.ExitReason, v.where())
+	}
+	return nil
+}
+
+// portIO serves an IN or OUT, also of a string instruction.
+func (v *vcpu) portIO(e *kvm.IOExit) {
+	data, size := v.kvm.IOData(), int(e.Size)
+	for size > 0 && len(data) >= size {
+		v.m.ports.access(e.Port, data[:size], e.Direction == kvm.IOOut)
+		data = data[size:]
+	}
+}
+
+func (v *vcpu) systemEvent(e *kvm.SystemEvent) {
+	switch e.Type {
+	case kvm.SystemEventShutdown:
+		v.m.end(Result{End: EndPowerOff})
+	case kvm.SystemEventReset:
+		v.m.end(Result{End: EndReset})
+	default:
+		v.m.end(Result{End: EndCrash, Detail: fmt.Sprintf("system event %d", e.Type)})
+	}
+}
+
+// where says for an error message where the guest is.
+func (v *vcpu) where() string {
+	r, err := v.kvm.Regs()
+	if err != nil {
+		return err.Error()
+	}
+	s, err := v.kvm.Sregs()
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("RIP %#x, %s", r.RIP, cpuMode(&s))
+}
+
+// cpuMode names the CPU's mode and privilege level.
+func cpuMode(s *kvm.Sregs) string {
+	const pe, lma = 1, 1 << 10
+	mode := "real mode"
+	switch {
+	case s.EFER&lma != 0 && s.CS.L == 1:
+		mode = "64-bit mode"
+	case s.EFER&lma != 0:
+		mode = "compatibility mode"
+	case s.CR0&pe != 0:
+		mode = "protected mode"
+	}
+	return fmt.Sprintf("%s, ring %d", mode, s.CS.Selector&3)
+}
+
+// internalError describes what KVM could not do.
+func (v *vcpu) internalError(e *kvm.InternalError) error {
+	if code := e.Instruction(); code != nil {
+		return v.unknownInstruction(code)
+	}
+	return fmt.Errorf("KVM internal error %d %x: %s", e.Suberror, e.Data[:min(e.NData, 16)], v.where())
+}
