@@ -28,6 +28,8 @@ type interpreter struct {
 	// window makes the executor stop as soon as interrupts are possible: one
 	// may be waiting in KVM since the budget ran out.
 	window bool
+	// halted is set while the guest sleeps in HLT.
+	halted bool
 	// refused is the address of an instruction that KVM could not execute, to
 	// be tried by the executor: what an interrupt or exception led to.
 	refused uint64
@@ -103,6 +105,8 @@ func (in *interpreter) readTSCOffset() error {
 // in user mode until it leaves it.
 func (in *interpreter) run() error {
 	switch {
+	case in.halted:
+		return in.step()
 	case in.cpu.CanExecute():
 		return in.kernel()
 	case in.cpu.User():
@@ -133,6 +137,14 @@ func (in *interpreter) kernel() error {
 		if in.cpu.LeavesByIRet {
 			in.cpu.LeavesByIRet = false
 			return in.user()
+		}
+		return in.step()
+	case ring0.StopHalt:
+		// HLT under single-stepping does not sleep, so KVM is told that the
+		// CPU does.
+		in.halted = true
+		if err := in.v.kvm.SetMPState(kvm.MPState{State: kvm.MPStateHalted}); err != nil {
+			return err
 		}
 		return in.step()
 	case ring0.StopInject:
@@ -215,6 +227,7 @@ func (in *interpreter) enter() error {
 	}
 	err := in.v.kvm.Run()
 	in.cpu.Load(&in.shared.Regs, &in.shared.Sregs)
+	in.halted = in.halted && err != nil
 	in.cpu.InNMI = in.shared.Events.NMI.Masked != 0
 	return err
 }

@@ -22,6 +22,10 @@ const (
 	opened
 	// inject raises the exception in CPU.Inject.
 	inject
+	// shadow is a completed STI: interrupts wait for one more instruction.
+	shadow
+	// halt is a completed HLT.
+	halt
 	// unknown is what neither this package nor KVM can do.
 	unknown
 )
@@ -395,6 +399,8 @@ func (d *decoder) oneByteRest(op uint8) {
 		in.imm, in.exec = d.immediate(4), execJmp
 	case 0xeb:
 		in.imm, in.exec = d.immediate(1), execJmp
+	case 0xf4:
+		in.exec = execHLT
 	case 0xf5, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd:
 		in.op, in.exec = op, execFlag
 	case 0xf6, 0xf7:

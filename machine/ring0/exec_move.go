@@ -325,15 +325,10 @@ func execFlag(c *CPU, in *inst) status {
 	case 0xfa:
 		c.sys &^= flagIF
 	case 0xfb:
-		// The next instruction still runs without interrupts: HLT is left to
-		// KVM, which must then see the shadow itself.
-		if c.nextIsHLT() {
-			return handOver
-		}
 		was := c.InterruptsOn()
 		c.sys |= flagIF
 		if !was {
-			return opened
+			return shadow
 		}
 	case 0xfc:
 		c.sys &^= flagDF
@@ -341,9 +336,4 @@ func execFlag(c *CPU, in *inst) status {
 		c.sys |= flagDF
 	}
 	return done
-}
-
-func (c *CPU) nextIsHLT() bool {
-	var b [1]byte
-	return c.read(c.r[rIP], b[:]) && b[0] == 0xf4
 }

@@ -32,6 +32,8 @@ func execInt3(c *CPU, _ *inst) status {
 	return inject
 }
 
+func execHLT(*CPU, *inst) status { return halt }
+
 // execHandOverFlush is for what KVM does and the TLB must know of.
 func execHandOverFlush(c *CPU, _ *inst) status {
 	c.FlushTLB()

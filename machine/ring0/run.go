@@ -28,6 +28,8 @@ const (
 	StopLeft
 	// StopInject: the exception in Inject must be injected.
 	StopInject
+	// StopHalt: the CPU sleeps until an interrupt.
+	StopHalt
 	// StopUnknown: neither this package nor KVM knows the instruction at RIP,
 	// or it touches what only KVM knows how to.
 	StopUnknown
@@ -43,6 +45,7 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 	c.running.executing.Store(true)
 	defer c.running.executing.Store(false)
 	pauses := 0
+	opening := false
 	for n := 0; n < budget; n++ {
 		if g := c.tables.generation.Load(); g != c.seen {
 			c.FlushTLB()
@@ -51,6 +54,12 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 		}
 		switch c.step() {
 		case done:
+		case shadow:
+			n-- // whatever the budget, the next instruction belongs to this one
+			opening = true
+			continue
+		case halt:
+			return n + 1, StopHalt
 		case opened:
 			if window {
 				return n + 1, StopBudget
@@ -67,6 +76,11 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 			return n, StopInject
 		case unknown:
 			return n, StopUnknown
+		}
+		if opening {
+			if opening = false; window && c.InterruptsOn() {
+				return n + 1, StopBudget
+			}
 		}
 		if n&63 == 0 && interrupted.Load() {
 			return n + 1, StopBudget
