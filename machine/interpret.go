@@ -118,7 +118,8 @@ func (in *interpreter) run() error {
 // kernel executes kernel mode.
 func (in *interpreter) kernel() error {
 	in.changed = true
-	defer func() { in.refused = 0 }()
+	refused := in.refused
+	in.refused = 0
 	n, stop := in.cpu.Execute(budget, in.window, &in.v.kicked)
 	switch stop {
 	case ring0.StopBudget:
@@ -131,7 +132,7 @@ func (in *interpreter) kernel() error {
 		}
 		return in.step() // which delivers an interrupt, if there is one
 	case ring0.StopKVM:
-		if in.refused == in.cpu.RIP() && in.refused != 0 {
+		if n == 0 && refused != 0 && refused == in.cpu.RIP() {
 			return in.v.unknownInstruction(in.cpu.Code())
 		}
 		if in.cpu.LeavesByIRet {

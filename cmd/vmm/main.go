@@ -25,7 +25,7 @@ func main() {
 		args = os.Args[3]
 	}
 	t := time.Now()
-	m, err := machine.New(machine.Config{Kernel: k, Initrd: ird, Console: os.Stdout, Cmdline: args, Memory: 256 << 20})
+	m, err := machine.New(machine.Config{Kernel: k, Initrd: ird, Console: os.Stdout, Cmdline: args, Memory: 256 << 20, CPUs: len(os.Getenv("CPUS"))})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(125)
