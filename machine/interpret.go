@@ -23,6 +23,7 @@ type interpreter struct {
 
 	lstar, star uint64
 	tscOffset   uint64
+	area        []byte // extended state on its way to the helper and back
 	// changed is set while the executor's state is newer than KVM's.
 	changed bool
 	// window makes the executor stop as soon as interrupts are possible: one
@@ -40,7 +41,7 @@ type interpreter struct {
 const budget = 10000
 
 func newInterpreter(v *vcpu) (*interpreter, error) {
-	in := &interpreter{v: v, shared: v.kvm.Shared()}
+	in := &interpreter{v: v, shared: v.kvm.Shared(), area: make([]byte, v.kvm.XSaveSize())}
 	in.shared.ValidRegs = kvm.SyncRegs | kvm.SyncSregs | kvm.SyncEvents
 	if err := v.kvm.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
 		return nil, err
@@ -90,6 +91,21 @@ func (in *interpreter) MSR(index uint32) (uint64, error) {
 	}
 	return in.v.kvm.MSR(index)
 }
+
+// Native implements ring0.Host.
+func (in *interpreter) Native(n *ring0.Native) error {
+	xcr0, err := in.XCR0()
+	if err != nil {
+		return err
+	}
+	if err := in.v.kvm.XSave(in.area); err != nil {
+		return err
+	}
+	return in.v.m.helper.native(n, in.area, xcr0)
+}
+
+// NativeDone implements ring0.Host.
+func (in *interpreter) NativeDone() error { return in.v.kvm.SetXSave(in.area) }
 
 // TSC implements ring0.Host.
 func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
@@ -152,7 +168,7 @@ func (in *interpreter) kernel() error {
 		in.inject(in.cpu.Inject)
 		return in.step()
 	case ring0.StopUnknown:
-		return in.v.unknownInstruction(in.cpu.Code())
+		return errors.Join(in.v.unknownInstruction(in.cpu.Code()), in.cpu.Failure)
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ type Machine struct {
 
 	// Of interpreting hosts; nil on hardware.
 	tables *ring0.Tables
-	poker  *poker
+	helper *helper
 
 	gate   gate
 	exits  [kvm.NumExitReasons]atomic.Uint64
@@ -149,10 +149,10 @@ func New(cfg Config) (_ *Machine, err error) {
 				return nil, err
 			}
 		}
-		if m.poker, err = newPoker(m.vm, m.mem.Size(), cpuid); err != nil {
+		if m.helper, err = newHelper(m.vm, m.mem.Size(), cpuid); err != nil {
 			return nil, err
 		}
-		m.tables = ring0.NewTables(m.mem, m.poker.poke)
+		m.tables = ring0.NewTables(m.mem, m.helper.poke)
 	}
 	entry, err := m.load()
 	if err != nil {
@@ -249,9 +249,9 @@ func (m *Machine) Close() error {
 		errs = append(errs, v.close())
 	}
 	m.cpus = nil
-	if m.poker != nil {
-		errs = append(errs, m.poker.close())
-		m.poker = nil
+	if m.helper != nil {
+		errs = append(errs, m.helper.close())
+		m.helper = nil
 	}
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())

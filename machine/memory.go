@@ -22,7 +22,7 @@ const (
 	lapicBase  = 0xfee00000
 	identityPg = 0xfffbc000 // KVM_SET_IDENTITY_MAP_ADDR
 	tssPages   = 0xfffbd000 // KVM_SET_TSS_ADDR, three pages
-	pokePages  = 0xfe000000 // see poke.go
+	helperBase = 0xfe000000 // see helper.go
 	acpiBase   = 0xe0000    // where a PC's BIOS keeps the RSDP
 	biosEnd    = 0x100000
 	ebdaBase   = 0x9fc00

@@ -128,7 +128,7 @@ func (m *Machine) e820() []bootloader.E820 {
 		{Addr: acpiBase, Size: biosEnd - acpiBase, Type: bootloader.E820Reserved},
 		{Addr: biosEnd, Size: low - biosEnd, Type: bootloader.E820RAM},
 		{Addr: ecamBase, Size: ecamSize, Type: bootloader.E820Reserved},
-		{Addr: pokePages, Size: highRAM - pokePages, Type: bootloader.E820Reserved},
+		{Addr: helperBase, Size: highRAM - helperBase, Type: bootloader.E820Reserved},
 	}
 	if m.mem.size > low {
 		out = append(out, bootloader.E820{Addr: highRAM, Size: m.mem.size - low, Type: bootloader.E820RAM})

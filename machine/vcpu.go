@@ -270,7 +270,11 @@ func (v *vcpu) where() string {
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("RIP %#x, %s", r.RIP, cpuMode(&s))
+	rip := r.RIP
+	if v.in != nil && v.in.changed { // KVM's are older
+		rip = v.in.cpu.RIP()
+	}
+	return fmt.Sprintf("RIP %#x, %s", rip, cpuMode(&s))
 }
 
 // cpuMode names the CPU's mode and privilege level.

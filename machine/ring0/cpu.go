@@ -98,6 +98,11 @@ type Host interface {
 	XCR0() (uint64, error)
 	// MSR reads a model-specific register.
 	MSR(index uint32) (uint64, error)
+	// Native has the host's CPU execute n.Code with the vCPU's extended state
+	// and the registers in n, which it updates; NativeDone then makes the
+	// extended state the vCPU's.
+	Native(n *Native) error
+	NativeDone() error
 	// TSC returns the guest's time-stamp counter.
 	TSC() uint64
 }
@@ -130,6 +135,7 @@ type CPU struct {
 	host       Host
 	components [64]Component
 	xarea      []byte
+	native     Native
 
 	tlb     [tlbSize]tlbEntry
 	itlb    [itlbSize]itlbEntry
@@ -155,6 +161,9 @@ type CPU struct {
 	LeavesByIRet bool
 	// InNMI tells the executor that KVM waits for the IRET of an NMI's handler.
 	InNMI bool
+
+	// Failure is why the host could not do its part, after StopUnknown.
+	Failure error
 
 	// Inject is the exception to inject after StopInject.
 	Inject Exception

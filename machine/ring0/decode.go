@@ -60,6 +60,11 @@ type inst struct {
 	own   bool // KVM cannot do it on such hosts: faults are injected from here
 	rep   uint8
 	count bool // rep counts with rCX
+	// form and modrm are for instructions that the host's CPU executes.
+	form  vectorForm
+	modrm uint8
+	// evexDisp marks an EVEX address whose displacement has an unknown scale.
+	evexDisp bool
 	// undefined are the flags that the instruction leaves undefined; tests
 	// must not compare them.
 	undefined uint64
@@ -73,7 +78,9 @@ type decoder struct {
 	op2 bool // operand-size prefix
 	in  *inst
 	bad bool
-	ext uint8 // ModRM.reg without REX: the operation of a group
+	// evexDisp is set while an 8-bit displacement is in units of the operand.
+	evexDisp bool
+	ext      uint8 // ModRM.reg without REX: the operation of a group
 }
 
 func (d *decoder) u8() uint8 {
@@ -158,6 +165,7 @@ func (d *decoder) modRM() {
 	switch mod {
 	case 1:
 		in.disp = d.immediate(1)
+		in.evexDisp = d.evexDisp
 	case 2:
 		in.disp = d.immediate(4)
 	}
@@ -427,7 +435,11 @@ func (d *decoder) oneByteRest(op uint8) {
 		case op == 0xff && in.op == 6:
 			in.size, in.exec = d.size64(), execPushRM
 		}
-	case 0xdb:
+	case 0xc4, 0xc5:
+		d.vex(op)
+	case 0x62:
+		d.evex()
+	case 0xd8, 0xd9, 0xda, 0xdb, 0xdc, 0xdd, 0xde, 0xdf:
 		d.x87()
 	}
 }
@@ -705,13 +717,3 @@ func (d *decoder) threeByte38() {
 		d.vector(0x38)
 	}
 }
-
-// x87 decodes the few x87 instructions of a kernel.
-func (d *decoder) x87() {
-	if d.u8() == 0xe3 {
-		d.in.own, d.in.exec = true, execFNInit
-	}
-}
-
-// vector is where SSE and AVX instructions would be decoded.
-func (d *decoder) vector(uint8) {}

@@ -247,15 +247,6 @@ func execSTMXCSR(c *CPU, in *inst) status {
 	return stored(c.store(c.address(in), uint64(le.Uint32(c.xarea[xOffMXCSR:])), 4))
 }
 
-func execFNInit(c *CPU, _ *inst) status {
-	if c.host.XSave(c.xarea) != nil {
-		return handOver
-	}
-	clear(c.xarea[:xOffMXCSR])
-	le.PutUint16(c.xarea, defaultFCW)
-	return c.setLegacy()
-}
-
 func execXGetBV(c *CPU, _ *inst) status {
 	v, err := c.host.XCR0()
 	if err != nil || uint32(c.r[rCX]) != 0 {

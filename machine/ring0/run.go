@@ -116,7 +116,7 @@ func (c *CPU) step() status {
 	case in.own && s == handOver:
 		c.r[rIP] = rip
 		return c.ownFailed(in)
-	case s == handOver:
+	case s == handOver, s == unknown:
 		c.r[rIP] = rip
 	case s == inject && c.Inject.HasError: // a fault: the instruction is restarted
 		c.r[rIP] = rip
