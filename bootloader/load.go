@@ -120,7 +120,7 @@ func (k *Kernel) load(mem Memory, p Params, proto Protocol) (*Entry, error) {
 	if err := k.loadBootParams(mem, p, initrd); err != nil {
 		return nil, err
 	}
-	if err := loadPageTables(mem); err != nil {
+	if err := loadPageTables(mem, false); err != nil {
 		return nil, err
 	}
 	return &Entry{Long: true, Regs: kvm.Regs{RIP: entry, RSI: bootParams, RSP: stackTop, RBP: stackTop, RFLAGS: 2}}, nil
@@ -280,27 +280,39 @@ func loadPVHInfo(mem Memory, p Params, initrd span) error {
 }
 
 // LongMode prepares memory for 64-bit code without a kernel, entered at rip.
-func LongMode(mem Memory, rip uint64) (*Entry, error) {
-	return &Entry{Long: true, Regs: kvm.Regs{RIP: rip, RSP: stackTop, RFLAGS: 2}}, loadPageTables(mem)
+// With user, the first 4 GiB are open to user mode.
+func LongMode(mem Memory, rip uint64, user bool) (*Entry, error) {
+	return &Entry{Long: true, Regs: kvm.Regs{RIP: rip, RSP: stackTop, RFLAGS: 2}}, loadPageTables(mem, user)
 }
 
 // loadPageTables maps the first 4 GiB to themselves and writes the GDT.
-func loadPageTables(mem Memory) error {
-	const present, large = 3, 0x83 // present and writable; with the PS bit
+func loadPageTables(mem Memory, user bool) error {
+	bits := uint64(pteP | pteW)
+	if user {
+		bits |= pteU
+	}
 	table := make([]byte, 6*4096)
-	set := func(addr, v uint64) { binary.LittleEndian.PutUint64(table[addr-pml4Addr:], v) }
-	set(pml4Addr, pdptAddr|present)
+	set := func(addr, v uint64) { binary.LittleEndian.PutUint64(table[addr-pml4Addr:], v|bits) }
+	set(pml4Addr, pdptAddr)
 	for i := uint64(0); i < 4; i++ {
-		set(pdptAddr+8*i, (pdAddr+4096*i)|present)
+		set(pdptAddr+8*i, pdAddr+4096*i)
 	}
 	for i := uint64(0); i < 4*512; i++ {
-		set(pdAddr+8*i, i<<21|large)
+		set(pdAddr+8*i, i<<21|ptePS)
 	}
 	if err := put(mem, pml4Addr, table); err != nil {
 		return err
 	}
 	return put(mem, gdtAddr, gdt[:])
 }
+
+// Bits of a page-table entry (SDM 3, 4.5).
+const (
+	pteP  = 1 << 0
+	pteW  = 1 << 1
+	pteU  = 1 << 2
+	ptePS = 1 << 7
+)
 
 // The selectors that the boot protocols ask for: __BOOT_CS and __BOOT_DS.
 const (

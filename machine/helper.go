@@ -145,15 +145,13 @@ func (h *helper) setMode(user bool) error {
 	(&bootloader.Entry{Long: true}).Apply(&s)
 	s.CR3 = hpAddr(hpRoot)
 	if user {
-		const osfxsr, osxmmexcpt, osxsave, selRPL = 1 << 9, 1 << 10, 1 << 18, 3
+		const osfxsr, osxmmexcpt, osxsave = 1 << 9, 1 << 10, 1 << 18
 		s.CR3 = hpAddr(hpUserRoot)
 		s.CR4 |= osfxsr | osxmmexcpt
 		if h.xcr0 != 0 {
 			s.CR4 |= osxsave
 		}
-		for _, seg := range []*kvm.Segment{&s.CS, &s.SS, &s.DS, &s.ES, &s.FS, &s.GS} {
-			seg.DPL, seg.Selector = 3, seg.Selector|selRPL
-		}
+		toUserMode(&s)
 	}
 	h.user = user
 	return h.kvm.SetSregs(&s)

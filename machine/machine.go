@@ -81,11 +81,12 @@ type Machine struct {
 	tables *ring0.Tables
 	helper *helper
 
-	gate   gate
-	exits  [kvm.NumExitReasons]atomic.Uint64
-	finish sync.Once
-	result Result
-	cancel context.CancelFunc
+	gate    gate
+	profile *profiler // nil unless asked for
+	exits   [kvm.NumExitReasons]atomic.Uint64
+	finish  sync.Once
+	result  Result
+	cancel  context.CancelFunc
 }
 
 // New builds a machine. Close it if it is never run.
@@ -217,6 +218,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	defer m.cancel()
 	stop := context.AfterFunc(ctx, m.gate.stop)
 	defer stop()
+	if m.profile != nil {
+		defer m.profile.start(m.cpus)()
+	}
 
 	errs := make(chan error, len(m.cpus))
 	for _, v := range m.cpus {

@@ -24,6 +24,8 @@ type vcpu struct {
 	tid int // of the thread that runs it, 0 while none does
 	// kicked asks the vCPU to come to the gate.
 	kicked atomic.Bool
+	// sample asks it to note where it is.
+	sample atomic.Bool
 }
 
 // MSRs that a PC's firmware sets up (SDM 4).
@@ -185,6 +187,10 @@ func (v *vcpu) run() error {
 		if v.kicked.Swap(false) {
 			v.kvm.Shared().SetImmediateExit(false)
 		}
+		if v.sample.Load() {
+			v.sample.Store(false)
+			v.m.profile.add(v)
+		}
 		if !v.m.gate.pass() {
 			return nil
 		}
@@ -270,11 +276,10 @@ func (v *vcpu) where() string {
 	if err != nil {
 		return err.Error()
 	}
-	rip := r.RIP
-	if v.in != nil && v.in.changed { // KVM's are older
-		rip = v.in.cpu.RIP()
+	if v.in != nil && v.in.changed { // KVM's is older
+		r.RIP = v.in.cpu.RIP()
 	}
-	return fmt.Sprintf("RIP %#x, %s", rip, cpuMode(&s))
+	return fmt.Sprintf("RIP %#x, %s", r.RIP, cpuMode(&s))
 }
 
 // cpuMode names the CPU's mode and privilege level.

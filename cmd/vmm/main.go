@@ -1,38 +1,114 @@
+// Command vmm runs Linux virtual machines from the command line.
+//
+// The same binary is the init of its default guest: as PID 1 it is that.
 package main
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
-	"time"
+	"runtime/debug"
 
-	"vmm/bootloader"
-	"vmm/machine"
+	"github.com/spf13/cobra"
+
+	"vmm/guest-images/guestinit"
 )
 
+// Exit statuses, beside those of a guest's isa-debug-exit.
+const (
+	statusOK      = 0
+	statusUsage   = 2
+	statusCrash   = 123 // the guest crashed
+	statusTimeout = 124 // --timeout is over
+	statusFailed  = 125 // vmm could not start or failed
+)
+
+// exitError ends the program with a status; a nil error was told already.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &exitError{statusFailed, err}
+}
+
 func main() {
-	k, err := bootloader.Open(os.Args[1])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(125)
+	if os.Getpid() == 1 && os.Args[0] == "/init" {
+		guestinit.Main()
 	}
-	var ird []byte
-	if len(os.Args) > 2 {
-		ird, _ = os.ReadFile(os.Args[2])
+	os.Exit(run(os.Args[1:]))
+}
+
+// run executes the command line and returns the exit status.
+func run(args []string) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	err := root.Execute()
+	if err == nil {
+		return statusOK
 	}
-	args := ""
-	if len(os.Args) > 3 {
-		args = os.Args[3]
+	var exit *exitError
+	if !errors.As(err, &exit) { // cobra's own: the command line was wrong
+		exit = &exitError{statusUsage, fmt.Errorf("%w (see vmm --help)", err)}
 	}
-	t := time.Now()
-	m, err := machine.New(machine.Config{Kernel: k, Initrd: ird, Console: os.Stdout, Cmdline: args, Memory: 256 << 20, CPUs: len(os.Getenv("CPUS"))})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(125)
+	if exit.err != nil {
+		fmt.Fprintln(os.Stderr, "vmm:", exit.err)
 	}
-	fmt.Fprintln(os.Stderr, "new", time.Since(t))
-	ctx, c := context.WithTimeout(context.Background(), 60*time.Second)
-	defer c()
-	r, err := m.Run(ctx)
-	fmt.Fprintln(os.Stderr, "\n", r, err, time.Since(t), m.Exits())
+	return exit.status
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmm",
+		Short: "Run Linux virtual machines",
+		Long: "vmm boots an unmodified Linux in a virtual machine on /dev/kvm: as an ordinary process,\n" +
+			"without root, firmware or helper processes.",
+		Example:       "  vmm run                              # a shell in the default guest\n  vmm run --kernel bzImage --initrd initrd.img -m 1G -c 2\n  vmm doctor                           # what this host can do",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(runCommand(), doctorCommand(), setupCommand(), versionCommand())
+	return root
+}
+
+// release is the version of a release build.
+const release = "0.1"
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print vmm's version",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintln(cmd.OutOrStdout(), "vmm", versionString())
+		},
+	}
+}
+
+// versionString is the release with the commit and toolchain of the build.
+func versionString() string {
+	s := release
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return s
+	}
+	for _, v := range info.Settings {
+		if v.Key == "vcs.revision" {
+			s += " " + v.Value[:min(12, len(v.Value))]
+		}
+	}
+	return s + " " + info.GoVersion
 }

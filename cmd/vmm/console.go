@@ -1,0 +1,209 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// escape is Ctrl-a, which begins vmm's own keys on the console.
+const escape = 1
+
+const consoleHelp = "\r\nCtrl-a x  quit: end the VM at once\r\n" +
+	"Ctrl-a p  press the power button: the guest shuts down\r\n" +
+	"Ctrl-a h  this help\r\n" +
+	"Ctrl-a Ctrl-a  send Ctrl-a to the guest\r\n"
+
+// console is the host's end of the guest's serial port.
+type console struct {
+	io.Writer
+	in io.Reader // nil where there is no input
+	// restore undoes what opening did to the terminal or file.
+	restore func()
+	// keys tells whether Ctrl-a is vmm's.
+	keys bool
+}
+
+// openConsole opens what --console names: serial (standard input and output),
+// none, a file, or unix:PATH, where one client at a time may connect.
+func openConsole(spec string) (*console, error) {
+	switch path, isUnix := strings.CutPrefix(spec, "unix:"); {
+	case spec == "none":
+		return &console{Writer: io.Discard, restore: func() {}}, nil
+	case spec == "serial":
+		return stdConsole()
+	case isUnix:
+		return listenConsole(path)
+	default:
+		f, err := os.Create(spec)
+		if err != nil {
+			return nil, fmt.Errorf("--console: %w", err)
+		}
+		return &console{Writer: f, restore: func() { f.Close() }}, nil
+	}
+}
+
+// stdConsole uses standard input and output; a terminal becomes raw.
+func stdConsole() (*console, error) {
+	c := &console{Writer: os.Stdout, in: os.Stdin, restore: func() {}}
+	fd := int(os.Stdin.Fd())
+	if !term.IsTerminal(fd) {
+		return c, nil
+	}
+	state, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("the terminal cannot be made raw: %w", err)
+	}
+	c.keys = true
+	c.restore = func() { term.Restore(fd, state) }
+	return c, nil
+}
+
+// terminalArgs tells the guest's init the kind and size of the terminal, by
+// kernel arguments that become its environment.
+func terminalArgs() string {
+	fd := int(os.Stdout.Fd())
+	if !term.IsTerminal(fd) {
+		return ""
+	}
+	var args []string
+	if t := os.Getenv("TERM"); t != "" && !strings.ContainsAny(t, " \"") {
+		args = append(args, "TERM="+t)
+	}
+	if cols, rows, err := term.GetSize(fd); err == nil && cols > 0 && rows > 0 {
+		args = append(args, fmt.Sprintf("COLUMNS=%d LINES=%d", cols, rows))
+	}
+	return strings.Join(args, " ")
+}
+
+// socketConsole is a console behind a unix socket. Output without a client is
+// dropped, as on a serial cable that nobody holds.
+type socketConsole struct {
+	l  net.Listener
+	mu sync.Mutex
+	c  net.Conn
+	r  *io.PipeReader
+	w  *io.PipeWriter
+}
+
+func listenConsole(path string) (*console, error) {
+	l, err := net.Listen("unix", path)
+	if errors.Is(err, unix.EADDRINUSE) && !answers(path) {
+		os.Remove(path) // left behind by a process that was killed
+		l, err = net.Listen("unix", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--console: %w", err)
+	}
+	s := &socketConsole{l: l}
+	s.r, s.w = io.Pipe()
+	go s.accept()
+	return &console{Writer: s, in: s.r, restore: s.close}, nil
+}
+
+// answers tells whether somebody listens on a socket.
+func answers(path string) bool {
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
+func (s *socketConsole) accept() {
+	for {
+		c, err := s.l.Accept()
+		if err != nil {
+			return
+		}
+		s.set(c)
+		io.Copy(s.w, c) // until the client goes
+		s.set(nil)
+	}
+}
+
+func (s *socketConsole) set(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.c != nil {
+		s.c.Close()
+	}
+	s.c = c
+}
+
+// Write implements io.Writer.
+func (s *socketConsole) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	c := s.c
+	s.mu.Unlock()
+	if c != nil {
+		c.Write(p)
+	}
+	return len(p), nil
+}
+
+func (s *socketConsole) close() {
+	s.l.Close()
+	s.set(nil)
+	s.w.Close()
+}
+
+// consoleActions is what the keys behind Ctrl-a do.
+type consoleActions struct {
+	quit, power func()
+	help        func()
+}
+
+// copyInput sends input to the guest until it ends, and obeys Ctrl-a.
+func (c *console) copyInput(send func([]byte) error, do consoleActions) {
+	if c.in == nil {
+		return
+	}
+	buf := make([]byte, 256)
+	escaped := false
+	for {
+		n, err := c.in.Read(buf)
+		if err != nil {
+			return
+		}
+		p := buf[:n]
+		if c.keys {
+			p, escaped = filterKeys(p, escaped, do)
+		}
+		if len(p) > 0 && send(p) != nil {
+			return
+		}
+	}
+}
+
+// filterKeys takes vmm's own keys out of p, in place. escaped tells whether
+// the last byte was an unanswered Ctrl-a.
+func filterKeys(p []byte, escaped bool, do consoleActions) ([]byte, bool) {
+	out := p[:0]
+	for _, b := range p {
+		switch {
+		case !escaped && b == escape:
+			escaped = true
+			continue
+		case !escaped:
+			out = append(out, b)
+		case b == escape:
+			out = append(out, b)
+		case b == 'x':
+			do.quit()
+		case b == 'p':
+			do.power()
+		case b == 'h' || b == '?':
+			do.help()
+		}
+		escaped = false
+	}
+	return out, escaped
+}

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/signal"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"vmm/bootloader"
+	"vmm/guest-images/guestinit"
+	"vmm/machine"
+)
+
+// runFlags are the flags of vmm run.
+type runFlags struct {
+	kernel    string
+	initrds   []string
+	args      []string
+	memory    byteSize
+	hugePages bool
+	cpus      int
+	timeout   time.Duration
+	console   string
+	name      string
+	protocol  string
+	profile   string
+	verbose   bool
+}
+
+func runCommand() *cobra.Command {
+	f := &runFlags{memory: machine.DefaultMemory}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Boot a virtual machine",
+		Long: "run boots a Linux kernel and connects this terminal to its serial console.\n" +
+			"Without --kernel it boots the default guest, which is built once (see vmm setup).\n\n" +
+			"Ctrl-a x ends the VM, Ctrl-a h shows the other keys.\n\n" +
+			"Exit status: 0 the guest shut down or rebooted, 123 it crashed, 124 --timeout,\n" +
+			"125 vmm could not start or failed, 2 wrong usage.",
+		Example: "  vmm run\n" +
+			"  vmm run --kernel arch/x86/boot/bzImage --append 'loglevel=7' -m 2G -c 4\n" +
+			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
+	}
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux")
+	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
+	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
+	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
+	fl.BoolVar(&f.hugePages, "huge-pages", false, "back guest memory with huge pages")
+	fl.IntVarP(&f.cpus, "cpus", "c", 1, "`NUMBER` of virtual CPUs")
+	fl.DurationVar(&f.timeout, "timeout", 0, "end the VM after `DURATION`, such as 90s")
+	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
+	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
+	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
+	return cmd
+}
+
+// validName is what a VM may be called: it becomes a hostname.
+var validName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+// check finds what is wrong with the flags themselves.
+func (f *runFlags) check() error {
+	usage := func(format string, args ...any) error {
+		return &exitError{statusUsage, fmt.Errorf(format, args...)}
+	}
+	switch {
+	case !validName.MatchString(f.name):
+		return usage("--name %q: only letters, digits and dashes, at most 63", f.name)
+	case f.cpus < 1 || f.cpus > machine.MaxCPUs:
+		return usage("--cpus %d: between 1 and %d", f.cpus, machine.MaxCPUs)
+	case f.timeout < 0:
+		return usage("--timeout %v: a time cannot be negative", f.timeout)
+	case f.console == "":
+		return usage("--console: serial, none, a file or unix:PATH")
+	case f.memory < machine.MinMemory || f.memory > machine.MaxMemory:
+		return usage("--memory %v: between %v and %v", f.memory, byteSize(machine.MinMemory), byteSize(machine.MaxMemory))
+	}
+	for _, p := range bootloader.Protocols {
+		if f.protocol == string(p) {
+			return nil
+		}
+	}
+	return usage("--boot-protocol %q: auto, bzimage, elf or pvh", f.protocol)
+}
+
+func (f *runFlags) run(ctx context.Context) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	start := time.Now()
+	cfg, symbols, err := f.config(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	con, err := openConsole(f.console)
+	if err != nil {
+		return failed(err)
+	}
+	cfg.Console = con
+	m, err := machine.New(*cfg)
+	if err != nil {
+		con.restore()
+		return failed(err)
+	}
+	built := time.Now()
+	if f.profile != "" {
+		m.StartProfile(symbols)
+	}
+	result, status, err := f.drive(ctx, m, con)
+	con.restore()
+	if err != nil {
+		return failed(err)
+	}
+	if f.profile != "" {
+		if err := writeProfile(f.profile, m); err != nil {
+			return failed(err)
+		}
+	}
+	if f.verbose {
+		report(os.Stderr, m, built.Sub(start), time.Since(built))
+	}
+	return f.outcome(result, status)
+}
+
+// drive runs the machine with its console, signals and timeout.
+func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *console) (machine.Result, int, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := func(status int, err error) { cancel(&exitError{status, err}) }
+	if f.timeout > 0 {
+		t := time.AfterFunc(f.timeout, func() { stop(statusTimeout, fmt.Errorf("the guest did not end within %v", f.timeout)) })
+		defer t.Stop()
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	go func() {
+		select {
+		case s := <-signals:
+			stop(128+int(s.(unix.Signal)), nil)
+		case <-ctx.Done():
+		}
+	}()
+	go con.copyInput(m.Input, consoleActions{
+		quit:  func() { stop(statusOK, nil) },
+		power: m.PressPowerButton,
+		help:  func() { io.WriteString(con, consoleHelp) },
+	})
+	result, err := m.Run(ctx)
+	var exit *exitError
+	if errors.As(context.Cause(ctx), &exit) && result.End == machine.EndStopped {
+		if exit.err != nil {
+			con.restore()
+			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
+		}
+		return result, exit.status, err
+	}
+	return result, statusOK, err
+}
+
+// outcome is what the guest's end means for the exit status.
+func (f *runFlags) outcome(r machine.Result, status int) error {
+	switch r.End {
+	case machine.EndCrash:
+		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
+	case machine.EndDebugExit:
+		status = r.Status
+	}
+	if status == statusOK {
+		return nil
+	}
+	return &exitError{status, nil}
+}
+
+// config reads the kernel and the initial RAM disks.
+func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols string, err error) {
+	args := f.args
+	var initrds [][]byte
+	if f.kernel == "" {
+		b, finish := setupBuilder()
+		slim, err := b.SlimKernel(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		initrd, err := b.Initramfs(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		finish()
+		f.kernel, symbols = slim.Image, slim.SystemMap
+		initrds = append(initrds, initrd)
+		// First, so that the user's win where the kernel takes the last.
+		args = append([]string{guestinit.HostnameArg + f.name, "quiet"}, args...)
+		if t := terminalArgs(); t != "" && f.console == "serial" {
+			args = append([]string{t}, args...)
+		}
+	}
+	for _, path := range f.initrds {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, "", err
+		}
+		initrds = append(initrds, b)
+	}
+	kernel, err := bootloader.Open(f.kernel)
+	if err != nil {
+		return nil, "", err
+	}
+	return &machine.Config{
+		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: kernel,
+		Initrd: bootloader.JoinInitrds(initrds...), Cmdline: strings.Join(args, " "),
+		Protocol: bootloader.Protocol(f.protocol),
+	}, symbols, nil
+}
+
+func writeProfile(path string, m *machine.Machine) error {
+	out, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("--profile: %w", err)
+	}
+	return errors.Join(m.WriteProfile(out), out.Close())
+}
+
+// report prints what -v asks for.
+func report(w io.Writer, m *machine.Machine, setup, ran time.Duration) {
+	mode := "hardware"
+	if m.Interpreted() {
+		mode = "interpreted"
+	}
+	fmt.Fprintf(w, "\nvmm: set up in %v, ran for %v, guest kernel mode: %s\n",
+		setup.Round(time.Microsecond), ran.Round(time.Millisecond), mode)
+	exits := m.Exits()
+	names := make([]string, 0, len(exits))
+	for n := range exits {
+		names = append(names, n)
+	}
+	sort.Slice(names, func(i, j int) bool { return exits[names[i]] > exits[names[j]] })
+	for _, n := range names {
+		fmt.Fprintf(w, "vmm: %10d exits: %s\n", exits[n], n)
+	}
+}
+
+// byteSize is a flag for sizes with the suffixes K, M, G and T.
+type byteSize uint64
+
+// String implements pflag.Value.
+func (s byteSize) String() string {
+	for _, u := range []struct {
+		shift uint
+		name  string
+	}{{40, "T"}, {30, "G"}, {20, "M"}, {10, "K"}} {
+		if s > 0 && s%(1<<u.shift) == 0 {
+			return fmt.Sprintf("%d%s", s>>u.shift, u.name)
+		}
+	}
+	return strconv.FormatUint(uint64(s), 10)
+}
+
+// Set implements pflag.Value. A number without a suffix is in MiB, as with
+// other VMMs.
+func (s *byteSize) Set(v string) error {
+	digits := strings.TrimRight(strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v), "B"), "I"), "KMGT")
+	unit := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v)[len(digits):], "B"), "I")
+	shifts := map[string]uint{"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
+	shift, ok := shifts[unit]
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || !ok || n > math.MaxInt64>>shift {
+		return errors.New("a size such as 512M or 4G")
+	}
+	*s = byteSize(n << shift)
+	return nil
+}
+
+// Type implements pflag.Value.
+func (s *byteSize) Type() string { return "size" }

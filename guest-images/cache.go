@@ -1,0 +1,105 @@
+package guestimages
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// CacheDir is where guest images are kept: vmm in the user's cache directory.
+func CacheDir() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no place for guest images: %w", err)
+	}
+	return filepath.Join(dir, "vmm"), nil
+}
+
+// Builder makes images. The zero value is silent.
+type Builder struct {
+	// Log receives a line for every step; nil drops them.
+	Log io.Writer
+	// Progress is told how far a long step is, in units of its own.
+	Progress func(step string, done, total int)
+}
+
+func (b *Builder) log(format string, args ...any) {
+	if b.Log != nil {
+		fmt.Fprintf(b.Log, format+"\n", args...)
+	}
+}
+
+func (b *Builder) progress(step string, done, total int) {
+	if b.Progress != nil {
+		b.Progress(step, done, total)
+	}
+}
+
+// once returns dir/name, and makes it first if it is not there: make fills an
+// empty directory, which then takes the name. A lock keeps a second process
+// from doing the same work at the same time.
+func (b *Builder) once(ctx context.Context, name string, make func(ctx context.Context, dir string) error) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	final := filepath.Join(cache, name)
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(final+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		b.log("waiting for another process that makes %s", name)
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+		if err != nil {
+			return "", err
+		}
+	}
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	work, err := os.MkdirTemp(cache, "making-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(work)
+	if err := make(ctx, work); err != nil {
+		return "", fmt.Errorf("making %s: %w", name, err)
+	}
+	if err := os.Rename(work, final); err != nil {
+		return "", err
+	}
+	os.Remove(final + ".lock")
+	return final, os.Chmod(final, 0o755)
+}
+
+// command runs a program and shows the end of its output if it fails.
+func command(ctx context.Context, dir, name string, args ...string) (string, error) {
+	c := exec.CommandContext(ctx, name, args...)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	out, err := c.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, lastLines(string(out), 10))
+	}
+	return string(out), nil
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,154 @@
+// Package guestinit is the init of vmm's default guest. It mounts what a
+// Linux system expects, runs /etc/rc.local if there is one, and a login shell
+// on the console; when the shell ends, the guest shuts down. It obeys the
+// power button and busybox's poweroff, halt and reboot.
+package guestinit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// HostnameArg is the kernel argument that names the guest.
+const HostnameArg = "vmm.hostname="
+
+// How long processes have between SIGTERM and SIGKILL.
+const grace = 2 * time.Second
+
+type mount struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+var mounts = []mount{
+	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	{"dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666"},
+	{"shm", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, ""},
+	{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, ""},
+	{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+}
+
+// Main is PID 1 of the guest. It does not return.
+func Main() {
+	os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
+	os.Setenv("HOME", "/root")
+	if os.Getenv("TERM") == "" || os.Getenv("TERM") == "linux" {
+		os.Setenv("TERM", "vt100")
+	}
+	for _, m := range mounts {
+		os.MkdirAll(m.target, 0o755)
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			warn("mount %s: %v", m.target, err) // a kernel may lack one; the rest still serves
+		}
+	}
+	setHostname()
+
+	ends := make(chan int, 4)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGUSR1, unix.SIGUSR2, unix.SIGTERM, unix.SIGINT)
+	go func() { ends <- rebootCommand(<-signals) }()
+	go watchPowerButton(func() { ends <- unix.LINUX_REBOOT_CMD_POWER_OFF })
+	go func() {
+		session("/etc/rc.local")
+		session("/bin/sh", "-l")
+		ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
+	}()
+	shutDown(<-ends)
+}
+
+func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "init: "+format+"\n", args...) }
+
+// rebootCommand translates the signals that busybox sends to PID 1.
+func rebootCommand(s os.Signal) int {
+	if s == unix.SIGTERM || s == unix.SIGINT {
+		return unix.LINUX_REBOOT_CMD_RESTART
+	}
+	return unix.LINUX_REBOOT_CMD_POWER_OFF
+}
+
+// setHostname takes the name from the kernel's arguments.
+func setHostname() {
+	name := "vmm"
+	args, _ := os.ReadFile("/proc/cmdline")
+	for _, a := range strings.Fields(string(args)) {
+		if v, ok := strings.CutPrefix(a, HostnameArg); ok && v != "" {
+			name = v
+		}
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		warn("hostname %q: %v", name, err)
+	}
+}
+
+// session runs a program with the console as its controlling terminal and
+// waits for it. A program that is not there is left out.
+func session(name string, args ...string) {
+	if _, err := os.Stat(name); err != nil {
+		return
+	}
+	console, err := openConsole()
+	if err != nil {
+		warn("no console: %v", err)
+		return
+	}
+	defer console.Close()
+	c := exec.Command(name, args...)
+	c.Dir = "/root"
+	c.Stdin, c.Stdout, c.Stderr = console, console, console
+	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Run(); err != nil && c.ProcessState == nil {
+		warn("%s: %v", name, err)
+	}
+}
+
+// openConsole opens the terminal behind /dev/console, which itself cannot be
+// a controlling one, and gives it the size that the host's has.
+func openConsole() (*os.File, error) {
+	path := "/dev/console"
+	if active, err := os.ReadFile("/sys/class/tty/console/active"); err == nil {
+		if names := strings.Fields(string(active)); len(names) > 0 {
+			path = "/dev/" + names[len(names)-1]
+		}
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	rows, _ := strconv.ParseUint(os.Getenv("LINES"), 10, 16)
+	cols, _ := strconv.ParseUint(os.Getenv("COLUMNS"), 10, 16)
+	if rows > 0 && cols > 0 {
+		unix.IoctlSetWinsize(int(f.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(cols)})
+	}
+	return f, nil
+}
+
+// shutDown ends all processes, saves what is unsaved and reboots or powers
+// off.
+func shutDown(command int) {
+	unix.Kill(-1, unix.SIGTERM)
+	deadline := time.Now().Add(grace)
+	for time.Now().Before(deadline) {
+		var status unix.WaitStatus
+		if _, err := unix.Wait4(-1, &status, unix.WNOHANG, nil); errors.Is(err, unix.ECHILD) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	unix.Kill(-1, unix.SIGKILL)
+	unix.Sync()
+	err := unix.Reboot(command)
+	warn("reboot: %v", err)
+	select {} // PID 1 must not end
+}

@@ -1,0 +1,110 @@
+package guestimages
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/u-root/u-root/pkg/cpio"
+)
+
+// Initramfs returns the default initial RAM disk, an uncompressed cpio
+// archive: busybox, and this very program as /init.
+func (b *Builder) Initramfs(ctx context.Context) ([]byte, error) {
+	busybox, err := b.busybox(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self, err := selfStatic()
+	if err != nil {
+		return nil, err
+	}
+	return initramfs(self, busybox)
+}
+
+// Archive makes an initial RAM disk of files, to be joined to the default one.
+func Archive(files ...cpio.Record) ([]byte, error) {
+	var out bytes.Buffer
+	w := cpio.Newc.Writer(&out)
+	if err := cpio.WriteRecordsAndDirs(w, files); err != nil {
+		return nil, err
+	}
+	err := cpio.WriteTrailer(w)
+	return out.Bytes(), err
+}
+
+type busyboxFiles struct {
+	binary  []byte
+	applets []string
+}
+
+// busybox returns Debian's static busybox and the names of its applets.
+func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
+	dir, err := b.once(ctx, "busybox", func(ctx context.Context, dir string) error {
+		if err := b.fetch(ctx, "busybox-static", dir); err != nil {
+			return err
+		}
+		for _, p := range []string{"bin/busybox", "usr/bin/busybox"} {
+			if os.Rename(filepath.Join(dir, p), filepath.Join(dir, "busybox")) == nil {
+				out, err := exec.CommandContext(ctx, filepath.Join(dir, "busybox"), "--list").Output()
+				if err != nil {
+					return err
+				}
+				return os.WriteFile(filepath.Join(dir, "applets"), out, 0o644)
+			}
+		}
+		return fmt.Errorf("package busybox-static has no busybox")
+	})
+	if err != nil {
+		return nil, err
+	}
+	binary, err := os.ReadFile(filepath.Join(dir, "busybox"))
+	if err != nil {
+		return nil, err
+	}
+	list, err := os.ReadFile(filepath.Join(dir, "applets"))
+	return &busyboxFiles{binary, strings.Fields(string(list))}, err
+}
+
+// selfStatic reads this program, which is the guest's init too.
+func selfStatic() ([]byte, error) {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	f, err := elf.NewFile(bytes.NewReader(self))
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return nil, fmt.Errorf("this vmm is linked dynamically, so it cannot be the guest's init: build it with CGO_ENABLED=0")
+		}
+	}
+	return self, nil
+}
+
+func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
+	files := []cpio.Record{
+		cpio.StaticFile("init", string(init), 0o755),
+		cpio.StaticFile("bin/busybox", string(busybox.binary), 0o755),
+		// What the kernel gives PID 1 as its standard streams.
+		cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
+		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644),
+	}
+	for _, d := range []string{"proc", "sys", "tmp", "run", "root", "mnt"} {
+		files = append(files, cpio.Directory(d, 0o755))
+	}
+	for _, a := range busybox.applets {
+		if a != "busybox" {
+			files = append(files, cpio.Symlink("bin/"+a, "busybox"))
+		}
+	}
+	return Archive(files...)
+}
