@@ -1,0 +1,61 @@
+// Command guestcheck runs inside a test's guest and reports, a line a check,
+// whether the machine that it sees works: "CHECK name ok", or "CHECK name
+// FAIL reason". Its last line is "CHECKS DONE".
+//
+// What it expects comes as arguments: name=value.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// check is one property of the guest.
+type check struct {
+	name string
+	run  func(want map[string]string) error
+}
+
+var checks = []check{
+	{"cpus", cpus},
+	{"memory", memory},
+	{"date", date},
+	{"processes", processes},
+	{"pipes", pipes},
+	{"signals", signals},
+	{"faults", faults},
+	{"threads", threads},
+	{"timers", timers},
+	{"clock", clock},
+	{"mappings", mappings},
+	{"sse", sse},
+	{"avx", avx},
+	{"libc", libc},
+	{"devices", devices},
+}
+
+func main() {
+	want := map[string]string{}
+	for _, a := range os.Args[1:] {
+		k, v, _ := strings.Cut(a, "=")
+		want[k] = v
+	}
+	for _, c := range checks {
+		if only, ok := want["only"]; ok && only != c.name {
+			continue
+		}
+		if err := c.run(want); err != nil {
+			fmt.Printf("CHECK %s FAIL %s\n", c.name, strings.ReplaceAll(err.Error(), "\n", " | "))
+		} else {
+			fmt.Printf("CHECK %s ok\n", c.name)
+		}
+	}
+	fmt.Println("CHECKS DONE")
+}
+
+func number(want map[string]string, name string) int64 {
+	n, _ := strconv.ParseInt(want[name], 10, 64)
+	return n
+}
