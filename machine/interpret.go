@@ -121,14 +121,21 @@ func (in *interpreter) readTSCOffset() error {
 // in user mode until it leaves it.
 func (in *interpreter) run() error {
 	switch {
-	case in.halted:
+	case in.cpu.User():
+		return in.user()
+	case in.halted, in.delivering():
 		return in.step()
 	case in.cpu.CanExecute():
 		return in.kernel()
-	case in.cpu.User():
-		return in.user()
 	}
 	return in.step() // real and protected mode, and what ring0 declines
+}
+
+// delivering tells whether KVM was interrupted with an exception or interrupt
+// in hand: it must be delivered where the guest is now, not later.
+func (in *interpreter) delivering() bool {
+	ev := &in.shared.Events
+	return ev.Exception.Injected != 0 || ev.Exception.Pending != 0 || ev.Interrupt.Injected != 0 || ev.NMI.Injected != 0
 }
 
 // kernel executes kernel mode.
@@ -193,8 +200,9 @@ func (in *interpreter) user() error {
 	err := in.enter()
 	in.cpu.LeaveUser()
 	// SYSCALL arrives as a page fault of the kernel's entry. KVM has executed
-	// the first instruction of the fault's handler, or could not.
-	if err == nil && in.cpu.CanExecute() && in.cpu.FinishSyscall(in.lstar, in.star) {
+	// the first instruction of the fault's handler, or could not, or was
+	// interrupted before it.
+	if in.cpu.CanExecute() && in.cpu.FinishSyscall(in.lstar, in.star) {
 		in.v.m.exits[in.shared.ExitReason].Add(1)
 		in.changed = true
 		return nil
@@ -203,13 +211,17 @@ func (in *interpreter) user() error {
 }
 
 // step lets KVM do one instruction of kernel mode, or deliver an interrupt.
+// An interrupted step may have been done or not, so what follows from the
+// instruction must do no harm in either case.
 func (in *interpreter) step() error {
 	err := in.enter()
-	if err == nil {
-		err = in.cpu.Stored()
+	if e := in.cpu.Stored(); e != nil {
+		return e
 	}
-	if err == nil && in.cpu.WrittenMSR != 0 {
-		err = in.wrote(in.cpu.WrittenMSR)
+	if in.cpu.WrittenMSR != 0 {
+		if e := in.wrote(in.cpu.WrittenMSR); e != nil {
+			return e
+		}
 		in.cpu.WrittenMSR = 0
 	}
 	return in.after(err)
@@ -243,6 +255,9 @@ func (in *interpreter) enter() error {
 		}
 	}
 	err := in.v.kvm.Run()
+	// KVM sets bits for an interrupt in hand and never clears them here; to
+	// give them back would raise it again. Events tells of it too.
+	in.shared.Sregs.InterruptBitmap = [4]uint64{}
 	in.cpu.Load(&in.shared.Regs, &in.shared.Sregs)
 	in.halted = in.halted && err != nil
 	in.cpu.InNMI = in.shared.Events.NMI.Masked != 0

@@ -128,7 +128,7 @@ type CPU struct {
 
 	base         [3]uint64 // segment bases by segNone, segFS, segGS
 	kernelGSBase uint64
-	gsSwapped    bool // kernelGSBase differs from the vCPU's MSR
+	knownGSBase  uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
 	sregs        kvm.Sregs
 	sregsDirty   bool
 
@@ -238,16 +238,13 @@ func (c *CPU) Store(regs *kvm.Regs, sregs *kvm.Sregs) (sregsChanged bool) {
 	return changed
 }
 
-// KernelGSBase returns IA32_KERNEL_GS_BASE and whether SWAPGS has changed it
-// since the last call, so that the vCPU's register must be written.
+// KernelGSBase returns IA32_KERNEL_GS_BASE and whether it differs from the
+// vCPU's, which must then be written.
 func (c *CPU) KernelGSBase() (v uint64, changed bool) {
-	changed = c.gsSwapped
-	c.gsSwapped = false
+	changed = c.kernelGSBase != c.knownGSBase
+	c.knownGSBase = c.kernelGSBase
 	return c.kernelGSBase, changed
 }
-
-// SetKernelGSBase tells the executor of the vCPU's IA32_KERNEL_GS_BASE.
-func (c *CPU) SetKernelGSBase(v uint64) { c.kernelGSBase, c.gsSwapped = v, false }
 
 // RIP returns the address of the next instruction.
 func (c *CPU) RIP() uint64 { return c.r[rIP] }

@@ -80,7 +80,6 @@ func execACFlag(c *CPU, in *inst) status {
 
 func execSwapGS(c *CPU, _ *inst) status {
 	c.base[segGS], c.kernelGSBase = c.kernelGSBase, c.base[segGS]
-	c.gsSwapped = !c.gsSwapped
 	return done
 }
 
@@ -127,7 +126,7 @@ func execWRMSR(c *CPU, _ *inst) status {
 	case MSRGSBase:
 		c.base[segGS] = v
 	case MSRKernelGSBase:
-		c.kernelGSBase, c.gsSwapped = v, true
+		c.kernelGSBase = v
 	default:
 		return handOver
 	}

@@ -27,7 +27,7 @@ type trialPage struct {
 func (c *CPU) Try() (*Trial, bool) {
 	t := &Trial{code: c.Code()}
 	r, base, sregs := c.r, c.base, c.sregs
-	flags, gs, swapped := c.flags(), c.kernelGSBase, c.gsSwapped
+	flags, gs := c.flags(), c.kernelGSBase
 	c.FlushTLB()
 	c.journal = t
 	_, stop := c.Execute(1, false, &atomic.Bool{})
@@ -39,7 +39,7 @@ func (c *CPU) Try() (*Trial, bool) {
 		p.after = *p.host
 		*p.host = p.before
 	}
-	c.r, c.base, c.sregs, c.kernelGSBase, c.gsSwapped = r, base, sregs, gs, swapped
+	c.r, c.base, c.sregs, c.kernelGSBase = r, base, sregs, gs
 	c.setFlags(flags)
 	c.blocked, c.sregsDirty = 0, false
 	return t, ok
