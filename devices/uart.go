@@ -138,12 +138,13 @@ func (u *UART) Flush() {
 }
 
 // Receive gives bytes to the guest and waits until its FIFO has taken them
-// all, or the device is closed: io.ErrClosedPipe.
+// all, or the device is closed: io.ErrClosedPipe. It also waits for the guest
+// to turn receiving on, so that nothing is lost that was sent while it booted.
 func (u *UART) Receive(p []byte) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for len(p) > 0 {
-		for len(u.rx) >= uartFIFOSize && !u.closed {
+		for (len(u.rx) >= uartFIFOSize || u.ier&ierRx == 0) && !u.closed {
 			u.room.Wait()
 		}
 		if u.closed {
@@ -293,6 +294,7 @@ func (u *UART) write(offset uint16, v uint8) {
 			u.thrEmpty = true
 		}
 		u.ier = v & 0xf
+		u.room.Broadcast()
 	case uartIIR:
 		if v&fcrClearRx != 0 || (v^u.fcr)&fcrEnable != 0 {
 			u.rx = u.rx[:0]

@@ -70,20 +70,6 @@ func depends(ctx context.Context, meta, prefix string) (string, error) {
 	return "", fmt.Errorf("package %s depends on no %s*", meta, prefix)
 }
 
-// version returns the version of a package that apt-get would fetch.
-func version(ctx context.Context, pkg string) (string, error) {
-	out, err := command(ctx, "", "apt-cache", "policy", pkg)
-	if err != nil {
-		return "", err
-	}
-	for _, line := range strings.Split(out, "\n") {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Candidate: "); ok && v != "(none)" {
-			return v, nil
-		}
-	}
-	return "", fmt.Errorf("apt-get knows no package %s", pkg)
-}
-
 // fetch downloads a package, which apt-get verifies, and unpacks it into dir.
 // It needs no root.
 func (b *Builder) fetch(ctx context.Context, pkg, dir string) error {

@@ -1,0 +1,214 @@
+// Package tests boots real guests and looks at what they report.
+package tests
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
+
+	guestimages "vmm/guest-images"
+)
+
+// vmmPath is the binary under test, guestCheck the program for the guest.
+var vmmPath, guestCheck string
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "vmm-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	vmmPath, guestCheck = filepath.Join(dir, "vmm"), filepath.Join(dir, "guestcheck")
+	for out, pkg := range map[string]string{vmmPath: "vmm/cmd/vmm", guestCheck: "vmm/tests/guestcheck"} {
+		c := exec.Command("go", "build", "-o", out, pkg)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if b, err := c.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", pkg, err, b)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// needKVM skips where there is no /dev/kvm at all.
+func needKVM(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skip("no /dev/kvm on this machine")
+	}
+}
+
+// rcInitrd makes an initial RAM disk with a script that the guest's init runs.
+func rcInitrd(t *testing.T, script string) string {
+	t.Helper()
+	check, err := os.ReadFile(guestCheck)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := guestimages.Archive(
+		cpio.StaticFile("etc/rc.local", "#!/bin/sh\n"+script, 0o755),
+		cpio.StaticFile("test/guestcheck", string(check), 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "rc.cpio")
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// bootLimit ends a guest that hangs; no boot comes near it.
+const bootLimit = "4m"
+
+// vmm runs the binary and returns what it wrote and its exit status.
+func vmm(t *testing.T, args ...string) (out string, status int) {
+	t.Helper()
+	return vmmInput(t, "", args...)
+}
+
+// vmmInput is vmm with something to read on standard input.
+func vmmInput(t *testing.T, input string, args ...string) (out string, status int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, vmmPath, args...)
+	var b bytes.Buffer
+	c.Stdin = strings.NewReader(input)
+	c.Stdout, c.Stderr = &b, &b
+	err := c.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("vmm %s: %v\n%s", strings.Join(args, " "), err, b.String())
+	}
+	return strings.ReplaceAll(b.String(), "\r", ""), c.ProcessState.ExitCode()
+}
+
+// checkScript runs the guest's checks and shuts down.
+func checkScript(args string) string {
+	return fmt.Sprintf("/test/guestcheck %s now=%d\npoweroff\nsleep 100\n", args, time.Now().Unix())
+}
+
+// reportChecks makes a subtest of every line that guestcheck printed.
+func reportChecks(t *testing.T, out string) {
+	t.Helper()
+	if !strings.Contains(out, "CHECKS DONE") {
+		t.Fatalf("the checks did not come to their end:\n%s", out)
+	}
+	for _, line := range strings.Split(out, "\n") {
+		f := strings.SplitN(line, " ", 4)
+		if len(f) < 3 || f[0] != "CHECK" {
+			continue
+		}
+		t.Run(f[1], func(t *testing.T) {
+			if f[2] != "ok" {
+				t.Error(line)
+			}
+		})
+	}
+}
+
+// TestGuest is the long look into one guest, with two CPUs and memory above
+// 4 GiB.
+func TestGuest(t *testing.T) {
+	needKVM(t)
+	out, status := vmm(t, "run", "-c", "2", "-m", "5G", "--timeout", bootLimit,
+		"--initrd", rcInitrd(t, checkScript("cpus=2 mib=5120")))
+	if status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	reportChecks(t, out)
+}
+
+// TestSmallGuest has one CPU and the least memory, and boots by PVH.
+func TestSmallGuest(t *testing.T) {
+	needKVM(t)
+	out, status := vmm(t, "run", "-m", "64M", "--boot-protocol", "pvh", "--timeout", bootLimit,
+		"--initrd", rcInitrd(t, checkScript("cpus=1 mib=64 skip=processes,pipes,avx,sse,mappings")))
+	if status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	reportChecks(t, out)
+}
+
+// TestEnds holds every way to end to its exit status.
+func TestEnds(t *testing.T) {
+	needKVM(t)
+	for _, c := range []struct {
+		name, script string
+		input        string
+		args         []string
+		status       int
+		want         string
+	}{
+		{name: "poweroff", script: "poweroff; sleep 100"},
+		{name: "reboot", script: "reboot; sleep 100"},
+		{name: "shell ends", input: "exit\n"},
+		{name: "panic", script: "echo c >/proc/sysrq-trigger", status: 123, want: "the guest crashed: kernel panic"},
+		{name: "no init", args: []string{"--append", "rdinit=/nowhere init=/nowhere"}, status: 123, want: "the guest crashed: kernel panic"},
+		{name: "debug exit", script: "printf '\\003' | dd of=/dev/port bs=1 seek=1281", status: 7},
+		{name: "timeout", script: "sleep 1000", args: []string{"--timeout", "15s"}, status: 124, want: "did not end within 15s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			args := append([]string{"run", "-m", "256M", "--initrd", rcInitrd(t, c.script), "--timeout", bootLimit}, c.args...)
+			out, status := vmmInput(t, c.input, args...)
+			if status != c.status || !strings.Contains(out, c.want) {
+				t.Errorf("exit status %d, want %d and %q; output:\n%s", status, c.status, c.want, out)
+			}
+		})
+	}
+}
+
+// TestStock boots Debian's own cloud kernel, without special arguments. It is
+// slow where guest kernel mode is interpreted, so it has a target of its own.
+func TestStock(t *testing.T) {
+	if os.Getenv("VMM_TEST_STOCK") == "" {
+		t.Skip("make test-stock runs this")
+	}
+	needKVM(t)
+	kernel, err := (&guestimages.Builder{Log: os.Stderr}).StockKernel(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	check, err := os.ReadFile(guestCheck)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// guestcheck itself is the init: it mounts nothing and ends in a panic,
+	// which is fine, for it has said what it has to say by then.
+	b, err := guestimages.Archive(cpio.StaticFile("init", string(check), 0o755), cpio.CharDev("dev/console", 0o600, 5, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd := filepath.Join(t.TempDir(), "init.cpio")
+	if err := os.WriteFile(initrd, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, cpus := range []string{"1", "2"} {
+		t.Run("cpus="+cpus, func(t *testing.T) {
+			start := time.Now()
+			out, status := vmm(t, "run", "--kernel", kernel.Image, "--initrd", initrd, "-c", cpus, "--timeout", "30m")
+			t.Logf("took %v", time.Since(start))
+			for _, want := range []string{"CHECK sse ok", "CHECK avx ok", "CHECK threads ok", "CHECK signals", "CHECKS DONE"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %q in the output; exit status %d:\n%s", want, status, out)
+				}
+			}
+		})
+	}
+}
