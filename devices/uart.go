@@ -144,19 +144,31 @@ func (u *UART) Receive(p []byte) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for len(p) > 0 {
-		for (len(u.rx) >= uartFIFOSize || u.ier&ierRx == 0) && !u.closed {
+		for (len(u.rx) >= u.capacity() || !u.listening()) && !u.closed {
 			u.room.Wait()
 		}
 		if u.closed {
 			return io.ErrClosedPipe
 		}
-		n := min(len(p), uartFIFOSize-len(u.rx))
+		n := min(len(p), u.capacity()-len(u.rx))
 		u.rx = append(u.rx, p[:n]...)
 		p = p[n:]
 		u.update()
 	}
 	return nil
 }
+
+// capacity is how much the receiver holds: one byte while the FIFO is off.
+func (u *UART) capacity() int {
+	if u.fcr&fcrEnable == 0 {
+		return 1
+	}
+	return uartFIFOSize
+}
+
+// listening tells whether the guest waits for input. Probing drivers turn the
+// interrupt on too, but not the gate behind it.
+func (u *UART) listening() bool { return u.ier&ierRx != 0 && u.mcr&mcrOUT2 != 0 }
 
 // pending returns the interrupt identification, or iirNone.
 func (u *UART) pending() uint8 {
@@ -296,15 +308,18 @@ func (u *UART) write(offset uint16, v uint8) {
 		u.ier = v & 0xf
 		u.room.Broadcast()
 	case uartIIR:
-		if v&fcrClearRx != 0 || (v^u.fcr)&fcrEnable != 0 {
+		// Turning the FIFO on or off clears it on the chip. Here it does not:
+		// drivers do so just after they have begun to listen.
+		if v&fcrClearRx != 0 {
 			u.rx = u.rx[:0]
-			u.room.Broadcast()
 		}
 		u.fcr = v
+		u.room.Broadcast()
 	case uartLCR:
 		u.lcr = v
 	case uartMCR:
 		u.mcr = v & 0x1f
+		u.room.Broadcast()
 	case uartSCR:
 		u.scr = v
 	}
