@@ -385,14 +385,16 @@ func (d *decoder) oneByteRest(op uint8) {
 	case 0xc2:
 		in.imm, in.exec = d.immediate(2)&0xffff, execRet
 	case 0xc3:
-		in.exec = execRet
+		in.exec = execRet // a 16-bit one is 64-bit here on Intel; nobody uses it
 	case 0xc6, 0xc7:
 		d.modRMw(op)
 		if d.group() == 0 {
 			in.imm, in.exec = d.immediate(min(in.size, 4)), execMovImm
 		}
 	case 0xc9:
-		in.exec = execLeave
+		if !d.op2 {
+			in.exec = execLeave
+		}
 	case 0xcc:
 		in.own, in.exec = true, execInt3
 	case 0xcf:
@@ -496,7 +498,7 @@ func (d *decoder) twoByte() {
 	case op&0xf0 == 0x90:
 		d.modRMb()
 		in.op, in.exec = op&15, execSetcc
-	case op&0xf8 == 0xc8:
+	case op&0xf8 == 0xc8 && !d.op2:
 		in.size, in.rm, in.exec = d.sizeV(), op&7|d.rex&1<<3, execBSwap
 	default:
 		d.twoByteRest(op)
@@ -584,7 +586,7 @@ func (d *decoder) twoByteRest(op uint8) {
 		in.exec = execXadd
 	case 0xc3:
 		d.modRMv()
-		if in.mem {
+		if in.mem && !d.op2 {
 			in.exec = execMovToRM // MOVNTI
 		}
 	case 0xc7:

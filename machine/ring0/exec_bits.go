@@ -169,6 +169,10 @@ func execBitReg(c *CPU, in *inst) status {
 		return bitOp(in.op, old, 1<<n)
 	}
 	if !in.mem {
+		if in.op == bitTest { // nothing is written, not even the upper half
+			c.cf = c.r[in.rm] >> n & 1
+			return done
+		}
 		return c.modify(in, op)
 	}
 	addr := c.address(in) + uint64(int64(index)>>3)&^uint64(in.size-1)

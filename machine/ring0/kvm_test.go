@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -196,8 +197,8 @@ var families = []struct {
 	{[]byte{0xf7}, 0}, {[]byte{0xfe}, 0}, {[]byte{0xff}, 0}, {[]byte{0x0f, 0xa3}, 0}, {[]byte{0x0f, 0xab}, 0},
 	{[]byte{0x0f, 0xb3}, 0}, {[]byte{0x0f, 0xbb}, 0}, {[]byte{0x0f, 0xba}, 1}, {[]byte{0x0f, 0xa4}, 1}, {[]byte{0x0f, 0xa5}, 0},
 	{[]byte{0x0f, 0xac}, 1}, {[]byte{0x0f, 0xad}, 0}, {[]byte{0x0f, 0xaf}, 0}, {[]byte{0x0f, 0xb0}, 0}, {[]byte{0x0f, 0xb1}, 0},
-	{[]byte{0x0f, 0xb6}, 0}, {[]byte{0x0f, 0xb7}, 0}, {[]byte{0x0f, 0xbe}, 0}, {[]byte{0x0f, 0xbf}, 0}, {[]byte{0x0f, 0xbc}, 0},
-	{[]byte{0x0f, 0xbd}, 0}, {[]byte{0x0f, 0xc0}, 0}, {[]byte{0x0f, 0xc1}, 0}, {[]byte{0x0f, 0xc3}, 0}, {[]byte{0x0f, 0xc7}, 0},
+	{[]byte{0x0f, 0xb6}, 0}, {[]byte{0x0f, 0xb7}, 0}, {[]byte{0x0f, 0xbe}, 0}, {[]byte{0x0f, 0xbf}, 0}, 
+	{[]byte{0x0f, 0xc0}, 0}, {[]byte{0x0f, 0xc1}, 0}, {[]byte{0x0f, 0xc3}, 0},
 }
 
 // randomInstruction makes an instruction of the integer set.
@@ -215,6 +216,9 @@ func randomInstruction(r *rand.Rand) []byte {
 	case n < 4:
 		f := families[r.IntN(len(families))]
 		op, imm = f.op, f.imm
+		if len(op) == 2 && op[1]&0xf6 == 0xa4 && len(code) > 0 && code[0] == 0x66 {
+			code = code[1:] // SHLD and SHRD of 16 bits by more are undefined
+		}
 	case n == 4:
 		op = []byte{0x0f, byte([]int{0x40, 0x90}[r.IntN(2)] | r.IntN(16))}
 	case n == 5: // no ModRM
@@ -245,7 +249,9 @@ func randomInstruction(r *rand.Rand) []byte {
 // executor and in KVM and wants the same registers, flags and memory.
 func TestAgainstKVM(t *testing.T) {
 	o := newOracle(t)
-	r := rand.New(rand.NewPCG(1, 2))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
 	compared, n := 0, 60000
 	if testing.Short() {
 		n = 5000

@@ -1,0 +1,148 @@
+package ring0
+
+import (
+	"sync/atomic"
+	"testing"
+)
+
+// TestOwn holds the instructions that KVM does not know to known answers.
+func TestOwn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		code  []byte
+		setup map[int]uint64
+		want  map[int]uint64
+		flags uint64 // of ZF and CF
+	}{
+		{"popcnt", []byte{0xf3, 0x48, 0x0f, 0xb8, 0xc2}, map[int]uint64{rDX: 0xff00ff0000000001}, map[int]uint64{rAX: 17}, 0},
+		{"popcnt 0", []byte{0xf3, 0x0f, 0xb8, 0xc2}, map[int]uint64{rDX: 1 << 40}, map[int]uint64{rAX: 0}, flagZF},
+		{"tzcnt", []byte{0xf3, 0x48, 0x0f, 0xbc, 0xc2}, map[int]uint64{rDX: 0x100}, map[int]uint64{rAX: 8}, 0},
+		{"tzcnt 0", []byte{0xf3, 0x0f, 0xbc, 0xc2}, nil, map[int]uint64{rAX: 32}, flagCF},
+		{"lzcnt", []byte{0xf3, 0x0f, 0xbd, 0xc2}, map[int]uint64{rDX: 1}, map[int]uint64{rAX: 31}, 0},
+		{"bsf", []byte{0x48, 0x0f, 0xbc, 0xc2}, map[int]uint64{rDX: 0x40}, map[int]uint64{rAX: 6}, 0},
+		{"bsr", []byte{0x48, 0x0f, 0xbd, 0xc2}, map[int]uint64{rDX: 0x40f}, map[int]uint64{rAX: 10}, 0},
+		{"bsf 0", []byte{0x48, 0x0f, 0xbc, 0xc2}, map[int]uint64{rAX: 77}, map[int]uint64{rAX: 77}, flagZF},
+		{"crc32", []byte{0xf2, 0x48, 0x0f, 0x38, 0xf1, 0xc2}, map[int]uint64{rDX: 0x1122334455667788}, map[int]uint64{rAX: 0xafd02e56}, 0},
+		{"movbe", []byte{0x48, 0x0f, 0x38, 0xf1, 0x13, 0x48, 0x8b, 0x0b}, map[int]uint64{rDX: 0x0102030405060708}, map[int]uint64{rCX: 0x0807060504030201}, 0},
+		{"cmpxchg16b equal", []byte{0x48, 0x0f, 0xc7, 0x0b, 0x48, 0x8b, 0x13}, map[int]uint64{rAX: 0, rDX: 0, rCX: 9}, map[int]uint64{rDX: 0x9080}, flagZF},
+		{"cmpxchg16b other", []byte{0x48, 0x0f, 0xc7, 0x0b}, map[int]uint64{rAX: 5, rDX: 6}, map[int]uint64{rAX: 0, rDX: 0}, 0},
+		{"stac clac", []byte{0x0f, 0x01, 0xcb, 0x9c, 0x58, 0x0f, 0x01, 0xca}, nil, map[int]uint64{rAX: 2 | flagAC}, 0},
+		{"fsgsbase", []byte{0xf3, 0x48, 0x0f, 0xae, 0xd2, 0xf3, 0x48, 0x0f, 0xae, 0xc0}, map[int]uint64{rDX: 0x1234}, map[int]uint64{rAX: 0x1234}, 0},
+		{"swapgs", []byte{0x0f, 0x01, 0xf8, 0xf3, 0x48, 0x0f, 0xae, 0xc8}, nil, map[int]uint64{rAX: 0x5000}, 0},
+		{"xgetbv", []byte{0x0f, 0x01, 0xd0}, map[int]uint64{rCX: 0}, map[int]uint64{rAX: 0xe7, rDX: 0}, 0},
+		{"vmcall", []byte{0x0f, 0x01, 0xc1}, nil, map[int]uint64{rAX: ^uint64(999)}, 0},
+		{"verw", []byte{0x0f, 0x00, 0xea}, map[int]uint64{rDX: 0x18}, nil, flagZF},
+		{"fwait", []byte{0x9b}, nil, nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cpu := fuzzCPU(append(c.code, 0xcc))
+			cpu.SetKernelGSBase(0x5000)
+			for _, r := range []int{rAX, rDX} {
+				cpu.r[r] = 0
+			}
+			for r, v := range c.setup {
+				cpu.r[r] = v
+			}
+			_, stop := cpu.Execute(20, false, new(atomic.Bool))
+			if stop != StopInject || cpu.Inject.Vector != vectorBP {
+				t.Fatalf("stopped by %v at %#x", stop, cpu.RIP())
+			}
+			for r, v := range c.want {
+				if cpu.r[r] != v {
+					t.Errorf("register %d = %#x, want %#x", r, cpu.r[r], v)
+				}
+			}
+			if f := cpu.flags() & (flagZF | flagCF); f != c.flags {
+				t.Errorf("ZF and CF = %#x, want %#x", f, c.flags)
+			}
+		})
+	}
+}
+
+// TestXSave saves in every form and restores from it.
+func TestXSave(t *testing.T) {
+	for name, save := range map[string][]byte{
+		"xsave":    {0x48, 0x0f, 0xae, 0x27},
+		"xsaveopt": {0x48, 0x0f, 0xae, 0x37},
+		"xsavec":   {0x48, 0x0f, 0xc7, 0x27},
+		"xsaves":   {0x48, 0x0f, 0xc7, 0x2f},
+	} {
+		t.Run(name, func(t *testing.T) {
+			restore := []byte{0x48, 0x0f, 0xae, 0x2f} // xrstor [rdi]
+			cpu := fuzzCPU(append(append(append([]byte{}, save...), restore...), 0xcc))
+			cpu.r[rAX], cpu.r[rDX], cpu.r[rDI] = 0xe7, 0, 0xa000 // the stack's page, and the next
+			h := cpu.host.(*fuzzHost)
+			for i := range h.area[:2432] {
+				h.area[i] = byte(i * 7)
+			}
+			le.PutUint32(h.area[xOffMXCSR:], defaultMXCSR)
+			clear(h.area[xOffHeader:xEndHeader])
+			le.PutUint64(h.area[xOffHeader:], 0xe7)
+			want := h.area
+			n, _ := cpu.Execute(1, false, new(atomic.Bool))
+			if n != 1 {
+				t.Fatal("the save was not executed")
+			}
+			h.area = [4096]byte{}
+			if _, stop := cpu.Execute(5, false, new(atomic.Bool)); stop != StopInject || cpu.Inject.Vector != vectorBP {
+				t.Fatalf("stopped by %v, %+v", stop, cpu.Inject)
+			}
+			for i := range 2432 {
+				if i >= xEndXMM && i < xEndHeader {
+					continue // reserved, and the header
+				}
+				if h.area[i] != want[i] {
+					t.Fatalf("byte %d = %#x, want %#x", i, h.area[i], want[i])
+				}
+			}
+		})
+	}
+}
+
+// TestFaultOfOwn wants a page fault where an instruction that KVM does not
+// know reads what is not mapped.
+func TestFaultOfOwn(t *testing.T) {
+	cpu := fuzzCPU([]byte{0xf3, 0x48, 0x0f, 0xb8, 0x02}) // popcnt rax, [rdx]
+	cpu.r[rDX] = 0x7000000
+	rip := cpu.RIP()
+	_, stop := cpu.Execute(5, false, new(atomic.Bool))
+	if e := cpu.Inject; stop != StopInject || e.Vector != vectorPF || e.CR2 != 0x7000000 || e.Error != 0 || cpu.RIP() != rip {
+		t.Errorf("stop %v, %+v at %#x", stop, e, cpu.RIP())
+	}
+}
+
+// TestTables wants stores to the tables of user mode to be left to KVM, and
+// many of them to end that.
+func TestTables(t *testing.T) {
+	cpu := fuzzCPU([]byte{0x48, 0x89, 0x02, 0xeb, 0xfb}) // mov [rdx], rax; jmp back
+	poked := 0
+	cpu.tables.poke = func(gpa uint64) error {
+		if gpa != 0x4000 {
+			t.Errorf("poke of %#x", gpa)
+		}
+		poked++
+		return nil
+	}
+	cpu.r[rDX] = 0x4100
+	if n, stop := cpu.Execute(4, false, new(atomic.Bool)); n != 4 || stop != StopBudget {
+		t.Fatalf("before user mode: %d, %v", n, stop)
+	}
+	cpu.EnterUser()
+	cpu.LeaveUser()
+	for i := range forgetAfter {
+		if _, stop := cpu.Execute(4, false, new(atomic.Bool)); stop != StopKVM {
+			t.Fatalf("store %d: %v", i, stop)
+		}
+		if err := cpu.Stored(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, stop := cpu.Execute(4, false, new(atomic.Bool)); stop != StopBudget || poked != 1 {
+		t.Errorf("after many stores: %v, poked %d times", stop, poked)
+	}
+	cpu.EnterUser() // the page is a table again
+	cpu.LeaveUser()
+	if _, stop := cpu.Execute(4, false, new(atomic.Bool)); stop != StopKVM {
+		t.Errorf("after user mode: %v", stop)
+	}
+}
