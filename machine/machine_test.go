@@ -1,0 +1,302 @@
+package machine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"vmm/bootloader"
+	"vmm/kvm"
+)
+
+func needKVM(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat(kvm.DevicePath); err != nil {
+		t.Skip("no /dev/kvm on this machine")
+	}
+}
+
+// payload is an ELF kernel of a few bytes of 64-bit code at 16 MiB.
+func payload(t testing.TB, code ...byte) *bootloader.Kernel {
+	t.Helper()
+	const entry = 16 << 20
+	le := binary.LittleEndian
+	b := make([]byte, 120, 120+len(code))
+	copy(b, "\x7fELF\x02\x01\x01")
+	le.PutUint16(b[16:], 2)
+	le.PutUint16(b[18:], 62)
+	le.PutUint32(b[20:], 1)
+	le.PutUint64(b[24:], entry)
+	le.PutUint64(b[32:], 64)
+	le.PutUint16(b[52:], 64)
+	le.PutUint16(b[54:], 56)
+	le.PutUint16(b[56:], 1)
+	le.PutUint32(b[64:], 1)
+	le.PutUint32(b[68:], 7)
+	le.PutUint64(b[72:], 120)
+	le.PutUint64(b[80:], entry)
+	le.PutUint64(b[88:], entry)
+	le.PutUint64(b[96:], uint64(len(code)))
+	le.PutUint64(b[104:], uint64(len(code)))
+	k, err := bootloader.Parse(append(b, code...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// Pieces of code for payloads.
+var (
+	codePowerOff = []byte{0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef} // mov dx, 0x604; mov ax, 0x3400; out dx, ax
+	codeForever  = []byte{0xeb, 0xfe}
+	codeHalt     = []byte{0xfa, 0xf4}                      // cli; hlt
+	codeDebug    = []byte{0x66, 0xba, 1, 5, 0xb0, 7, 0xee} // isa-debug-exit with 7
+	codeReset    = []byte{0xb0, 0xfe, 0xe6, 0x64}
+	codeTriple   = []byte{0x0f, 0x0b} // ud2 without an IDT
+)
+
+func runPayload(t *testing.T, cfg Config, code []byte, during func(m *Machine)) (Result, error) {
+	t.Helper()
+	needKVM(t)
+	cfg.Kernel = payload(t, code...)
+	if cfg.Memory == 0 {
+		cfg.Memory = 32 << 20
+	}
+	m, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if during != nil {
+		go during(m)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return m.Run(ctx)
+}
+
+func TestEnds(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		code []byte
+		end  End
+	}{
+		{"power off", codePowerOff, EndPowerOff},
+		{"reset", codeReset, EndReset},
+		{"debug exit", codeDebug, EndDebugExit},
+		{"triple fault", codeTriple, EndCrash},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, err := runPayload(t, Config{}, append(c.code, codeForever...), nil)
+			if err != nil || r.End != c.end {
+				t.Errorf("%+v, %v", r, err)
+			}
+			if c.end == EndDebugExit && r.Status != 15 {
+				t.Errorf("status %d", r.Status)
+			}
+		})
+	}
+}
+
+// TestStop stops guests that loop and guests that sleep, by each means.
+func TestStop(t *testing.T) {
+	for name, code := range map[string][]byte{"loop": codeForever, "halt": codeHalt} {
+		t.Run(name, func(t *testing.T) {
+			r, err := runPayload(t, Config{CPUs: 3}, code, func(m *Machine) {
+				time.Sleep(20 * time.Millisecond)
+				m.Stop()
+			})
+			if err != nil || r.End != EndStopped {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
+
+// TestPause looks at a counter in guest memory.
+func TestPause(t *testing.T) {
+	const counter = 0x10000
+	code := []byte{0xf0, 0x48, 0xff, 0x04, 0x25, 0, 0, 1, 0, 0xeb, 0xf5} // lock inc qword [counter]; jmp back
+	_, err := runPayload(t, Config{}, code, func(m *Machine) {
+		defer m.Stop()
+		read := func() uint64 {
+			b, _ := m.mem.Slice(counter, 8)
+			return binary.LittleEndian.Uint64(b)
+		}
+		for range 5 {
+			time.Sleep(10 * time.Millisecond)
+			m.Pause()
+			before := read()
+			time.Sleep(10 * time.Millisecond)
+			if after := read(); after != before || before == 0 {
+				t.Errorf("paused at %d, then %d", before, after)
+			}
+			m.Resume()
+			for deadline := time.Now().Add(10 * time.Second); read() == before; {
+				if time.Now().After(deadline) {
+					t.Error("did not go on")
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNothingIsLeft runs machines and counts what the process holds.
+func TestNothingIsLeft(t *testing.T) {
+	count := func() (goroutines, fds int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return runtime.NumGoroutine(), len(entries)
+	}
+	runPayload(t, Config{}, codePowerOff, nil) // what is made once
+	g, f := count()
+	for range 5 {
+		if _, err := runPayload(t, Config{CPUs: 2}, append(codePowerOff, codeForever...), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		g2, f2 := count()
+		if g2 <= g && f2 <= f {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("goroutines %d -> %d, file descriptors %d -> %d", g, g2, f, f2)
+		}
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for want, cfg := range map[string]Config{
+		"no kernel":           {},
+		"65 CPUs":             {CPUs: 65, Kernel: payload(t)},
+		"1 MiB of memory":     {Memory: 1 << 20, Kernel: payload(t)},
+		"whole number of pag": {Memory: 32<<20 + 5, Kernel: payload(t)},
+	} {
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestMemory(t *testing.T) {
+	m, err := newMemory(5<<30, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	for _, c := range []struct {
+		gpa, n uint64
+		ok     bool
+	}{
+		{0, 1, true}, {lowRAMEnd - 8, 8, true}, {lowRAMEnd - 8, 9, false}, {lowRAMEnd, 1, false},
+		{highRAM, 8, true}, {highRAM + 2<<30 - 1, 1, true}, {highRAM + 2<<30, 1, false},
+		{^uint64(0), 2, false}, {8, ^uint64(0), false}, {0, 0, true},
+	} {
+		b, err := m.Slice(c.gpa, c.n)
+		if (err == nil) != c.ok || err == nil && uint64(len(b)) != c.n || err != nil && !errors.Is(err, ErrNotRAM) {
+			t.Errorf("Slice(%#x, %d): %d bytes, %v", c.gpa, c.n, len(b), err)
+		}
+	}
+	if m.Page(lowRAMEnd) != nil || m.Page(highRAM) == nil || m.Page(1<<63) != nil {
+		t.Error("Page")
+	}
+}
+
+// echo answers with its own number.
+type echo byte
+
+func (e echo) In(offset uint16, data []byte)    { data[0] = byte(e) + byte(offset) }
+func (e echo) Out(uint16, []byte)               {}
+func (e echo) Read(offset uint64, data []byte)  { data[0] = byte(e) + byte(offset) }
+func (e echo) Write(offset uint64, data []byte) {}
+
+func TestBus(t *testing.T) {
+	var b portBus
+	for _, p := range []struct{ start, size uint64 }{{0x60, 5}, {0x3f8, 8}, {0x20, 2}, {0x65, 1}} {
+		if err := b.add("dev", p.start, p.size, echo(p.start)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []struct{ start, size uint64 }{{0x64, 1}, {0x3f0, 9}, {0x3ff, 1}, {0, 0x21}, {0, 0x1000}} {
+		var overlap *OverlapError
+		if err := b.add("new", p.start, p.size, echo(0)); !errors.As(err, &overlap) {
+			t.Errorf("%#x+%d: %v", p.start, p.size, err)
+		}
+	}
+	if err := b.add("none", 5, 0, echo(0)); err == nil {
+		t.Error("an empty range")
+	}
+	for port, want := range map[uint16]byte{0x60: 0x60, 0x64: 0x64, 0x65: 0x65, 0x21: 0x21, 0x3ff: 0xff, 0x66: 0xff, 0: 0xff, 0xffff: 0xff} {
+		d := []byte{0}
+		if b.access(port, d, false); d[0] != want {
+			t.Errorf("port %#x: %#x, want %#x", port, d[0], want)
+		}
+		b.access(port, d, true)
+	}
+	var m mmioBus
+	m.add("x", 1<<32, 16, echo(1))
+	d := []byte{0}
+	if m.access(1<<32+3, d, false); d[0] != 4 {
+		t.Errorf("MMIO: %#x", d[0])
+	}
+	if m.access(5, d, false); d[0] != 0xff {
+		t.Errorf("MMIO of nobody: %#x", d[0])
+	}
+}
+
+func TestPanicWatcher(t *testing.T) {
+	p := &panicWatcher{out: new(strings.Builder)}
+	for _, s := range []string{"fine\nKernel pan", "ic - not sync", "ing: test\n"} {
+		if p.seen() {
+			t.Error("seen too early")
+		}
+		p.Write([]byte(s))
+	}
+	if !p.seen() {
+		t.Error("not seen across writes")
+	}
+}
+
+// BenchmarkPortExit and BenchmarkMMIOExit measure an exit to userspace and
+// back, from a loop in guest user mode where that runs natively.
+func BenchmarkPortExit(b *testing.B) { benchmarkExits(b, []byte{0x66, 0xba, 0x80, 0, 0xee}) } // out 0x80, al
+
+// BenchmarkMMIOExit is a write to where nothing is.
+func BenchmarkMMIOExit(b *testing.B) {
+	benchmarkExits(b, []byte{0xbf, 0, 0, 0, 0xd0, 0x88, 0x07}) // mov edi, 0xd0000000; mov [rdi], al
+}
+
+func benchmarkExits(b *testing.B, code []byte) {
+	needKVM(b)
+	code = append(code, 0xeb, byte(-len(code)-2))
+	m, err := New(Config{Kernel: payload(b, code...), Memory: 32 << 20})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	v := m.cpus[0]
+	step := v.runNative
+	if v.in != nil {
+		step = v.in.run
+	}
+	count := func() uint64 { return m.exits[kvm.ExitIO].Load() + m.exits[kvm.ExitMMIO].Load() }
+	b.ReportAllocs()
+	b.ResetTimer()
+	for start := count(); count()-start < uint64(b.N); {
+		if err := step(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
