@@ -41,7 +41,7 @@ test-stock: vmm
 	VMM_TEST_STOCK=1 go test -timeout 60m -v -run Stock ./tests
 
 bench: setup
-	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices ./tests/bench
+	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
 
 fuzz:

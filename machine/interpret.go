@@ -283,7 +283,11 @@ func (in *interpreter) after(err error) error {
 	}
 	switch in.shared.ExitReason {
 	case kvm.ExitIO, kvm.ExitMMIO:
-		return in.complete()
+		// In user mode the next run completes it and goes on; kernel mode needs
+		// the state that the instruction leaves.
+		if !in.cpu.User() {
+			return in.complete()
+		}
 	}
 	return nil
 }
