@@ -1,0 +1,124 @@
+package tests
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// terminal is the far end of a pseudo-terminal, with what was shown on it.
+type terminal struct {
+	t   *testing.T
+	far *os.File
+	tty *os.File
+
+	mu    sync.Mutex
+	shown bytes.Buffer
+}
+
+func openTerminal(t *testing.T) *terminal {
+	t.Helper()
+	far, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	if err := unix.IoctlSetPointerInt(int(far.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(far.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77}); err != nil {
+		t.Fatal(err)
+	}
+	p := &terminal{t: t, far: far, tty: tty}
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := far.Read(buf)
+			if err != nil {
+				return
+			}
+			p.mu.Lock()
+			p.shown.Write(buf[:n])
+			p.mu.Unlock()
+		}
+	}()
+	return p
+}
+
+// expect waits until the text has been shown, and forgets what came before.
+func (p *terminal) expect(want string) {
+	p.t.Helper()
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		p.mu.Lock()
+		s := p.shown.String()
+		if i := strings.Index(s, want); i >= 0 {
+			p.shown.Next(i + len(want))
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+	}
+	p.t.Fatalf("%q was not shown; what was:\n%s", want, p.shown.String())
+}
+
+func (p *terminal) send(s string) {
+	p.t.Helper()
+	if _, err := p.far.WriteString(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// TestTerminal uses the console as a person does: line editing, window size,
+// an interrupt key, vmm's own keys, and the terminal as it was afterwards.
+func TestTerminal(t *testing.T) {
+	needKVM(t)
+	p := openTerminal(t)
+	before, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(vmmPath, "run", "-m", "256M", "--name", "console-test", "--timeout", bootLimit)
+	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Process.Kill()
+	p.expect("# ")
+	p.send("echo size $(stty size) on $(hostname)\r")
+	p.expect("size 33 77 on console-test")
+	p.send("echo mistaXX\x7f\x7f\x7fken | tr k K\r") // two deleted, and one more
+	p.expect("mistKen")
+	p.send("sleep 1000\r")
+	p.expect("sleep 1000")
+	time.Sleep(300 * time.Millisecond)
+	p.send("\x03echo inter''rupted\r")
+	p.expect("interrupted")
+	p.send("\x01h")
+	p.expect("Ctrl-a x")
+	p.send("\x01p")
+	if err := c.Wait(); err != nil {
+		t.Errorf("after the power button: %v", err)
+	}
+	after, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+	if err != nil || *after != *before {
+		t.Errorf("the terminal is not as it was: %v", err)
+	}
+}
