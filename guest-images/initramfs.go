@@ -90,17 +90,17 @@ func selfStatic() ([]byte, error) {
 }
 
 func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
-	files := []cpio.Record{
+	var files []cpio.Record
+	for _, d := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", "run", "root", "mnt"} {
+		files = append(files, cpio.Directory(d, 0o755))
+	}
+	files = append(files,
 		cpio.StaticFile("init", string(init), 0o755),
 		cpio.StaticFile("bin/busybox", string(busybox.binary), 0o755),
 		// What the kernel gives PID 1 as its standard streams.
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
-		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644),
-	}
-	for _, d := range []string{"proc", "sys", "tmp", "run", "root", "mnt"} {
-		files = append(files, cpio.Directory(d, 0o755))
-	}
+		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644))
 	for _, a := range busybox.applets {
 		if a != "busybox" {
 			files = append(files, cpio.Symlink("bin/"+a, "busybox"))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/user"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +36,19 @@ type openError struct {
 func (e *openError) Error() string { return fmt.Sprintf("%s: %v: %s", DevicePath, e.err, e.hint) }
 func (e *openError) Unwrap() error { return e.err }
 
+// permissionHint says how to be let in: by the device's group where it has
+// one that may, else by an access list.
+func permissionHint() string {
+	const groupRW = 0o060
+	var st unix.Stat_t
+	if unix.Stat(DevicePath, &st) == nil && st.Mode&groupRW == groupRW && st.Gid != 0 {
+		if g, err := user.LookupGroupId(strconv.FormatUint(uint64(st.Gid), 10)); err == nil {
+			return "add yourself to its group: sudo usermod -aG " + g.Name + " $USER, then log in again"
+		}
+	}
+	return "let yourself in: sudo setfacl -m u:$USER:rw " + DevicePath
+}
+
 // System is an open /dev/kvm.
 type System struct {
 	fd int
@@ -49,7 +64,7 @@ func Open() (*System, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, &openError{err, "this host offers no KVM; load kvm_intel or kvm_amd, or turn on (nested) virtualization"}
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &openError{err, "add yourself to its group: sudo usermod -aG kvm $USER, then log in again"}
+		return nil, &openError{err, permissionHint()}
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return nil, &openError{err, "the KVM module is not loaded: sudo modprobe kvm_intel (or kvm_amd)"}
 	case errors.Is(err, unix.EBUSY):

@@ -515,6 +515,9 @@ func (d *decoder) twoByteRest(op uint8) {
 		}
 	case 0x01:
 		d.group7()
+	case 0x03:
+		d.modRMv()
+		in.own, in.exec = true, execLSL
 	case 0x07:
 		in.size, in.own, in.exec = d.sizeV(), true, execSysRet
 	case 0x0d, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f:

@@ -195,6 +195,33 @@ func execVerW(c *CPU, in *inst) status {
 	return done
 }
 
+// execLSL loads the limit of a segment in the GDT, which kernels use to find
+// the CPU's number (SDM 2, LSL; 3, 3.4.5).
+func execLSL(c *CPU, in *inst) status {
+	sel, ok := c.sourceSize(in, 2)
+	if !ok {
+		return handOver
+	}
+	const local, present, codeOrData, pages = 4, 1 << 47, 1 << 44, 1 << 55
+	f := c.flags() &^ flagZF
+	var d uint64
+	if sel&^7 != 0 && sel&local == 0 && sel|7 <= uint64(c.sregs.GDT.Limit) {
+		if d, ok = c.load(c.sregs.GDT.Base+sel&^7, 8); !ok {
+			return handOver
+		}
+	}
+	if d&present != 0 && d&codeOrData != 0 {
+		limit := d&0xffff | d>>32&0xf0000
+		if d&pages != 0 {
+			limit = limit<<12 | 0xfff
+		}
+		c.set(in.reg, in.size, limit)
+		f |= flagZF
+	}
+	c.setArith(f)
+	return done
+}
+
 // execFence is LFENCE, MFENCE and SFENCE. The executor's accesses are the
 // host CPU's own, in order but for later loads before earlier stores.
 func execFence(c *CPU, _ *inst) status {

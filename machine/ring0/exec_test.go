@@ -3,6 +3,8 @@ package ring0
 import (
 	"sync/atomic"
 	"testing"
+
+	"vmm/kvm"
 )
 
 // TestOwn holds the instructions that KVM does not know to known answers.
@@ -32,11 +34,15 @@ func TestOwn(t *testing.T) {
 		{"xgetbv", []byte{0x0f, 0x01, 0xd0}, map[int]uint64{rCX: 0}, map[int]uint64{rAX: 0xe7, rDX: 0}, 0},
 		{"vmcall", []byte{0x0f, 0x01, 0xc1}, nil, map[int]uint64{rAX: ^uint64(999)}, 0},
 		{"verw", []byte{0x0f, 0x00, 0xea}, map[int]uint64{rDX: 0x18}, nil, flagZF},
+		{"lsl", []byte{0x48, 0x0f, 0x03, 0xc2}, map[int]uint64{rDX: 0x0b}, map[int]uint64{rAX: 0x12345}, flagZF},
+		{"lsl of nothing", []byte{0x48, 0x0f, 0x03, 0xc2}, map[int]uint64{rDX: 0x7b, rAX: 9}, map[int]uint64{rAX: 9}, 0},
 		{"fwait", []byte{0x9b}, nil, nil, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cpu := fuzzCPU(append(c.code, 0xcc))
 			cpu.kernelGSBase = 0x5000
+			cpu.sregs.GDT = kvm.DTable{Base: 0x9800, Limit: 15}
+			cpu.store(0x9808, 0x0041f30000002345, 8) // data, of 0x12345 bytes and one
 			for _, r := range []int{rAX, rDX} {
 				cpu.r[r] = 0
 			}
