@@ -1,8 +1,10 @@
 package devices
 
 import (
+	"errors"
 	"io"
 	"sync"
+	"time"
 )
 
 // UART is a 16550A (National Semiconductor PC16550D). What the guest sends
@@ -29,7 +31,9 @@ type UART struct {
 	spare  []byte // the other of two transmit buffers
 	busy   bool   // the goroutine is writing
 	closed bool
-	done   chan struct{}
+	// released is set once nobody may wait for the console.
+	released bool
+	done     chan struct{}
 }
 
 const (
@@ -95,15 +99,32 @@ func NewUART(irq IRQ, out io.Writer) *UART {
 	return u
 }
 
-// Close sends what is waiting and stops the device's goroutine.
+// Release lets no guest wait for the console any more: output beyond what is
+// waiting is lost. It is for ending a guest whose console takes nothing.
+func (u *UART) Release() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.released = true
+	u.room.Broadcast()
+}
+
+// closeGrace is how long Close waits for a console that takes nothing.
+const closeGrace = 2 * time.Second
+
+// Close sends what is waiting and stops the device's goroutine. An error means
+// that the console did not take it.
 func (u *UART) Close() error {
 	u.mu.Lock()
 	u.closed = true
 	u.room.Broadcast()
 	u.work.Broadcast()
 	u.mu.Unlock()
-	<-u.done
-	return nil
+	select {
+	case <-u.done:
+		return nil
+	case <-time.After(closeGrace):
+		return errors.New("the console does not take the guest's last output")
+	}
 }
 
 // transmit writes the guest's output until Close.
@@ -335,8 +356,11 @@ func (u *UART) send(v uint8) {
 		}
 		return
 	}
-	for len(u.tx) >= uartBacklog && !u.closed {
+	for len(u.tx) >= uartBacklog && !u.closed && !u.released {
 		u.room.Wait()
+	}
+	if len(u.tx) >= uartBacklog {
+		return
 	}
 	u.tx = append(u.tx, v)
 	if len(u.tx) == 1 {

@@ -159,8 +159,9 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	tscDeadline := m.kvm.Has(kvm.CapTSCDeadlineTimer)
 	for id := range cfg.CPUs {
-		v, err := m.newVCPU(id, guestCPUID(cpuid, id, cfg.CPUs, interpreted))
+		v, err := m.newVCPU(id, guestCPUID(cpuid, id, cfg.CPUs, tscDeadline, interpreted))
 		if err != nil {
 			return nil, fmt.Errorf("vCPU %d: %w", id, err)
 		}
@@ -216,7 +217,7 @@ var defaultArgs = []string{"console=ttyS0", "panic=-1"}
 func (m *Machine) Run(ctx context.Context) (Result, error) {
 	ctx, m.cancel = context.WithCancel(ctx)
 	defer m.cancel()
-	stop := context.AfterFunc(ctx, m.gate.stop)
+	stop := context.AfterFunc(ctx, m.Stop)
 	defer stop()
 	if m.profile != nil {
 		defer m.profile.start(m.cpus)()
@@ -226,7 +227,7 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	for _, v := range m.cpus {
 		go func() {
 			err := v.run()
-			m.gate.stop() // one vCPU's end is the machine's
+			m.Stop() // one vCPU's end is the machine's
 			errs <- err
 		}()
 	}
@@ -247,7 +248,6 @@ func (m *Machine) Close() error {
 	var errs []error
 	if m.uart != nil {
 		errs = append(errs, m.uart.Close())
-		m.uart = nil
 	}
 	for _, v := range m.cpus {
 		errs = append(errs, v.close())
@@ -276,12 +276,15 @@ func (m *Machine) Close() error {
 func (m *Machine) end(r Result) {
 	m.finish.Do(func() {
 		m.result = r
-		m.gate.stop()
+		m.Stop()
 	})
 }
 
 // Stop ends the machine as pulling the plug does.
-func (m *Machine) Stop() { m.gate.stop() }
+func (m *Machine) Stop() {
+	m.gate.stop()
+	m.uart.Release()
+}
 
 // Pause stops all vCPUs and waits until they have; Resume lets them go on.
 func (m *Machine) Pause() { m.gate.pause() }

@@ -117,6 +117,26 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// stuck is a console that takes nothing.
+type stuck chan struct{}
+
+func (s stuck) Write(p []byte) (int, error) { <-s; return len(p), nil }
+
+// TestStuckConsole ends a guest that waits for its console.
+func TestStuckConsole(t *testing.T) {
+	console := make(stuck)
+	defer close(console)
+	code := []byte{0x66, 0xba, 0xf8, 3, 0xee, 0xeb, 0xfd} // mov dx, 0x3f8; out dx, al; jmp to the out
+	r, err := runPayload(t, Config{Console: console}, code, func(m *Machine) {
+		go m.uart.Out(0, make([]byte, 200<<10)) // more than fits
+		time.Sleep(100 * time.Millisecond)
+		m.Stop()
+	})
+	if err == nil || r.End != EndStopped {
+		t.Errorf("%+v, %v: no word of the lost output", r, err)
+	}
+}
+
 // TestPause looks at a counter in guest memory.
 func TestPause(t *testing.T) {
 	const counter = 0x10000
@@ -211,6 +231,29 @@ func TestMemory(t *testing.T) {
 	}
 	if m.Page(lowRAMEnd) != nil || m.Page(highRAM) == nil || m.Page(1<<63) != nil {
 		t.Error("Page")
+	}
+}
+
+func TestGuestCPUID(t *testing.T) {
+	host := []kvm.CPUIDEntry{{Function: 1, EBX: 0x12340800}, {Function: 0xb}, {Function: 0xb, Index: 1},
+		{Function: 0x40000001, EAX: 0xffffffff}, {Function: 0x80000008, ECX: 0xffff}}
+	for _, interpreted := range []bool{false, true} {
+		ids := guestCPUID(host, 5, 6, true, interpreted)
+		if e := ids[0]; e.EBX != 0x05060800 || e.ECX != 1<<31|1<<24 || e.EDX != 1<<28 {
+			t.Errorf("leaf 1: %+v", e)
+		}
+		if e := ids[2]; e.EAX != 3 || e.EBX != 6 || e.ECX != 0x201 || e.EDX != 5 {
+			t.Errorf("leaf 0xb: %+v", e)
+		}
+		if e := ids[4]; e.ECX != 0x3f05 {
+			t.Errorf("leaf 0x80000008: %+v", e)
+		}
+		if got := ids[3].EAX == 0xffffffff; got == interpreted {
+			t.Errorf("KVM's features: %#x", ids[3].EAX)
+		}
+	}
+	if host[0].EBX != 0x12340800 {
+		t.Error("the host's list was changed")
 	}
 }
 

@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,8 @@ const (
 	cpuidTopology     = 0xb
 	cpuidTopologyV2   = 0x1f
 	cpuidKVMFeatures  = 0x40000001
+	cpuidAMDSizes     = 0x80000008
+	cpuidAMDTopology  = 0x8000001e
 	cpuid1APICIDShift = 24
 )
 
@@ -90,21 +93,29 @@ func (v *vcpu) initFirmwareState() error {
 	return nil
 }
 
-// guestCPUID is what the host supports, made fit for one of n CPUs.
-func guestCPUID(host []kvm.CPUIDEntry, id, n int, interpreted bool) []kvm.CPUIDEntry {
+// guestCPUID is what the host supports, made fit for CPU id of n. tscDeadline
+// tells that the in-kernel APIC has that timer, of which KVM's list is silent.
+func guestCPUID(host []kvm.CPUIDEntry, id, n int, tscDeadline, interpreted bool) []kvm.CPUIDEntry {
 	out := append([]kvm.CPUIDEntry(nil), host...)
 	for i := range out {
 		e := &out[i]
 		switch e.Function {
 		case cpuidFeatures:
-			const hypervisor, htt = 1 << 31, 1 << 28
+			const hypervisor, deadline, htt = 1 << 31, 1 << 24, 1 << 28
 			e.EBX = e.EBX&0x0000ffff | uint32(n)<<16 | uint32(id)<<cpuid1APICIDShift
 			e.ECX |= hypervisor
+			if tscDeadline {
+				e.ECX |= deadline
+			}
 			if n > 1 {
 				e.EDX |= htt
 			}
 		case cpuidTopology, cpuidTopologyV2:
 			topologyLeaf(e, id, n)
+		case cpuidAMDSizes: // APM 3, E.4.7: cores less one, and the bits of an APIC ID
+			e.ECX = e.ECX&^0xf0ff | uint32(n-1) | coreBits(n)<<12
+		case cpuidAMDTopology: // APM 3, E.4.16
+			e.EAX, e.EBX, e.ECX = uint32(id), uint32(id), 0
 		case cpuidKVMFeatures:
 			if interpreted {
 				// Such hosts never come back from a hypercall, so only the
@@ -126,12 +137,13 @@ func topologyLeaf(e *kvm.CPUIDEntry, id, n int) {
 	case 0:
 		e.EBX, e.ECX = 1, e.Index|smt<<8
 	case 1:
-		for 1<<e.EAX < n {
-			e.EAX++
-		}
+		e.EAX = coreBits(n)
 		e.EBX, e.ECX = uint32(n), e.Index|core<<8
 	}
 }
+
+// coreBits is how many bits number n CPUs.
+func coreBits(n int) uint32 { return uint32(bits.Len(uint(n - 1))) }
 
 // enter puts the CPU into the kernel's entry state.
 func (v *vcpu) enter(e *bootloader.Entry) error {

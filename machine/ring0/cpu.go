@@ -67,8 +67,6 @@ const (
 	flagRF   = 1 << 16
 	flagVM   = 1 << 17
 	flagAC   = 1 << 18
-	flagVIF  = 1 << 19
-	flagVIP  = 1 << 20
 	flagID   = 1 << 21
 
 	arithFlags = flagCF | flagPF | flagAF | flagZF | flagSF | flagOF
@@ -78,7 +76,6 @@ const (
 const (
 	cr0PG   = 1 << 31
 	cr0WP   = 1 << 16
-	cr0TS   = 1 << 3
 	cr4PAE  = 1 << 5
 	cr4LA57 = 1 << 12
 	cr4SMEP = 1 << 20
@@ -116,7 +113,7 @@ type Component struct {
 // CPU is the part of a vCPU's state that kernel code computes with. It belongs
 // to one goroutine.
 type CPU struct {
-	// R holds the general registers by number, and RIP in R[rIP].
+	// r holds the general registers by number, and RIP in r[rIP].
 	r [numRegs]uint64
 
 	// The arithmetic flags are kept as the values that they derive from.
@@ -134,7 +131,8 @@ type CPU struct {
 
 	host       Host
 	components [64]Component
-	xarea      []byte
+	xarea      []byte // the vCPU's extended state
+	garea      []byte // the guest's XSAVE area
 	native     Native
 
 	tlb     [tlbSize]tlbEntry
@@ -200,8 +198,8 @@ func New(host Host, tables *Tables, components [64]Component) *CPU {
 	return c
 }
 
-// Load takes the state that KVM left after an exit. kernelGSBase is kept from
-// earlier unless ReloadMSRs was called.
+// Load takes the state that KVM left after an exit. IA32_KERNEL_GS_BASE is kept
+// from earlier: only kernel mode changes it.
 func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 	r := &c.r
 	r[rAX], r[rBX], r[rCX], r[rDX] = regs.RAX, regs.RBX, regs.RCX, regs.RDX

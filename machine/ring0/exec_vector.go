@@ -14,7 +14,7 @@ import (
 type Native struct {
 	Code [nativeCode]byte
 	Len  int
-	// GPR are the general registers by number; RSP must not be used.
+	// GPR are the general registers by number.
 	GPR [16]uint64
 	// Flags are the arithmetic flags.
 	Flags uint64
@@ -92,7 +92,6 @@ func (d *decoder) native(f vectorForm) {
 	for range f.imm {
 		d.u8()
 	}
-	// Operands in RSP would be the helper's own, and VSIB is not rewritten.
 	if in.lock || in.mem && in.addr4 {
 		return
 	}
@@ -119,7 +118,8 @@ func (d *decoder) vex(op uint8) {
 
 // evex decodes an EVEX instruction (SDM 2, 2.7).
 func (d *decoder) evex() {
-	p0, p1, p2 := d.u8(), d.u8(), d.u8()
+	p0, p1 := d.u8(), d.u8()
+	d.u8() // masks and length: they do not move anything
 	d.rex = ^p0 >> 5 & 7
 	if p1&4 == 0 {
 		d.bad = true
@@ -127,7 +127,6 @@ func (d *decoder) evex() {
 	}
 	f := vectorForm{bytes: maxVector}
 	d.evexDisp = true
-	_ = p2
 	d.vexOpcode(p0&7, f)
 }
 
@@ -198,9 +197,7 @@ func execVector(c *CPU, in *inst) status {
 	if c.Failure = c.host.NativeDone(); c.Failure != nil {
 		return unknown
 	}
-	sp := c.r[rSP]
 	copy(c.r[:16], n.GPR[:])
-	c.r[rSP] = sp
 	c.setArith(n.Flags)
 	c.r[rIP] = end
 	return done

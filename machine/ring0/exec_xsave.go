@@ -80,6 +80,14 @@ func (c *CPU) areaSize(set, xcomp uint64) int {
 	return n
 }
 
+// area returns n bytes to hold a guest's XSAVE area, valid until the next call.
+func (c *CPU) area(n int) []byte {
+	if n > len(c.garea) {
+		c.garea = make([]byte, n)
+	}
+	return c.garea[:n]
+}
+
 // execXSave is XSAVE, XSAVEOPT, XSAVEC and XSAVES (SDM 1, 13.7 to 13.11).
 // Components in their initial state are written too where that is allowed.
 func execXSave(c *CPU, in *inst) status {
@@ -100,7 +108,7 @@ func execXSave(c *CPU, in *inst) status {
 	if in.op != saveStandard {
 		xcomp = rfbm | xCompacted
 	}
-	area := make([]byte, c.areaSize(rfbm, xcomp))
+	area := c.area(c.areaSize(rfbm, xcomp))
 	if !c.read(addr, area) { // what is not saved stays
 		return handOver
 	}
@@ -154,7 +162,7 @@ func execXRstor(c *CPU, in *inst) status {
 		xcomp != 0 && bv&^xcomp != 0:
 		return c.raise(vectorGP, 0)
 	}
-	area := make([]byte, c.areaSize(rfbm&bv, xcomp))
+	area := c.area(c.areaSize(rfbm&bv, xcomp))
 	if !c.read(addr, area) {
 		return handOver
 	}
