@@ -61,8 +61,8 @@ func Main() {
 	go func() { ends <- rebootCommand(<-signals) }()
 	go watchPowerButton(func() { ends <- unix.LINUX_REBOOT_CMD_POWER_OFF })
 	go func() {
-		session("/etc/rc.local")
-		session("/bin/sh", "-l")
+		session(false, "/etc/rc.local")
+		session(true, "/bin/sh", "-l")
 		ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
 	}()
 	shutDown(<-ends)
@@ -92,9 +92,10 @@ func setHostname() {
 	}
 }
 
-// session runs a program with the console as its controlling terminal and
-// waits for it. A program that is not there is left out.
-func session(name string, args ...string) {
+// session runs a program on the console and waits for it. A program that is not
+// there is left out. With login, the console is its controlling terminal, which
+// the kernel clears of what was typed ahead when the program ends.
+func session(login bool, name string, args ...string) {
 	if _, err := os.Stat(name); err != nil {
 		return
 	}
@@ -107,7 +108,7 @@ func session(name string, args ...string) {
 	c := exec.Command(name, args...)
 	c.Dir = "/root"
 	c.Stdin, c.Stdout, c.Stderr = console, console, console
-	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: login}
 	if err := c.Run(); err != nil && c.ProcessState == nil {
 		warn("%s: %v", name, err)
 	}

@@ -28,6 +28,7 @@ var checks = []check{
 	{"pipes", pipes},
 	{"signals", signals},
 	{"faults", faults},
+	{"stepping", stepping},
 	{"threads", threads},
 	{"timers", timers},
 	{"clock", clock},

@@ -65,6 +65,46 @@ func faults(map[string]string) error {
 	return fault(0xffffffff81000000)
 }
 
+// stepping walks a process instruction by instruction, as a debugger does.
+func stepping(map[string]string) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c := exec.Command("/bin/sh", "-c", "exit 7")
+	c.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	pid := c.Process.Pid
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || !status.Stopped() {
+		return fmt.Errorf("the traced process: %#x, %v", int(status), err)
+	}
+	var last uint64
+	for i := range 200 {
+		if err := syscall.PtraceSingleStep(pid); err != nil {
+			return err
+		}
+		if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || !status.Stopped() || status.StopSignal() != syscall.SIGTRAP {
+			return fmt.Errorf("step %d: %#x, %v", i, int(status), err)
+		}
+		var regs syscall.PtraceRegs
+		if err := syscall.PtraceGetRegs(pid, &regs); err != nil {
+			return err
+		}
+		if i > 0 && (regs.Rip == last || regs.Rip-last > 4096 && i < 3) {
+			return fmt.Errorf("step %d went from %#x to %#x", i, last, regs.Rip)
+		}
+		last = regs.Rip
+	}
+	if err := syscall.PtraceDetach(pid); err != nil {
+		return err
+	}
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 7 {
+		return fmt.Errorf("the process ended with %#x, %v", int(status), err)
+	}
+	return nil
+}
+
 // threads counts with many OS threads and a lock.
 func threads(map[string]string) error {
 	const workers, rounds = 16, 5000
