@@ -117,6 +117,26 @@ func TestFaultOfOwn(t *testing.T) {
 	}
 }
 
+// TestTablesBeyondRAM gives tables that lie where no memory is: the guest's
+// fault, and no harm to the host.
+func TestTablesBeyondRAM(t *testing.T) {
+	for _, cr3 := range []uint64{0x7000000, 0xffffffffff000, ^uint64(0)} {
+		cpu := fuzzCPU([]byte{0x90})
+		cpu.sregs.CR3 = cr3
+		cpu.FlushTLB()
+		cpu.EnterUser()
+		cpu.LeaveUser()
+		if _, stop := cpu.Execute(1, false, new(atomic.Bool)); stop != StopKVM {
+			t.Errorf("CR3 %#x: %v", cr3, stop)
+		}
+	}
+	cpu := fuzzCPU([]byte{0x90})
+	page := cpu.tables.mem.Page(0x1000)
+	le.PutUint64(page[8:], 0xffffffffff000|pteP|pteW|pteU)
+	cpu.EnterUser()
+	cpu.LeaveUser()
+}
+
 // TestTables wants stores to the tables of user mode to be left to KVM, and
 // many of them to end that.
 func TestTables(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 // kernel. A write from here would leave the shadow stale. So every page that
 // is reachable as a table by user mode is marked before the guest enters user
 // mode, and a store to a marked page is left to KVM (it is a StopKVM). Where
-// many come at one page, Forget makes KVM drop the shadow of it instead.
+// many come at one page, forget makes KVM drop the shadow of it instead.
 //
 // A Tables is shared by all vCPUs of a VM and safe for concurrent use.
 type Tables struct {
@@ -28,7 +28,7 @@ type Tables struct {
 	mu sync.Mutex
 	// generation counts changes of marks, so that TLBs learn of them.
 	generation atomic.Uint64
-	// forgotten counts Forgets: all roots must be looked at anew after one.
+	// forgotten counts pages forgotten: all roots are looked at anew after one.
 	forgotten uint64
 	roots     map[uint64]uint64 // root -> forgotten when it was last scanned
 	cpus      []*CPU
@@ -55,8 +55,10 @@ func (t *Tables) join(c *CPU) {
 	t.cpus = append(t.cpus, c)
 }
 
+// isTable tells whether the page at gpa, any address, is marked.
 func (t *Tables) isTable(gpa uint64) bool {
-	return atomic.LoadUint32(&t.level[gpa>>12]) != 0
+	n := gpa >> 12
+	return n < uint64(len(t.level)) && atomic.LoadUint32(&t.level[n]) != 0
 }
 
 // EnterUser must be called before the guest goes on in user mode, and
