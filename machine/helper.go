@@ -69,8 +69,9 @@ const (
 	nativeHole = helperBase - pageSize
 )
 
-// newHelper makes the helper for guest memory below limit.
-func newHelper(vm *kvm.VM, limit uint64, cpuid []kvm.CPUIDEntry) (_ *helper, err error) {
+// newHelper makes the helper's memory, for a guest with RAM below limit; start
+// makes its vCPU.
+func newHelper(vm *kvm.VM, limit uint64) (_ *helper, err error) {
 	h := &helper{}
 	gigs := (max(limit, highRAM) + 1<<30 - 1) >> 30 // the helper's code lies below 4 GiB
 	size := (hpPD + gigs) * pageSize
@@ -80,10 +81,7 @@ func newHelper(vm *kvm.VM, limit uint64, cpuid []kvm.CPUIDEntry) (_ *helper, err
 	h.fillTables(gigs)
 	copy(h.page(hpPoke), pokeInstruction)
 	if err = vm.SetUserMemoryRegion(&kvm.UserspaceMemoryRegion{Slot: helperSlot, GuestPhysAddr: helperBase,
-		MemorySize: size, UserspaceAddr: uint64(uintptr(unsafe.Pointer(&h.mem[0])))}); err == nil {
-		err = h.create(vm, cpuid)
-	}
-	if err != nil {
+		MemorySize: size, UserspaceAddr: uint64(uintptr(unsafe.Pointer(&h.mem[0])))}); err != nil {
 		h.close()
 		return nil, err
 	}
@@ -110,7 +108,8 @@ func (h *helper) fillTables(gigs uint64) {
 	set(hpUserPT, nativeExit/pageSize, nativeHole|user)
 }
 
-func (h *helper) create(vm *kvm.VM, cpuid []kvm.CPUIDEntry) (err error) {
+// start makes the vCPU.
+func (h *helper) start(vm *kvm.VM, cpuid []kvm.CPUIDEntry) (err error) {
 	if h.kvm, err = vm.CreateVCPU(helperID); err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if m.mem, err = newMemory(cfg.Memory, cfg.HugePages); err != nil {
 		return nil, err
 	}
-	if err = m.createVM(); err != nil {
+	if err = m.createVM(interpreted); err != nil {
 		return nil, err
 	}
 	if err = m.addPlatform(); err != nil {
@@ -150,7 +150,7 @@ func New(cfg Config) (_ *Machine, err error) {
 				return nil, err
 			}
 		}
-		if m.helper, err = newHelper(m.vm, m.mem.Size(), cpuid); err != nil {
+		if err = m.helper.start(m.vm, cpuid); err != nil {
 			return nil, err
 		}
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
@@ -171,7 +171,7 @@ func New(cfg Config) (_ *Machine, err error) {
 }
 
 // createVM makes the VM with its memory and the chips that KVM emulates.
-func (m *Machine) createVM() (err error) {
+func (m *Machine) createVM(interpreted bool) (err error) {
 	if m.vm, err = m.kvm.CreateVM(); err != nil {
 		return err
 	}
@@ -181,13 +181,20 @@ func (m *Machine) createVM() (err error) {
 	if err = m.vm.SetTSSAddr(tssPages); err != nil {
 		return err
 	}
+	// Memory first: behind the chips, the kernel has to wait for readers of its
+	// tables, which takes milliseconds.
+	if err = m.mem.register(m.vm); err != nil {
+		return err
+	}
+	if interpreted {
+		if m.helper, err = newHelper(m.vm, m.mem.Size()); err != nil {
+			return err
+		}
+	}
 	if err = m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	if err = m.vm.CreatePIT2(kvm.PITConfig{Flags: kvm.PITSpeakerDummy}); err != nil {
-		return err
-	}
-	return m.mem.register(m.vm)
+	return m.vm.CreatePIT2(kvm.PITConfig{Flags: kvm.PITSpeakerDummy})
 }
 
 // load puts the firmware's tables and the kernel into memory.
