@@ -23,7 +23,7 @@ var kernelConfig string
 const kernelRecipe = 1
 
 // buildTools are the packages that building the kernel needs.
-var buildTools = []string{"gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "lz4", "perl"}
+var buildTools = []string{"gcc", "libc6-dev", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "lz4", "perl"}
 
 // buildLines is about how many lines a build prints, for its progress.
 const buildLines = 2100
