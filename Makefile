@@ -41,6 +41,8 @@ test-stock: vmm
 	VMM_TEST_STOCK=1 go test -timeout 60m -v -run Stock ./tests
 
 bench: setup
+	@command -v qemu-system-x86_64 >/dev/null || apt-get install -y -q --no-install-recommends qemu-system-x86 || \
+		echo 'the comparisons need qemu-system-x86: install it as root'
 	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
 

@@ -49,6 +49,13 @@ func (g *gate) stop() {
 	g.changed.Broadcast()
 }
 
+// isStopped tells whether stop was called.
+func (g *gate) isStopped() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.stopped
+}
+
 func (g *gate) kickAll() {
 	for _, v := range g.cpus {
 		v.kick()

@@ -29,7 +29,8 @@ type helper struct {
 	mem  []byte
 	xcr0 uint64
 	user bool // the special registers are those of native
-	area []byte
+	// stopping tells whether the machine stops.
+	stopping func() bool
 }
 
 // helperSlot is a memory slot of its own, helperID an APIC ID that no guest
@@ -71,8 +72,8 @@ const (
 
 // newHelper makes the helper's memory, for a guest with RAM below limit; start
 // makes its vCPU.
-func newHelper(vm *kvm.VM, limit uint64) (_ *helper, err error) {
-	h := &helper{}
+func newHelper(vm *kvm.VM, limit uint64, stopping func() bool) (_ *helper, err error) {
+	h := &helper{stopping: stopping}
 	gigs := (max(limit, highRAM) + 1<<30 - 1) >> 30 // the helper's code lies below 4 GiB
 	size := (hpPD + gigs) * pageSize
 	if h.mem, err = unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
@@ -113,7 +114,6 @@ func (h *helper) start(vm *kvm.VM, cpuid []kvm.CPUIDEntry) (err error) {
 	if h.kvm, err = vm.CreateVCPU(helperID); err != nil {
 		return err
 	}
-	h.area = make([]byte, h.kvm.XSaveSize())
 	if err := h.kvm.SetCPUID(cpuid); err != nil {
 		return err
 	}
@@ -156,15 +156,20 @@ func (h *helper) setMode(user bool) error {
 	return h.kvm.SetSregs(&s)
 }
 
+// errStopping is returned by a helper that was interrupted because the machine
+// stops.
+var errStopping = errors.New("the machine stops")
+
 // run enters the helper and wants it to come back with the reason given. A
-// signal does not end it: what it does is short.
+// signal does not end it, for what it does is short, unless the machine stops.
 func (h *helper) run(want kvm.ExitReason) error {
 	for {
 		err := h.kvm.Run()
 		switch got := h.kvm.Shared().ExitReason; {
 		case err != nil && interruptedRun(err):
-			h.kvm.Shared().SetImmediateExit(false)
-			continue
+			if h.stopping() {
+				return errStopping
+			}
 		case err == nil && got != want:
 			return fmt.Errorf("the helper vCPU ended with KVM exit %v", got)
 		default:

@@ -175,6 +175,9 @@ func (in *interpreter) kernel() error {
 		in.inject(in.cpu.Inject)
 		return in.step()
 	case ring0.StopUnknown:
+		if errors.Is(in.cpu.Failure, errStopping) {
+			return nil
+		}
 		return errors.Join(in.v.unknownInstruction(in.cpu.Code()), in.cpu.Failure)
 	}
 	return nil
@@ -215,7 +218,7 @@ func (in *interpreter) user() error {
 // instruction must do no harm in either case.
 func (in *interpreter) step() error {
 	err := in.enter()
-	if e := in.cpu.Stored(); e != nil {
+	if e := in.cpu.Stored(); e != nil && !errors.Is(e, errStopping) {
 		return e
 	}
 	if in.cpu.WrittenMSR != 0 {
