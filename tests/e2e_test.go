@@ -203,7 +203,7 @@ func TestStock(t *testing.T) {
 			start := time.Now()
 			out, status := vmm(t, "run", "--kernel", kernel.Image, "--initrd", initrd, "-c", cpus, "--timeout", "30m")
 			t.Logf("took %v", time.Since(start))
-			for _, want := range []string{"CHECK sse ok", "CHECK avx ok", "CHECK threads ok", "CHECK signals", "CHECKS DONE"} {
+			for _, want := range []string{"CHECK sse ok", "CHECK avx ok", "CHECK threads ok", "CHECK faults ok", "CHECK timers ok", "CHECK clock ok", "CHECKS DONE"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("no %q in the output; exit status %d:\n%s", want, status, out)
 				}
