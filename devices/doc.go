@@ -15,8 +15,8 @@ type IRQ interface {
 	Set(level bool)
 }
 
-// fill answers a read that nobody is there for, as a floating bus does.
-func fill(data []byte) {
+// Float answers a read that nobody is there for: a floating bus reads as ones.
+func Float(data []byte) {
 	for i := range data {
 		data[i] = 0xff
 	}

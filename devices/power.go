@@ -79,7 +79,7 @@ func (p *PM) registers() (b [PMPorts]byte) {
 func (p *PM) In(offset uint16, data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fill(data)
+	Float(data)
 	if b := p.registers(); int(offset) < len(b) {
 		copy(data, b[offset:])
 	}

@@ -227,7 +227,7 @@ func (u *UART) update() {
 func (u *UART) In(offset uint16, data []byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	fill(data)
+	Float(data)
 	if len(data) > 0 {
 		data[0] = u.read(offset)
 	}

@@ -3,6 +3,8 @@ package machine
 import (
 	"fmt"
 	"sort"
+
+	"vmm/devices"
 )
 
 // PortDevice answers the IN and OUT instructions of a range of ports. offset
@@ -89,7 +91,7 @@ func (b *portBus) access(port uint16, data []byte, out bool) {
 	case ok:
 		d.In(uint16(offset), data)
 	case !out:
-		floating(data)
+		devices.Float(data)
 	}
 }
 
@@ -102,12 +104,6 @@ func (b *mmioBus) access(addr uint64, data []byte, write bool) {
 	case ok:
 		d.Read(offset, data)
 	case !write:
-		floating(data)
-	}
-}
-
-func floating(data []byte) {
-	for i := range data {
-		data[i] = 0xff
+		devices.Float(data)
 	}
 }

@@ -206,7 +206,7 @@ func (in *interpreter) user() error {
 	// the first instruction of the fault's handler, or could not, or was
 	// interrupted before it.
 	if in.cpu.CanExecute() && in.cpu.FinishSyscall(in.lstar, in.star) {
-		in.v.m.exits[in.shared.ExitReason].Add(1)
+		in.v.countExit()
 		in.changed = true
 		return nil
 	}
@@ -277,7 +277,7 @@ func (in *interpreter) after(err error) error {
 	}
 	if in.shared.ExitReason == kvm.ExitInternalError && in.cpu.CanExecute() &&
 		in.shared.InternalError().Instruction() != nil {
-		in.v.m.exits[kvm.ExitInternalError].Add(1)
+		in.v.countExit()
 		in.refused = in.cpu.RIP()
 		return nil
 	}
@@ -300,11 +300,7 @@ func (in *interpreter) complete() error {
 	in.shared.SetImmediateExit(true)
 	err := in.enter()
 	in.shared.SetImmediateExit(in.v.kicked.Load())
-	if err == nil {
-		// A further part of the same instruction, or its single step.
-		return in.after(nil)
-	}
-	return in.after(err)
+	return in.after(err) // without an error: a further part of the instruction, or its single step
 }
 
 // unknownInstruction is the error for what neither KVM nor ring0 can do.

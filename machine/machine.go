@@ -86,7 +86,6 @@ type Machine struct {
 	exits   [kvm.NumExitReasons]atomic.Uint64
 	finish  sync.Once
 	result  Result
-	cancel  context.CancelFunc
 }
 
 // New builds a machine. Close it if it is never run.
@@ -222,8 +221,8 @@ var defaultArgs = []string{"console=ttyS0", "panic=-1"}
 // or ctx is done. The error is the VMM's own failure, not the guest's. A
 // machine runs once.
 func (m *Machine) Run(ctx context.Context) (Result, error) {
-	ctx, m.cancel = context.WithCancel(ctx)
-	defer m.cancel()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, m.Stop)
 	defer stop()
 	if m.profile != nil {

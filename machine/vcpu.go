@@ -230,12 +230,17 @@ func interruptedRun(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)
 }
 
+// countExit counts the exit that just happened.
+func (v *vcpu) countExit() {
+	if r := v.kvm.Shared().ExitReason; r < kvm.NumExitReasons {
+		v.m.exits[r].Add(1)
+	}
+}
+
 // handleExit does what the guest waits for.
 func (v *vcpu) handleExit() error {
 	run := v.kvm.Shared()
-	if run.ExitReason < kvm.NumExitReasons {
-		v.m.exits[run.ExitReason].Add(1)
-	}
+	v.countExit()
 	switch run.ExitReason {
 	case kvm.ExitIO:
 		v.portIO(run.IO())
