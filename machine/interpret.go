@@ -144,6 +144,12 @@ func (in *interpreter) kernel() error {
 	refused := in.refused
 	in.refused = 0
 	n, stop := in.cpu.Execute(budget, in.window, &in.v.kicked)
+	if ev := &in.shared.Events; n > 0 && ev.Interrupt.Shadow != 0 {
+		// Of a MOV SS or STI that KVM did and that now lies behind. KVM would
+		// emulate an instruction of user mode for its sake, and knows few.
+		ev.Interrupt.Shadow = 0
+		in.shared.DirtyRegs |= kvm.SyncEvents
+	}
 	switch stop {
 	case ring0.StopBudget:
 		if n < budget || in.cpu.InterruptsOn() {
