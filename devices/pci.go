@@ -5,13 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
-// PCIFunction is one function on the PCI bus: its configuration space. Calls
+// PCIFunction is one function on the PCI bus. Calls of its configuration space
 // are serialized by the bus; offset and len(data) stay within 4096 bytes.
 type PCIFunction interface {
 	ConfigRead(offset uint16, data []byte)
 	ConfigWrite(offset uint16, data []byte)
+}
+
+// PCIMemory is a function that has memory behind BAR 0. Calls of BARRead and
+// BARWrite come from all vCPUs at once.
+type PCIMemory interface {
+	PCIFunction
+	// Window is where BAR 0 is now; ok is false while it is nowhere.
+	Window() (addr, size uint64, ok bool)
+	BARRead(offset uint64, data []byte)
+	BARWrite(offset uint64, data []byte)
 }
 
 // PCI is a PCI Express root bus: bus 0, with one function per device number,
@@ -20,6 +31,13 @@ type PCI struct {
 	mu      sync.Mutex
 	devices [32]PCIFunction
 	address uint32 // CONFIG_ADDRESS
+	windows atomic.Pointer[[]pciWindow]
+}
+
+// pciWindow is where a function's memory is.
+type pciWindow struct {
+	start, size uint64
+	function    PCIMemory
 }
 
 // The legacy configuration mechanism (PCI 3.0, 3.2.2.3.2).
@@ -64,9 +82,57 @@ func (p *PCI) access(bdf uint16, offset uint16, data []byte, write bool) {
 	}
 	if write {
 		dev.ConfigWrite(offset, data)
+		p.updateWindows()
 	} else {
 		dev.ConfigRead(offset, data)
 	}
+}
+
+// updateWindows notes where the functions' memory is after a change; mu is
+// held.
+func (p *PCI) updateWindows() {
+	var now []pciWindow
+	for _, d := range p.devices {
+		if f, ok := d.(PCIMemory); ok {
+			if addr, size, ok := f.Window(); ok {
+				now = append(now, pciWindow{addr, size, f})
+			}
+		}
+	}
+	p.windows.Store(&now)
+}
+
+// PCIWindow is the part of guest memory that PCI functions share, from Base.
+type PCIWindow struct {
+	*PCI
+	Base uint64
+}
+
+// Read reads from the function whose memory is there.
+func (w PCIWindow) Read(offset uint64, data []byte) {
+	if f, at := w.find(w.Base + offset); f != nil {
+		f.BARRead(at, data)
+		return
+	}
+	Float(data)
+}
+
+// Write is Read's counterpart.
+func (w PCIWindow) Write(offset uint64, data []byte) {
+	if f, at := w.find(w.Base + offset); f != nil {
+		f.BARWrite(at, data)
+	}
+}
+
+func (p *PCI) find(addr uint64) (PCIMemory, uint64) {
+	if windows := p.windows.Load(); windows != nil {
+		for _, w := range *windows {
+			if addr >= w.start && addr-w.start < w.size {
+				return w.function, addr - w.start
+			}
+		}
+	}
+	return nil, 0
 }
 
 // Read and Write serve the ECAM window, addressed from its start.
@@ -132,13 +198,6 @@ func (p *PCI) String() string {
 	}
 	return s
 }
-
-// Offsets in a configuration header (PCI 3.0, 6.1).
-const (
-	pciVendor = 0x00
-	pciDevice = 0x02
-	pciClass  = 0x09
-)
 
 // hostBridge is the function that every root complex shows.
 type hostBridge struct {

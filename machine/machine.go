@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"vmm/devices"
 	"vmm/kvm"
 	"vmm/machine/ring0"
+	"vmm/virtio"
 )
 
 // MaxCPUs bounds Config.CPUs.
@@ -36,6 +38,12 @@ type Config struct {
 	Protocol bootloader.Protocol
 	// Console receives what the guest sends to its serial port; nil drops it.
 	Console io.Writer
+	// Devices are the virtio devices, in the order in which a guest finds them.
+	// The machine closes them.
+	Devices   []virtio.Device
+	Transport Transport // PCI if empty
+	// Log is told what the guest's drivers do wrong; nil drops it.
+	Log *log.Logger
 	// Now is the clock that the guest's CMOS shows; time.Now if nil.
 	Now func() time.Time
 }
@@ -77,6 +85,11 @@ type Machine struct {
 	pci   *devices.PCI
 	panic *panicWatcher
 
+	shared   [ioapicPins]*sharedLine
+	messages *messages
+	slots    []mmioSlot
+	closers  []io.Closer // the virtio devices
+
 	// Of interpreting hosts; nil on hardware.
 	tables *ring0.Tables
 	helper *helper
@@ -98,6 +111,9 @@ func New(cfg Config) (_ *Machine, err error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = log.New(io.Discard, "", 0)
 	}
 	if cfg.Console == nil {
 		cfg.Console = io.Discard
@@ -136,6 +152,9 @@ func New(cfg Config) (_ *Machine, err error) {
 		return nil, err
 	}
 	if err = m.addPlatform(); err != nil {
+		return nil, err
+	}
+	if err = m.addVirtio(); err != nil {
 		return nil, err
 	}
 	cpuid, err := m.kvm.SupportedCPUID()
@@ -193,6 +212,7 @@ func (m *Machine) createVM(interpreted bool) (err error) {
 	if err = m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
+	m.messages = newMessages(m.vm)
 	return m.vm.CreatePIT2(kvm.PITConfig{Flags: kvm.PITSpeakerDummy})
 }
 
@@ -207,7 +227,7 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 	return m.cfg.Kernel.Load(m.mem, bootloader.Params{
 		E820:     m.e820(),
 		RSDP:     acpiBase,
-		Cmdline:  bootloader.Cmdline(defaultArgs, m.cfg.Cmdline),
+		Cmdline:  bootloader.Cmdline(append(m.virtioArgs(), defaultArgs...), m.cfg.Cmdline),
 		Initrd:   m.cfg.Initrd,
 		Protocol: m.cfg.Protocol,
 	})
@@ -255,6 +275,7 @@ func (m *Machine) Close() error {
 	if m.uart != nil {
 		errs = append(errs, m.uart.Close())
 	}
+	errs = append(errs, m.closeVirtio())
 	for _, v := range m.cpus {
 		errs = append(errs, v.close())
 	}

@@ -26,15 +26,6 @@ const (
 	irqSCI  = 9
 )
 
-// irqLine drives a pin of the in-kernel interrupt chips.
-type irqLine struct {
-	m   *Machine
-	irq uint32
-}
-
-// Set implements devices.IRQ. It fails only once the VM is gone.
-func (l irqLine) Set(level bool) { l.m.vm.IRQLine(l.irq, level) }
-
 // addPlatform puts the devices of a PC on the buses.
 func (m *Machine) addPlatform() error {
 	m.panic = &panicWatcher{out: m.cfg.Console}
@@ -60,6 +51,7 @@ func (m *Machine) addPlatform() error {
 			m.end(Result{End: EndCrash, Detail: "kernel panic"})
 		}}),
 		m.mmio.add("pci-ecam", ecamBase, ecamSize, m.pci),
+		m.mmio.add("pci-memory", pciWindow, ecamBase-pciWindow, devices.PCIWindow{PCI: m.pci, Base: pciWindow}),
 	} {
 		if err != nil {
 			return err
@@ -94,9 +86,9 @@ func (m *Machine) dsdt() acpi.AML {
 	hid := func(id string) acpi.AML { return acpi.Name("_HID", acpi.EISAID(id)) }
 	crs := func(r ...acpi.AML) acpi.AML { return acpi.Name("_CRS", acpi.Resources(r...)) }
 	window := m.pciWindow64()
-	return acpi.Scope(`\_SB`,
+	return acpi.Scope(`\_SB`, append(m.virtioAML(),
 		acpi.Device("PCI0", hid("PNP0A08"), acpi.Name("_CID", acpi.EISAID("PNP0A03")),
-			acpi.Name("_UID", acpi.Int(0)), acpi.Name("_SEG", acpi.Int(0)), acpi.Name("_BBN", acpi.Int(0)),
+			acpi.Name("_UID", acpi.Int(0)), acpi.Name("_SEG", acpi.Int(0)), acpi.Name("_BBN", acpi.Int(0)), pciRouting(),
 			crs(acpi.BusNumbers(0, ecamSize>>20-1),
 				acpi.IO(portPCI, 8),
 				acpi.IOWindow(0x1000, 0xffff),
@@ -109,7 +101,7 @@ func (m *Machine) dsdt() acpi.AML {
 			crs(acpi.IO(portUART, devices.UARTPorts), acpi.IRQ(irqUART))),
 		acpi.Device("RTC0", hid("PNP0B00"), crs(acpi.IO(portRTC, devices.RTCPorts), acpi.IRQ(8))),
 		acpi.Device("PEVT", acpi.Name("_HID", acpi.Str("QEMU0001")), crs(acpi.IO(portPVPanic, 1))),
-	)
+	)...)
 }
 
 // pciWindow64Size is the 64-bit memory of PCI devices, above all RAM.

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -20,6 +22,8 @@ import (
 	"vmm/bootloader"
 	"vmm/guest-images/guestinit"
 	"vmm/machine"
+	"vmm/virtio"
+	"vmm/virtio/rng"
 )
 
 // runFlags are the flags of vmm run.
@@ -35,6 +39,7 @@ type runFlags struct {
 	name      string
 	protocol  string
 	profile   string
+	transport string
 	verbose   bool
 }
 
@@ -66,6 +71,7 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
+	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 	return cmd
@@ -91,12 +97,13 @@ func (f *runFlags) check() error {
 	case f.memory < machine.MinMemory || f.memory > machine.MaxMemory:
 		return usage("--memory %v: between %v and %v", f.memory, byteSize(machine.MinMemory), byteSize(machine.MaxMemory))
 	}
-	for _, p := range bootloader.Protocols {
-		if f.protocol == string(p) {
-			return nil
-		}
+	if !slices.Contains(machine.Transports, machine.Transport(f.transport)) {
+		return usage("--virtio %q: pci, mmio or mmio-cmdline", f.transport)
 	}
-	return usage("--boot-protocol %q: auto, bzimage, elf or pvh", f.protocol)
+	if !slices.Contains(bootloader.Protocols, bootloader.Protocol(f.protocol)) {
+		return usage("--boot-protocol %q: auto, bzimage, elf or pvh", f.protocol)
+	}
+	return nil
 }
 
 func (f *runFlags) run(ctx context.Context) error {
@@ -226,6 +233,8 @@ func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols str
 		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: kernel,
 		Initrd: bootloader.JoinInitrds(initrds...), Cmdline: strings.Join(args, " "),
 		Protocol: bootloader.Protocol(f.protocol),
+		Devices:  []virtio.Device{rng.New()}, Transport: machine.Transport(f.transport),
+		Log: log.New(os.Stderr, "vmm: ", 0),
 	}, symbols, nil
 }
 

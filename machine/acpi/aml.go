@@ -141,6 +141,11 @@ func IO(port uint16, n uint8) AML {
 // IRQ is an edge-triggered ISA interrupt (6.4.2.1).
 func IRQ(n uint8) AML { return AML{0x22, byte(1 << n), byte(uint16(1) << n >> 8)} }
 
+// Interrupt is a level-triggered, active-high, shared interrupt (6.4.3.6).
+func Interrupt(gsi uint32) AML {
+	return binary.LittleEndian.AppendUint32(AML{0x89, 6, 0, 0x09, 1}, gsi)
+}
+
 // Memory32 is a fixed range of addresses (6.4.3.4).
 func Memory32(base, size uint32) AML {
 	out := AML{0x86, 9, 0, 1}
