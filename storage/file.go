@@ -1,0 +1,440 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cache says how writes reach the disk, in QEMU's words.
+type Cache string
+
+// The ways to cache.
+const (
+	Writeback    Cache = "writeback"    // in the host's memory until a flush; the default
+	Writethrough Cache = "writethrough" // every write is flushed
+	None         Cache = "none"         // past the host's memory (O_DIRECT), with flushes
+	Unsafe       Cache = "unsafe"       // flushes do nothing: for what may be lost
+)
+
+// Caches lists them all.
+var Caches = []Cache{Writeback, Writethrough, None, Unsafe}
+
+// File is a file or block device of the host that holds an image. It reads as
+// zeros beyond its end, and grows when written there. All methods may be called
+// concurrently.
+type File struct {
+	name     string
+	fd       int // of data: with O_DIRECT for Cache None
+	meta     int // without it; the same as fd otherwise
+	readOnly bool
+	cache    Cache
+	block    bool   // a block device
+	align    int    // of offsets, lengths and memory, for fd
+	id       fileID // tells files apart
+	size     atomic.Int64
+	noWait   atomic.Bool // the file system knows RWF_NOWAIT
+	noZero   atomic.Bool // it does not know FALLOC_FL_ZERO_RANGE
+}
+
+type fileID struct{ dev, ino uint64 }
+
+// OpenFile opens an image's file. It takes a lock that lasts until Close: with
+// writing, nobody else has the file; without, nobody writes it.
+func OpenFile(name string, readOnly bool, cache Cache) (*File, error) {
+	return openFile(name, readOnly, cache, false)
+}
+
+// Inspect opens an image's file for reading though somebody may be writing it:
+// what is read may be out of date, or half changed.
+func Inspect(name string) (*File, error) { return openFile(name, true, "", true) }
+
+func openFile(name string, readOnly bool, cache Cache, inspect bool) (_ *File, err error) {
+	if cache == "" {
+		cache = Writeback
+	}
+	mode := unix.O_RDWR
+	if readOnly {
+		mode = unix.O_RDONLY
+	}
+	fd, err := unix.Open(name, mode|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := &File{name: name, fd: fd, meta: fd, readOnly: readOnly, cache: cache, align: 1}
+	f.noWait.Store(true)
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, f.fail("stat", err)
+	}
+	f.id = fileID{st.Dev, st.Ino}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		f.size.Store(st.Size)
+	case unix.S_IFBLK:
+		f.block = true
+		n, err := unix.Seek(fd, 0, unix.SEEK_END)
+		if err != nil {
+			return nil, f.fail("size", err)
+		}
+		f.size.Store(n)
+	default:
+		return nil, fmt.Errorf("%s: neither a file nor a block device", name)
+	}
+	if !inspect {
+		if err := f.lock(); err != nil {
+			return nil, err
+		}
+	}
+	if cache == None {
+		if err := f.openDirect(mode); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// openDirect opens the file again, past the page cache.
+func (f *File) openDirect(mode int) error {
+	fd, err := unix.Open(f.name, mode|unix.O_CLOEXEC|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%s: this file system has no direct I/O, which cache=none needs: use cache=writeback", f.name)
+	}
+	if err != nil {
+		return f.fail("open", err)
+	}
+	f.fd, f.align = fd, 4096
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st); err == nil && st.Mask&unix.STATX_DIOALIGN != 0 {
+		if n := max(st.Dio_mem_align, st.Dio_offset_align); n >= SectorSize && n <= 4096 {
+			f.align = int(n)
+		}
+	}
+	return nil
+}
+
+// Name is the path that the file was opened by.
+func (f *File) Name() string { return f.name }
+
+// ReadOnly tells whether the file was opened for reading.
+func (f *File) ReadOnly() bool { return f.readOnly }
+
+// Size is the file's length in bytes.
+func (f *File) Size() int64 { return f.size.Load() }
+
+// Same tells whether both are one file.
+func (f *File) Same(g *File) bool { return f.id == g.id }
+
+// Allocated is how many bytes the file takes on its file system.
+func (f *File) Allocated() int64 {
+	var st unix.Stat_t
+	if unix.Fstat(f.meta, &st) != nil {
+		return 0
+	}
+	if f.block {
+		return f.Size()
+	}
+	return st.Blocks * 512
+}
+
+func (f *File) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: f.name, Err: err}
+}
+
+func (f *File) close() error {
+	var errs []error
+	if f.meta != f.fd {
+		errs = append(errs, unix.Close(f.meta))
+	}
+	return errors.Join(append(errs, unix.Close(f.fd))...)
+}
+
+// Close gives the lock back. It does not flush.
+func (f *File) Close() error { return f.fail("close", f.close()) }
+
+// iovecs are kept, so that a request allocates none.
+var iovecs = sync.Pool{New: func() any { s := make([]unix.Iovec, 0, 256); return &s }}
+
+// maxIovecs is UIO_MAXIOV.
+const maxIovecs = 1024
+
+// noWaitFlag is RWF_NOWAIT of preadv2(2).
+const noWaitFlag = 0x8
+
+// errShort marks an end of file.
+var errShort = errors.New("short")
+
+// transfer moves n bytes between v and the file, all of them, or up to the
+// file's end when reading, which is errShort with the bytes done.
+func transfer(trap uintptr, fd int, v [][]byte, off int64, flags uintptr) (done int64, err error) {
+	p := iovecs.Get().(*[]unix.Iovec)
+	defer func() {
+		clear(*p)
+		*p = (*p)[:0]
+		iovecs.Put(p)
+	}()
+	total := int64(0)
+	for _, b := range v {
+		if len(b) > 0 {
+			*p = append(*p, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
+			total += int64(len(b))
+		}
+	}
+	iov := *p
+	for done < total {
+		n, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(min(len(iov), maxIovecs)),
+			uintptr(off+done), 0, flags)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			return done, errno
+		case n == 0:
+			return done, errShort
+		}
+		done += int64(n)
+		for n > 0 {
+			if uint64(n) < iov[0].Len {
+				iov[0].Base = (*byte)(unsafe.Add(unsafe.Pointer(iov[0].Base), n))
+				iov[0].Len -= uint64(n)
+				break
+			}
+			n -= uintptr(iov[0].Len)
+			iov = iov[1:]
+		}
+	}
+	return done, nil
+}
+
+// aligned tells whether direct I/O takes the request as it is.
+func (f *File) aligned(v [][]byte, off int64) bool {
+	mask := uintptr(f.align - 1)
+	if uintptr(off)&mask != 0 {
+		return false
+	}
+	for _, b := range v {
+		if len(b) > 0 && (uintptr(unsafe.Pointer(&b[0]))|uintptr(len(b)))&mask != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// dataFD is the descriptor for a request: what direct I/O does not take goes
+// through the page cache, which the kernel keeps coherent.
+func (f *File) dataFD(v [][]byte, off int64) int {
+	if f.align > 1 && !f.aligned(v, off) {
+		return f.meta
+	}
+	return f.fd
+}
+
+// ReadV fills v from off on; beyond the end with zeros.
+func (f *File) ReadV(v [][]byte, off int64) error {
+	done, err := transfer(unix.SYS_PREADV2, f.dataFD(v, off), v, off, 0)
+	return f.finishRead(v, done, err)
+}
+
+func (f *File) finishRead(v [][]byte, done int64, err error) error {
+	if err == errShort {
+		clearFrom(v, done)
+		return nil
+	}
+	return f.fail("read", err)
+}
+
+func clearFrom(v [][]byte, from int64) {
+	for _, b := range v {
+		if from < int64(len(b)) {
+			clear(b[from:])
+			from = 0
+		} else {
+			from -= int64(len(b))
+		}
+	}
+}
+
+// TryReadV is ReadV for what is in the page cache; else it returns false.
+func (f *File) TryReadV(v [][]byte, off int64) (bool, error) {
+	if f.align > 1 || !f.noWait.Load() {
+		return false, nil
+	}
+	done, err := transfer(unix.SYS_PREADV2, f.fd, v, off, noWaitFlag)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return false, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		f.noWait.Store(false)
+		return false, nil
+	}
+	return true, f.finishRead(v, done, err)
+}
+
+// WriteV writes v from off on.
+func (f *File) WriteV(v [][]byte, off int64) error {
+	done, err := transfer(unix.SYS_PWRITEV2, f.dataFD(v, off), v, off, 0)
+	if err == nil {
+		f.grown(off + done)
+	}
+	if err == errShort {
+		err = unix.ENOSPC
+	}
+	return f.fail("write", err)
+}
+
+func (f *File) grown(end int64) {
+	for old := f.size.Load(); old < end && !f.size.CompareAndSwap(old, end); {
+		old = f.size.Load()
+	}
+}
+
+// ReadAt and WriteAt are for metadata: through the page cache, at any offset.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	v := [1][]byte{p}
+	done, err := transfer(unix.SYS_PREADV2, f.meta, v[:], off, 0)
+	return len(p), f.finishRead(v[:], done, err)
+}
+
+// WriteAt is ReadAt's counterpart.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	v := [1][]byte{p}
+	done, err := transfer(unix.SYS_PWRITEV2, f.meta, v[:], off, 0)
+	if err == nil {
+		f.grown(off + done)
+	}
+	return int(done), f.fail("write", err)
+}
+
+// Sync returns when all that was written is on the disk.
+func (f *File) Sync() error {
+	if f.cache == Unsafe || f.readOnly {
+		return nil
+	}
+	return f.fail("flush", unix.Fdatasync(f.fd))
+}
+
+// Punch gives a range's storage back; it reads as zeros then. Where the file
+// system cannot, nothing happens and it returns false.
+func (f *File) Punch(off, n int64) (bool, error) {
+	return f.fallocate("discard", unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (f *File) fallocate(op string, mode uint32, off, n int64) (bool, error) {
+	for {
+		err := unix.Fallocate(f.meta, mode, off, n)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
+			return false, nil
+		}
+		return err == nil, f.fail(op, err)
+	}
+}
+
+// zeros is what Zero writes where the file system cannot.
+var zeros [1 << 20]byte
+
+// Zero makes a range read as zeros, keeping its storage.
+func (f *File) Zero(off, n int64) error {
+	if !f.noZero.Load() {
+		done, err := f.fallocate("write", unix.FALLOC_FL_ZERO_RANGE, off, n)
+		if done || err != nil {
+			f.grown(off + n)
+			return err
+		}
+		f.noZero.Store(true)
+	}
+	for n > 0 {
+		part := min(n, int64(len(zeros)))
+		if _, err := f.WriteAt(zeros[:part], off); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
+}
+
+// Truncate sets the file's length.
+func (f *File) Truncate(size int64) error {
+	if f.block {
+		if size > f.Size() {
+			return fmt.Errorf("%s: a block device of %d bytes cannot become %d", f.name, f.Size(), size)
+		}
+		return nil
+	}
+	if err := unix.Ftruncate(f.meta, size); err != nil {
+		return f.fail("resize", err)
+	}
+	f.size.Store(size)
+	return nil
+}
+
+// Refresh looks at the file's length anew: someone else may have changed it.
+func (f *File) Refresh() (int64, error) {
+	n, err := unix.Seek(f.meta, 0, unix.SEEK_END)
+	if err != nil {
+		return 0, f.fail("size", err)
+	}
+	f.size.Store(n)
+	return n, nil
+}
+
+// Extent finds where data begins and ends: it returns whether there is data
+// at off, and the end of what is so, at most limit.
+func (f *File) Extent(off, limit int64) (data bool, end int64) {
+	if off >= f.Size() {
+		return false, limit
+	}
+	next, err := unix.Seek(f.meta, off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return false, limit
+	case err != nil:
+		return true, limit // a device: all of it is data
+	case next > off:
+		return false, min(next, limit)
+	}
+	hole, err := unix.Seek(f.meta, off, unix.SEEK_HOLE)
+	if err != nil || hole <= off {
+		hole = limit
+	}
+	return true, min(hole, limit)
+}
+
+// Create makes a new, sparse file of a length in bytes.
+func Create(name string, size int64) error {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s exists already: remove it first, or take another name", name)
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		os.Remove(name)
+		return err
+	}
+	return nil
+}
+
+// Dir is the directory of the file, for names that are relative to it.
+func (f *File) Dir() string { return filepath.Dir(f.name) }
+
+// Writethrough tells whether every write is to be flushed.
+func (f *File) Writethrough() bool { return f.cache == Writethrough }

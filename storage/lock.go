@@ -1,0 +1,124 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Locks are open file description locks on single bytes of the image, the
+// same that QEMU takes, so that the two respect each other: a shared lock on
+// lockUsed+p says that permission p is in use, one on lockDenied+p that nobody
+// else may have it.
+const (
+	lockUsed   = 100
+	lockDenied = 200
+
+	permRead   = 0 // BLK_PERM_CONSISTENT_READ
+	permWrite  = 1 // BLK_PERM_WRITE
+	permResize = 3 // BLK_PERM_RESIZE
+)
+
+// LockError says that someone else has the image.
+type LockError struct {
+	Name   string
+	Holder string // "vmm (process 12)", or ""
+}
+
+func (e *LockError) Error() string {
+	holder := e.Holder
+	if holder == "" {
+		holder = "another process"
+	}
+	return fmt.Sprintf("%s is in use by %s: stop it first, or use a copy (or an overlay of an image that nobody writes)", e.Name, holder)
+}
+
+// lock takes the file's locks.
+func (f *File) lock() error {
+	uses, denies := []int64{permRead}, []int64{permWrite, permResize}
+	if !f.readOnly {
+		uses = append(uses, permWrite, permResize)
+	}
+	for _, p := range uses {
+		if err := f.lockByte(lockUsed + p); err != nil {
+			return err
+		}
+	}
+	for _, p := range denies {
+		if err := f.lockByte(lockDenied + p); err != nil {
+			return err
+		}
+	}
+	for _, p := range uses {
+		if err := f.testByte(lockDenied + p); err != nil {
+			return err
+		}
+	}
+	for _, p := range denies {
+		if err := f.testByte(lockUsed + p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlockable tells of a file system without locks, where there is none.
+func unlockable(err error) bool {
+	return errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+func (f *File) lockByte(at int64) error {
+	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: unix.SEEK_SET, Start: at, Len: 1}
+	err := unix.FcntlFlock(uintptr(f.meta), unix.F_OFD_SETLK, &l)
+	switch {
+	case err == nil || unlockable(err):
+		return nil
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return &LockError{f.name, f.holder()}
+	}
+	return f.fail("lock", err)
+}
+
+// testByte finds out whether someone else has a lock there.
+func (f *File) testByte(at int64) error {
+	l := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Start: at, Len: 1}
+	err := unix.FcntlFlock(uintptr(f.meta), unix.F_OFD_GETLK, &l)
+	switch {
+	case err != nil && unlockable(err):
+		return nil
+	case err != nil:
+		return f.fail("lock", err)
+	case l.Type != unix.F_UNLCK:
+		return &LockError{f.name, f.holder()}
+	}
+	return nil
+}
+
+// holder looks for a process that has the file open. Such locks belong to no
+// process as far as the kernel tells, and other users' cannot be looked into.
+func (f *File) holder() string {
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	self, mine := strconv.Itoa(os.Getpid()), 0
+	for _, path := range fds {
+		pid := filepath.Base(filepath.Dir(filepath.Dir(path)))
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil || (fileID{st.Dev, st.Ino}) != f.id {
+			continue
+		}
+		if pid == self { // has just opened it, and may have before
+			mine++
+			continue
+		}
+		name, _ := os.ReadFile("/proc/" + pid + "/comm")
+		return fmt.Sprintf("%s (process %s)", bytes.TrimSpace(name), pid)
+	}
+	if mine > 1 {
+		return "this command itself"
+	}
+	return ""
+}
