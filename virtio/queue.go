@@ -51,6 +51,7 @@ type Queue struct {
 	used     []byte
 
 	nextAvail uint16 // what Pop takes next
+	done      chan struct{}
 
 	mu        sync.Mutex // of the used ring
 	nextUsed  uint16
@@ -65,7 +66,7 @@ func NewQueue(mem Memory, l Layout, features uint64, interrupt func()) (*Queue, 
 		return nil, malformed("a queue of %d descriptors", l.Size)
 	}
 	q := &Queue{
-		mem: mem, size: l.Size, interrupt: interrupt,
+		mem: mem, size: l.Size, interrupt: interrupt, done: make(chan struct{}),
 		indirect: features&FeatureIndirectDesc != 0,
 		eventIdx: features&FeatureEventIdx != 0,
 	}
@@ -87,6 +88,10 @@ func NewQueue(mem Memory, l Layout, features uint64, interrupt func()) (*Queue, 
 	}
 	return q, nil
 }
+
+// Done is closed when the queue is about to be stopped: what waits for
+// something else than the host's storage gives up then.
+func (q *Queue) Done() <-chan struct{} { return q.done }
 
 // Size is the number of descriptors.
 func (q *Queue) Size() int { return int(q.size) }

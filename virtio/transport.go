@@ -218,6 +218,7 @@ func (c *core) stopQueue(i int) {
 		return
 	}
 	c.note.detachKick(i, s.kick)
+	close(s.queue.done)
 	s.kick.Cancel()
 	<-s.done
 	c.dev.StopQueue(i)

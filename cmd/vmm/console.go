@@ -50,6 +50,23 @@ func openConsole(spec string) (*console, error) {
 	}
 }
 
+// messages is where vmm itself speaks while the guest runs.
+func (c *console) messages() io.Writer {
+	if c.keys {
+		return rawTerminal{os.Stderr}
+	}
+	return os.Stderr
+}
+
+// rawTerminal begins lines where a raw terminal does not by itself.
+type rawTerminal struct{ io.Writer }
+
+// Write implements io.Writer.
+func (t rawTerminal) Write(p []byte) (int, error) {
+	_, err := io.WriteString(t.Writer, "\r\n"+strings.ReplaceAll(string(p), "\n", "\r\n"))
+	return len(p), err
+}
+
 // stdConsole uses standard input and output; a terminal becomes raw.
 func stdConsole() (*console, error) {
 	c := &console{Writer: os.Stdout, in: os.Stdin, restore: func() {}}

@@ -22,7 +22,6 @@ import (
 	"vmm/bootloader"
 	"vmm/guest-images/guestinit"
 	"vmm/machine"
-	"vmm/virtio"
 	"vmm/virtio/rng"
 )
 
@@ -40,6 +39,8 @@ type runFlags struct {
 	protocol  string
 	profile   string
 	transport string
+	disks     []string
+	onENOSPC  string
 	verbose   bool
 }
 
@@ -71,6 +72,8 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
+	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
+	fl.StringVar(&f.onENOSPC, "on-enospc", "report", "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
 	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
@@ -97,6 +100,9 @@ func (f *runFlags) check() error {
 	case f.memory < machine.MinMemory || f.memory > machine.MaxMemory:
 		return usage("--memory %v: between %v and %v", f.memory, byteSize(machine.MinMemory), byteSize(machine.MaxMemory))
 	}
+	if f.onENOSPC != "report" && f.onENOSPC != "pause" {
+		return usage("--on-enospc %q: report or pause", f.onENOSPC)
+	}
 	if !slices.Contains(machine.Transports, machine.Transport(f.transport)) {
 		return usage("--virtio %q: pci, mmio or mmio-cmdline", f.transport)
 	}
@@ -111,6 +117,14 @@ func (f *runFlags) run(ctx context.Context) error {
 		return err
 	}
 	start := time.Now()
+	var disks []diskFlag
+	for _, s := range f.disks {
+		d, err := parseDisk(s)
+		if err != nil {
+			return &exitError{statusUsage, err}
+		}
+		disks = append(disks, d)
+	}
 	cfg, symbols, err := f.config(ctx)
 	if err != nil {
 		return failed(err)
@@ -120,10 +134,18 @@ func (f *runFlags) run(ctx context.Context) error {
 		return failed(err)
 	}
 	cfg.Console = con
+	space, err := f.addDevices(cfg, disks, con)
+	if err != nil {
+		con.restore()
+		return failed(err)
+	}
 	m, err := machine.New(*cfg)
 	if err != nil {
 		con.restore()
 		return failed(err)
+	}
+	if space != nil {
+		space.attach(m)
 	}
 	built := time.Now()
 	if f.profile != "" {
@@ -233,9 +255,29 @@ func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols str
 		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: kernel,
 		Initrd: bootloader.JoinInitrds(initrds...), Cmdline: strings.Join(args, " "),
 		Protocol: bootloader.Protocol(f.protocol),
-		Devices:  []virtio.Device{rng.New()}, Transport: machine.Transport(f.transport),
-		Log: log.New(os.Stderr, "vmm: ", 0),
+		Transport: machine.Transport(f.transport),
 	}, symbols, nil
+}
+
+// addDevices makes the virtio devices: the disks, in their order, come first.
+func (f *runFlags) addDevices(cfg *machine.Config, disks []diskFlag, con *console) (*spaceWatch, error) {
+	cfg.Log = log.New(con.messages(), "vmm: ", 0)
+	var space *spaceWatch
+	if f.onENOSPC == "pause" {
+		space = &spaceWatch{out: con.messages()}
+	}
+	for _, d := range disks {
+		dev, _, err := d.open(f.cpus, space, func(err error) { cfg.Log.Print(err) })
+		if err != nil {
+			for _, d := range cfg.Devices {
+				d.Close()
+			}
+			return nil, err
+		}
+		cfg.Devices = append(cfg.Devices, dev)
+	}
+	cfg.Devices = append(cfg.Devices, rng.New())
+	return space, nil
 }
 
 func writeProfile(path string, m *machine.Machine) error {
@@ -283,10 +325,13 @@ func (s byteSize) String() string {
 
 // Set implements pflag.Value. A number without a suffix is in MiB, as with
 // other VMMs.
-func (s *byteSize) Set(v string) error {
+func (s *byteSize) Set(v string) error { return s.setUnit(v, 20) }
+
+// setUnit is Set where a number without a suffix is in units of 2^unit.
+func (s *byteSize) setUnit(v string, unitShift uint) error {
 	digits := strings.TrimRight(strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v), "B"), "I"), "KMGT")
 	unit := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v)[len(digits):], "B"), "I")
-	shifts := map[string]uint{"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
+	shifts := map[string]uint{"": unitShift, "K": 10, "M": 20, "G": 30, "T": 40}
 	shift, ok := shifts[unit]
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil || !ok || n > math.MaxInt64>>shift {

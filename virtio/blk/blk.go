@@ -1,0 +1,332 @@
+// Package blk is the virtio block device (virtio 1.2, 5.2).
+//
+// A queue's goroutine takes the requests. Reads of what the host has in memory
+// are done at once; all else goes to a few workers, so that one slow request
+// does not hold up the others, but for a request that is alone.
+package blk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"vmm/virtio"
+)
+
+// Backend is a disk. Offsets and lengths are in bytes and whole sectors. Its
+// methods are called concurrently.
+type Backend interface {
+	Size() int64
+	ReadOnly() bool
+	ReadV(v [][]byte, off int64) error
+	// TryReadV reads only if that needs no waiting.
+	TryReadV(v [][]byte, off int64) (bool, error)
+	WriteV(v [][]byte, off int64) error
+	Flush() error
+	Discard(off, n int64) error
+	WriteZeroes(off, n int64, unmap bool) error
+	Resize(size int64) error
+	Close() error
+}
+
+// Options are a disk's properties. The zero values are good.
+type Options struct {
+	// Serial is what the guest sees as the disk's ID, at most MaxSerial bytes.
+	Serial string
+	// Queues is the number of request queues; 1 if 0.
+	Queues int
+	// Writethrough begins without a volatile cache.
+	Writethrough bool
+	Limit        Limit
+	// NoSpace is called when the host's disk is full. It may try the request
+	// again, until done, and returns what comes of it. nil gives the guest an
+	// error.
+	NoSpace func(err error, try func() error, done <-chan struct{}) error
+	// Log is told the first error of the backend; nil drops it.
+	Log func(error)
+}
+
+// Feature bits (5.2.3).
+const (
+	featureSegMax      = 1 << 2
+	featureRO          = 1 << 5
+	featureBlkSize     = 1 << 6
+	featureFlush       = 1 << 9
+	featureTopology    = 1 << 10
+	featureConfigWCE   = 1 << 11
+	featureMQ          = 1 << 12
+	featureDiscard     = 1 << 13
+	featureWriteZeroes = 1 << 14
+)
+
+const (
+	queueSize  = 256
+	sectorSize = 512
+
+	// MaxSerial is VIRTIO_BLK_ID_BYTES.
+	MaxSerial = 20
+	// MaxQueues bounds Options.Queues.
+	MaxQueues = 64
+
+	maxSectors  = 1 << 22 // of one discard or write zeroes: 2 GiB
+	maxSegments = 64
+	pageSectors = 8
+	maxWorkers  = 16
+)
+
+// Offsets in struct virtio_blk_config (5.2.4).
+const (
+	configCapacity       = 0
+	configSegMax         = 12
+	configBlkSize        = 20
+	configPhysicalExp    = 24
+	configWriteback      = 32
+	configNumQueues      = 34
+	configMaxDiscard     = 36
+	configDiscardSegs    = 40
+	configDiscardAlign   = 44
+	configMaxZeroes      = 48
+	configZeroesSegs     = 52
+	configZeroesMayUnmap = 56
+	configSize           = 60
+)
+
+// Device is a disk of the guest.
+type Device struct {
+	backend Backend
+	opts    Options
+	limit   limiter
+	queues  []queue
+
+	work    chan *request
+	idle    atomic.Int32
+	mu      sync.Mutex
+	workers int
+	group   sync.WaitGroup
+
+	writeback atomic.Bool
+	canFlush  atomic.Bool // the driver does
+	logged    atomic.Bool
+	control   atomic.Pointer[virtio.Control]
+}
+
+// queue is what the device keeps of a virtqueue.
+type queue struct {
+	mu    sync.Mutex
+	free  []*request // to be used again
+	busy  int        // requests that workers have
+	empty sync.Cond
+}
+
+// New returns a disk, which owns the backend from now on.
+func New(b Backend, o Options) (*Device, error) {
+	o.Queues = max(o.Queues, 1)
+	switch {
+	case len(o.Serial) > MaxSerial:
+		return nil, fmt.Errorf("serial %q: at most %d characters", o.Serial, MaxSerial)
+	case o.Queues > MaxQueues:
+		return nil, fmt.Errorf("%d queues: at most %d", o.Queues, MaxQueues)
+	}
+	d := &Device{backend: b, opts: o, limit: newLimiter(o.Limit), queues: make([]queue, o.Queues),
+		work: make(chan *request, o.Queues*queueSize)}
+	for i := range d.queues {
+		d.queues[i].empty.L = &d.queues[i].mu
+	}
+	d.writeback.Store(!o.Writethrough)
+	return d, nil
+}
+
+// Type implements virtio.Device.
+func (d *Device) Type() virtio.DeviceType { return virtio.TypeBlock }
+
+// Features implements virtio.Device.
+func (d *Device) Features() uint64 {
+	f := uint64(featureSegMax | featureBlkSize | featureTopology | featureMQ | featureFlush)
+	if d.backend.ReadOnly() {
+		return f | featureRO
+	}
+	return f | featureConfigWCE | featureDiscard | featureWriteZeroes
+}
+
+// QueueSizes implements virtio.Device.
+func (d *Device) QueueSizes() []uint16 {
+	out := make([]uint16, len(d.queues))
+	for i := range out {
+		out[i] = queueSize
+	}
+	return out
+}
+
+// ReadConfig implements virtio.Device.
+func (d *Device) ReadConfig(offset uint32, data []byte) {
+	var c [configSize]byte
+	le := binary.LittleEndian
+	le.PutUint64(c[configCapacity:], uint64(d.backend.Size())/sectorSize)
+	le.PutUint32(c[configSegMax:], queueSize-2)
+	le.PutUint32(c[configBlkSize:], sectorSize)
+	c[configPhysicalExp] = 3 // 4 KiB
+	if d.writeback.Load() {
+		c[configWriteback] = 1
+	}
+	le.PutUint16(c[configNumQueues:], uint16(len(d.queues)))
+	le.PutUint32(c[configMaxDiscard:], maxSectors)
+	le.PutUint32(c[configDiscardSegs:], maxSegments)
+	le.PutUint32(c[configDiscardAlign:], pageSectors)
+	le.PutUint32(c[configMaxZeroes:], maxSectors)
+	le.PutUint32(c[configZeroesSegs:], maxSegments)
+	c[configZeroesMayUnmap] = 1
+	clear(data)
+	if offset < configSize {
+		copy(data, c[offset:])
+	}
+}
+
+// WriteConfig implements virtio.Device: the driver chooses the cache mode.
+func (d *Device) WriteConfig(offset uint32, data []byte) {
+	if offset == configWriteback && len(data) == 1 && !d.backend.ReadOnly() {
+		d.writeback.Store(data[0] != 0)
+	}
+}
+
+// Start implements virtio.Device.
+func (d *Device) Start(features uint64, c virtio.Control) {
+	d.canFlush.Store(features&featureFlush != 0)
+	d.control.Store(&c)
+}
+
+// Reset implements virtio.Device.
+func (d *Device) Reset() {
+	d.control.Store(nil)
+	d.writeback.Store(!d.opts.Writethrough)
+}
+
+// Resize changes the disk's size while the guest runs, which is told.
+func (d *Device) Resize(size int64) error {
+	if err := d.backend.Resize(size); err != nil {
+		return err
+	}
+	if c := d.control.Load(); c != nil {
+		(*c).ConfigChanged()
+	}
+	return nil
+}
+
+// Close implements virtio.Device.
+func (d *Device) Close() error {
+	close(d.work)
+	d.group.Wait()
+	return d.backend.Close()
+}
+
+// HandleQueue implements virtio.Device.
+func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
+	defer q.Notify()
+	s := &d.queues[i]
+	for {
+		r := s.get()
+		ok, err := q.Pop(&r.chain)
+		if err == nil && ok {
+			err = r.parse()
+		}
+		if err != nil || !ok {
+			s.put(r)
+			return err
+		}
+		r.device, r.queue, r.virtqueue = d, s, q
+		if !d.limit.wait(r.bytes(), q.Done()) {
+			s.put(r)
+			return nil
+		}
+		if !r.atOnce(q) {
+			s.started()
+			d.submit(r)
+			continue
+		}
+		r.finish()
+	}
+}
+
+// StopQueue implements virtio.Device.
+func (d *Device) StopQueue(i int) {
+	s := &d.queues[i]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.busy > 0 {
+		s.empty.Wait()
+	}
+}
+
+// submit gives a request to a worker, a new one if all are at work.
+func (d *Device) submit(r *request) {
+	if d.idle.Load() <= int32(len(d.work)) {
+		d.mu.Lock()
+		if d.workers < maxWorkers {
+			d.workers++
+			d.group.Go(d.worker)
+		}
+		d.mu.Unlock()
+	}
+	d.work <- r // has room for all requests that there can be
+}
+
+func (d *Device) worker() {
+	for {
+		d.idle.Add(1)
+		r, ok := <-d.work
+		d.idle.Add(-1)
+		if !ok {
+			return
+		}
+		r.execute()
+		q, s := r.virtqueue, r.queue
+		r.finish()
+		q.Notify()
+		s.ended()
+	}
+}
+
+func (s *queue) get() *request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.free); n > 0 {
+		r := s.free[n-1]
+		s.free = s.free[:n-1]
+		return r
+	}
+	return &request{}
+}
+
+func (s *queue) put(r *request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, r)
+}
+
+func (s *queue) started() {
+	s.mu.Lock()
+	s.busy++
+	s.mu.Unlock()
+}
+
+func (s *queue) ended() {
+	s.mu.Lock()
+	if s.busy--; s.busy == 0 {
+		s.empty.Broadcast()
+	}
+	s.mu.Unlock()
+}
+
+// alone tells whether no worker has a request of the queue.
+func (s *queue) alone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.busy == 0
+}
+
+// failed notes an error of the backend and tells the first.
+func (d *Device) failed(err error) {
+	if d.opts.Log != nil && !d.logged.Swap(true) {
+		d.opts.Log(fmt.Errorf("the guest gets an I/O error: %w", err))
+	}
+}
