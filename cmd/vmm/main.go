@@ -80,7 +80,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(runCommand(), doctorCommand(), setupCommand(), versionCommand())
+	root.AddCommand(runCommand(), imageCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
 }
 

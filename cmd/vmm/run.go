@@ -254,7 +254,7 @@ func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols str
 	return &machine.Config{
 		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: kernel,
 		Initrd: bootloader.JoinInitrds(initrds...), Cmdline: strings.Join(args, " "),
-		Protocol: bootloader.Protocol(f.protocol),
+		Protocol:  bootloader.Protocol(f.protocol),
 		Transport: machine.Transport(f.transport),
 	}, symbols, nil
 }

@@ -298,14 +298,13 @@ func copyRange(from, to storage.Disk, off, n int64) error {
 
 // Rebase gives the image another backing file, "" for none, named as it is to
 // be stored. What the image shows stays the same: where the old and the new
-// one differ, the image gets the old one's data. unsafe leaves that out, for a
-// backing file that was only moved.
-func (i *Image) Rebase(backing, format string, unsafe bool, progress Progress) error {
+// one differ, the image gets the old one's data.
+func (i *Image) Rebase(backing, format string, progress Progress) error {
 	if i.Qcow2 == nil {
 		return fmt.Errorf("%s: a raw image has no backing file", i.File.Name())
 	}
 	var to *Image
-	if backing != "" && !unsafe {
+	if backing != "" {
 		path, err := backingPath(i.File, backing)
 		if err != nil {
 			return err
@@ -316,13 +315,11 @@ func (i *Image) Rebase(backing, format string, unsafe bool, progress Progress) e
 		defer to.Close()
 		format = to.Format
 	}
-	if !unsafe {
-		if err := i.keepOld(to, progress); err != nil {
-			return err
-		}
-		if err := i.Flush(); err != nil {
-			return err
-		}
+	if err := i.keepOld(to, progress); err != nil {
+		return err
+	}
+	if err := i.Flush(); err != nil {
+		return err
 	}
 	return i.Qcow2.SetBackingFile(backing, format)
 }
