@@ -21,8 +21,8 @@ const consoleHelp = "\r\nCtrl-a x  quit: end the VM at once\r\n" +
 	"Ctrl-a h  this help\r\n" +
 	"Ctrl-a Ctrl-a  send Ctrl-a to the guest\r\n"
 
-// console is the host's end of the guest's serial port.
-type console struct {
+// hostConsole is the host's end of the guest's console, or of a port.
+type hostConsole struct {
 	io.Writer
 	in io.Reader // nil where there is no input
 	// restore undoes what opening did to the terminal or file.
@@ -33,25 +33,38 @@ type console struct {
 
 // openConsole opens what --console names: serial (standard input and output),
 // none, a file, or unix:PATH, where one client at a time may connect.
-func openConsole(spec string) (*console, error) {
+func openConsole(spec string) (*hostConsole, error) {
 	switch path, isUnix := strings.CutPrefix(spec, "unix:"); {
 	case spec == "none":
-		return &console{Writer: io.Discard, restore: func() {}}, nil
+		return &hostConsole{Writer: io.Discard, restore: func() {}}, nil
 	case spec == "serial":
 		return stdConsole()
 	case isUnix:
-		return listenConsole(path)
-	default:
-		f, err := os.Create(spec)
+		c, err := listenConsole(path)
 		if err != nil {
 			return nil, fmt.Errorf("--console: %w", err)
 		}
-		return &console{Writer: f, restore: func() { f.Close() }}, nil
+		return c, nil
+	default:
+		c, err := fileConsole(spec)
+		if err != nil {
+			return nil, fmt.Errorf("--console: %w", err)
+		}
+		return c, nil
 	}
 }
 
+// fileConsole writes to a file; there is no input.
+func fileConsole(path string) (*hostConsole, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	return &hostConsole{Writer: f, restore: func() { f.Close() }}, nil
+}
+
 // messages is where vmm itself speaks while the guest runs.
-func (c *console) messages() io.Writer {
+func (c *hostConsole) messages() io.Writer {
 	if c.keys {
 		return rawTerminal{os.Stderr}
 	}
@@ -68,8 +81,8 @@ func (t rawTerminal) Write(p []byte) (int, error) {
 }
 
 // stdConsole uses standard input and output; a terminal becomes raw.
-func stdConsole() (*console, error) {
-	c := &console{Writer: os.Stdout, in: os.Stdin, restore: func() {}}
+func stdConsole() (*hostConsole, error) {
+	c := &hostConsole{Writer: os.Stdout, in: os.Stdin, restore: func() {}}
 	fd := int(os.Stdin.Fd())
 	if !term.IsTerminal(fd) {
 		return c, nil
@@ -110,19 +123,19 @@ type socketConsole struct {
 	w  *io.PipeWriter
 }
 
-func listenConsole(path string) (*console, error) {
+func listenConsole(path string) (*hostConsole, error) {
 	l, err := net.Listen("unix", path)
 	if errors.Is(err, unix.EADDRINUSE) && !answers(path) {
 		os.Remove(path) // left behind by a process that was killed
 		l, err = net.Listen("unix", path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--console: %w", err)
+		return nil, err
 	}
 	s := &socketConsole{l: l}
 	s.r, s.w = io.Pipe()
 	go s.accept()
-	return &console{Writer: s, in: s.r, restore: s.close}, nil
+	return &hostConsole{Writer: s, in: s.r, restore: s.close}, nil
 }
 
 // answers tells whether somebody listens on a socket.
@@ -179,7 +192,7 @@ type consoleActions struct {
 }
 
 // copyInput sends input to the guest until it ends, and obeys Ctrl-a.
-func (c *console) copyInput(send func([]byte) error, do consoleActions) {
+func (c *hostConsole) copyInput(send func([]byte) error, do consoleActions) {
 	if c.in == nil {
 		return
 	}

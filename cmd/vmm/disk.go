@@ -151,8 +151,11 @@ type spaceWatch struct {
 // spaceCheck is how often a full disk is tried again.
 const spaceCheck = time.Second
 
-// attach names the machine to pause.
+// attach names the machine to pause; on nil it does nothing.
 func (s *spaceWatch) attach(m *machine.Machine) {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.machine = m

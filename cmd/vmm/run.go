@@ -41,6 +41,8 @@ type runFlags struct {
 	transport string
 	disks     []string
 	onENOSPC  string
+	terminal  string
+	ports     []string
 	verbose   bool
 }
 
@@ -70,6 +72,8 @@ func runCommand() *cobra.Command {
 	fl.IntVarP(&f.cpus, "cpus", "c", 1, "`NUMBER` of virtual CPUs")
 	fl.DurationVar(&f.timeout, "timeout", 0, "end the VM after `DURATION`, such as 90s")
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
+	fl.StringVar(&f.terminal, "console-device", "serial", "what the console is in the guest: serial (ttyS0), or virtio (hvc0), which is faster and knows the terminal's size")
+	fl.StringArrayVar(&f.ports, "port", nil, portUsage)
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
@@ -103,6 +107,9 @@ func (f *runFlags) check() error {
 	if f.onENOSPC != "report" && f.onENOSPC != "pause" {
 		return usage("--on-enospc %q: report or pause", f.onENOSPC)
 	}
+	if !slices.Contains(terminalDevices, f.terminal) {
+		return usage("--console-device %q: serial or virtio", f.terminal)
+	}
 	if !slices.Contains(machine.Transports, machine.Transport(f.transport)) {
 		return usage("--virtio %q: pci, mmio or mmio-cmdline", f.transport)
 	}
@@ -133,25 +140,28 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return failed(err)
 	}
+	defer con.restore()
 	cfg.Console = con
-	space, err := f.addDevices(cfg, disks, con)
+	ports, err := f.openPorts(con)
 	if err != nil {
-		con.restore()
+		return failed(err)
+	}
+	defer ports.close()
+	space, err := f.addDevices(cfg, disks, ports, con)
+	if err != nil {
 		return failed(err)
 	}
 	m, err := machine.New(*cfg)
 	if err != nil {
-		con.restore()
 		return failed(err)
 	}
-	if space != nil {
-		space.attach(m)
-	}
+	space.attach(m)
+	ports.run()
 	built := time.Now()
 	if f.profile != "" {
 		m.StartProfile(symbols)
 	}
-	result, status, err := f.drive(ctx, m, con)
+	result, status, err := f.drive(ctx, m, con, ports.input(m))
 	con.restore()
 	if err != nil {
 		return failed(err)
@@ -168,7 +178,7 @@ func (f *runFlags) run(ctx context.Context) error {
 }
 
 // drive runs the machine with its console, signals and timeout.
-func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *console) (machine.Result, int, error) {
+func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error) (machine.Result, int, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := func(status int, err error) { cancel(&exitError{status, err}) }
@@ -186,7 +196,7 @@ func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *console) 
 		case <-ctx.Done():
 		}
 	}()
-	go con.copyInput(m.Input, consoleActions{
+	go con.copyInput(input, consoleActions{
 		quit:  func() { stop(statusOK, nil) },
 		power: m.PressPowerButton,
 		help:  func() { io.WriteString(con, consoleHelp) },
@@ -240,6 +250,9 @@ func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols str
 			args = append([]string{t}, args...)
 		}
 	}
+	if f.terminal == "virtio" {
+		args = append([]string{"console=hvc0"}, args...)
+	}
 	for _, path := range f.initrds {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -260,7 +273,7 @@ func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols str
 }
 
 // addDevices makes the virtio devices: the disks, in their order, come first.
-func (f *runFlags) addDevices(cfg *machine.Config, disks []diskFlag, con *console) (*spaceWatch, error) {
+func (f *runFlags) addDevices(cfg *machine.Config, disks []diskFlag, ports *ports, con *hostConsole) (*spaceWatch, error) {
 	cfg.Log = log.New(con.messages(), "vmm: ", 0)
 	var space *spaceWatch
 	if f.onENOSPC == "pause" {
@@ -277,6 +290,9 @@ func (f *runFlags) addDevices(cfg *machine.Config, disks []diskFlag, con *consol
 		cfg.Devices = append(cfg.Devices, dev)
 	}
 	cfg.Devices = append(cfg.Devices, rng.New())
+	if ports.device != nil {
+		cfg.Devices = append(cfg.Devices, ports.device)
+	}
 	return space, nil
 }
 

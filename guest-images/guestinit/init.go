@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +55,7 @@ func Main() {
 		}
 	}
 	setHostname()
+	linkPorts()
 
 	ends := make(chan int, 4)
 	signals := make(chan os.Signal, 4)
@@ -89,6 +91,20 @@ func setHostname() {
 	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		warn("hostname %q: %v", name, err)
+	}
+}
+
+// linkPorts makes the names of virtio console ports, as udev does.
+func linkPorts() {
+	const class = "/sys/class/virtio-ports/"
+	ports, _ := os.ReadDir(class)
+	for _, p := range ports {
+		name, err := os.ReadFile(class + p.Name() + "/name")
+		if err != nil {
+			continue // the console has none
+		}
+		os.MkdirAll("/dev/virtio-ports", 0o755)
+		os.Symlink("../"+p.Name(), "/dev/virtio-ports/"+filepath.Base(strings.TrimSpace(string(name))))
 	}
 }
 
