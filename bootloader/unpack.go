@@ -42,11 +42,17 @@ func unpack(payload []byte, limit int64) ([]byte, error) {
 	if bytes.HasPrefix(payload, []byte("\x7fELF")) {
 		return payload, nil // CONFIG_KERNEL_UNCOMPRESSED
 	}
+	return decompress(payload, limit, true)
+}
+
+// decompress unpacks what becomes at most limit bytes; sized tells that it has
+// the size behind it, where its format does.
+func decompress(payload []byte, limit int64, sized bool) ([]byte, error) {
 	for _, f := range formats {
 		if !bytes.HasPrefix(payload, []byte(f.magic)) {
 			continue
 		}
-		if f.sized {
+		if f.sized && sized {
 			if len(payload) < 4 {
 				return nil, ErrCutOff
 			}

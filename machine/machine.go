@@ -172,6 +172,7 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, err
 		}
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
+		m.cfg.Initrd = bootloader.UnpackInitrd(cfg.Initrd, int64(cfg.Memory/3))
 	}
 	entry, err := m.load()
 	if err != nil {

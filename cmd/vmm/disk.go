@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,9 +13,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/bootloader"
+	"vmm/bootloader/disk"
 	"vmm/machine"
 	"vmm/storage"
 	"vmm/storage/image"
+	"vmm/storage/rootfs"
+	"vmm/virtio"
 	"vmm/virtio/blk"
 )
 
@@ -116,26 +121,118 @@ func positive(v string) (int64, error) {
 	return n, nil
 }
 
-// open opens the image and makes the guest's disk of it.
-func (d *diskFlag) open(cpus int, space *spaceWatch, warn func(error)) (*blk.Device, *image.Image, error) {
-	img, err := image.Open(d.path, d.image)
+// diskSet is the disks of a VM: their images, until devices takes them over.
+type diskSet struct {
+	flags []diskFlag
+	open  []*image.Image
+}
+
+// openDisks opens the images of --rootfs and --disk.
+func (f *runFlags) openDisks() (_ *diskSet, err error) {
+	s := &diskSet{}
+	for _, v := range f.disks {
+		d, err := parseDisk(v)
+		if err != nil {
+			return nil, &exitError{statusUsage, err}
+		}
+		s.flags = append(s.flags, d)
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if f.rootfs != "" {
+		root, err := rootDisk(f.rootfs)
+		if err != nil {
+			return nil, fmt.Errorf("--rootfs: %w", err)
+		}
+		s.open = append(s.open, root)
+		s.flags = append([]diskFlag{{serial: "rootfs"}}, s.flags...)
+	}
+	for _, d := range s.flags[len(s.open):] {
+		img, err := image.Open(d.path, d.image)
+		if err != nil {
+			return nil, err
+		}
+		s.open = append(s.open, img)
+	}
+	return s, nil
+}
+
+// devices makes the guest's disks, which own the images from then on.
+func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virtio.Device, error) {
+	var out []virtio.Device
+	for i, d := range s.flags {
+		o := blk.Options{Serial: d.serial, Queues: d.queues, Limit: d.limit, Log: warn,
+			Writethrough: d.image.Cache == storage.Writethrough}
+		if o.Queues == 0 {
+			o.Queues = min(cpus, 8)
+		}
+		if space != nil {
+			o.NoSpace = space.hold
+		}
+		dev, err := blk.New(s.open[i], o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, dev)
+	}
+	s.open = nil
+	return out, nil
+}
+
+func (s *diskSet) close() {
+	for _, img := range s.open {
+		img.Close()
+	}
+	s.open = nil
+}
+
+// boot reads from the first disk what it would boot: the entry of a name, or
+// the default.
+func (s *diskSet) boot(name string) (*boot, error) {
+	img := s.open[0]
+	entries, err := disk.Entries(storage.ReaderAt{Disk: img}, img.Size())
 	if err != nil {
-		return nil, nil, err
+		return nil, fmt.Errorf("%s: %w", img.File.Name(), err)
 	}
-	queues := d.queues
-	if queues == 0 {
-		queues = min(cpus, 8)
+	e := entries[0]
+	if name != "" {
+		if e, err = disk.Find(entries, name); err != nil {
+			return nil, fmt.Errorf("%s: %w", img.File.Name(), err)
+		}
 	}
-	o := blk.Options{Serial: d.serial, Queues: queues, Limit: d.limit, Log: warn,
-		Writethrough: d.image.Cache == storage.Writethrough}
-	if space != nil {
-		o.NoSpace = space.hold
-	}
-	dev, err := blk.New(img, o)
+	data, initrds, err := e.Load()
 	if err != nil {
-		return nil, nil, errors.Join(err, img.Close())
+		return nil, fmt.Errorf("%s: %w", img.File.Name(), err)
 	}
-	return dev, img, nil
+	kernel, err := bootloader.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", img.File.Name(), e.Kernel, err)
+	}
+	return &boot{kernel: kernel, initrds: initrds, args: []string{e.Args}}, nil
+}
+
+// rootArgs boots from the first disk, which is rootDisk's.
+const rootArgs = "root=/dev/vda rootfstype=ext4 rw"
+
+// rootFree is the room in a root disk beside its files, in bytes.
+const rootFree = 8 << 30
+
+// rootDisk makes a disk of a directory or tar archive, in a file without a
+// name.
+func rootDisk(source string) (*image.Image, error) {
+	f, err := image.TempFile("vmm-rootfs-")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	if err := rootfs.Build(source, f, rootFree); err != nil {
+		return nil, err
+	}
+	return image.Open(f.Name(), image.Options{Format: image.Raw, Cache: storage.Unsafe})
 }
 
 // spaceWatch pauses a machine while the host's disk is full

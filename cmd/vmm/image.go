@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"vmm/bootloader/disk"
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
@@ -38,7 +39,7 @@ func imageCommand() *cobra.Command {
 			"  vmm image tree",
 	}
 	cmd.AddCommand(imageCreate(), imageInfo(), imageCheck(), imageConvert(), imageResize(), imageCommit(),
-		imageRebase(), imageMap(), imageDiff(), imageTree())
+		imageRebase(), imageMap(), imageDiff(), imageTree(), imageBootEntries())
 	return cmd
 }
 
@@ -516,6 +517,34 @@ func diff(w io.Writer, a, b *image.Image, asJSON bool) error {
 		return &exitError{statusDiffers, nil}
 	}
 	return nil
+}
+
+func imageBootEntries() *cobra.Command {
+	var f imageFlags
+	cmd := &cobra.Command{
+		Use: "boot-entries IMAGE", Short: "List what a disk can boot", Args: cobra.ExactArgs(1),
+		Long: "boot-entries lists the entries of GRUB, of the Boot Loader Specification or of extlinux, or\n" +
+			"the kernels in /boot. The first is what vmm run --disk IMAGE boots.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.withImage(args[0], false, func(img *image.Image) error {
+				entries, err := disk.Entries(storage.ReaderAt{Disk: img}, img.Size())
+				if err != nil {
+					return fmt.Errorf("%s: %w", args[0], err)
+				}
+				if f.json {
+					return printJSON(cmd.OutOrStdout(), entries)
+				}
+				for i, e := range entries {
+					fmt.Fprintf(cmd.OutOrStdout(), "%d  %s\n     kernel %s\n     initrd %s\n     arguments %s\n",
+						i+1, e.Title, e.Kernel, strings.Join(e.Initrds, " "), e.Args)
+				}
+				return nil
+			})
+		},
+	}
+	f.add(cmd)
+	f.addJSON(cmd)
+	return cmd
 }
 
 func imageTree() *cobra.Command {

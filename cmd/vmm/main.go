@@ -39,8 +39,9 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 func failed(err error) error {
-	if err == nil {
-		return nil
+	var exit *exitError
+	if err == nil || errors.As(err, &exit) { // which has a status already
+		return err
 	}
 	return &exitError{statusFailed, err}
 }

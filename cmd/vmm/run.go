@@ -40,6 +40,8 @@ type runFlags struct {
 	profile   string
 	transport string
 	disks     []string
+	rootfs    string
+	bootEntry string
 	onENOSPC  string
 	terminal  string
 	ports     []string
@@ -52,7 +54,8 @@ func runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Boot a virtual machine",
 		Long: "run boots a Linux kernel and connects this terminal to its serial console.\n" +
-			"Without --kernel it boots the default guest, which is built once (see vmm setup).\n\n" +
+			"Without --kernel it boots what the first --disk would boot, and without that the default\n" +
+			"guest, which is built once (see vmm setup).\n\n" +
 			"Ctrl-a x ends the VM, Ctrl-a h shows the other keys.\n\n" +
 			"Exit status: 0 the guest shut down or rebooted, 123 it crashed, 124 --timeout,\n" +
 			"125 vmm could not start or failed, 2 wrong usage.",
@@ -64,7 +67,7 @@ func runCommand() *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
-	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux")
+	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
 	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
 	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
@@ -77,6 +80,8 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
+	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
+	fl.StringVar(&f.bootEntry, "boot-entry", "", "boot this `ENTRY` of the first disk: its number or title (see vmm image boot-entries)")
 	fl.StringVar(&f.onENOSPC, "on-enospc", "report", "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
 	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
@@ -124,15 +129,12 @@ func (f *runFlags) run(ctx context.Context) error {
 		return err
 	}
 	start := time.Now()
-	var disks []diskFlag
-	for _, s := range f.disks {
-		d, err := parseDisk(s)
-		if err != nil {
-			return &exitError{statusUsage, err}
-		}
-		disks = append(disks, d)
+	disks, err := f.openDisks()
+	if err != nil {
+		return failed(err)
 	}
-	cfg, symbols, err := f.config(ctx)
+	defer disks.close()
+	cfg, symbols, err := f.config(ctx, disks)
 	if err != nil {
 		return failed(err)
 	}
@@ -227,69 +229,99 @@ func (f *runFlags) outcome(r machine.Result, status int) error {
 	return &exitError{status, nil}
 }
 
+// boot is what to boot.
+type boot struct {
+	kernel  *bootloader.Kernel
+	symbols string // its System.map, if known
+	initrds [][]byte
+	args    []string
+}
+
+// defaultKernel is the value of --kernel for the default guest's.
+const defaultKernel = "default"
+
+// chooseBoot finds what the flags say to boot.
+func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet) (*boot, error) {
+	if f.kernel != "" && f.kernel != defaultKernel {
+		kernel, err := bootloader.Open(f.kernel)
+		return &boot{kernel: kernel}, err
+	}
+	if f.kernel == "" && f.rootfs == "" && len(disks.open) > 0 {
+		b, err := disks.boot(f.bootEntry)
+		if err == nil || f.bootEntry != "" {
+			return b, err
+		}
+		fmt.Fprintf(os.Stderr, "vmm: %v: booting the default guest\n", err)
+	}
+	return f.defaultGuest(ctx)
+}
+
+// defaultGuest is the slim kernel, with the initial RAM disk unless there is a
+// root disk.
+func (f *runFlags) defaultGuest(ctx context.Context) (*boot, error) {
+	builder, finish := setupBuilder()
+	slim, err := builder.SlimKernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &boot{symbols: slim.SystemMap, args: []string{guestinit.HostnameArg + f.name, "quiet"}}
+	if f.rootfs == "" {
+		initrd, err := builder.Initramfs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b.initrds = append(b.initrds, initrd)
+	}
+	finish()
+	if t := terminalArgs(); t != "" && f.console == "serial" {
+		b.args = append(b.args, t)
+	}
+	b.kernel, err = bootloader.Open(slim.Image)
+	return b, err
+}
+
 // config reads the kernel and the initial RAM disks.
-func (f *runFlags) config(ctx context.Context) (cfg *machine.Config, symbols string, err error) {
-	args := f.args
-	var initrds [][]byte
-	if f.kernel == "" {
-		b, finish := setupBuilder()
-		slim, err := b.SlimKernel(ctx)
-		if err != nil {
-			return nil, "", err
-		}
-		initrd, err := b.Initramfs(ctx)
-		if err != nil {
-			return nil, "", err
-		}
-		finish()
-		f.kernel, symbols = slim.Image, slim.SystemMap
-		initrds = append(initrds, initrd)
-		// First, so that the user's win where the kernel takes the last.
-		args = append([]string{guestinit.HostnameArg + f.name, "quiet"}, args...)
-		if t := terminalArgs(); t != "" && f.console == "serial" {
-			args = append([]string{t}, args...)
-		}
-	}
-	if f.terminal == "virtio" {
-		args = append([]string{"console=hvc0"}, args...)
-	}
-	for _, path := range f.initrds {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, "", err
-		}
-		initrds = append(initrds, b)
-	}
-	kernel, err := bootloader.Open(f.kernel)
+func (f *runFlags) config(ctx context.Context, disks *diskSet) (*machine.Config, string, error) {
+	b, err := f.chooseBoot(ctx, disks)
 	if err != nil {
 		return nil, "", err
 	}
+	// The user's come last, where they win if the kernel takes the last.
+	args := b.args
+	if f.rootfs != "" {
+		args = append(args, rootArgs)
+	}
+	if f.terminal == "virtio" {
+		args = append(args, "console=hvc0")
+	}
+	args = append(args, f.args...)
+	for _, path := range f.initrds {
+		initrd, err := os.ReadFile(path)
+		if err != nil {
+			return nil, "", err
+		}
+		b.initrds = append(b.initrds, initrd)
+	}
 	return &machine.Config{
-		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: kernel,
-		Initrd: bootloader.JoinInitrds(initrds...), Cmdline: strings.Join(args, " "),
+		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: b.kernel,
+		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
 		Protocol:  bootloader.Protocol(f.protocol),
 		Transport: machine.Transport(f.transport),
-	}, symbols, nil
+	}, b.symbols, nil
 }
 
 // addDevices makes the virtio devices: the disks, in their order, come first.
-func (f *runFlags) addDevices(cfg *machine.Config, disks []diskFlag, ports *ports, con *hostConsole) (*spaceWatch, error) {
+func (f *runFlags) addDevices(cfg *machine.Config, disks *diskSet, ports *ports, con *hostConsole) (*spaceWatch, error) {
 	cfg.Log = log.New(con.messages(), "vmm: ", 0)
 	var space *spaceWatch
 	if f.onENOSPC == "pause" {
 		space = &spaceWatch{out: con.messages()}
 	}
-	for _, d := range disks {
-		dev, _, err := d.open(f.cpus, space, func(err error) { cfg.Log.Print(err) })
-		if err != nil {
-			for _, d := range cfg.Devices {
-				d.Close()
-			}
-			return nil, err
-		}
-		cfg.Devices = append(cfg.Devices, dev)
+	devices, err := disks.devices(f.cpus, space, func(err error) { cfg.Log.Print(err) })
+	if err != nil {
+		return nil, err
 	}
-	cfg.Devices = append(cfg.Devices, rng.New())
+	cfg.Devices = append(devices, rng.New())
 	if ports.device != nil {
 		cfg.Devices = append(cfg.Devices, ports.device)
 	}

@@ -191,13 +191,19 @@ func openSnapshot(path string, o Options) (*Image, error) {
 	return &Image{Disk: top, File: base.File, Format: Qcow2, Qcow2: top, Backing: base}, nil
 }
 
-// temporary makes an empty image in a file that has no name.
-func temporary(size int64) (*qcow2.Image, error) {
+// TempFile makes an empty file for a disk that is not kept: in $TMPDIR, or in
+// /var/tmp, which is on a disk where /tmp may be memory.
+func TempFile(prefix string) (*os.File, error) {
 	dir := os.Getenv("TMPDIR")
 	if dir == "" {
-		dir = "/var/tmp" // on a disk, where /tmp may be memory
+		dir = "/var/tmp"
 	}
-	t, err := os.CreateTemp(dir, "vmm-snapshot-")
+	return os.CreateTemp(dir, prefix)
+}
+
+// temporary makes an empty image in a file that has no name.
+func temporary(size int64) (*qcow2.Image, error) {
+	t, err := TempFile("vmm-snapshot-")
 	if err != nil {
 		return nil, err
 	}

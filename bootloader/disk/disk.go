@@ -1,0 +1,200 @@
+// Package disk finds out what a disk would boot: it reads the partition table
+// and the file systems, and from them the entries of GRUB, of the Boot Loader
+// Specification, of extlinux, or just the kernels that are there. The caller
+// loads an entry's kernel and initial RAM disks itself, so no firmware and no
+// boot loader runs in the guest.
+//
+// Disks come from anywhere: what is wrong with one is an error, never a panic,
+// and only files of the disk itself are read.
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/diskfs/go-diskfs/backend"
+	"github.com/diskfs/go-diskfs/filesystem/ext4"
+	"github.com/diskfs/go-diskfs/filesystem/fat32"
+	"github.com/diskfs/go-diskfs/filesystem/squashfs"
+	"github.com/diskfs/go-diskfs/partition"
+)
+
+// fileSystem is one of the disk's, mounted for reading.
+type fileSystem struct {
+	fs.FS
+	kind string
+	// number is the partition's, 0 where the disk has no partition table.
+	number int
+	uuid   string // of an ext file system
+}
+
+const sector = 512
+
+// maxFile bounds the files that are read whole.
+const maxFile = 1 << 30
+
+// image is a part of the disk as go-diskfs wants it.
+type image struct {
+	*io.SectionReader
+}
+
+// Stat, Close, Sys, Writable and Path implement backend.Storage.
+
+// Stat implements fs.File.
+func (image) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
+
+// Close implements io.Closer.
+func (image) Close() error { return nil }
+
+// Sys implements backend.Storage.
+func (image) Sys() (*os.File, error) { return nil, backend.ErrNotSuitable }
+
+// Writable implements backend.Storage.
+func (image) Writable() (backend.WritableFile, error) { return nil, backend.ErrIncorrectOpenMode }
+
+// Path implements backend.Storage.
+func (image) Path() string { return "" }
+
+// part is a partition.
+type part struct {
+	number      int
+	start, size int64
+}
+
+// partitions reads the partition table. A disk without one is one partition.
+func partitions(r io.ReaderAt, size int64) (out []part, err error) {
+	defer catch("partition table", &err)
+	whole := []part{{0, 0, size}}
+	table, err := partition.Read(image{io.NewSectionReader(r, 0, size)}, sector, sector)
+	if err != nil {
+		return whole, nil
+	}
+	for i, p := range table.GetPartitions() {
+		start, n := p.GetStart(), p.GetSize()
+		if start > 0 && n > 0 && start < size {
+			out = append(out, part{i + 1, start, min(n, size-start)})
+		}
+	}
+	if len(out) == 0 {
+		return whole, nil
+	}
+	return out, nil
+}
+
+// catch makes an error of a panic: the libraries were not written for hostile
+// disks.
+func catch(what string, err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%s: damaged: %v", what, p)
+	}
+}
+
+// fileSystems mounts what can be.
+func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
+	parts, err := partitions(r, size)
+	if err != nil {
+		return nil, err
+	}
+	var out []*fileSystem
+	var kinds []string
+	for _, p := range parts {
+		f, err := open(r, p)
+		if err != nil {
+			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))
+			continue
+		}
+		out = append(out, f)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no file system that can be read (ext4, vfat, squashfs): %s", strings.Join(kinds, "; "))
+	}
+	return out, nil
+}
+
+// The marks of file systems, and where they are.
+const (
+	extMagicAt    = 1024 + 0x38
+	extUUIDAt     = 1024 + 0x68
+	extMagic      = 0xef53
+	squashfsMagic = "hsqs"
+	fatMagicAt    = 82
+	fatMagic      = "FAT32"
+	headSize      = 4096
+)
+
+func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
+	defer catch("file system", &err)
+	section := io.NewSectionReader(r, p.start, p.size)
+	var head [headSize]byte
+	if n, err := section.ReadAt(head[:], 0); n < headSize {
+		return nil, fmt.Errorf("too small: %w", err)
+	}
+	f = &fileSystem{number: p.number}
+	switch {
+	case binary.LittleEndian.Uint16(head[extMagicAt:]) == extMagic:
+		f.kind = "ext4"
+		u := head[extUUIDAt:]
+		f.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
+		f.FS, err = ext4.Read(image{section}, p.size, 0, sector)
+	case strings.HasPrefix(string(head[:]), squashfsMagic):
+		f.kind = "squashfs"
+		f.FS, err = squashfs.Read(image{section}, p.size, 0, 0)
+	case strings.HasPrefix(string(head[fatMagicAt:]), fatMagic):
+		f.kind = "vfat"
+		f.FS, err = fat32.Read(image{section}, p.size, 0, sector)
+	default:
+		return nil, errors.New("not ext4, vfat or squashfs")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.kind, err)
+	}
+	return f, nil
+}
+
+// clean makes a path of a boot configuration one of fs.FS: it cannot leave
+// the file system.
+func clean(name string) string {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	if name == "" {
+		return "."
+	}
+	return name
+}
+
+// read reads a whole file.
+func (f *fileSystem) read(name string) (b []byte, err error) {
+	defer catch(name, &err)
+	file, err := f.Open(clean(name))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	b, err = io.ReadAll(io.LimitReader(file, maxFile+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	case len(b) > maxFile:
+		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
+	}
+	return b, nil
+}
+
+// list returns the names in a directory; none if it cannot be read.
+func (f *fileSystem) list(dir string) (names []string) {
+	var err error
+	defer catch(dir, &err)
+	entries, err := fs.ReadDir(f.FS, clean(dir))
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}

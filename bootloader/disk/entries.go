@@ -1,0 +1,353 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/u-root/u-root/pkg/boot"
+	"github.com/u-root/u-root/pkg/boot/grub"
+	"github.com/u-root/u-root/pkg/boot/syslinux"
+	"github.com/u-root/u-root/pkg/curl"
+	"github.com/u-root/u-root/pkg/mount"
+)
+
+// Entry is something that a disk can boot.
+type Entry struct {
+	Title   string   `json:"title"`
+	Source  string   `json:"source"` // the file that says so
+	Kernel  string   `json:"kernel"`
+	Initrds []string `json:"initrds,omitempty"`
+	Args    string   `json:"arguments"`
+
+	home  *fileSystem // where Source is
+	all   []*fileSystem
+	order string // of a BLS entry, the newest last
+}
+
+// ErrNoEntry is returned where a disk has nothing to boot.
+var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry and no /boot/vmlinuz-*")
+
+// Entries lists what the disk of size bytes can boot; the first is the default.
+func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
+	all, err := fileSystems(r, size)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Entry
+	for _, find := range []func(*fileSystem) []*Entry{grubEntries, blsEntries, extlinuxEntries, bareKernels} {
+		for _, f := range all {
+			out = append(out, find(f)...)
+		}
+		if len(out) > 0 {
+			break // the other ways are for disks without this one
+		}
+	}
+	var bootable []*Entry
+	for _, e := range out {
+		e.all = all
+		// Fallbacks and memory tests, whose kernels are not there, are left out.
+		if _, err := e.open(e.Kernel); err == nil {
+			bootable = append(bootable, e)
+		}
+	}
+	if len(bootable) == 0 {
+		return nil, ErrNoEntry
+	}
+	return bootable, nil
+}
+
+// Find returns the entry that a name means: its number from 1, its title, or
+// a part of it that no other has.
+func Find(entries []*Entry, name string) (*Entry, error) {
+	if n, err := strconv.Atoi(name); err == nil && n >= 1 && n <= len(entries) {
+		return entries[n-1], nil
+	}
+	var found []*Entry
+	for _, e := range entries {
+		if e.Title == name {
+			return e, nil
+		}
+		if strings.Contains(e.Title, name) || strings.Contains(e.Kernel, name) {
+			found = append(found, e)
+		}
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	var titles []string
+	for i, e := range entries {
+		titles = append(titles, fmt.Sprintf("%d: %s", i+1, e.Title))
+	}
+	return nil, fmt.Errorf("boot entry %q: %d match; there are %s", name, len(found), strings.Join(titles, ", "))
+}
+
+// open finds a file of the entry: in the file system that names it, where it
+// may be the one below /boot, or in another.
+func (e *Entry) open(name string) (*fileSystem, error) {
+	for _, f := range append([]*fileSystem{e.home}, e.all...) {
+		if f.exists(name) {
+			return f, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+}
+
+func (f *fileSystem) exists(name string) (ok bool) {
+	var err error
+	defer catch(name, &err)
+	file, err := f.Open(clean(name))
+	if err != nil {
+		return false
+	}
+	st, err := file.Stat()
+	file.Close()
+	return err == nil && !st.IsDir()
+}
+
+// Load reads the entry's kernel and initial RAM disks.
+func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
+	for i, name := range append([]string{e.Kernel}, e.Initrds...) {
+		f, err := e.open(name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
+		}
+		b, err := f.read(name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
+		}
+		if i == 0 {
+			kernel = b
+		} else {
+			initrds = append(initrds, b)
+		}
+	}
+	return kernel, initrds, nil
+}
+
+// scheme is the one under which u-root's parsers find the disk's files; they
+// know no other, so that a configuration cannot name files of the host or the
+// network.
+const scheme = "disk"
+
+// Fetch implements curl.FileScheme.
+func (f *fileSystem) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) {
+	b, err := f.read(u.Path)
+	return bytes.NewReader(b), err
+}
+
+// FetchWithoutCache implements curl.FileScheme.
+func (f *fileSystem) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
+	b, err := f.read(u.Path)
+	return bytes.NewReader(b), err
+}
+
+func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: f} }
+
+// quiet keeps u-root's parsers from writing to the log.
+func quiet() func() {
+	old := log.Writer()
+	log.SetOutput(io.Discard)
+	return func() { log.SetOutput(old) }
+}
+
+// images makes entries of what u-root's parsers found.
+func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) {
+	for _, i := range found {
+		l, ok := i.(*boot.LinuxImage)
+		if !ok || l.Kernel == nil {
+			continue
+		}
+		e := &Entry{Title: l.Name, Source: source, Args: arguments(l.Cmdline), home: f}
+		if k, ok := l.Kernel.(curl.File); ok {
+			e.Kernel = k.URL().Path
+		}
+		if l.Initrd != nil {
+			if r, ok := l.Initrd.(curl.File); ok {
+				e.Initrds = []string{r.URL().Path}
+			} else {
+				continue // several in a way that does not tell their names
+			}
+		}
+		if !slices.ContainsFunc(out, func(o *Entry) bool { return o.Title == e.Title && o.Kernel == e.Kernel }) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// arguments drops the variables of a GRUB script, which nobody expands here.
+func arguments(s string) string {
+	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
+}
+
+var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
+
+// grubEntries reads GRUB's configuration.
+func grubEntries(f *fileSystem) (out []*Entry) {
+	defer quiet()()
+	configs := grubConfigs
+	for _, vendor := range f.list("EFI") {
+		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
+	}
+	for _, config := range configs {
+		if !f.exists(config) {
+			continue
+		}
+		var err error
+		func() {
+			defer catch(config, &err)
+			var found []boot.OSImage
+			found, err = grub.ParseConfigFile(context.Background(), f.schemes(), config, &url.URL{Scheme: scheme, Path: "/"}, nil, &mount.Pool{})
+			if err == nil {
+				out = append(out, f.images(config, found)...)
+			}
+		}()
+	}
+	return out
+}
+
+var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf",
+	"boot/syslinux/syslinux.cfg", "syslinux/syslinux.cfg", "syslinux.cfg"}
+
+// extlinuxEntries reads the configuration of extlinux and its relatives.
+func extlinuxEntries(f *fileSystem) (out []*Entry) {
+	defer quiet()()
+	for _, config := range extlinuxConfigs {
+		if !f.exists(config) {
+			continue
+		}
+		var err error
+		func() {
+			defer catch(config, &err)
+			var found []boot.OSImage
+			root := &url.URL{Scheme: scheme, Path: "/"}
+			found, err = syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), root, path.Dir(config))
+			if err == nil {
+				out = append(out, f.images(config, found)...)
+			}
+		}()
+	}
+	return out
+}
+
+// blsEntries reads the entries of the Boot Loader Specification, type 1.
+func blsEntries(f *fileSystem) (out []*Entry) {
+	for _, dir := range []string{"loader/entries", "boot/loader/entries"} {
+		for _, name := range f.list(dir) {
+			if !strings.HasSuffix(name, ".conf") {
+				continue
+			}
+			file := path.Join(dir, name)
+			b, err := f.read(file)
+			if err != nil {
+				continue
+			}
+			if e := parseBLS(string(b)); e.Kernel != "" {
+				e.Source, e.home = file, f
+				if e.Title == "" {
+					e.Title = strings.TrimSuffix(name, ".conf")
+				}
+				out = append(out, e)
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
+	return out
+}
+
+// parseBLS reads one entry.
+func parseBLS(s string) *Entry {
+	e := &Entry{}
+	var args []string
+	for _, line := range strings.Split(s, "\n") {
+		key, v, _ := strings.Cut(strings.TrimSpace(line), " ")
+		v = strings.TrimSpace(v)
+		switch key {
+		case "title":
+			e.Title = v
+		case "version":
+			e.order = v
+		case "linux":
+			e.Kernel = v
+		case "initrd":
+			for _, name := range strings.Fields(v) {
+				if !strings.HasPrefix(name, "$") {
+					e.Initrds = append(e.Initrds, name)
+				}
+			}
+		case "options":
+			args = append(args, arguments(v))
+		}
+	}
+	e.Args = strings.Join(args, " ")
+	return e
+}
+
+// bareKernels makes entries of the kernels in /boot, for disks that were never
+// given a boot loader.
+func bareKernels(f *fileSystem) (out []*Entry) {
+	if f.uuid == "" {
+		return nil
+	}
+	for _, dir := range []string{"boot", "."} {
+		names := f.list(dir)
+		for _, name := range names {
+			version, ok := strings.CutPrefix(name, "vmlinuz-")
+			if !ok {
+				continue
+			}
+			e := &Entry{Title: "Linux " + version, Kernel: path.Join(dir, name), home: f, order: version,
+				Args: "root=UUID=" + f.uuid + " ro"}
+			for _, initrd := range []string{"initrd.img-" + version, "initramfs-" + version + ".img", "initrd-" + version} {
+				if slices.Contains(names, initrd) {
+					e.Initrds = []string{path.Join(dir, initrd)}
+					break
+				}
+			}
+			out = append(out, e)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
+	return out
+}
+
+// compareVersions orders versions: runs of digits by their value, all else by
+// bytes.
+func compareVersions(a, b string) int {
+	digits := func(s string) int {
+		n := 0
+		for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+			n++
+		}
+		return n
+	}
+	for a != "" && b != "" {
+		na, nb := digits(a), digits(b)
+		if na == 0 || nb == 0 {
+			if a[0] != b[0] {
+				return int(a[0]) - int(b[0])
+			}
+			a, b = a[1:], b[1:]
+			continue
+		}
+		x, y := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
+		if len(x) != len(y) {
+			return len(x) - len(y)
+		}
+		if c := strings.Compare(x, y); c != 0 {
+			return c
+		}
+		a, b = a[na:], b[nb:]
+	}
+	return len(a) - len(b)
+}

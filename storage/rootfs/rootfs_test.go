@@ -1,0 +1,78 @@
+package rootfs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestBuild makes file systems and has e2fsck and debugfs look at them.
+func TestBuild(t *testing.T) {
+	if _, err := exec.LookPath("e2fsck"); err != nil {
+		t.Skip("no e2fsck: install e2fsprogs")
+	}
+	dir := t.TempDir()
+	write := func(name, content string) {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("etc/passwd", "root:x:0:0::/:/bin/sh\n")
+	write("big", strings.Repeat("0123456789abcdef", 1<<20))
+	for n := range 3000 {
+		write("many/"+strings.Repeat("n", n%50)+string(rune('a'+n%26))+strings.Repeat("x", n/50), "x")
+	}
+	if err := os.Link(filepath.Join(dir, "etc/passwd"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("etc/passwd", filepath.Join(dir, "symlink")); err != nil {
+		t.Fatal(err)
+	}
+	tgz := filepath.Join(t.TempDir(), "root.tar.gz")
+	if out, err := exec.Command("tar", "-C", dir, "-czf", tgz, ".").CombinedOutput(); err != nil {
+		t.Fatalf("tar: %v\n%s", err, out)
+	}
+	for _, c := range []struct {
+		source string
+		free   int64
+	}{{dir, 0}, {dir, 1}, {dir, 1 << 30}, {tgz, 40 << 30}} {
+		out, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if err := Build(c.source, out, c.free); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := exec.Command("e2fsck", "-fn", out.Name()).CombinedOutput(); err != nil {
+			t.Errorf("%s with %d free bytes: e2fsck: %v\n%s", c.source, c.free, err, b)
+		}
+		b, err := exec.Command("debugfs", "-R", "cat /link", out.Name()).Output()
+		if err != nil || !strings.HasPrefix(string(b), "root:x:0") {
+			t.Errorf("/link holds %q, %v", b, err)
+		}
+	}
+}
+
+// TestBuildErrors wants one clear error and no panic.
+func TestBuildErrors(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.tar")
+	if err := os.WriteFile(bad, []byte(strings.Repeat("not a tar ", 1000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{bad, "/nowhere"} {
+		out, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if err := Build(source, out, 0); err == nil || !strings.Contains(err.Error(), source) {
+			t.Errorf("%s: %v", source, err)
+		}
+	}
+}
