@@ -2,7 +2,9 @@ package virtio
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
+	"time"
 )
 
 // Bits of the device status field (virtio 1.2, 2.1).
@@ -192,10 +194,21 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 		}
 		return err == nil
 	}
-	for kick.Wait() {
-		q.DisableKicks()
-		if !handle() {
+	// Where the driver comes back at once, looking for it is faster than going
+	// to sleep; where that was in vain, sleep.
+	for {
+		asleep := time.Now()
+		if !kick.Wait() {
 			return
+		}
+		look := runtime.NumCPU() > 1 && time.Since(asleep) < lookFor
+		for again := true; again; {
+			q.DisableKicks()
+			before := q.nextAvail
+			if !handle() {
+				return
+			}
+			again = look && q.nextAvail != before && q.lookOut()
 		}
 		// A chain that came just before the kicks were enabled has no kick. A
 		// device that takes none of what is there leaves it on purpose.
@@ -209,6 +222,22 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 			}
 		}
 	}
+}
+
+// lookFor is how long a queue is looked at before its goroutine sleeps: about
+// what sleeping and waking cost.
+const lookFor = 30 * time.Microsecond
+
+// lookOut waits a little for the next chain.
+func (q *Queue) lookOut() bool {
+	for start := time.Now(); time.Since(start) < lookFor; {
+		for range 50 {
+			if q.Pending() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // stopQueue ends the queue's goroutine and waits for the device.
