@@ -31,7 +31,10 @@ type Entry struct {
 
 	home  *fileSystem // where Source is
 	all   []*fileSystem
-	order string // of a BLS entry, the newest last
+	order string // the version, of entries that have no order of their own
+	// joined is the initial RAM disks where u-root has joined them already and
+	// does not tell their names.
+	joined io.ReaderAt
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
@@ -131,7 +134,19 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 			initrds = append(initrds, b)
 		}
 	}
+	if e.joined != nil {
+		b, err := readJoined(e.joined)
+		if err != nil {
+			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
+		}
+		initrds = append(initrds, b)
+	}
 	return kernel, initrds, nil
+}
+
+func readJoined(r io.ReaderAt) (b []byte, err error) {
+	defer catch("initrd", &err)
+	return io.ReadAll(io.NewSectionReader(r, 0, maxFile))
 }
 
 // scheme is the one under which u-root's parsers find the disk's files; they
@@ -175,7 +190,7 @@ func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) 
 			if r, ok := l.Initrd.(curl.File); ok {
 				e.Initrds = []string{r.URL().Path}
 			} else {
-				continue // several in a way that does not tell their names
+				e.joined = l.Initrd
 			}
 		}
 		if !slices.ContainsFunc(out, func(o *Entry) bool { return o.Title == e.Title && o.Kernel == e.Kernel }) {
