@@ -26,8 +26,9 @@ const (
 
 // LockError says that someone else has the image.
 type LockError struct {
-	Name   string
-	Holder string // "vmm (process 12)", or ""
+	Name    string
+	Holder  string // "vmm (process 12)", or ""
+	Process int    // its number, 0 where that is not known
 }
 
 func (e *LockError) Error() string {
@@ -79,7 +80,7 @@ func (f *File) lockByte(at int64) error {
 	case err == nil || unlockable(err):
 		return nil
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
-		return &LockError{f.name, f.holder()}
+		return f.locked()
 	}
 	return f.fail("lock", err)
 }
@@ -94,14 +95,20 @@ func (f *File) testByte(at int64) error {
 	case err != nil:
 		return f.fail("lock", err)
 	case l.Type != unix.F_UNLCK:
-		return &LockError{f.name, f.holder()}
+		return f.locked()
 	}
 	return nil
 }
 
+func (f *File) locked() error {
+	e := &LockError{Name: f.name}
+	e.Holder, e.Process = f.holder()
+	return e
+}
+
 // holder looks for a process that has the file open. Such locks belong to no
 // process as far as the kernel tells, and other users' cannot be looked into.
-func (f *File) holder() string {
+func (f *File) holder() (name string, process int) {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	self, mine := strconv.Itoa(os.Getpid()), 0
 	for _, path := range fds {
@@ -114,11 +121,12 @@ func (f *File) holder() string {
 			mine++
 			continue
 		}
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return fmt.Sprintf("%s (process %s)", bytes.TrimSpace(name), pid)
+		comm, _ := os.ReadFile("/proc/" + pid + "/comm")
+		process, _ = strconv.Atoi(pid)
+		return fmt.Sprintf("%s (process %d)", bytes.TrimSpace(comm), process), process
 	}
 	if mine > 1 {
-		return "this command itself"
+		return "this command itself", 0
 	}
-	return ""
+	return "", 0
 }

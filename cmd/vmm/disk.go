@@ -125,6 +125,8 @@ func positive(v string) (int64, error) {
 type diskSet struct {
 	flags []diskFlag
 	open  []*image.Image
+	// controlled are the disks whose size can be changed while the VM runs.
+	controlled []controlledDisk
 }
 
 // openDisks opens the images of --rootfs and --disk.
@@ -177,6 +179,9 @@ func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virt
 			return nil, err
 		}
 		out = append(out, dev)
+		if path, err := realPath(s.open[i].File.Name()); err == nil { // a file without a name cannot be asked for
+			s.controlled = append(s.controlled, controlledDisk{path, dev})
+		}
 	}
 	s.open = nil
 	return out, nil

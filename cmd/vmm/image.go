@@ -339,6 +339,8 @@ func imageResize() *cobra.Command {
 	var shrink bool
 	cmd := &cobra.Command{
 		Use: "resize IMAGE [+|-]SIZE", Short: "Change the size of a disk", Args: cobra.ExactArgs(2),
+		Long: "resize changes the size of a disk. If a VM of vmm's uses it, the VM does it, and its guest\n" +
+			"sees the new size at once.",
 		Example: "  vmm image resize disk.qcow2 20G\n  vmm image resize disk.qcow2 +5G\n  vmm image resize --shrink disk.raw -- -1G",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sign := strings.Trim(args[1][:min(1, len(args[1]))], "0123456789")
@@ -346,19 +348,21 @@ func imageResize() *cobra.Command {
 			if err := n.Set(strings.TrimLeft(args[1], "+-")); err != nil {
 				return &exitError{statusUsage, fmt.Errorf("%s: %w", args[1], err)}
 			}
-			return f.withImage(args[0], true, func(img *image.Image) error {
-				size := int64(n)
-				switch sign {
-				case "+":
-					size += img.Size()
-				case "-":
-					size = img.Size() - size
-				}
-				if size < img.Size() && !shrink {
-					return fmt.Errorf("%s would lose its last %s: say --shrink if that is meant", args[0], humanSize(img.Size()-size))
+			req := resizeRequest{Path: args[0], Sign: sign, Size: int64(n), Shrink: shrink}
+			err := f.withImage(args[0], true, func(img *image.Image) error {
+				size, err := req.newSize(img.Size())
+				if err != nil {
+					return err
 				}
 				return img.Resize(size)
 			})
+			var locked *storage.LockError
+			if errors.As(err, &locked) && locked.Process != 0 {
+				if _, none := os.Stat(controlPath(locked.Process)); none == nil {
+					return failed(askResize(cmd.Context(), locked.Process, req))
+				}
+			}
+			return err
 		},
 	}
 	f.add(cmd)

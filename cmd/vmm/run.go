@@ -159,6 +159,11 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	space.attach(m)
 	ports.run()
+	control, err := listenControl(disks.controlled)
+	if err != nil {
+		return failed(errors.Join(err, m.Close()))
+	}
+	defer control.close()
 	built := time.Now()
 	if f.profile != "" {
 		m.StartProfile(symbols)

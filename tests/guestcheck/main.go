@@ -3,7 +3,7 @@
 // FAIL reason". Its last line is "CHECKS DONE".
 //
 // What it expects comes as arguments: name=value; skip names checks to leave
-// out, with commas.
+// out, with commas; disks=N makes the checks those of disks.
 package main
 
 import (
@@ -44,6 +44,9 @@ func main() {
 	for _, a := range os.Args[1:] {
 		k, v, _ := strings.Cut(a, "=")
 		want[k] = v
+	}
+	if want["disks"] != "" {
+		checks = diskChecks
 	}
 	for _, c := range checks {
 		if slices.Contains(strings.Split(want["skip"], ","), c.name) {

@@ -201,6 +201,9 @@ func (d *Device) Reset() {
 	d.writeback.Store(!d.opts.Writethrough)
 }
 
+// Size is the disk's, in bytes.
+func (d *Device) Size() int64 { return d.backend.Size() }
+
 // Resize changes the disk's size while the guest runs, which is told.
 func (d *Device) Resize(size int64) error {
 	if err := d.backend.Resize(size); err != nil {
