@@ -43,6 +43,15 @@ type busyboxFiles struct {
 	applets []string
 }
 
+// Busybox returns Debian's static busybox.
+func (b *Builder) Busybox(ctx context.Context) ([]byte, error) {
+	files, err := b.busybox(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return files.binary, nil
+}
+
 // busybox returns Debian's static busybox and the names of its applets.
 func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
 	dir, err := b.once(ctx, "busybox", func(ctx context.Context, dir string) error {

@@ -146,9 +146,16 @@ func chain(map[string]string) error {
 }
 
 func readOnly(map[string]string) error {
-	if f, err := os.OpenFile("/dev/vdb", os.O_WRONLY, 0); err == nil {
-		f.Close()
-		return errors.New("/dev/vdb was opened for writing")
+	if b, err := os.ReadFile("/sys/block/vdb/ro"); err != nil || b[0] != '1' {
+		return fmt.Errorf("/dev/vdb: ro is %q, %v", b, err)
+	}
+	fd, err := unix.Open("/dev/vdb", unix.O_WRONLY|unix.O_SYNC, 0)
+	if err != nil {
+		return nil // newer kernels refuse that already
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, make([]byte, 512), 0); err == nil {
+		return errors.New("/dev/vdb was written")
 	}
 	return nil
 }
