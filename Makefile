@@ -7,11 +7,24 @@
 # installed; else it says which.
 
 export CGO_ENABLED ?= 0
+export PATH := $(PATH):/usr/sbin:/sbin
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config) go.mod go.sum
 
-.PHONY: run setup test test-stock lint unit e2e bench fuzz clean
+.PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
+
+# What the tests compare with and look at disks with, as program:package.
+TOOLS := qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
+# The same for make bench and make test-stock.
+BENCH_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common fio:fio
+STOCK_TOOLS := debootstrap:debootstrap
+
+# $(call need,LIST) installs what is missing of a list, or says what to install.
+need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; \
+	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
+	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
 
 vmm: $(SOURCES)
 	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmm
@@ -22,7 +35,10 @@ run: vmm
 setup: vmm
 	./vmm setup
 
-test: setup lint unit e2e
+tools:
+	$(call need,$(TOOLS))
+
+test: setup tools lint unit e2e
 
 lint:
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
@@ -30,19 +46,20 @@ lint:
 	go run $(STATICCHECK) ./...
 
 # The race detector needs cgo, so gcc; vmm setup has installed it.
-unit: setup
+unit: setup tools
 	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v '^vmm/tests')
 
-e2e: setup
+e2e: setup tools
 	go test -timeout 40m -v ./tests/...
 
-test-stock: vmm
+test-stock: vmm tools
+	$(call need,$(STOCK_TOOLS))
 	./vmm setup --stock
 	VMM_TEST_STOCK=1 go test -timeout 60m -v -run Stock ./tests
+	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image
 
-bench: setup
-	@command -v qemu-system-x86_64 >/dev/null || apt-get install -y -q --no-install-recommends qemu-system-x86 || \
-		echo 'the comparisons need qemu-system-x86: install it as root'
+bench: setup tools
+	$(call need,$(BENCH_TOOLS))
 	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
 
@@ -52,6 +69,14 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzUART -fuzztime $(FUZZTIME) ./devices
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./machine/ring0
 	go test -run '^$$' -fuzz FuzzExecute -fuzztime $(FUZZTIME) ./machine/ring0
+	go test -run '^$$' -fuzz FuzzInitrd -fuzztime $(FUZZTIME) ./bootloader
+	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzQcow2 -fuzztime $(FUZZTIME) ./storage/image
+	go test -run '^$$' -fuzz FuzzQueue -fuzztime $(FUZZTIME) ./virtio
+	go test -run '^$$' -fuzz FuzzPCI -fuzztime $(FUZZTIME) ./virtio
+	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) ./virtio/blk
+	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:
 	rm -f vmm

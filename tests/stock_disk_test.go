@@ -1,0 +1,87 @@
+package tests
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestStockDisk boots a Debian from its own disk: with its own stock kernel and
+// initial RAM disk, by its own GRUB entry, to systemd's multi-user target. Its
+// modules find the disk. Like TestStock it is slow where guest kernel mode is
+// interpreted. The same files then boot with vmm's kernel as --rootfs.
+func TestStockDisk(t *testing.T) {
+	if os.Getenv("VMM_TEST_STOCK") == "" {
+		t.Skip("make test-stock runs this")
+	}
+	needKVM(t)
+	needTools(t, "debootstrap", "mke2fs", "sfdisk")
+	root := filepath.Join(t.TempDir(), "root")
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		t.Fatal(err)
+	}
+	suite := "stable"
+	if m := regexp.MustCompile(`(?m)^VERSION_CODENAME=(\w+)`).FindSubmatch(release); m != nil {
+		suite = string(m[1])
+	}
+	must(t, "debootstrap", "--variant=minbase", "--include=linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,zstd", suite, root)
+	kernels, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
+	if err != nil || len(kernels) == 0 {
+		t.Fatalf("no kernel in %s/boot: %v", root, err)
+	}
+	version := strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-")
+	const uuid = "11111111-2222-3333-4444-555555555555"
+	for name, content := range map[string]string{
+		"etc/fstab": "UUID=" + uuid + " / ext4 rw 0 1\n",
+		"boot/grub/grub.cfg": fmt.Sprintf("set default=\"0\"\nsearch --no-floppy --fs-uuid --set=root %s\nmenuentry 'Debian GNU/Linux' {\n"+
+			"\tlinux\t/boot/vmlinuz-%s root=UUID=%s ro quiet\n\tinitrd\t/boot/initrd.img-%s\n}\n", uuid, version, uuid, version),
+		"etc/systemd/system/check.service": "[Service]\nType=oneshot\n" +
+			"ExecStart=/bin/sh -c 'echo BOOTED $(findmnt -no SOURCE,FSTYPE /) $(grep -c ^virtio_blk /proc/modules) >/dev/ttyS0; systemctl --no-block poweroff'\n",
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wants := filepath.Join(root, "etc/systemd/system/multi-user.target.wants")
+	if err := os.MkdirAll(wants, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/systemd/system/check.service", filepath.Join(wants, "check.service")); err != nil {
+		t.Fatal(err)
+	}
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, "truncate", "-s", "2G", raw)
+	table := exec.Command("sfdisk", "-q", raw)
+	table.Stdin = strings.NewReader("label: gpt\nstart=2048,type=linux\n")
+	if out, err := table.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	must(t, "mke2fs", "-q", "-t", "ext4", "-U", uuid, "-d", root, "-E", "offset=1048576", raw, "2000M")
+	disk := filepath.Join(t.TempDir(), "debian.qcow2")
+	must(t, vmmPath, "image", "convert", raw, disk)
+	os.Remove(raw)
+	for _, c := range []struct{ name, want, flag, value string }{
+		{"own kernel", "BOOTED /dev/vda1 ext4 1", "--disk", disk},
+		{"rootfs", "BOOTED /dev/vda ext4 0", "--rootfs", root},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			start := time.Now()
+			out, status := vmm(t, "run", c.flag, c.value, "-m", "1G", "--timeout", "15m")
+			t.Logf("took %v", time.Since(start))
+			if status != 0 || !strings.Contains(out, c.want) {
+				t.Errorf("status %d, no %q in the output:\n%s", status, c.want, out)
+			}
+		})
+	}
+	must(t, vmmPath, "image", "check", disk)
+}
