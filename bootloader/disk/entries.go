@@ -205,6 +205,24 @@ func arguments(s string) string {
 	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
 }
 
+// diskRoot is what paths in a configuration are relative to.
+var diskRoot = &url.URL{Scheme: scheme, Path: "/"}
+
+// parsed returns the entries that one of u-root's parsers finds in a file, none
+// if the file is not there or not what it should be.
+func (f *fileSystem) parsed(config string, parse func() ([]boot.OSImage, error)) []*Entry {
+	if !f.exists(config) {
+		return nil
+	}
+	var err error
+	defer catch(config, &err)
+	found, err := parse()
+	if err != nil {
+		return nil
+	}
+	return f.images(config, found)
+}
+
 var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
 
 // grubEntries reads GRUB's configuration.
@@ -215,18 +233,9 @@ func grubEntries(f *fileSystem) (out []*Entry) {
 		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
 	}
 	for _, config := range configs {
-		if !f.exists(config) {
-			continue
-		}
-		var err error
-		func() {
-			defer catch(config, &err)
-			var found []boot.OSImage
-			found, err = grub.ParseConfigFile(context.Background(), f.schemes(), config, &url.URL{Scheme: scheme, Path: "/"}, nil, &mount.Pool{})
-			if err == nil {
-				out = append(out, f.images(config, found)...)
-			}
-		}()
+		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
+			return grub.ParseConfigFile(context.Background(), f.schemes(), config, diskRoot, nil, &mount.Pool{})
+		})...)
 	}
 	return out
 }
@@ -238,19 +247,9 @@ var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux
 func extlinuxEntries(f *fileSystem) (out []*Entry) {
 	defer quiet()()
 	for _, config := range extlinuxConfigs {
-		if !f.exists(config) {
-			continue
-		}
-		var err error
-		func() {
-			defer catch(config, &err)
-			var found []boot.OSImage
-			root := &url.URL{Scheme: scheme, Path: "/"}
-			found, err = syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), root, path.Dir(config))
-			if err == nil {
-				out = append(out, f.images(config, found)...)
-			}
-		}()
+		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
+			return syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), diskRoot, path.Dir(config))
+		})...)
 	}
 	return out
 }
