@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	guestimages "vmm/guest-images"
+	"vmm/tests/hosttools"
 )
 
 // needTools skips where the host lacks programs that make test installs.
@@ -40,40 +40,10 @@ func must(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-var libraryLine = regexp.MustCompile(`(/\S+) \(0x`)
-
-// hostTools makes an initial RAM disk with programs of the host and their
-// libraries, in /host.
+// hostTools makes an initial RAM disk with programs of the host.
 func hostTools(t *testing.T, names ...string) string {
 	t.Helper()
-	var records []cpio.Record
-	seen := map[string]bool{}
-	add := func(to, from string) {
-		if seen[to] {
-			return
-		}
-		seen[to] = true
-		b, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		records = append(records, cpio.StaticFile(to, string(b), 0o755))
-	}
-	for _, n := range names {
-		path, err := exec.LookPath(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		add("host/bin/"+n, path)
-		for _, m := range libraryLine.FindAllStringSubmatch(must(t, "ldd", path), -1) {
-			if name := filepath.Base(m[1]); strings.HasPrefix(name, "ld-linux") {
-				add("host/lib/ld.so", m[1])
-			} else {
-				add("host/lib/"+name, m[1])
-			}
-		}
-	}
-	b, err := guestimages.Archive(records...)
+	b, err := hosttools.Archive(names...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,6 +140,42 @@ func TestSnapshotOption(t *testing.T) {
 	}
 }
 
+// TestCaches writes and reads by every way to cache.
+func TestCaches(t *testing.T) {
+	for _, cache := range storage.Caches {
+		for _, format := range Formats {
+			t.Run(fmt.Sprint(cache, " ", format), func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "disk")
+				if err := Create(path, CreateOptions{Format: format, Size: 8 << 20}); err != nil {
+					t.Fatal(err)
+				}
+				img, err := Open(path, Options{Cache: cache})
+				if err != nil && strings.Contains(err.Error(), "direct I/O") {
+					t.Skip(err)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				m := &model{t: t, rng: rand.New(rand.NewPCG(5, 6)), path: path, data: make([]byte, 8<<20), img: img}
+				for range 150 {
+					off, n := m.span()
+					b := make([]byte, n)
+					for i := range b {
+						b[i] = byte(m.rng.Uint32())
+					}
+					m.check("write", img.WriteV(m.vector(b), off))
+					copy(m.data[off:], b)
+					m.read(m.span())
+				}
+				m.check("flush", img.Flush())
+				m.close()
+				if !bytes.Equal(content(t, path, Options{}), m.data) {
+					t.Error("it holds something else")
+				}
+			})
+		}
+	}
+}
+
 func TestLocks(t *testing.T) {
 	needQemuImg(t)
 	path := filepath.Join(t.TempDir(), "disk")

@@ -85,7 +85,7 @@ func ratio(t *testing.T, what string, a, b []float64, unit string) {
 		sort.Float64s(s)
 	}
 	n := len(r)
-	fmt.Printf("%-34s vmm/qemu %.3f (%.3f to %.3f)   vmm %.4g %s, qemu %.4g %s\n",
+	fmt.Printf("%-34s %.3f (%.3f to %.3f)   ours %.4g %s, theirs %.4g %s\n",
 		what, r[n/2], r[0], r[n-1], a[n/2], unit, b[n/2], unit)
 }
 

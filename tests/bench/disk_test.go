@@ -8,10 +8,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/u-root/u-root/pkg/cpio"
+
+	guestimages "vmm/guest-images"
 	"vmm/storage/image"
+	"vmm/tests/hosttools"
 	"vmm/virtio/blk"
 	"vmm/virtio/virtiotest"
 )
@@ -124,6 +130,68 @@ func TestCompareDisk(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCompareFio runs fio in a guest and on the host, on the same file past the
+// host's cache: what a guest gets of the disk. It has no goal, for it depends on
+// how fast the host runs guest kernel mode.
+func TestCompareFio(t *testing.T) {
+	if !*compare {
+		t.Skip("make bench runs this")
+	}
+	if _, err := exec.LookPath("fio"); err != nil {
+		t.Skip("fio is not installed: apt-get install fio")
+	}
+	dir := t.TempDir()
+	file, binary, initrd := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "vmm"), filepath.Join(dir, "fio.cpio")
+	c := exec.Command("go", "build", "-o", binary, "vmm/cmd/vmm")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := os.WriteFile(file, make([]byte, diskSize), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	job := func(path string) string {
+		return "--minimal --name=x --thread --numjobs=4 --group_reporting --ioengine=psync --rw=randread --bs=4k --direct=1 " +
+			"--time_based --runtime=3 --size=256m --filename=" + path
+	}
+	tools, err := hosttools.Archive("fio")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := guestimages.Archive(cpio.StaticFile("etc/rc.local", "#!/bin/sh\n"+hosttools.Loader+" --library-path "+hosttools.Libraries+
+		" /host/bin/fio "+job("/dev/vda")+"\npoweroff\nsleep 60\n", 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(initrd, append(tools, script...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var guest, host []float64
+	for range 3 {
+		out, err := exec.Command(binary, "run", "--kernel", "default", "-m", "1G", "-c", "2", "--timeout", "5m", "--initrd", initrd,
+			"--disk", file+",format=raw,cache=none").Output()
+		guest = append(guest, fioIOPS(t, string(out), err))
+		out, err = exec.Command("fio", strings.Fields(job(file))...).Output()
+		host = append(host, fioIOPS(t, string(out), err))
+	}
+	ratio(t, "fio in the guest beside the host's", guest, host, "IOPS")
+}
+
+// fioIOPS reads fio's terse output, version 3: the eighth field is the reads a
+// second.
+func fioIOPS(t *testing.T, out string, err error) float64 {
+	t.Helper()
+	for _, line := range strings.Split(out, "\n") {
+		if f := strings.Split(line, ";"); len(f) > 8 && f[0] == "3" {
+			if n, err := strconv.ParseFloat(f[7], 64); err == nil {
+				return n
+			}
+		}
+	}
+	t.Fatalf("no result of fio's: %v\n%s", err, out)
+	return 0
 }
 
 func driveOurs(t *testing.T, format, path string, p pattern) float64 {
