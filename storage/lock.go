@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +40,27 @@ func (e *LockError) Error() string {
 	return fmt.Sprintf("%s is in use by %s: stop it first, or use a copy (or an overlay of an image that nobody writes)", e.Name, holder)
 }
 
+// A lock is gone when the last process that inherited it has closed the file:
+// one that has just been forked from its former holder may have it for a moment
+// longer, until it executes something else.
+const (
+	lockTries = 20
+	lockPause = 10 * time.Millisecond
+)
+
 // lock takes the file's locks.
-func (f *File) lock() error {
+func (f *File) lock() (err error) {
+	for range lockTries {
+		var locked *LockError
+		if err = f.tryLock(); !errors.As(err, &locked) {
+			return err
+		}
+		time.Sleep(lockPause)
+	}
+	return err
+}
+
+func (f *File) tryLock() error {
 	uses, denies := []int64{permRead}, []int64{permWrite, permResize}
 	if !f.readOnly {
 		uses = append(uses, permWrite, permResize)
