@@ -3,6 +3,7 @@ package bootloader
 import (
 	"bytes"
 	"compress/bzip2"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -31,8 +32,22 @@ var formats = []format{
 		return zstd.NewReader(r, zstd.WithDecoderMaxWindow(1<<28))
 	}},
 	{"lz4", "\x02\x21\x4c\x18", true, func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
-	{"lzma", "\x5d\x00\x00", true, func(r io.Reader) (io.Reader, error) { return lzma.NewReader(r) }},
+	{"lzma", "\x5d\x00\x00", true, openLZMA},
 	{"bzip2", "BZh", true, func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+}
+
+// openLZMA refuses a dictionary that no kernel has, for which the library would
+// take the memory at once.
+func openLZMA(r io.Reader) (io.Reader, error) {
+	const dictionaryAt, header, limit = 1, 5, 128 << 20
+	var head [header]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	if n := binary.LittleEndian.Uint32(head[dictionaryAt:]); n > limit {
+		return nil, fmt.Errorf("a dictionary of %d bytes", n)
+	}
+	return lzma.NewReader(io.MultiReader(bytes.NewReader(head[:]), r))
 }
 
 var errUnpacked = errors.New("the unpacked kernel is larger than its header says")

@@ -19,7 +19,6 @@ import (
 	"strings"
 
 	"github.com/diskfs/go-diskfs/backend"
-	"github.com/diskfs/go-diskfs/filesystem/ext4"
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/filesystem/squashfs"
 	"github.com/diskfs/go-diskfs/partition"
@@ -112,7 +111,7 @@ func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
 		out = append(out, f)
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("no file system that can be read (ext4, vfat, squashfs): %s", strings.Join(kinds, "; "))
+		return nil, fmt.Errorf("no file system that can be read (ext2 to ext4, vfat, squashfs): %s", strings.Join(kinds, "; "))
 	}
 	return out, nil
 }
@@ -141,7 +140,7 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 		f.kind = "ext4"
 		u := head[extUUIDAt:]
 		f.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
-		f.FS, err = ext4.Read(image{section}, p.size, 0, sector)
+		f.FS, err = openExt(section, p.size)
 	case strings.HasPrefix(string(head[:]), squashfsMagic):
 		f.kind = "squashfs"
 		f.FS, err = squashfs.Read(image{section}, p.size, 0, 0)
@@ -149,7 +148,7 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 		f.kind = "vfat"
 		f.FS, err = fat32.Read(image{section}, p.size, 0, sector)
 	default:
-		return nil, errors.New("not ext4, vfat or squashfs")
+		return nil, errors.New("not ext, vfat or squashfs")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.kind, err)
