@@ -385,16 +385,6 @@ func (f *File) Truncate(size int64) error {
 	return nil
 }
 
-// Refresh looks at the file's length anew: someone else may have changed it.
-func (f *File) Refresh() (int64, error) {
-	n, err := unix.Seek(f.meta, 0, unix.SEEK_END)
-	if err != nil {
-		return 0, f.fail("size", err)
-	}
-	f.size.Store(n)
-	return n, nil
-}
-
 // Extent finds where data begins and ends: it returns whether there is data
 // at off, and the end of what is so, at most limit.
 func (f *File) Extent(off, limit int64) (data bool, end int64) {

@@ -122,3 +122,32 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("the terminal is not as it was: %v", err)
 	}
 }
+
+// TestVirtioConsole has hvc0 for its console: the guest follows the terminal's
+// size, and more ports change nothing in that.
+func TestVirtioConsole(t *testing.T) {
+	needKVM(t)
+	for _, extra := range [][]string{nil, {"--port", "log=" + t.TempDir() + "/log"}} {
+		p := openTerminal(t)
+		c := exec.Command(vmmPath, append([]string{"run", "-m", "256M", "--console-device", "virtio", "--timeout", bootLimit}, extra...)...)
+		c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer c.Process.Kill()
+		p.expect("# ")
+		p.send("echo $(tty) is $(stty size)\r")
+		p.expect("/dev/hvc0 is 33 77")
+		// The kernel tells the process group in front that the size has changed.
+		if err := unix.IoctlSetWinsize(int(p.far.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 44, Col: 99}); err != nil {
+			t.Fatal(err)
+		}
+		p.send("until [ \"$(stty size)\" = '44 99' ]; do sleep 0.2; done; echo gr''own\r")
+		p.expect("grown")
+		p.send("exit\r")
+		if err := c.Wait(); err != nil {
+			t.Errorf("after exit: %v", err)
+		}
+	}
+}

@@ -96,9 +96,10 @@ func stdConsole() (*hostConsole, error) {
 	return c, nil
 }
 
-// terminalArgs tells the guest's init the kind and size of the terminal, by
-// kernel arguments that become its environment.
-func terminalArgs() string {
+// terminalArgs tells the guest's init the kind of the terminal, by kernel
+// arguments that become its environment; with withSize its size too, for a
+// console that cannot tell.
+func terminalArgs(withSize bool) string {
 	fd := int(os.Stdout.Fd())
 	if !term.IsTerminal(fd) {
 		return ""
@@ -107,7 +108,7 @@ func terminalArgs() string {
 	if t := os.Getenv("TERM"); t != "" && !strings.ContainsAny(t, " \"") {
 		args = append(args, "TERM="+t)
 	}
-	if cols, rows, err := term.GetSize(fd); err == nil && cols > 0 && rows > 0 {
+	if cols, rows, err := term.GetSize(fd); withSize && err == nil && cols > 0 && rows > 0 {
 		args = append(args, fmt.Sprintf("COLUMNS=%d LINES=%d", cols, rows))
 	}
 	return strings.Join(args, " ")

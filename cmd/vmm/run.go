@@ -278,7 +278,7 @@ func (f *runFlags) defaultGuest(ctx context.Context) (*boot, error) {
 		b.initrds = append(b.initrds, initrd)
 	}
 	finish()
-	if t := terminalArgs(); t != "" && f.console == "serial" {
+	if t := terminalArgs(f.terminal == "serial"); t != "" && f.console == "serial" {
 		b.args = append(b.args, t)
 	}
 	b.kernel, err = bootloader.Open(slim.Image)

@@ -162,6 +162,9 @@ func (d *Device) Start(_ uint64, c virtio.Control) {
 	defer d.mu.Unlock()
 	d.control = c
 	d.listening = time.AfterFunc(silent, d.listen)
+	if d.cols > 0 && !d.multiport() {
+		c.ConfigChanged() // Linux reads the size only then
+	}
 }
 
 // listen lets input through to the console.
