@@ -309,14 +309,14 @@ func (d *Device) Resize(cols, rows int) {
 	}
 }
 
-// tellSize sends the size as Linux reads it: rows come first, other than in the
-// specification. mu is held.
+// tellSize sends the size as the specification has it (5.3.6.2). Older Linux took the
+// columns for the rows. mu is held.
 func (d *Device) tellSize() {
 	if d.cols == 0 || d.rows == 0 {
 		return
 	}
-	body := binary.LittleEndian.AppendUint16(nil, d.rows)
-	d.tell(0, eventResize, 0, binary.LittleEndian.AppendUint16(body, d.cols))
+	body := binary.LittleEndian.AppendUint16(nil, d.cols)
+	d.tell(0, eventResize, 0, binary.LittleEndian.AppendUint16(body, d.rows))
 }
 
 // tell queues a control message; mu is held.

@@ -169,7 +169,7 @@ func TestPorts(t *testing.T) {
 	}
 	g.send(queueControlOut, control(99, eventPortOpen, 1)) // no such port
 	d.Resize(100, 50)
-	want := string(control(0, eventResize, 0)) + "\x32\x00\x64\x00"
+	want := string(control(0, eventResize, 0)) + "\x64\x00\x32\x00"
 	if got := g.receive(queueControlIn); got != want {
 		t.Errorf("size %x, want %x", got, want)
 	}
