@@ -195,10 +195,10 @@ func TestFullDisk(t *testing.T) {
 		t.Run(c.mode, func(t *testing.T) {
 			disk, filler := filepath.Join(small, c.mode), filepath.Join(small, "filler")
 			must(t, vmmPath, "image", "create", "-s", "64M", disk)
-			if err := os.WriteFile(filler, make([]byte, 5<<20), 0o644); err != nil {
+			if err := os.WriteFile(filler, make([]byte, 6<<20+800<<10), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			// 6 MiB do not fit beside 5 of 8.
+			// The program, of more than 2 MiB, does not fit beside it.
 			script := "if dd if=/test/guestcheck of=/dev/vda bs=64k count=48 oflag=direct conv=fsync; then sync; echo WROTE ALL; fi\n" +
 				"md5sum </dev/vda | cut -c1-8; poweroff; sleep 100\n"
 			g := startGuest(t, "run", "--kernel", "default", "--disk", disk, "--on-enospc", c.mode, "--timeout", bootLimit,
