@@ -262,6 +262,19 @@ func TestRootFS(t *testing.T) {
 	}
 }
 
+// partitioned makes a disk with one partition, which holds a directory's files
+// in ext4; more are options of mke2fs.
+func partitioned(t *testing.T, disk, size, dir, partition string, more ...string) {
+	t.Helper()
+	must(t, "truncate", "-s", size, disk)
+	table := exec.Command("sfdisk", "-q", disk)
+	table.Stdin = strings.NewReader("label: gpt\nstart=2048,type=linux\n")
+	if out, err := table.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	must(t, "mke2fs", append(append([]string{"-q", "-t", "ext4", "-d", dir, "-E", "offset=1048576"}, more...), disk, partition)...)
+}
+
 // TestBootDisk boots the slim kernel from a disk by a boot entry of the disk.
 func TestBootDisk(t *testing.T) {
 	needKVM(t)
@@ -299,13 +312,7 @@ func TestBootDisk(t *testing.T) {
 	must(t, "gzip", "-f", filepath.Join(dir, "boot/initrd"))
 	must(t, "mv", filepath.Join(dir, "boot/initrd.gz"), filepath.Join(dir, "boot/initrd"))
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	must(t, "truncate", "-s", "100M", raw)
-	table := exec.Command("sfdisk", "-q", raw)
-	table.Stdin = strings.NewReader("label: gpt\nstart=2048,type=linux\n")
-	if out, err := table.CombinedOutput(); err != nil {
-		t.Fatalf("sfdisk: %v\n%s", err, out)
-	}
-	must(t, "mke2fs", "-q", "-t", "ext4", "-d", dir, "-E", "offset=1048576", raw, "96M")
+	partitioned(t, raw, "100M", dir, "96M")
 	disk := raw + ".qcow2"
 	must(t, vmmPath, "image", "convert", raw, disk)
 	for entry, want := range map[string]string{"": "entry=first", "second": "entry=second", "2": "entry=second"} {

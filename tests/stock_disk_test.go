@@ -3,7 +3,6 @@ package tests
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -60,13 +59,7 @@ func TestStockDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	must(t, "truncate", "-s", "2G", raw)
-	table := exec.Command("sfdisk", "-q", raw)
-	table.Stdin = strings.NewReader("label: gpt\nstart=2048,type=linux\n")
-	if out, err := table.CombinedOutput(); err != nil {
-		t.Fatalf("sfdisk: %v\n%s", err, out)
-	}
-	must(t, "mke2fs", "-q", "-t", "ext4", "-U", uuid, "-d", root, "-E", "offset=1048576", raw, "2000M")
+	partitioned(t, raw, "2G", root, "2000M", "-U", uuid)
 	disk := filepath.Join(t.TempDir(), "debian.qcow2")
 	must(t, vmmPath, "image", "convert", raw, disk)
 	os.Remove(raw)

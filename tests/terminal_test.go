@@ -85,6 +85,20 @@ func (p *terminal) send(s string) {
 	}
 }
 
+// run starts a guest on the terminal and waits for its prompt.
+func (p *terminal) run(args ...string) *exec.Cmd {
+	p.t.Helper()
+	c := exec.Command(vmmPath, append([]string{"run", "-m", "256M", "--timeout", bootLimit}, args...)...)
+	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { c.Process.Kill() })
+	p.expect("# ")
+	return c
+}
+
 // TestTerminal uses the console as a person does: line editing, window size,
 // an interrupt key, vmm's own keys, and the terminal as it was afterwards.
 func TestTerminal(t *testing.T) {
@@ -94,14 +108,7 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := exec.Command(vmmPath, "run", "-m", "256M", "--name", "console-test", "--timeout", bootLimit)
-	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Process.Kill()
-	p.expect("# ")
+	c := p.run("--name", "console-test")
 	p.send("echo size $(stty size) on $(hostname)\r")
 	p.expect("size 33 77 on console-test")
 	p.send("echo mistaXX\x7f\x7f\x7fken | tr k K\r") // two deleted, and one more
@@ -129,14 +136,7 @@ func TestVirtioConsole(t *testing.T) {
 	needKVM(t)
 	for _, extra := range [][]string{nil, {"--port", "log=" + t.TempDir() + "/log"}} {
 		p := openTerminal(t)
-		c := exec.Command(vmmPath, append([]string{"run", "-m", "256M", "--console-device", "virtio", "--timeout", bootLimit}, extra...)...)
-		c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
-		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer c.Process.Kill()
-		p.expect("# ")
+		c := p.run(append([]string{"--console-device", "virtio"}, extra...)...)
 		p.send("echo $(tty) is $(stty size)\r")
 		p.expect("/dev/hvc0 is 33 77")
 		// The kernel tells the process group in front that the size has changed.

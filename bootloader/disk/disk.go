@@ -28,9 +28,7 @@ import (
 type fileSystem struct {
 	fs.FS
 	kind string
-	// number is the partition's, 0 where the disk has no partition table.
-	number int
-	uuid   string // of an ext file system
+	uuid string // of an ext file system
 }
 
 const sector = 512
@@ -134,7 +132,7 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 	if n, err := section.ReadAt(head[:], 0); n < headSize {
 		return nil, fmt.Errorf("too small: %w", err)
 	}
-	f = &fileSystem{number: p.number}
+	f = &fileSystem{}
 	switch {
 	case binary.LittleEndian.Uint16(head[extMagicAt:]) == extMagic:
 		f.kind = "ext4"

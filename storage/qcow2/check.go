@@ -30,8 +30,8 @@ type checker struct {
 	image  *Image
 	result CheckResult
 	counts []uint32 // by host cluster
-	// wrongCopied are the L1 and L2 entries whose copied bit does not say what
-	// the count says: found when all is counted.
+	// entries are the L1 and L2 entries whose copied bit has to say what the
+	// count says, which is known when all is counted.
 	entries []copiedEntry
 }
 

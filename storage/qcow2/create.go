@@ -206,12 +206,8 @@ func (i *Image) growL1(n int64) error {
 		return err
 	}
 	// The counts of the new clusters go before the header that points to them.
-	for k, b := range i.refs.blocks {
-		if b.dirty {
-			if _, err := i.file.WriteAt(b.data, int64(i.refs.table[k])); err != nil {
-				return err
-			}
-		}
+	if err := i.refs.writeBlocks(); err != nil {
+		return err
 	}
 	if s := i.refs.dirty; s.to > 0 {
 		p := part(int64(i.hdr.refOffset), i.refs.table, s, nil)

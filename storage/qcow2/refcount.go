@@ -258,18 +258,26 @@ func (r *refcounts) grow(n int64) error {
 	return nil
 }
 
+// writeBlocks writes the blocks that have changed. They stay dirty: a flush
+// that is under way may write an older copy after it.
+func (r *refcounts) writeBlocks() error {
+	for n, b := range r.blocks {
+		if b.dirty || b.writing {
+			if _, err := r.image.file.WriteAt(b.data, int64(r.table[n])); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // moveRefTable writes a new refcount table to a cluster, makes the header
 // point to it and gives the old one up. Whatever is dirty of the blocks that
 // are in the table already, is written first.
 func (i *Image) moveRefTable(table []uint64, cluster int64) error {
 	r := &i.refs
-	for n, b := range r.blocks {
-		if b.dirty || b.writing {
-			if _, err := i.file.WriteAt(b.data, int64(r.table[n])); err != nil {
-				return err
-			}
-			// Still dirty: a flush that is under way may write an older copy.
-		}
+	if err := r.writeBlocks(); err != nil {
+		return err
 	}
 	raw := make([]byte, 0, 8*len(table))
 	for _, e := range table {

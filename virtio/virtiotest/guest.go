@@ -62,8 +62,6 @@ type Guest struct {
 	mu    sync.Mutex
 	kicks map[uint64]int // the device's eventfds by address
 	errs  []error
-	// Interrupts counts those of all vectors.
-	Interrupts atomic.Int64
 }
 
 const (
@@ -104,7 +102,6 @@ func (v *vector) Route(_ uint64, data uint32) error {
 
 // Signal implements devices.MSI.
 func (v *vector) Signal() {
-	v.g.Interrupts.Add(1)
 	if v.event != nil {
 		v.event.Signal()
 	}
