@@ -65,6 +65,14 @@ type Device interface {
 	Close() error
 }
 
+// Supplied is a Device with queues by which the driver supplies buffers for what
+// comes from elsewhere. The device pops them when it has something, in any
+// goroutine and under a lock of its own, and enables and disables their kicks:
+// HandleQueue only tells it that there was one.
+type Supplied interface {
+	Supplied(i int) bool
+}
+
 // Host is what the machine does for a transport.
 type Host interface {
 	// NewMSI makes a sender of messages.

@@ -40,7 +40,8 @@ type Layout struct {
 }
 
 // Queue is a split virtqueue (virtio 1.2, 2.7), seen from the device. Pop and
-// the kick methods belong to one goroutine; Push and Notify may come from any.
+// the kick methods belong to one goroutine, or
+// to several one after the other; Push and Notify may come from any.
 type Queue struct {
 	mem      Memory
 	size     uint16
@@ -186,12 +187,32 @@ func (c *Chain) Head() uint16 { return c.head }
 // PushHead is Push by the chain's name.
 func (q *Queue) PushHead(head uint16, n uint32) {
 	q.mu.Lock()
+	q.putUsed(head, n)
+	store16(half(q.used, 2), q.nextUsed)
+	q.mu.Unlock()
+}
+
+// Rewind takes the last n Pops back, of chains that nothing was done with.
+func (q *Queue) Rewind(n int) { q.nextAvail -= uint16(n) }
+
+// PushMerged gives back chains that hold one packet together (5.1.6.4), of which
+// the device has written n[i] bytes of chain i. The driver sees all of them at
+// once.
+func (q *Queue) PushMerged(chains []Chain, n []uint32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range chains {
+		q.putUsed(chains[i].head, n[i])
+	}
+	store16(half(q.used, 2), q.nextUsed)
+}
+
+// putUsed fills the next element of the used ring; mu is held.
+func (q *Queue) putUsed(head uint16, n uint32) {
 	e := q.used[4+usedElemSize*int(q.nextUsed&(q.size-1)):]
 	binary.LittleEndian.PutUint32(e, uint32(head))
 	binary.LittleEndian.PutUint32(e[4:], n)
 	q.nextUsed++
-	store16(half(q.used, 2), q.nextUsed)
-	q.mu.Unlock()
 }
 
 // Notify interrupts the driver if it wants to hear of what was pushed since

@@ -194,6 +194,11 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 		}
 		return err == nil
 	}
+	if s, ok := c.dev.(Supplied); ok && s.Supplied(i) {
+		for kick.Wait() && handle() {
+		}
+		return
+	}
 	// Where the driver comes back at once, looking for it is faster than going
 	// to sleep; where that was in vain, sleep.
 	for {

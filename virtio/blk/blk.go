@@ -128,8 +128,9 @@ func New(b Backend, o Options) (*Device, error) {
 	case o.Queues > MaxQueues:
 		return nil, fmt.Errorf("%d queues: at most %d", o.Queues, MaxQueues)
 	}
-	d := &Device{backend: b, opts: o, limit: newLimiter(o.Limit), queues: make([]queue, o.Queues),
+	d := &Device{backend: b, opts: o, queues: make([]queue, o.Queues),
 		work: make(chan *request, o.Queues*queueSize)}
+	d.limit.set(o.Limit)
 	for i := range d.queues {
 		d.queues[i].empty.L = &d.queues[i].mu
 	}

@@ -287,23 +287,6 @@ func TestResize(t *testing.T) {
 	}
 }
 
-func TestLimiter(t *testing.T) {
-	now := time.Now()
-	b := bucket{rate: 100, tokens: 100, at: now}
-	if d := b.take(150, now); d != 0 {
-		t.Errorf("the burst had to wait %v", d)
-	}
-	if d := b.take(1, now); d != 500*time.Millisecond {
-		t.Errorf("50 tokens of debt: %v", d)
-	}
-	if d := b.take(0, now.Add(time.Hour)); d != 0 {
-		t.Errorf("after an hour: %v", d)
-	}
-	if b.tokens > 100 {
-		t.Errorf("more than a burst was saved: %v", b.tokens)
-	}
-}
-
 // FuzzRequest lets the guest send any request.
 func FuzzRequest(f *testing.F) {
 	seg := make([]byte, 16)

@@ -1,0 +1,179 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/miekg/dns"
+
+	"vmm/network/ether"
+)
+
+// leaseTime is long: a lease ends with the gateway.
+const leaseTime = 24 * time.Hour
+
+// lease is an address that a guest has.
+type lease struct {
+	addr netip.Addr
+	name string // of the host, in lower case; "" if it has none
+}
+
+// leases are the addresses of the guests, and their names.
+type leases struct {
+	mu     sync.Mutex
+	subnet netip.Prefix
+	byMAC  map[ether.MAC]*lease
+	taken  map[netip.Addr]ether.MAC
+}
+
+func (l *leases) init(subnet netip.Prefix) {
+	l.subnet, l.byMAC, l.taken = subnet, map[ether.MAC]*lease{}, map[netip.Addr]ether.MAC{}
+}
+
+// reserve gives a guest an address before it asks.
+func (l *leases) reserve(mac ether.MAC, name string) { l.get(mac, netip.Addr{}, strings.ToLower(name)) }
+
+// get returns a guest's lease: the one that it has, or the address that it
+// wants, or the first free one. False if there is none.
+func (l *leases) get(mac ether.MAC, want netip.Addr, name string) (lease, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.byMAC[mac]
+	if e == nil {
+		addr := want
+		if !l.free(addr) {
+			addr = l.subnet.Addr()
+			for range hostFirstGuest {
+				addr = addr.Next()
+			}
+			for !l.free(addr) {
+				if addr = addr.Next(); !l.subnet.Contains(addr) {
+					return lease{}, false
+				}
+			}
+		}
+		e = &lease{addr: addr}
+		l.byMAC[mac], l.taken[addr] = e, mac
+	}
+	if name != "" {
+		e.name = name
+	}
+	return *e, true
+}
+
+// free tells whether an address can be given out; mu is held.
+func (l *leases) free(a netip.Addr) bool {
+	if !l.subnet.Contains(a) || !l.subnet.Contains(a.Next()) { // the last one is for broadcasts
+		return false
+	}
+	base, host := l.subnet.Masked().Addr().As4(), a.As4()
+	n := binary.BigEndian.Uint32(host[:]) - binary.BigEndian.Uint32(base[:])
+	_, taken := l.taken[a]
+	return n >= hostFirstGuest && !taken
+}
+
+// find returns the address of a name.
+func (l *leases) find(name string) (netip.Addr, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.byMAC {
+		if e.name == name {
+			return e.addr, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// of returns the address of a guest.
+func (l *leases) of(mac ether.MAC) (netip.Addr, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.byMAC[mac]; e != nil {
+		return e.addr, true
+	}
+	return netip.Addr{}, false
+}
+
+// handleDHCP answers a client (RFC 2131).
+func (g *Gateway) handleDHCP(from ether.MAC, packet []byte) {
+	q, err := dhcpv4.FromBytes(packet)
+	if err != nil || q.OpCode != dhcpv4.OpcodeBootRequest || len(q.ClientHWAddr) != len(from) {
+		return
+	}
+	client := ether.MAC(q.ClientHWAddr)
+	want, _ := netip.AddrFromSlice(q.RequestedIPAddress().To4())
+	if current, ok := netip.AddrFromSlice(q.ClientIPAddr.To4()); ok && !current.IsUnspecified() {
+		want = current
+	}
+	name := ""
+	if n := q.HostName(); dns.IsFqdn(n+".") && len(n) < 64 && !strings.Contains(n, ".") {
+		name = strings.ToLower(n)
+	}
+	reply, err := dhcpv4.NewReplyFromRequest(q)
+	if err != nil {
+		return
+	}
+	set := reply.UpdateOption
+	set(dhcpv4.OptServerIdentifier(g.router4.AsSlice()))
+	switch q.MessageType() {
+	case dhcpv4.MessageTypeDiscover:
+		e, ok := g.leases.get(client, want, name)
+		if !ok {
+			return
+		}
+		reply.YourIPAddr = e.addr.AsSlice()
+		set(dhcpv4.OptMessageType(dhcpv4.MessageTypeOffer))
+	case dhcpv4.MessageTypeRequest:
+		if id := q.ServerIdentifier(); id != nil && !id.Equal(g.router4.AsSlice()) {
+			return // it takes another server's offer
+		}
+		e, ok := g.leases.get(client, want, name)
+		if !ok || want != e.addr {
+			set(dhcpv4.OptMessageType(dhcpv4.MessageTypeNak))
+			g.sendDHCP(reply, ether.Broadcast, broadcast4)
+			return
+		}
+		reply.YourIPAddr = e.addr.AsSlice()
+		set(dhcpv4.OptMessageType(dhcpv4.MessageTypeAck))
+	case dhcpv4.MessageTypeInform:
+		set(dhcpv4.OptMessageType(dhcpv4.MessageTypeAck))
+	default: // an address that is declined or released stays its guest's
+		return
+	}
+	g.options(q, reply, client)
+	to, addr := client, broadcast4
+	if q.IsBroadcast() {
+		to = ether.Broadcast
+	} else if a, ok := netip.AddrFromSlice(reply.YourIPAddr.To4()); ok && !a.IsUnspecified() {
+		addr = a
+	} else if want.IsValid() {
+		addr = want
+	}
+	g.sendDHCP(reply, to, addr)
+}
+
+// options adds what the client has to know.
+func (g *Gateway) options(q, reply *dhcpv4.DHCPv4, client ether.MAC) {
+	set := reply.UpdateOption
+	set(dhcpv4.OptSubnetMask(net.CIDRMask(g.cfg.Subnet.Bits(), 32)))
+	set(dhcpv4.OptRouter(g.router4.AsSlice()))
+	set(dhcpv4.OptDNS(g.names4.AsSlice()))
+	set(dhcpv4.OptDomainName(Domain))
+	set(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(g.cfg.MTU))))
+	if q.MessageType() != dhcpv4.MessageTypeInform {
+		set(dhcpv4.OptIPAddressLeaseTime(leaseTime))
+	}
+	if client == g.cfg.Guest && g.cfg.Hostname != "" {
+		set(dhcpv4.OptHostName(g.cfg.Hostname))
+	}
+}
+
+func (g *Gateway) sendDHCP(reply *dhcpv4.DHCPv4, to ether.MAC, addr netip.Addr) {
+	b := append(make([]byte, udpRoom), reply.ToBytes()...)
+	g.emitUDP(b, to, netip.AddrPortFrom(g.router4, portDHCPServer), netip.AddrPortFrom(addr, portDHCPClient))
+}

@@ -1,0 +1,251 @@
+// Package gateway is a router in user space: what a guest's network is by
+// default. It needs no privilege, for it ends the guest's connections itself,
+// with gVisor's TCP/IP stack, and goes on with the host's ordinary sockets.
+//
+// The guest's network is a subnet of its own. The gateway is its router, DHCP
+// server, IPv6 router with SLAAC, and name server:
+//
+//	10.0.2.2   fd00:766d:6d::2   the router; also host.vmm.internal
+//	10.0.2.3   fd00:766d:6d::3   the name server
+//	10.0.2.15                    the first guest
+//
+// TCP is carried by the stack; UDP and ICMP echo, whose packets need no state
+// but where they came from, go from the guest's memory to a socket at once.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"vmm/network/ether"
+)
+
+// The gateway's addresses within its subnet, the same as QEMU's.
+const (
+	hostRouter     = 2
+	hostNames      = 3
+	hostFirstGuest = 15
+)
+
+// DefaultSubnet is Config.Subnet where none is given.
+var DefaultSubnet = netip.MustParsePrefix("10.0.2.0/24")
+
+// Subnet6 is the IPv6 network of every gateway: a unique local one (RFC 4193).
+var Subnet6 = netip.MustParsePrefix("fd00:766d:6d::/64")
+
+// Domain is the domain of the names that the gateway itself knows.
+const Domain = "vmm.internal"
+
+// DefaultMTU is Config.MTU where none is given.
+const DefaultMTU = 1500
+
+// Config is what a gateway is like. The zero value is good.
+type Config struct {
+	Subnet netip.Prefix // IPv4, at most 24 bits long; DefaultSubnet if it is none
+	MTU    int          // bytes; DefaultMTU if 0
+	// Guest is the device whose guest published ports lead to, and Hostname what
+	// DHCP calls it.
+	Guest    ether.MAC
+	Hostname string
+	// Resolvers answer the guest's DNS queries; the host's if there are none.
+	Resolvers []netip.AddrPort
+	Policy    Policy
+	// Log is told of what a user should know; nil drops it.
+	Log func(error)
+}
+
+// Gateway implements ether.Link.
+type Gateway struct {
+	cfg             Config
+	stack           *stack.Stack
+	link            *link
+	router4, names4 netip.Addr
+	router6, names6 netip.Addr
+	linkLocal       netip.Addr
+	mac             ether.MAC
+	leases          leases
+	neighbors       neighbors
+	udp             udpFlows
+	echo            echoFlows
+	published       publications
+	names           *nameServer
+	tcpBusy         limiter
+	ctx             context.Context
+	cancel          context.CancelFunc
+	group           sync.WaitGroup
+	noEcho          sync.Once
+}
+
+// nic is the number of the stack's only interface.
+const nic = tcpip.NICID(1)
+
+// routerMAC is the gateway's hardware address; no guest's is derived to it.
+var routerMAC = ether.MAC{0x52, 0x55, 0x0a, 0x00, 0x02, 0x02}
+
+// New makes a gateway, which works once a device is attached.
+func New(cfg Config) (_ *Gateway, err error) {
+	if !cfg.Subnet.IsValid() {
+		cfg.Subnet = DefaultSubnet
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = DefaultMTU
+	}
+	if cfg.Log == nil {
+		cfg.Log = func(error) {}
+	}
+	cfg.Subnet = cfg.Subnet.Masked()
+	switch {
+	case !cfg.Subnet.Addr().Is4() || cfg.Subnet.Bits() > 24 || cfg.Subnet.Bits() < 8:
+		return nil, fmt.Errorf("subnet %v: an IPv4 network such as 10.0.2.0/24, of 8 to 24 bits", cfg.Subnet)
+	case cfg.MTU < header.IPv6MinimumMTU || cfg.MTU > ether.MaxMTU:
+		return nil, fmt.Errorf("MTU %d: between %d and %d", cfg.MTU, header.IPv6MinimumMTU, ether.MaxMTU)
+	}
+	g := &Gateway{cfg: cfg, mac: routerMAC, tcpBusy: limiter{max: maxTCP}}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.router4, g.names4 = nth(cfg.Subnet, hostRouter), nth(cfg.Subnet, hostNames)
+	g.router6, g.names6 = nth(Subnet6, hostRouter), nth(Subnet6, hostNames)
+	g.linkLocal = linkLocal(g.mac)
+	g.leases.init(cfg.Subnet)
+	g.neighbors.macs = map[netip.Addr]ether.MAC{}
+	if cfg.Hostname != "" {
+		g.leases.reserve(cfg.Guest, cfg.Hostname)
+	}
+	g.udp.flows, g.echo.flows = map[udpKey]*udpFlow{}, map[echoKey]*echoFlow{}
+	g.published.open, g.published.clients = map[Publication]*published{}, map[udpKey]*udpClient{}
+	g.published.known = map[udpClientKey]netip.AddrPort{}
+	g.link = &link{g: g, mtu: uint32(cfg.MTU)}
+	if err := g.startStack(); err != nil {
+		g.Close()
+		return nil, err
+	}
+	if g.names, err = g.serveNames(); err != nil {
+		g.Close()
+		return nil, err
+	}
+	g.group.Go(g.expire)
+	return g, nil
+}
+
+// nth is an address of a network.
+func nth(p netip.Prefix, n byte) netip.Addr {
+	b := p.Addr().AsSlice()
+	b[len(b)-1] += n
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// startStack makes the TCP/IP stack, which answers for every address.
+func (g *Gateway) startStack() error {
+	g.stack = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+	})
+	if err := g.stack.CreateNIC(nic, g.link); err != nil {
+		return errors.New(err.String())
+	}
+	for _, a := range []netip.Prefix{netip.PrefixFrom(g.router4, g.cfg.Subnet.Bits()), netip.PrefixFrom(g.names4, 32),
+		netip.PrefixFrom(g.router6, Subnet6.Bits()), netip.PrefixFrom(g.names6, 128), netip.PrefixFrom(g.linkLocal, 64)} {
+		proto := ipv4.ProtocolNumber
+		if a.Addr().Is6() {
+			proto = ipv6.ProtocolNumber
+		}
+		err := g.stack.AddProtocolAddress(nic, tcpip.ProtocolAddress{Protocol: proto,
+			AddressWithPrefix: tcpip.AddressWithPrefix{Address: address(a.Addr()), PrefixLen: a.Bits()}},
+			stack.AddressProperties{})
+		if err != nil {
+			return fmt.Errorf("%v: %v", a, err)
+		}
+	}
+	// To answer for all addresses, it takes what is for others and sends as them.
+	g.stack.SetPromiscuousMode(nic, true)
+	g.stack.SetSpoofing(nic, true)
+	g.stack.SetRouteTable([]tcpip.Route{{Destination: everywhere4, NIC: nic}, {Destination: everywhere6, NIC: nic}})
+	return g.startTCP()
+}
+
+// address is an address as the stack writes it.
+func address(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+
+// addressOf is address's reverse.
+func addressOf(a tcpip.Address) netip.Addr {
+	b, _ := netip.AddrFromSlice(a.AsSlice())
+	return b
+}
+
+// ours tells whether an address is the gateway's own.
+func (g *Gateway) ours(a netip.Addr) bool {
+	return a == g.router4 || a == g.names4 || a == g.router6 || a == g.names6 || a == g.linkLocal
+}
+
+// Attach implements ether.Link.
+func (g *Gateway) Attach(n ether.NIC) { g.link.connect(n) }
+
+// Offloads implements ether.Link: the device does what the driver does not take.
+func (g *Gateway) Offloads(ether.Offloads) {}
+
+// Close implements ether.Link.
+func (g *Gateway) Close() error {
+	g.cancel()
+	g.link.disconnect()
+	g.published.close()
+	g.udp.close()
+	g.echo.close()
+	if g.names != nil {
+		g.names.close()
+	}
+	if g.stack != nil {
+		g.stack.Destroy()
+	}
+	g.group.Wait()
+	return nil
+}
+
+// limiter counts what there may be only so much of.
+type limiter struct {
+	mu   sync.Mutex
+	n    int
+	max  int
+	told bool
+}
+
+// take counts one more; false if there are too many already, first the first
+// time.
+func (l *limiter) take() (n int, ok, first bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n >= l.max {
+		first, l.told = !l.told, true
+		return l.n, false, first
+	}
+	l.n++
+	return l.n, true, false
+}
+
+func (l *limiter) put() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n--
+}
+
+// Connections is how many TCP connections there are, and UDP flows.
+func (g *Gateway) Connections() (tcp, udp int) {
+	g.tcpBusy.mu.Lock()
+	tcp = g.tcpBusy.n
+	g.tcpBusy.mu.Unlock()
+	g.udp.mu.Lock()
+	defer g.udp.mu.Unlock()
+	return tcp, len(g.udp.flows)
+}

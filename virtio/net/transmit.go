@@ -1,0 +1,49 @@
+package net
+
+import (
+	"vmm/network/ether"
+	"vmm/virtio"
+	"vmm/virtio/ratelimit"
+)
+
+// notifyEvery is after how many frames the driver gets its buffers back, while
+// more are there.
+const notifyEvery = 64
+
+// transmitter is what the device keeps of a transmit queue; it belongs to the
+// queue's goroutine.
+type transmitter struct {
+	chain virtio.Chain
+	parts [][]byte
+}
+
+// transmit sends what the guest has in a queue.
+func (d *Device) transmit(i int, q *virtio.Queue) error {
+	defer q.Notify()
+	t := &d.tx[i]
+	for n := 1; ; n++ {
+		ok, err := q.Pop(&t.chain)
+		if err != nil || !ok {
+			return err
+		}
+		var b [ether.HeaderSize]byte
+		if ether.Gather(b[:], t.chain.Readable) < len(b) {
+			return virtio.ErrMalformed
+		}
+		t.parts = ether.Skip(t.parts, t.chain.Readable, len(b))
+		size := ether.Size(t.parts)
+		switch {
+		case size < ether.FrameHeader || size > ether.MaxFrame || !d.linked():
+			d.counters.sent.dropped.Add(1)
+		case d.limit.tx.bounded() && !ratelimit.Sleep(d.limit.tx.take(size), q.Done()):
+			return nil
+		default:
+			d.link.Send(i, ether.Decode(b[:]), t.parts)
+			d.counters.sent.add(size)
+		}
+		q.Push(&t.chain, 0)
+		if n%notifyEvery == 0 {
+			q.Notify()
+		}
+	}
+}
