@@ -10,7 +10,7 @@ export CGO_ENABLED ?= 0
 export PATH := $(PATH):/usr/sbin:/sbin
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
-SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config) go.mod go.sum
+SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
 

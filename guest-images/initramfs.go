@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	_ "embed"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"vmm/guest-images/guestinit"
 )
 
 // Initramfs returns the default initial RAM disk, an uncompressed cpio
@@ -37,6 +40,12 @@ func Archive(files ...cpio.Record) ([]byte, error) {
 	err := cpio.WriteTrailer(w)
 	return out.Bytes(), err
 }
+
+// dhcpScript is called by udhcpc with what it was told. The first interface that
+// has a router keeps it.
+//
+//go:embed dhcp.sh
+var dhcpScript string
 
 type busyboxFiles struct {
 	binary  []byte
@@ -109,7 +118,9 @@ func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
 		// What the kernel gives PID 1 as its standard streams.
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
-		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644))
+		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644),
+		cpio.StaticFile("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644),
+		cpio.StaticFile(strings.TrimPrefix(guestinit.DHCPScript, "/"), dhcpScript, 0o755))
 	for _, a := range busybox.applets {
 		if a != "busybox" {
 			files = append(files, cpio.Symlink("bin/"+a, "busybox"))

@@ -11,8 +11,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vmm/virtio/blk"
 )
@@ -22,7 +25,15 @@ import (
 type control struct {
 	server http.Server
 	path   string
+	vm     vmInfo
 	disks  []controlledDisk
+	nets   *networks
+}
+
+// vmInfo says which VM it is.
+type vmInfo struct {
+	Name string `json:"name"`
+	PID  int    `json:"pid"`
 }
 
 // controlledDisk is a disk that can be resized.
@@ -31,14 +42,17 @@ type controlledDisk struct {
 	device *blk.Device
 }
 
-// controlPath is where the VM of a process listens.
-func controlPath(pid int) string {
+// runtimeDir is where sockets of the user's VMs are.
+func runtimeDir() string {
 	dir := os.Getenv("XDG_RUNTIME_DIR")
 	if dir == "" {
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("vmm-%d", os.Getuid()))
 	}
-	return filepath.Join(dir, "vmm", fmt.Sprintf("%d.sock", pid))
+	return filepath.Join(dir, "vmm")
 }
+
+// controlPath is where the VM of a process listens.
+func controlPath(pid int) string { return filepath.Join(runtimeDir(), fmt.Sprintf("%d.sock", pid)) }
 
 // resizeRequest asks for a disk to be resized: to Size bytes, or by as many
 // where Sign is "+" or "-".
@@ -67,13 +81,10 @@ func (r *resizeRequest) newSize(old int64) (int64, error) {
 	return size, nil
 }
 
-// listenControl opens the socket. A machine without disks has nothing to
-// control yet.
-func listenControl(disks []controlledDisk) (*control, error) {
-	if len(disks) == 0 {
-		return nil, nil
-	}
-	c := &control{path: controlPath(os.Getpid()), disks: disks}
+// listenControl opens the socket of a VM.
+func listenControl(name string, disks []controlledDisk, nets *networks) (*control, error) {
+	pid := os.Getpid()
+	c := &control{path: controlPath(pid), vm: vmInfo{name, pid}, disks: disks, nets: nets}
 	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
 		return nil, err
 	}
@@ -86,7 +97,13 @@ func listenControl(disks []controlledDisk) (*control, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /vm", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(c.vm) })
 	mux.HandleFunc("POST /disks/resize", c.resize)
+	mux.HandleFunc("GET /ports", c.listPorts)
+	mux.HandleFunc("POST /ports", c.addPort)
+	mux.HandleFunc("DELETE /ports", c.removePort)
+	mux.HandleFunc("GET /nics", c.listNICs)
+	mux.HandleFunc("POST /nics/link", c.setLink)
 	c.server.Handler = mux
 	c.server.ReadHeaderTimeout = 10 * time.Second
 	go c.server.Serve(l)
@@ -94,16 +111,13 @@ func listenControl(disks []controlledDisk) (*control, error) {
 }
 
 func (c *control) close() {
-	if c != nil {
-		c.server.Close()
-		os.Remove(c.path)
-	}
+	c.server.Close()
+	os.Remove(c.path)
 }
 
 func (c *control) resize(w http.ResponseWriter, r *http.Request) {
 	var req resizeRequest
-	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	if !decode(w, r, &req) {
 		return
 	}
 	for _, d := range c.disks {
@@ -122,6 +136,18 @@ func (c *control) resize(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "this VM has no disk "+req.Path, http.StatusNotFound)
 }
 
+// maxBody bounds what is read of a request or an answer, in bytes.
+const maxBody = 1 << 20
+
+// decode reads a request's body; false if it was answered with an error.
+func decode(w http.ResponseWriter, r *http.Request, to any) bool {
+	err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(to)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	}
+	return err == nil
+}
+
 // askResize has the VM of a process resize one of its disks.
 func askResize(ctx context.Context, pid int, req resizeRequest) error {
 	path, err := realPath(req.Path)
@@ -129,7 +155,13 @@ func askResize(ctx context.Context, pid int, req resizeRequest) error {
 		return err
 	}
 	req.Path = path
-	body, err := json.Marshal(req)
+	return askVM(ctx, pid, http.MethodPost, "/disks/resize", req, nil)
+}
+
+// askVM sends a request to the VM of a process; the answer goes to answer, if
+// that is not nil.
+func askVM(ctx context.Context, pid int, method, path string, request, answer any) error {
+	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
@@ -137,20 +169,69 @@ func askResize(ctx context.Context, pid int, req resizeRequest) error {
 		return (&net.Dialer{}).DialContext(ctx, "unix", controlPath(pid))
 	}}}
 	defer client.CloseIdleConnections()
-	post, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://vmm/disks/resize", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, method, "http://vmm"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	answer, err := client.Do(post)
+	response, err := client.Do(r)
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<16))
+	defer response.Body.Close()
+	text := io.LimitReader(response.Body, maxBody)
+	if response.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(text)
 		return errors.New(strings.TrimSpace(string(b)))
 	}
-	return nil
+	if answer == nil {
+		return nil
+	}
+	return json.NewDecoder(text).Decode(answer)
+}
+
+// runningVMs are the user's VMs. Sockets of those that are gone are removed.
+func runningVMs(ctx context.Context) []vmInfo {
+	var out []vmInfo
+	paths, _ := filepath.Glob(filepath.Join(runtimeDir(), "*.sock"))
+	for _, path := range paths {
+		pid, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(path), ".sock"))
+		if err != nil {
+			continue
+		}
+		var vm vmInfo
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err = askVM(ctx, pid, http.MethodGet, "/vm", nil, &vm)
+		cancel()
+		switch {
+		case err == nil:
+			out = append(out, vm)
+		case errors.Is(err, unix.ECONNREFUSED):
+			os.Remove(path)
+		}
+	}
+	return out
+}
+
+// findVM returns the process of a running VM, by its name or number.
+func findVM(ctx context.Context, name string) (int, error) {
+	var found []string
+	pid := 0
+	for _, vm := range runningVMs(ctx) {
+		if strconv.Itoa(vm.PID) == name {
+			return vm.PID, nil
+		}
+		if vm.Name == name {
+			pid = vm.PID
+			found = append(found, strconv.Itoa(vm.PID))
+		}
+	}
+	switch len(found) {
+	case 0:
+		return 0, fmt.Errorf("no VM %q is running: vmm run --name %s starts one", name, name)
+	case 1:
+		return pid, nil
+	}
+	return 0, fmt.Errorf("several VMs are called %q: give a process number instead: %s", name, strings.Join(found, ", "))
 }
 
 // realPath makes a path absolute and free of symbolic links.

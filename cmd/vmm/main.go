@@ -81,7 +81,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(runCommand(), imageCommand(), doctorCommand(), setupCommand(), versionCommand())
+	root.AddCommand(runCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
 }
 

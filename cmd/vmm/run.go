@@ -45,6 +45,9 @@ type runFlags struct {
 	onENOSPC  string
 	terminal  string
 	ports     []string
+	nets      []string
+	publish   []string
+	pcap      string
 	verbose   bool
 }
 
@@ -77,6 +80,9 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
 	fl.StringVar(&f.terminal, "console-device", "serial", "what the console is in the guest: serial (ttyS0), or virtio (hvc0), which is faster and knows the terminal's size")
 	fl.StringArrayVar(&f.ports, "port", nil, portUsage)
+	fl.StringArrayVar(&f.nets, "net", nil, netUsage)
+	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "make a port of the guest's one of the host's: `[ADDRESS:]HOST:GUEST[/udp]`; several are possible")
+	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
@@ -149,7 +155,13 @@ func (f *runFlags) run(ctx context.Context) error {
 		return failed(err)
 	}
 	defer ports.close()
-	space, err := f.addDevices(cfg, disks, ports, con)
+	cfg.Log = log.New(con.messages(), "vmm: ", 0)
+	nets, err := f.openNetworks(func(err error) { cfg.Log.Print(err) })
+	if err != nil {
+		return failed(err)
+	}
+	defer nets.close()
+	space, err := f.addDevices(cfg, disks, ports, nets, con)
 	if err != nil {
 		return failed(err)
 	}
@@ -159,7 +171,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	space.attach(m)
 	ports.run()
-	control, err := listenControl(disks.controlled)
+	control, err := listenControl(f.name, disks.controlled, nets)
 	if err != nil {
 		return failed(errors.Join(err, m.Close()))
 	}
@@ -180,6 +192,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	if f.verbose {
 		report(os.Stderr, m, built.Sub(start), time.Since(built))
+		nets.report(os.Stderr)
 	}
 	return f.outcome(result, status)
 }
@@ -316,8 +329,7 @@ func (f *runFlags) config(ctx context.Context, disks *diskSet) (*machine.Config,
 }
 
 // addDevices makes the virtio devices: the disks, in their order, come first.
-func (f *runFlags) addDevices(cfg *machine.Config, disks *diskSet, ports *ports, con *hostConsole) (*spaceWatch, error) {
-	cfg.Log = log.New(con.messages(), "vmm: ", 0)
+func (f *runFlags) addDevices(cfg *machine.Config, disks *diskSet, ports *ports, nets *networks, con *hostConsole) (*spaceWatch, error) {
 	var space *spaceWatch
 	if f.onENOSPC == "pause" {
 		space = &spaceWatch{out: con.messages()}
@@ -330,7 +342,9 @@ func (f *runFlags) addDevices(cfg *machine.Config, disks *diskSet, ports *ports,
 	if ports.device != nil {
 		cfg.Devices = append(cfg.Devices, ports.device)
 	}
-	return space, nil
+	nics, err := nets.devices()
+	cfg.Devices = append(cfg.Devices, nics...)
+	return space, err
 }
 
 func writeProfile(path string, m *machine.Machine) error {

@@ -56,6 +56,7 @@ func Main() {
 	}
 	setHostname()
 	linkPorts()
+	startNetwork()
 
 	ends := make(chan int, 4)
 	signals := make(chan os.Signal, 4)

@@ -8,6 +8,7 @@
 package ether
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -194,4 +195,13 @@ func Checksum(parts [][]byte) uint16 {
 		c.Add(p)
 	}
 	return c.Checksum()
+}
+
+// DeriveMAC is the address of device number i of a VM of a name: always the
+// same, and locally administered.
+func DeriveMAC(name string, i int) MAC {
+	sum := sha256.Sum256(fmt.Appendf(nil, "vmm/%s/%d", name, i))
+	m := MAC(sum[:6])
+	m[0] = m[0]&^1 | 2
+	return m
 }
