@@ -235,7 +235,7 @@ const lookFor = 30 * time.Microsecond
 
 // lookOut waits a little for the next chain.
 func (q *Queue) lookOut() bool {
-	for start := time.Now(); time.Since(start) < lookFor; {
+	for start := time.Now(); time.Since(start) < lookFor; runtime.Gosched() {
 		for range 50 {
 			if q.Pending() {
 				return true

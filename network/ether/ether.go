@@ -98,6 +98,9 @@ type Link interface {
 	// has returned. Frames of different queues are sent concurrently. What is no
 	// proper frame is dropped.
 	Send(queue int, h Header, parts [][]byte)
+	// Sent tells that the device has nothing more to send from a queue, for now:
+	// a link that collects frames sends them on.
+	Sent(queue int)
 	// Ready tells that the device has room again.
 	Ready()
 	// Offloads tells which frames the device takes: with a checksum still to be

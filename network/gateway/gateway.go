@@ -177,12 +177,19 @@ func (g *Gateway) startStack() error {
 }
 
 // address is an address as the stack writes it.
-func address(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+func address(a netip.Addr) tcpip.Address {
+	if a.Is4() {
+		return tcpip.AddrFrom4(a.As4())
+	}
+	return tcpip.AddrFrom16(a.As16())
+}
 
 // addressOf is address's reverse.
 func addressOf(a tcpip.Address) netip.Addr {
-	b, _ := netip.AddrFromSlice(a.AsSlice())
-	return b
+	if a.Len() == 4 {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
 }
 
 // ours tells whether an address is the gateway's own.

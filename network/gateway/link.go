@@ -21,16 +21,22 @@ const (
 	// without receive buffers.
 	maxPending      = 4096
 	maxPendingBytes = 8 << 20
+	// largePacket is the size, in bytes, from which copying a packet takes longer
+	// than having another goroutine do it.
+	largePacket = 16 << 10
 	// gsoMax is the largest packet that the stack makes.
 	gsoMax = 65535
 )
 
-// link is the stack's link endpoint: the way of packets to the guest.
+// link is the stack's link endpoint: the way of packets to the guest. Small ones
+// are copied to the guest by whoever sends them, which is soonest; large ones by
+// a goroutine of their own, while the sender reads on.
 type link struct {
 	g   *Gateway
 	mtu uint32
 
 	dispatcher stack.NetworkDispatcher
+	group      sync.WaitGroup
 
 	mu      sync.Mutex
 	nic     ether.NIC // nil before Attach and after Close
@@ -39,6 +45,10 @@ type link struct {
 	pending []*stack.PacketBuffer // from head on
 	head    int
 	bytes   int
+	copying bool // the goroutine has taken the first one
+	full    bool // the guest has no room for the first one
+	roomy   bool // Ready was called meanwhile
+	more    sync.Cond
 }
 
 // connect names the device.
@@ -46,13 +56,17 @@ func (l *link) connect(n ether.NIC) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.nic = n
+	l.more.L = &l.mu
+	l.group.Go(l.copyLarge)
 }
 
 // disconnect drops what waits.
 func (l *link) disconnect() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.nic = nil
+	l.more.Signal()
+	l.mu.Unlock()
+	l.group.Wait()
 	for l.head < len(l.pending) {
 		l.next()
 	}
@@ -69,6 +83,9 @@ func (l *link) next() {
 	p.DecRef()
 }
 
+// idle tells whether nothing waits; mu is held.
+func (l *link) idle() bool { return l.head == len(l.pending) }
+
 // WritePackets implements stack.LinkWriter.
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	l.mu.Lock()
@@ -76,10 +93,15 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	if l.nic == nil {
 		return 0, &tcpip.ErrClosedForSend{}
 	}
-	packets := list.AsSlice()
+	packets, now := list.AsSlice(), false
 	for _, p := range packets {
-		if l.head == len(l.pending) && l.deliver(p) {
-			continue
+		if l.idle() && p.Size() < largePacket {
+			h := l.prepare(p, &l.parts)
+			if l.nic.Receive(p.Hash, h, l.parts) {
+				now = true
+				continue
+			}
+			l.full = true
 		}
 		if len(l.pending)-l.head >= maxPending || l.bytes+p.Size() > maxPendingBytes {
 			continue // lost, as on any network: TCP sends it again
@@ -90,8 +112,39 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 		l.pending = append(l.pending, p.IncRef())
 		l.bytes += p.Size()
 	}
-	l.nic.Flush()
+	if now {
+		l.nic.Flush()
+	}
+	if !l.idle() && !l.copying && !l.full {
+		l.more.Signal()
+	}
 	return len(packets), nil
+}
+
+// copyLarge gives the guest what waits.
+func (l *link) copyLarge() {
+	var parts [][]byte
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.nic != nil {
+		if l.idle() || l.full {
+			l.more.Wait()
+			continue
+		}
+		p, nic := l.pending[l.head], l.nic
+		l.copying = true
+		l.mu.Unlock()
+		h := l.prepare(p, &parts)
+		took := nic.Receive(p.Hash, h, parts)
+		nic.Flush()
+		l.mu.Lock()
+		if l.copying = false; took {
+			l.next()
+		} else if !l.roomy {
+			l.full = true
+		}
+		l.roomy = false
+	}
 }
 
 // Ready implements ether.Link.
@@ -99,19 +152,15 @@ func (g *Gateway) Ready() {
 	l := g.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.nic == nil || l.head == len(l.pending) {
-		return
+	l.full, l.roomy = false, true
+	if l.nic != nil && !l.idle() {
+		l.more.Signal()
 	}
-	for l.head < len(l.pending) && l.deliver(l.pending[l.head]) {
-		l.next()
-	}
-	l.nic.Flush()
 }
 
-// deliver gives a packet to the guest; mu is held.
-func (l *link) deliver(p *stack.PacketBuffer) bool {
-	h := offload(p)
-	l.parts = l.parts[:0]
+// prepare collects the parts of a packet.
+func (l *link) prepare(p *stack.PacketBuffer, parts *[][]byte) ether.Header {
+	*parts = (*parts)[:0]
 	views, skip := p.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
 		b := v.AsSlice()
@@ -119,10 +168,10 @@ func (l *link) deliver(p *stack.PacketBuffer) bool {
 			skip -= len(b)
 			continue
 		}
-		l.parts = append(l.parts, b[skip:])
+		*parts = append(*parts, b[skip:])
 		skip = 0
 	}
-	return l.nic.Receive(p.Hash, h, l.parts)
+	return offload(p)
 }
 
 // offload leaves the checksum of a TCP connection's packet to the guest, and
@@ -153,7 +202,7 @@ func (l *link) emit(hash uint32, h ether.Header, frame []byte) {
 		return
 	}
 	l.single[0] = frame
-	if l.head == len(l.pending) && l.nic.Receive(hash, h, l.single[:]) {
+	if l.idle() && l.nic.Receive(hash, h, l.single[:]) {
 		l.nic.Flush()
 	}
 	l.single[0] = nil

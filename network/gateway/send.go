@@ -40,7 +40,7 @@ type scratch struct {
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // Send implements ether.Link.
-func (g *Gateway) Send(_ int, h ether.Header, parts [][]byte) {
+func (g *Gateway) Send(queue int, h ether.Header, parts [][]byte) {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	head := s.head[:ether.Gather(s.head[:], parts)]
@@ -58,7 +58,7 @@ func (g *Gateway) Send(_ int, h ether.Header, parts [][]byte) {
 	}
 	if start, ok := s.parseUDP(kind, head); ok && !g.local(s.to) {
 		if s.mac = from; s.take(h, head, parts, start) {
-			g.sendDatagram(&s.datagram)
+			g.sendDatagram(queue, &s.datagram)
 		}
 		return
 	}

@@ -205,18 +205,15 @@ type upload struct {
 func (u *upload) Write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
-		n, err := unix.Write(u.fd, b[done:])
-		switch {
-		case n > 0:
-			done += n
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN):
+		n, err := writeSocket(u.fd, b[done:])
+		if err == unix.EAGAIN {
 			u.blocked = true
 			return done, err
-		default:
+		} else if err != nil {
 			u.err = err
 			return done, err
 		}
+		done += n
 	}
 	return done, nil
 }
@@ -269,10 +266,11 @@ type rawConn interface {
 // download moves what comes from the host's socket to the guest.
 type download struct {
 	wake
-	ep   tcpip.Endpoint
-	fd   int
-	left int // known to be in the socket
-	err  error
+	ep    tcpip.Endpoint
+	fd    int
+	left  int   // known to be in the socket
+	count int32 // of readable
+	err   error
 }
 
 // maxRead bounds what is read at once, for others to have their turn.
@@ -284,24 +282,21 @@ func (d *download) Len() int { return min(d.left, maxRead) }
 // Read implements tcpip.Payloader: the socket's bytes go straight into the
 // stack's buffers. There are as many as Len said.
 func (d *download) Read(b []byte) (int, error) {
-	for len(b) > 0 {
-		n, err := unix.Read(d.fd, b)
-		switch {
-		case n > 0:
-			d.left -= n
-			return n, nil
-		case errors.Is(err, unix.EINTR):
-		default:
-			d.err = unix.EIO
-			return 0, d.err
-		}
+	if len(b) == 0 {
+		return 0, nil
 	}
-	return 0, nil
+	n, err := readSocket(d.fd, b)
+	if n == 0 {
+		d.err = unix.EIO
+		return 0, errors.Join(d.err, err)
+	}
+	d.left -= n
+	return n, nil
 }
 
 // available finds out how much is in the socket; ended is its end.
 func (d *download) available() (ended bool, err error) {
-	if d.left, err = unix.IoctlGetInt(d.fd, unix.TIOCINQ); err != nil || d.left > 0 {
+	if d.left, err = readable(d.fd, &d.count); err != nil || d.left > 0 {
 		return false, err
 	}
 	var b [1]byte

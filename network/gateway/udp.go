@@ -43,6 +43,8 @@ type udpFlows struct {
 	closed bool
 	group  sync.WaitGroup
 	buffer sync.Pool
+	// batches are of the device's queues.
+	batches [8]udpBatch
 }
 
 // udpFlow is one, with a socket of its own that is connected to the peer.
@@ -60,6 +62,8 @@ type udpFlow struct {
 	datagram *datagram
 	write    func(fd uintptr) bool
 	iov      [maxIovecs]unix.Iovec
+	msg      unix.Msghdr
+	cmsg     [cmsgSpace]byte
 	err      error
 }
 
@@ -68,31 +72,50 @@ var started = time.Now()
 
 func clock() int64 { return int64(time.Since(started)) }
 
-// sendDatagram sends what the guest has sent.
-func (g *Gateway) sendDatagram(d *datagram) {
+// sendDatagram sends what the guest has sent from a queue.
+func (g *Gateway) sendDatagram(queue int, d *datagram) {
+	b := &g.udp.batches[queue%len(g.udp.batches)]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.add(d) {
+		return
+	}
+	b.flush()
 	if d.to.Addr() == g.router4 {
-		b := g.udp.borrow()
-		defer g.udp.buffer.Put(b)
-		if g.published.answer(d, *b) {
+		room := g.udp.borrow()
+		defer g.udp.buffer.Put(room)
+		if g.published.answer(d, *room) {
 			return
 		}
 	}
-	f := g.udp.find(udpKey{d.from, d.to})
+	f := g.flow(d)
 	if f == nil {
-		to, ok := g.target(d.to)
-		if !ok {
-			g.unreachable(d, header.ICMPv4AdminProhibited, header.ICMPv6Prohibited, 0)
-			return
-		}
-		var err error
-		if f, err = g.newFlow(udpKey{d.from, d.to}, to); err != nil {
-			g.unreachable(d, header.ICMPv4NetUnreachable, header.ICMPv6NetworkUnreachable, 0)
-			return
-		}
+		return
 	}
 	f.used.Store(clock())
 	f.mac.Store(packMAC(d.mac))
-	f.send(d)
+	if !b.begin(f, d) {
+		f.send(d)
+	}
+}
+
+// flow returns the flow of a datagram, nil if it may not be; the guest is told.
+func (g *Gateway) flow(d *datagram) *udpFlow {
+	k := udpKey{d.from, d.to}
+	if f := g.udp.find(k); f != nil {
+		return f
+	}
+	to, ok := g.target(d.to)
+	if !ok {
+		g.unreachable(d, header.ICMPv4AdminProhibited, header.ICMPv6Prohibited, 0)
+		return nil
+	}
+	f, err := g.newFlow(k, to)
+	if err != nil {
+		g.unreachable(d, header.ICMPv4NetUnreachable, header.ICMPv6NetworkUnreachable, 0)
+		return nil
+	}
+	return f
 }
 
 func packMAC(m ether.MAC) uint64 {
@@ -195,7 +218,9 @@ func (f *udpFlow) send(d *datagram) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.datagram, f.err = d, nil
-	if err := f.raw.Write(f.write); err != nil {
+	err := f.raw.Write(f.write)
+	f.datagram = nil
+	if err != nil {
 		return // it has just ended
 	}
 	switch {
@@ -220,6 +245,9 @@ func (f *udpFlow) writeDatagram(fd uintptr) bool {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, mode)
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, mode)
 	}
+	if f.together(fd, d) {
+		return true
+	}
 	part, at := 0, 0
 	for done := 0; done < d.size || done == 0; {
 		n := 0
@@ -239,10 +267,8 @@ func (f *udpFlow) writeDatagram(fd uintptr) bool {
 			f.err = unix.EMSGSIZE // cut finer than anybody does
 			return true
 		}
-		var m unix.Msghdr
-		m.Iov, m.Iovlen = &f.iov[0], uint64(n)
-		if _, _, e := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL); e != 0 {
-			f.err = e
+		f.msg = unix.Msghdr{Iov: &f.iov[0], Iovlen: uint64(n)}
+		if f.err = f.sendmsg(fd); f.err != nil {
 			return true
 		}
 		if d.size == 0 {
@@ -283,7 +309,7 @@ func (f *udpFlow) receive() {
 		defer f.g.udp.buffer.Put(b)
 		for {
 			var n int
-			if n, failed = recv(int(fd), (*b)[udpRoom:]); failed != nil {
+			if n, failed = readSocket(int(fd), (*b)[udpRoom:]); failed != nil {
 				return !errors.Is(failed, unix.EAGAIN)
 			}
 			f.answered.Store(true)
@@ -298,23 +324,6 @@ func (f *udpFlow) receive() {
 		if errors.Is(failed, unix.ECONNREFUSED) {
 			f.g.unreachable(&datagram{mac: unpackMAC(f.mac.Load()), from: f.key.guest, to: f.key.peer},
 				header.ICMPv4PortUnreachable, header.ICMPv6PortUnreachable, 0)
-		}
-	}
-}
-
-// recv reads a datagram that is there.
-func recv(fd int, b []byte) (int, error) {
-	for {
-		n, _, e := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
-			unix.MSG_DONTWAIT, 0, 0)
-		switch e {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, unix.EAGAIN
-		default:
-			return 0, e
 		}
 	}
 }
@@ -360,7 +369,8 @@ func (g *Gateway) startUDP() {
 			return true
 		}
 		d.mac, d.payload, d.size, d.segment = mac, [][]byte{payload}, len(payload), len(payload)
-		g.sendDatagram(&d)
+		g.sendDatagram(0, &d)
+		g.Sent(0)
 		return true
 	})
 }

@@ -108,6 +108,7 @@ func (g *Guest) send() {
 func (g *Guest) SendFrame(h ether.Header, frame []byte) {
 	if g.Filter == nil || g.Filter(true, h, frame) {
 		g.Link.Send(0, h, [][]byte{frame[:min(20, len(frame))], frame[min(20, len(frame)):]})
+		g.Link.Sent(0)
 	}
 }
 

@@ -20,6 +20,7 @@ type transmitter struct {
 // transmit sends what the guest has in a queue.
 func (d *Device) transmit(i int, q *virtio.Queue) error {
 	defer q.Notify()
+	defer d.link.Sent(i)
 	t := &d.tx[i]
 	for n := 1; ; n++ {
 		ok, err := q.Pop(&t.chain)
@@ -35,7 +36,7 @@ func (d *Device) transmit(i int, q *virtio.Queue) error {
 		switch {
 		case size < ether.FrameHeader || size > ether.MaxFrame || !d.linked():
 			d.counters.sent.dropped.Add(1)
-		case d.limit.tx.bounded() && !ratelimit.Sleep(d.limit.tx.take(size), q.Done()):
+		case !d.mayTransmit(i, size, q):
 			return nil
 		default:
 			d.link.Send(i, ether.Decode(b[:]), t.parts)
@@ -46,4 +47,18 @@ func (d *Device) transmit(i int, q *virtio.Queue) error {
 			q.Notify()
 		}
 	}
+}
+
+// mayTransmit waits while the limit says so; false when the queue stops.
+func (d *Device) mayTransmit(i, size int, q *virtio.Queue) bool {
+	if !d.limit.tx.bounded() {
+		return true
+	}
+	wait := d.limit.tx.take(size)
+	if wait == 0 {
+		return true
+	}
+	d.link.Sent(i)
+	q.Notify()
+	return ratelimit.Sleep(wait, q.Done())
 }

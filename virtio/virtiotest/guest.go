@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -377,17 +378,33 @@ func (d *Driver) release(head uint16) {
 // Wait blocks until a chain is there, and asks for an interrupt meanwhile.
 func (d *Driver) Wait() (head uint16, n uint32) {
 	for {
-		if head, n, ok := d.Next(); ok {
+		if head, n, ok := d.WaitFor(time.Hour); ok {
 			return head, n
+		}
+	}
+}
+
+// WaitFor is Wait for a while; false is its end.
+func (d *Driver) WaitFor(timeout time.Duration) (head uint16, n uint32, ok bool) {
+	for deadline := time.Now().Add(timeout); ; {
+		if head, n, ok := d.Next(); ok {
+			return head, n, true
 		}
 		if d.eventIdx {
 			binary.LittleEndian.PutUint16(d.mem.Bytes[d.Layout.Avail+4+2*uint64(d.Layout.Size):], d.seen)
 			var fence atomic.Uint32
 			fence.Add(1)
 			if head, n, ok := d.Next(); ok {
-				return head, n
+				return head, n, true
 			}
 		}
-		d.Call.Wait()
+		left := time.Until(deadline)
+		if left <= 0 {
+			return 0, 0, false
+		}
+		fds := []unix.PollFd{{Fd: int32(d.Call.FD()), Events: unix.POLLIN}}
+		if k, _ := unix.Poll(fds, int(left.Milliseconds())+1); k > 0 {
+			d.Call.Wait()
+		}
 	}
 }
