@@ -79,6 +79,7 @@ func (g *Gateway) connectOut(r *tcp.ForwarderRequest) {
 	ep, terr := r.CreateEndpoint(&queue)
 	r.Complete(false)
 	if terr != nil {
+		host.(*net.TCPConn).SetLinger(0) // a guest that goes at once has reset it
 		return
 	}
 	g.relay(ep, &queue, host.(*net.TCPConn), n)
@@ -238,6 +239,10 @@ func (u *upload) run(queue *waiter.Queue, host rawConn) bool {
 			case *tcpip.ErrWouldBlock:
 				return true
 			case *tcpip.ErrClosedForReceive:
+				// The error itself may have been told to the other direction.
+				if tcp.EndpointState(u.ep.State()) == tcp.StateError {
+					u.err = unix.ECONNRESET
+				}
 				ended = true
 				return true
 			default:
