@@ -6,13 +6,16 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"vmm/network/ether"
 	"vmm/network/gateway"
+	"vmm/network/lan"
 	"vmm/network/pcapng"
+	"vmm/network/tap"
 	"vmm/virtio"
 	vnet "vmm/virtio/net"
 )
@@ -244,10 +247,58 @@ func (n *networks) open(i int, name string, cpus int, log func(error)) error {
 	return nil
 }
 
-// link makes what is at the other end of the cable.
+// link makes what is at the other end of the cable, and the gateway if that is
+// there.
 func (f *netFlag) link(name string, log func(error)) (ether.Link, *gateway.Gateway, error) {
-	gw, err := gateway.New(f.gateway)
-	return gw, gw, err
+	switch f.mode {
+	case "user":
+		gw, err := gateway.New(f.gateway)
+		return gw, gw, err
+	case "tap":
+		l, err := tap.Open(f.option("ifname"), f.nic.Pairs)
+		if err != nil {
+			return nil, nil, err
+		}
+		f.nic.Pairs = l.Queues()
+		return l, nil, nil
+	}
+	s := lan.New()
+	gw, err := f.plug(s, name, log)
+	if err != nil {
+		s.Close()
+		return nil, nil, err
+	}
+	return s.Link(), gw, nil
+}
+
+// plug connects a switch with others, and with a gateway if that is wanted.
+func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) (gw *gateway.Gateway, err error) {
+	switch {
+	case f.mode == "dgram":
+		return nil, s.Datagram(f.option("local"), f.option("remote"))
+	case f.mode == "stream" && f.on("server"):
+		return nil, s.Listen(f.option("path"))
+	case f.mode == "stream":
+		return nil, s.Dial(f.option("path"))
+	}
+	dir := filepath.Join(runtimeDir(), "switch", f.option("name"))
+	if err := s.Join(dir, lan.Member{Name: name, PID: os.Getpid(), MAC: f.nic.MAC.String()}); err != nil {
+		return nil, err
+	}
+	if path := f.option("listen"); path != "" {
+		if err := s.Listen(path); err != nil {
+			return nil, err
+		}
+	}
+	if !f.on("gateway") {
+		return nil, nil
+	}
+	link, err := s.Share(dir, func() (ether.Link, error) { return gateway.New(f.gateway) }, log)
+	if err != nil {
+		return nil, err
+	}
+	gw, _ = link.(*gateway.Gateway) // nil while another VM's is used
+	return gw, nil
 }
 
 // devices makes the guest's network devices, which own the links from then on.

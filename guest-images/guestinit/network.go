@@ -15,14 +15,12 @@ const DHCPScript = "/etc/udhcpc/default.script"
 // others. It does not wait: udhcpc goes on in the background.
 func startNetwork() {
 	up("lo")
+	hostname, _ := os.Hostname()
 	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
 	for _, path := range interfaces {
 		name := filepath.Base(path)
 		up(name)
-		c := exec.Command("/bin/udhcpc", "-i", name, "-f", "-q", "-n", "-t", "10", "-T", "1", "-s", DHCPScript)
-		if c.Path == "" {
-			return
-		}
+		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-q", "-n", "-t", "10", "-T", "1", "-s", DHCPScript)
 		if err := c.Start(); err != nil {
 			warn("udhcpc: %v", err)
 			return

@@ -1,0 +1,63 @@
+package lan
+
+import (
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/network/ether"
+)
+
+// turnEvery is how often a member looks whether the gateway has gone.
+const turnEvery = 500 * time.Millisecond
+
+// Share connects the one gateway of a switch: open is called by the first
+// member that shares one, and by another when that is gone. It returns the
+// gateway if it is this member's turn at once.
+func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(error)) (ether.Link, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, "gateway.lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		link, err := open()
+		if err != nil {
+			lock.Close()
+			return nil, err
+		}
+		s.Connect(link)
+		s.own(lock)
+		return link, nil
+	}
+	stop := make(chanCloser)
+	if !s.own(stop) {
+		return nil, lock.Close()
+	}
+	s.group.Go(func() {
+		for {
+			select {
+			case <-stop:
+				lock.Close()
+				return
+			case <-time.After(turnEvery):
+			}
+			if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+				continue
+			}
+			link, err := open()
+			if err != nil {
+				failed(err)
+				lock.Close()
+				return
+			}
+			s.Connect(link)
+			if !s.own(lock) {
+				lock.Close()
+			}
+			return
+		}
+	})
+	return nil, nil
+}
