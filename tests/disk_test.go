@@ -64,9 +64,15 @@ type guest struct {
 
 func startGuest(t *testing.T, args ...string) *guest {
 	t.Helper()
+	return startCommand(t, vmmPath, args...)
+}
+
+// startCommand is startGuest by another command, which ends in running vmm.
+func startCommand(t *testing.T, name string, args ...string) *guest {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
-	g := &guest{t: t, cmd: exec.CommandContext(ctx, vmmPath, args...), lines: make(chan string, 1000)}
+	g := &guest{t: t, cmd: exec.CommandContext(ctx, name, args...), lines: make(chan string, 1000)}
 	r, w := io.Pipe()
 	g.cmd.Stdout, g.cmd.Stderr = w, w
 	if err := g.cmd.Start(); err != nil {

@@ -3,7 +3,8 @@
 // FAIL reason". Its last line is "CHECKS DONE".
 //
 // What it expects comes as arguments: name=value; skip names checks to leave
-// out, with commas; disks=N makes the checks those of disks.
+// out, with commas; disks=N makes the checks those of disks, net=1 those of the
+// network.
 package main
 
 import (
@@ -45,8 +46,11 @@ func main() {
 		k, v, _ := strings.Cut(a, "=")
 		want[k] = v
 	}
-	if want["disks"] != "" {
+	switch {
+	case want["disks"] != "":
 		checks = diskChecks
+	case want["net"] != "":
+		checks = netChecks
 	}
 	for _, c := range checks {
 		if slices.Contains(strings.Split(want["skip"], ","), c.name) {
