@@ -15,9 +15,10 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 .PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
 
 # What the tests compare with and look at disks with, as program:package.
-TOOLS := qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
+TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3-minimal tshark:tshark passt:passt \
+	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
 # The same for make bench and make test-stock.
-BENCH_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common fio:fio
+BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common fio:fio
 STOCK_TOOLS := debootstrap:debootstrap
 
 # $(call need,LIST) installs what is missing of a list, or says what to install.
@@ -26,7 +27,12 @@ need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="
 	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
 	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
 
-vmm: $(SOURCES)
+# The default guest's init, which vmm carries.
+INIT := guest-images/embedded/init
+$(INIT): $(SOURCES)
+	go build -trimpath -ldflags '-s -w' -o $@ ./guest-images/init
+
+vmm: $(SOURCES) $(INIT)
 	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmm
 
 run: vmm
@@ -60,7 +66,7 @@ test-stock: vmm tools
 
 bench: setup tools
 	$(call need,$(BENCH_TOOLS))
-	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices
+	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices ./virtio/net
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
 
 fuzz:
@@ -76,7 +82,11 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzQueue -fuzztime $(FUZZTIME) ./virtio
 	go test -run '^$$' -fuzz FuzzPCI -fuzztime $(FUZZTIME) ./virtio
 	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) ./virtio/blk
+	go test -run '^$$' -fuzz FuzzNet -fuzztime $(FUZZTIME) ./virtio/net
+	go test -run '^$$' -fuzz FuzzFrame -fuzztime $(FUZZTIME) ./network/ether
+	go test -run '^$$' -fuzz FuzzGateway -fuzztime $(FUZZTIME) ./network/gateway
+	go test -run '^$$' -fuzz FuzzStream -fuzztime $(FUZZTIME) ./network/lan
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:
-	rm -f vmm
+	rm -f vmm $(INIT)

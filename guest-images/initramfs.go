@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
-	_ "embed"
+	"embed"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,17 +19,20 @@ import (
 )
 
 // Initramfs returns the default initial RAM disk, an uncompressed cpio
-// archive: busybox, and this very program as /init.
+// archive: busybox, and as /init the program that make embeds, or this very one.
 func (b *Builder) Initramfs(ctx context.Context) ([]byte, error) {
 	busybox, err := b.busybox(ctx)
 	if err != nil {
 		return nil, err
 	}
-	self, err := selfStatic()
+	init, err := embedded.ReadFile("embedded/init")
+	if errors.Is(err, fs.ErrNotExist) {
+		init, err = selfStatic()
+	}
 	if err != nil {
 		return nil, err
 	}
-	return initramfs(self, busybox)
+	return initramfs(init, busybox)
 }
 
 // Archive makes an initial RAM disk of files, to be joined to the default one.
@@ -89,7 +94,12 @@ func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
 	return &busyboxFiles{binary, strings.Fields(string(list))}, err
 }
 
-// selfStatic reads this program, which is the guest's init too.
+// embedded has the guest's init, if make has built it.
+//
+//go:embed embedded
+var embedded embed.FS
+
+// selfStatic reads this program, which can be the guest's init too.
 func selfStatic() ([]byte, error) {
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {

@@ -33,7 +33,11 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	vmmPath, guestCheck = filepath.Join(dir, "vmm"), filepath.Join(dir, "guestcheck")
-	for out, pkg := range map[string]string{vmmPath: "vmm/cmd/vmm", guestCheck: "vmm/tests/guestcheck"} {
+	for _, b := range []struct{ out, pkg string }{
+		{"../guest-images/embedded/init", "vmm/guest-images/init"}, // which vmm embeds
+		{vmmPath, "vmm/cmd/vmm"}, {guestCheck, "vmm/tests/guestcheck"},
+	} {
+		out, pkg := b.out, b.pkg
 		c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg) // as make does: the guest keeps it in memory
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if b, err := c.CombinedOutput(); err != nil {

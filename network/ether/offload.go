@@ -83,12 +83,12 @@ func Check(h Header, frame []byte) (Header, error) {
 func headerEnd(h Header, frame []byte) (int, bool) {
 	at, kind := network(frame)
 	start := int(h.ChecksumStart)
-	want := uint8(header.TCPProtocolNumber)
-	if h.GSOType&^GSOECN == GSOUDPL4 {
+	gso, want := h.GSOType&^GSOECN, uint8(header.TCPProtocolNumber)
+	if gso == GSOUDPL4 {
 		want = uint8(header.UDPProtocolNumber)
 	}
 	switch {
-	case kind == TypeIPv4 && h.GSOType&^GSOECN != GSOTCPv6:
+	case kind == TypeIPv4 && (gso == GSOTCPv4 || gso == GSOUDPL4):
 		if len(frame) < at+header.IPv4MinimumSize {
 			return 0, false
 		}
@@ -96,7 +96,7 @@ func headerEnd(h Header, frame []byte) (int, bool) {
 		if at+int(ip.HeaderLength()) != start || ip.HeaderLength() < header.IPv4MinimumSize || ip.Protocol() != want {
 			return 0, false
 		}
-	case kind == TypeIPv6 && h.GSOType&^GSOECN != GSOTCPv4:
+	case kind == TypeIPv6 && (gso == GSOTCPv6 || gso == GSOUDPL4):
 		// Extension headers may lie between, so only where they must not is the
 		// protocol known.
 		if start < at+header.IPv6MinimumSize || start == at+header.IPv6MinimumSize && frame[at+6] != want {
@@ -128,7 +128,7 @@ func Complete(h Header, frame []byte) {
 	binary.BigEndian.PutUint16(frame[int(h.ChecksumStart)+int(h.ChecksumOffset):], sum)
 }
 
-// Segment cuts a frame with a checked Header into what a wire takes and calls
+// Segment cuts a frame whose checked Header says so into what a wire takes and calls
 // emit for each segment, of one part for the headers and one for the payload.
 // Checksums are complete unless partial is set, in which case each segment's
 // Header leaves them open.
