@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -275,5 +277,63 @@ func TestSegmentsToPlain(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Error("nothing arrived")
+	}
+}
+
+// TestPasst has a guest reach the host by passt, which speaks QEMU's framing.
+func TestPasst(t *testing.T) {
+	if _, err := exec.LookPath("passt"); err != nil {
+		t.Skip("no passt: make test installs it")
+	}
+	dir, err := os.MkdirTemp("/tmp", "vmm-passt-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil { // passt gives root up
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "socket")
+	c := exec.Command("passt", "-f", "-q", "-4", "-s", path, "-a", "10.0.2.101", "-n", "24", "-g", "10.0.2.2", "-t", "none", "-u", "none")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		c.Process.Kill()
+		c.Wait()
+	}()
+	s := New()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = s.Dial(path); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	guest := member(t, s, 1)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	g, err := gonet.DialContextTCP(ctx, guest.Stack, tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 2}),
+		Port: uint16(l.Addr().(*net.TCPAddr).Port)}, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	g.SetDeadline(time.Now().Add(20 * time.Second))
+	g.Write([]byte("hello passt"))
+	b := make([]byte, 11)
+	if _, err := io.ReadFull(g, b); err != nil || string(b) != "hello passt" {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -376,14 +376,13 @@ func (s *socketWire) recv(wait bool) []byte {
 // virtioWire is a virtio-net device, driven as Linux does: with segments of 64
 // KiB, whose checksums are left open.
 type virtioWire struct {
-	g        *virtiotest.Guest
-	rx, tx   *virtiotest.Driver
-	areas    map[uint16]uint64 // of receive buffers, by their chains
-	slots    []uint64          // free transmit buffers
-	busy     map[uint16]uint64
-	held     uint16
-	holding  bool
-	kickFrom uint16
+	g       *virtiotest.Guest
+	rx, tx  *virtiotest.Driver
+	areas   map[uint16]uint64 // of receive buffers, by their chains
+	slots   []uint64          // free transmit buffers
+	busy    map[uint16]uint64
+	held    uint16
+	holding bool
 }
 
 const (

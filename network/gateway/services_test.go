@@ -1,0 +1,357 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+
+	"vmm/network/ether"
+	"vmm/network/networktest"
+)
+
+// recorder is a device that keeps what it receives.
+type recorder struct{ frames chan []byte }
+
+// Receive implements ether.NIC.
+func (r *recorder) Receive(_ uint32, h ether.Header, parts [][]byte) bool {
+	b := bytes.Join(parts, nil)
+	ether.Complete(h, b)
+	select {
+	case r.frames <- b:
+	default:
+	}
+	return true
+}
+
+// Flush implements ether.NIC.
+func (r *recorder) Flush() {}
+
+// record makes a gateway whose frames are kept.
+func record(t testing.TB, cfg Config) (*Gateway, *recorder) {
+	t.Helper()
+	g, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recorder{make(chan []byte, 1000)}
+	g.Attach(r)
+	t.Cleanup(func() { g.Close() })
+	return g, r
+}
+
+// sendDHCP has a client send a message and returns the answer, nil if there is
+// none, and where it was sent.
+func sendDHCP(t *testing.T, g *Gateway, r *recorder, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, ether.MAC) {
+	t.Helper()
+	client := &Gateway{mac: ether.MAC(m.ClientHWAddr)}
+	payload := m.ToBytes()
+	b := append(make([]byte, udpRoom), payload...)
+	udp := header.UDP(b[headerRoom:])
+	udp.Encode(&header.UDPFields{SrcPort: portDHCPClient, DstPort: portDHCPServer, Length: uint16(len(udp))})
+	frame := client.putHeaders(b, ether.Broadcast, netip.IPv4Unspecified(), broadcast4, header.UDPProtocolNumber)
+	g.Send(0, ether.Header{}, [][]byte{frame})
+	select {
+	case f := <-r.frames:
+		answer, err := dhcpv4.FromBytes(f[ether.FrameHeader+header.IPv4MinimumSize+header.UDPMinimumSize:])
+		if err != nil || !valid(ether.TypeIPv4, ether.Header{}, f[ether.FrameHeader:]) {
+			t.Fatalf("%v in % x", err, f)
+		}
+		return answer, ether.MAC(f[:6])
+	default:
+		return nil, ether.MAC{}
+	}
+}
+
+// TestDHCP has clients ask for addresses, properly and not.
+func TestDHCP(t *testing.T) {
+	g, r := record(t, Config{Guest: guestMAC, Hostname: "Dev", MTU: 9000})
+	message := func(kind dhcpv4.MessageType, mac ether.MAC, o ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
+		m, err := dhcpv4.New(append([]dhcpv4.Modifier{dhcpv4.WithMessageType(kind), dhcpv4.WithHwAddr(mac[:])}, o...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	offer, to := sendDHCP(t, g, r, message(dhcpv4.MessageTypeDiscover, guestMAC))
+	if offer == nil || offer.MessageType() != dhcpv4.MessageTypeOffer || offer.YourIPAddr.String() != "10.0.2.15" || to != guestMAC {
+		t.Fatalf("offer %v to %v", offer, to)
+	}
+	for name, ok := range map[string]bool{
+		"router":   offer.Router()[0].String() == "10.0.2.2",
+		"DNS":      offer.DNS()[0].String() == "10.0.2.3",
+		"mask":     net.IP(offer.SubnetMask()).String() == "255.255.255.0",
+		"domain":   offer.DomainName() == Domain,
+		"hostname": offer.HostName() == "Dev",
+		"MTU":      bytes.Equal(offer.Options.Get(dhcpv4.OptionInterfaceMTU), []byte{9000 >> 8, 9000 & 0xff}),
+		"lease":    offer.IPAddressLeaseTime(0) == leaseTime,
+	} {
+		if !ok {
+			t.Errorf("the offer's %s is wrong: %v", name, offer)
+		}
+	}
+	ack, _ := sendDHCP(t, g, r, message(dhcpv4.MessageTypeRequest, guestMAC, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(offer.YourIPAddr))))
+	if ack == nil || ack.MessageType() != dhcpv4.MessageTypeAck {
+		t.Errorf("ack %v", ack)
+	}
+	// Others: the next address, the one that was asked for, one that is taken, one
+	// that is the router's.
+	for i, c := range []struct{ want, get string }{{"", "10.0.2.16"}, {"10.0.2.77", "10.0.2.77"}, {"10.0.2.77", "10.0.2.17"}, {"10.0.2.2", "10.0.2.18"}, {"192.0.2.1", "10.0.2.19"}} {
+		m := message(dhcpv4.MessageTypeDiscover, ether.MAC{2, 0, 0, 0, 1, byte(i)}, dhcpv4.WithBroadcast(true), dhcpv4.WithOption(dhcpv4.OptHostName(fmt.Sprint("vm", i))))
+		if c.want != "" {
+			m.UpdateOption(dhcpv4.OptRequestedIPAddress(net.ParseIP(c.want)))
+		}
+		if o, to := sendDHCP(t, g, r, m); o == nil || o.YourIPAddr.String() != c.get || to != ether.Broadcast || o.HostName() != "" {
+			t.Errorf("wanting %q: %v to %v", c.want, o, to)
+		}
+	}
+	if a, ok := g.leases.find("vm1"); !ok || a.String() != "10.0.2.77" {
+		t.Errorf("vm1 is %v", a)
+	}
+	nak, _ := sendDHCP(t, g, r, message(dhcpv4.MessageTypeRequest, guestMAC, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(10, 0, 2, 99)))))
+	if nak == nil || nak.MessageType() != dhcpv4.MessageTypeNak {
+		t.Errorf("a request for another address: %v", nak)
+	}
+	other, _ := sendDHCP(t, g, r, message(dhcpv4.MessageTypeRequest, guestMAC, dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(1, 2, 3, 4)))))
+	if other != nil {
+		t.Errorf("a request to another server: %v", other)
+	}
+	for i := range 400 {
+		sendDHCP(t, g, r, message(dhcpv4.MessageTypeDiscover, ether.MAC{2, 0, 0, 0, 2, byte(i)}))
+	}
+	if o, _ := sendDHCP(t, g, r, message(dhcpv4.MessageTypeDiscover, ether.MAC{2, 3, 3, 3, 3, 3})); o != nil {
+		t.Errorf("an address beyond the last: %v", o)
+	}
+}
+
+// TestAdvertise asks for a router.
+func TestAdvertise(t *testing.T) {
+	g, r := record(t, Config{MTU: 1400})
+	g.advertise(guestMAC, netip.MustParseAddr("fe80::1"))
+	f := <-r.frames
+	ip := header.IPv6(f[ether.FrameHeader:])
+	if !valid(ether.TypeIPv6, ether.Header{}, ip) || ip.HopLimit() != 255 || ether.MAC(f[:6]) != guestMAC {
+		t.Fatalf("% x", f)
+	}
+	advert := header.NDPRouterAdvert(header.ICMPv6(ip.Payload()).MessageBody())
+	it, err := advert.Options().Iter(true)
+	if err != nil || advert.RouterLifetime() != routerLifetime*time.Second {
+		t.Fatalf("%v, lifetime %v", err, advert.RouterLifetime())
+	}
+	var seen []string
+	for {
+		o, done, err := it.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done {
+			break
+		}
+		switch o := o.(type) {
+		case header.NDPPrefixInformation:
+			seen = append(seen, o.Subnet().String())
+		case header.NDPRecursiveDNSServer:
+			a, _ := o.Addresses()
+			seen = append(seen, a[0].String())
+		}
+	}
+	if !slices.Contains(seen, "fd00:766d:6d::/64") || !slices.Contains(seen, "fd00:766d:6d::3") || !bytes.HasSuffix(f, []byte{5, 1, 0, 0, 0, 0, 1400 >> 8, 1400 & 0xff}) {
+		t.Errorf("options %v in % x", seen, f)
+	}
+}
+
+// TestNames asks the name server.
+func TestNames(t *testing.T) {
+	upstream := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetReply(q)
+		a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, 2, 1)})
+		w.WriteMsg(a)
+	})}
+	var err error
+	if upstream.PacketConn, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	go upstream.ActivateAndServe()
+	defer upstream.Shutdown()
+	resolver := upstream.PacketConn.LocalAddr().(*net.UDPAddr).AddrPort()
+	dead := netip.MustParseAddrPort("127.0.0.1:9")
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		ask  string
+		want string
+	}{
+		{"the host", Config{}, "host.vmm.internal.", "10.0.2.2"},
+		{"a VM", Config{Hostname: "dev"}, "dev.vmm.internal.", "10.0.2.15"},
+		{"a VM without the domain, in capitals", Config{Hostname: "dev"}, "DEV.", "10.0.2.15"},
+		{"nobody", Config{}, "nobody.vmm.internal.", "NXDOMAIN"},
+		{"the world", Config{Resolvers: []netip.AddrPort{resolver}}, "example.org.", "192.0.2.1"},
+		{"the second resolver", Config{Resolvers: []netip.AddrPort{dead, resolver}}, "example.org.", "192.0.2.1"},
+		{"no resolver", Config{Resolvers: []netip.AddrPort{dead}}, "example.org.", "SERVFAIL"},
+		{"not allowed", Config{Resolvers: []netip.AddrPort{resolver}, Policy: Policy{NoNames: true}}, "example.org.", "REFUSED"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, guest := start(t, c.cfg)
+			conn, err := gonet.DialUDP(guest.Stack, nil, &tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}, ipv4.ProtocolNumber)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			client := dns.Client{Timeout: 10 * time.Second}
+			a, _, err := client.ExchangeWithConnContext(context.Background(), new(dns.Msg).SetQuestion(c.ask, dns.TypeA), &dns.Conn{Conn: conn})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := dns.RcodeToString[a.Rcode]
+			for _, rr := range a.Answer {
+				got += " " + rr.(*dns.A).A.String()
+			}
+			if !strings.Contains(got, c.want) {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestReadResolvers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	os.WriteFile(path, []byte("# x\nnameserver 192.0.2.1\nnameserver fd00::1\nsearch x\n"), 0o644)
+	if got := readResolvers(path); !slices.Equal(got, []string{"192.0.2.1:53", "[fd00::1]:53"}) {
+		t.Errorf("%v", got)
+	}
+	if got := readResolvers(path + "x"); got != nil {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestPolicy holds destinations against rules.
+func TestPolicy(t *testing.T) {
+	for _, c := range []struct {
+		rules   string // allow and deny, + and -
+		to      string
+		allowed bool
+	}{
+		{"", "192.0.2.1:80", true},
+		{"", "10.0.2.2:80", false}, // the host's loopback
+		{"", "127.0.0.1:80", false},
+		{"", "127.9.9.9:80", false},
+		{"", "0.0.0.0:80", false},
+		{"", "0.1.2.3:80", false},
+		{"", "169.254.169.254:80", false},
+		{"", "[::1]:80", false},
+		{"", "[::]:80", false},
+		{"", "[fe80::1]:80", false},
+		{"", "[::ffff:127.0.0.1]:80", false},
+		{"", "[fd00:766d:6d::2]:80", false},
+		{"", "224.0.0.1:80", false},
+		{"", "10.0.2.77:80", false}, // the guest's own network
+		{"", "[2001:db8::1]:80", true},
+		{"+host:8080", "10.0.2.2:8080", true},
+		{"+host:8080", "[fd00:766d:6d::2]:8080", true},
+		{"+host:8080", "10.0.2.2:8081", false},
+		{"+127.0.0.1", "10.0.2.2:1", true},
+		{"+host:8000-8080", "10.0.2.2:8040", true},
+		{"+169.254.169.254:80", "169.254.169.254:80", true},
+		{"-192.0.2.0/24", "192.0.2.1:80", false},
+		{"-192.0.2.0/24", "192.0.3.1:80", true},
+		{"+192.0.2.1 -192.0.2.0/24", "192.0.2.1:80", true},
+		{"-192.0.2.0/24 +192.0.2.1", "192.0.2.1:80", false},
+		{"-0.0.0.0/0:25", "192.0.2.1:25", false},
+		{"restrict", "192.0.2.1:80", false},
+		{"restrict +192.0.2.0/24:443", "192.0.2.1:443", true},
+		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:443", true},
+		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:80", false},
+		{"restrict +2001:db8::1", "[2001:db8::1]:80", true},
+	} {
+		var p Policy
+		for _, r := range strings.Fields(c.rules) {
+			if r == "restrict" {
+				p.Restrict = true
+			} else if err := p.ParseRule(r[0] == '+', r[1:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := &Gateway{cfg: Config{Subnet: DefaultSubnet, Policy: p}, router4: router4, router6: router6}
+		if _, ok := g.target(netip.MustParseAddrPort(c.to)); ok != c.allowed {
+			t.Errorf("%q: %s is allowed: %v", c.rules, c.to, ok)
+		}
+	}
+	for _, s := range []string{"", "x", "1.2.3.4:x", "1.2.3.4:80-70", "1.2.3.4:99999", "[::1]80", "1.2.3.0/33"} {
+		if err := new(Policy).ParseRule(true, s); err == nil {
+			t.Errorf("%q was accepted", s)
+		}
+	}
+}
+
+func TestParsePublication(t *testing.T) {
+	for s, want := range map[string]string{
+		"8080:80": "[::]:8080:80", "127.0.0.1:8080:80": "127.0.0.1:8080:80", "[::1]:53:53/udp": "[::1]:53:53/udp", "0:22/tcp": "[::]:0:22",
+		"": "", "80": "", "80:": "", "80:0": "", "x:80": "", "80:80/sctp": "", "1.2.3:80:80": "", "70000:80": "",
+	} {
+		p, err := ParsePublication(s)
+		if want == "" != (err != nil) || err == nil && p.String() != want {
+			t.Errorf("%q: %v, %v", s, p, err)
+		}
+		if err == nil {
+			if again, err := ParsePublication(p.String()); err != nil || again != p {
+				t.Errorf("%q is written as %v, which is %v, %v", s, p, again, err)
+			}
+		}
+	}
+}
+
+func TestNew(t *testing.T) {
+	for _, c := range []Config{{MTU: 100}, {MTU: 70000}, {Subnet: netip.MustParsePrefix("10.0.0.0/30")}, {Subnet: netip.MustParsePrefix("fd00::/64")}} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%+v was accepted", c)
+		}
+	}
+}
+
+// FuzzGateway lets the guest send any frame with any header.
+func FuzzGateway(f *testing.F) {
+	g, r := record(f, Config{Policy: Policy{Restrict: true, NoNames: true}})
+	guest := &Gateway{mac: guestMAC}
+	src, dst := netip.MustParseAddr("10.0.2.15"), router4
+	udp := append(make([]byte, udpRoom), 1, 2, 3)
+	header.UDP(udp[headerRoom:]).Encode(&header.UDPFields{SrcPort: 1, DstPort: 2, Length: 11})
+	f.Add(make([]byte, ether.HeaderSize), guest.putHeaders(bytes.Clone(udp), routerMAC, src, dst, header.UDPProtocolNumber))
+	f.Add([]byte{1, 5, 0, 0, 1, 0, 34, 0, 6, 0, 0, 0}, guest.putHeaders(bytes.Clone(udp), routerMAC, guestNets[1].Addr(), router6, header.UDPProtocolNumber))
+	dhcp, err := dhcpv4.NewDiscovery(guestMAC[:])
+	if err != nil {
+		f.Fatal(err)
+	}
+	b := append(make([]byte, udpRoom), dhcp.ToBytes()...)
+	header.UDP(b[headerRoom:]).Encode(&header.UDPFields{SrcPort: 68, DstPort: 67, Length: uint16(len(b) - headerRoom)})
+	f.Add(make([]byte, ether.HeaderSize), guest.putHeaders(b, ether.Broadcast, netip.IPv4Unspecified(), broadcast4, header.UDPProtocolNumber))
+	tcp := make([]byte, headerRoom+header.TCPMinimumSize)
+	header.TCP(tcp[headerRoom:]).Encode(&header.TCPFields{SrcPort: 1, DstPort: 53, DataOffset: 20, Flags: header.TCPFlagSyn})
+	f.Add([]byte{1, 1, 0, 0, 1, 0, 34, 0, 16, 0, 0, 0}, guest.putHeaders(tcp, routerMAC, src, netip.MustParseAddr("10.0.2.3"), header.TCPProtocolNumber))
+	icmp := append(make([]byte, headerRoom), 8, 0, 0, 0, 0, 1, 0, 1)
+	f.Add(make([]byte, ether.HeaderSize), guest.putHeaders(icmp, routerMAC, src, netip.MustParseAddr("192.0.2.1"), header.ICMPv4ProtocolNumber))
+	f.Fuzz(func(_ *testing.T, head, frame []byte) {
+		if len(head) < ether.HeaderSize {
+			return
+		}
+		n := len(frame) / 3
+		g.Send(0, ether.Decode(head), [][]byte{frame[:n], frame[n:]})
+		g.Sent(0)
+		for len(r.frames) > 0 {
+			<-r.frames
+		}
+	})
+}
