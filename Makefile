@@ -1,4 +1,4 @@
-# make run    boots the default guest to a shell
+# make run    boots the default guest to a shell; ARGS='...' are further flags
 # make test   runs every test; make test-stock the slow one with Debian's kernel
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each
@@ -36,7 +36,7 @@ vmm: $(SOURCES) $(INIT)
 	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmm
 
 run: vmm
-	./vmm run
+	./vmm run $(ARGS)
 
 setup: vmm
 	./vmm setup

@@ -293,6 +293,7 @@ func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) (gw *gateway
 	if !f.on("gateway") {
 		return nil, nil
 	}
+	f.gateway.Leases = filepath.Join(dir, "leases")
 	link, err := s.Share(dir, func() (ether.Link, error) { return gateway.New(f.gateway) }, log)
 	if err != nil {
 		return nil, err

@@ -11,8 +11,8 @@ import (
 // DHCPScript is where the initial RAM disk has the script that udhcpc calls.
 const DHCPScript = "/etc/udhcpc/default.script"
 
-// startNetwork turns the loopback interface on, and asks for an address on all
-// others. It does not wait: udhcpc goes on in the background.
+// startNetwork turns the loopback interface on, and has udhcpc ask for an
+// address on all others, and keep it. It does not wait.
 func startNetwork() {
 	up("lo")
 	hostname, _ := os.Hostname()
@@ -20,12 +20,12 @@ func startNetwork() {
 	for _, path := range interfaces {
 		name := filepath.Base(path)
 		up(name)
-		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-q", "-n", "-t", "10", "-T", "1", "-s", DHCPScript)
+		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-t", "10", "-T", "1", "-A", "10", "-s", DHCPScript)
 		if err := c.Start(); err != nil {
 			warn("udhcpc: %v", err)
 			return
 		}
-		go c.Wait() // without an answer, the interface stays as it is
+		go c.Wait()
 	}
 }
 

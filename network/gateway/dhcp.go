@@ -2,8 +2,13 @@ package gateway
 
 import (
 	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -29,10 +34,56 @@ type leases struct {
 	subnet netip.Prefix
 	byMAC  map[ether.MAC]*lease
 	taken  map[netip.Addr]ether.MAC
+	path   string // where they are kept; "" if they are not
 }
 
-func (l *leases) init(subnet netip.Prefix) {
-	l.subnet, l.byMAC, l.taken = subnet, map[ether.MAC]*lease{}, map[netip.Addr]ether.MAC{}
+// savedLease is a lease in a file.
+type savedLease struct {
+	MAC  string     `json:"mac"`
+	Addr netip.Addr `json:"addr"`
+	Name string     `json:"name,omitempty"`
+}
+
+// init reads the leases that an earlier gateway has left. What does not fit is
+// left out: its guest asks again.
+func (l *leases) init(subnet netip.Prefix, path string) error {
+	l.subnet, l.byMAC, l.taken, l.path = subnet, map[ether.MAC]*lease{}, map[netip.Addr]ether.MAC{}, path
+	if path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var saved []savedLease
+	if err == nil {
+		err = json.Unmarshal(b, &saved)
+	}
+	if err != nil {
+		return fmt.Errorf("the leases of earlier: %w", err)
+	}
+	for _, s := range saved {
+		if mac, err := ether.ParseMAC(s.MAC); err == nil && l.free(s.Addr) {
+			l.byMAC[mac], l.taken[s.Addr] = &lease{s.Addr, s.Name}, mac
+		}
+	}
+	return nil
+}
+
+// save writes the leases for a later gateway; mu is held. Without them, that one
+// knows less.
+func (l *leases) save() {
+	if l.path == "" {
+		return
+	}
+	var saved []savedLease
+	for mac, e := range l.byMAC {
+		saved = append(saved, savedLease{mac.String(), e.addr, e.name})
+	}
+	b, err := json.Marshal(saved)
+	if err == nil && os.WriteFile(l.path+".new", b, 0o600) == nil {
+		os.Rename(l.path+".new", l.path)
+	}
 }
 
 // reserve gives a guest an address before it asks.
@@ -59,9 +110,11 @@ func (l *leases) get(mac ether.MAC, want netip.Addr, name string) (lease, bool) 
 		}
 		e = &lease{addr: addr}
 		l.byMAC[mac], l.taken[addr] = e, mac
+		defer l.save()
 	}
-	if name != "" {
+	if name != "" && name != e.name {
 		e.name = name
+		defer l.save()
 	}
 	return *e, true
 }

@@ -60,6 +60,9 @@ type Config struct {
 	// DHCP calls it.
 	Guest    ether.MAC
 	Hostname string
+	// Leases is a file that keeps the guests' addresses for the gateway that takes
+	// over from this one; "" keeps none.
+	Leases string
 	// Resolvers answer the guest's DNS queries; the host's if there are none.
 	Resolvers []netip.AddrPort
 	Policy    Policy
@@ -118,7 +121,9 @@ func New(cfg Config) (_ *Gateway, err error) {
 	g.router4, g.names4 = nth(cfg.Subnet, hostRouter), nth(cfg.Subnet, hostNames)
 	g.router6, g.names6 = nth(Subnet6, hostRouter), nth(Subnet6, hostNames)
 	g.linkLocal = linkLocal(g.mac)
-	g.leases.init(cfg.Subnet)
+	if err := g.leases.init(cfg.Subnet, cfg.Leases); err != nil {
+		cfg.Log(err)
+	}
 	g.neighbors.macs = map[netip.Addr]ether.MAC{}
 	if cfg.Hostname != "" {
 		g.leases.reserve(cfg.Guest, cfg.Hostname)

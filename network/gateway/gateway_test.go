@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 
@@ -282,7 +283,7 @@ func TestLoss(t *testing.T) {
 	_, guest := start(t, Config{})
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(1, 2))
-	guest.Filter = func(sent bool, h ether.Header, frame []byte) bool {
+	guest.SetFilter(func(sent bool, h ether.Header, frame []byte) bool {
 		mu.Lock()
 		dice := random.IntN(100)
 		mu.Unlock()
@@ -297,7 +298,7 @@ func TestLoss(t *testing.T) {
 			return false
 		}
 		return true
-	}
+	})
 	port := listen(t, "tcp4", echoTCP)
 	c, err := dial(t, guest, netip.AddrPortFrom(router4, port))
 	if err != nil {
@@ -530,4 +531,42 @@ func TestClose(t *testing.T) {
 	}
 	b := make([]byte, 1<<20)
 	t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, b[:runtime.Stack(b, true)])
+}
+
+// TestSegmentedUDP sends a packet that stands for several datagrams, small and
+// large ones.
+func TestSegmentedUDP(t *testing.T) {
+	_, guest := start(t, Config{})
+	host, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	host.SetDeadline(time.Now().Add(20 * time.Second))
+	to := netip.AddrPortFrom(router4, host.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	client := &Gateway{mac: guestMAC}
+	for _, c := range []struct{ total, segment int }{{1000, 100}, {1050, 100}, {5000, 1472}, {20000, 1200}} {
+		data := make([]byte, c.total)
+		rand.NewChaCha8([32]byte{byte(c.segment)}).Read(data)
+		b := append(make([]byte, udpRoom), data...)
+		udp := header.UDP(b[headerRoom:])
+		udp.Encode(&header.UDPFields{SrcPort: 4000, DstPort: to.Port(), Length: uint16(len(udp))})
+		frame := client.putHeaders(b, routerMAC, guestNets[0].Addr(), router4, header.UDPProtocolNumber)
+		guest.SendFrame(ether.Header{Flags: ether.NeedsChecksum, ChecksumStart: 34, ChecksumOffset: 6,
+			GSOType: ether.GSOUDPL4, GSOSize: uint16(c.segment), HeaderLength: 42}, frame)
+		got, one := []byte{}, make([]byte, 1<<16)
+		for len(got) < c.total {
+			n, _, err := host.ReadFrom(one)
+			if err != nil {
+				t.Fatalf("%+v: after %d bytes: %v", c, len(got), err)
+			}
+			if n != min(c.segment, c.total-len(got)) {
+				t.Errorf("%+v: a datagram of %d bytes", c, n)
+			}
+			got = append(got, one[:n]...)
+		}
+		if !bytes.Equal(got, data) {
+			t.Errorf("%+v: the data has changed", c)
+		}
+	}
 }

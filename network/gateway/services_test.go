@@ -138,6 +138,35 @@ func TestDHCP(t *testing.T) {
 	}
 }
 
+// TestLeaseFile has a gateway take over from another.
+func TestLeaseFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	cfg := Config{Leases: path, Log: func(err error) { t.Error(err) }}
+	other := ether.MAC{2, 7, 7, 7, 7, 7}
+	first, _ := record(t, cfg)
+	first.leases.get(guestMAC, netip.Addr{}, "alice")
+	first.leases.get(other, netip.Addr{}, "bob")
+	first.Close()
+	cfg.Guest, cfg.Hostname = other, "bob"
+	second, _ := record(t, cfg)
+	if a, _ := second.leases.of(other); a.String() != "10.0.2.16" {
+		t.Errorf("bob is %v now", a)
+	}
+	if a, _ := second.leases.find("alice"); a.String() != "10.0.2.15" {
+		t.Errorf("alice is %v now", a)
+	}
+	if e, _ := second.leases.get(ether.MAC{2, 8}, netip.Addr{}, ""); e.addr.String() != "10.0.2.17" {
+		t.Errorf("the next is %v", e.addr)
+	}
+	second.Close()
+	os.WriteFile(path, []byte("{"), 0o600)
+	told := false
+	record(t, Config{Leases: path, Log: func(error) { told = true }})
+	if !told {
+		t.Error("nobody is told of a broken file")
+	}
+}
+
 // TestAdvertise asks for a router.
 func TestAdvertise(t *testing.T) {
 	g, r := record(t, Config{MTU: 1400})

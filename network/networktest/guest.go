@@ -34,16 +34,27 @@ type Guest struct {
 	Stack *stack.Stack
 	MAC   ether.MAC
 	Link  ether.Link
-	// Filter sees every frame, sent or received, before it goes on; false loses
-	// it. It may be called from several goroutines.
-	Filter func(sent bool, h ether.Header, frame []byte) bool
 	// Full has Receive say that there is no room.
 	Full atomic.Bool
 
+	filter atomic.Pointer[Filter]
 	ep     *channel.Endpoint
 	ctx    context.Context
 	cancel context.CancelFunc
 	group  sync.WaitGroup
+}
+
+// Filter sees every frame, sent or received, before it goes on; false loses it.
+// It may be called from several goroutines.
+type Filter func(sent bool, h ether.Header, frame []byte) bool
+
+// SetFilter has frames filtered from now on.
+func (g *Guest) SetFilter(f Filter) { g.filter.Store(&f) }
+
+// passes asks the filter.
+func (g *Guest) passes(sent bool, h ether.Header, frame []byte) bool {
+	f := g.filter.Load()
+	return f == nil || (*f)(sent, h, frame)
 }
 
 // Start connects a guest to a link. addrs are its addresses, with the length
@@ -106,7 +117,7 @@ func (g *Guest) send() {
 
 // SendFrame sends a frame as it is.
 func (g *Guest) SendFrame(h ether.Header, frame []byte) {
-	if g.Filter == nil || g.Filter(true, h, frame) {
+	if g.passes(true, h, frame) {
 		g.Link.Send(0, h, [][]byte{frame[:min(20, len(frame))], frame[min(20, len(frame)):]})
 		g.Link.Sent(0)
 	}
@@ -119,7 +130,7 @@ func (g *Guest) Receive(_ uint32, h ether.Header, parts [][]byte) bool {
 	}
 	frame := make([]byte, ether.Size(parts))
 	ether.Gather(frame, parts)
-	if g.Filter != nil && !g.Filter(false, h, frame) {
+	if !g.passes(false, h, frame) {
 		return true
 	}
 	if h.Segmented() {

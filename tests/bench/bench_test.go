@@ -35,18 +35,24 @@ func build(t *testing.T, define string) (vmm, payload string) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
 	}
-	dir := t.TempDir()
-	vmm, payload = filepath.Join(dir, "vmm"), filepath.Join(dir, "payload")
-	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", vmm, "vmm/cmd/vmm")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	vmm, payload = buildVMM(t), filepath.Join(t.TempDir(), "payload")
 	if out, err := exec.Command("gcc", "-nostdlib", "-static", "-Wl,--build-id=none,-Ttext=0x1000000,-z,noexecstack",
 		"-D"+define, "-o", payload, "payload.S").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return vmm, payload
+}
+
+// buildVMM makes vmm as make does.
+func buildVMM(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vmm")
+	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "vmm/cmd/vmm")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
 }
 
 func vmmArgs(payload string) []string {

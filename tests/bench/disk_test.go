@@ -143,12 +143,7 @@ func TestCompareFio(t *testing.T) {
 		t.Skip("fio is not installed: apt-get install fio")
 	}
 	dir := t.TempDir()
-	file, binary, initrd := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "vmm"), filepath.Join(dir, "fio.cpio")
-	c := exec.Command("go", "build", "-o", binary, "vmm/cmd/vmm")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	file, binary, initrd := filepath.Join(dir, "disk.raw"), buildVMM(t), filepath.Join(dir, "fio.cpio")
 	if err := os.WriteFile(file, make([]byte, diskSize), 0o644); err != nil {
 		t.Fatal(err)
 	}

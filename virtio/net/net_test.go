@@ -42,6 +42,12 @@ func (l *fakeLink) Send(_ int, h ether.Header, parts [][]byte) {
 	l.headers = append(l.headers, h)
 }
 
+func (l *fakeLink) taken() ether.Offloads {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.offloads
+}
+
 func (l *fakeLink) sent() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -235,9 +241,11 @@ func TestTransmit(t *testing.T) {
 		if _, _, ok := q.WaitFor(10 * time.Second); !ok || r.link.sent() != before+1 {
 			t.Fatalf("%v: not sent", chain)
 		}
+		r.link.mu.Lock()
 		if got := r.link.frames[before]; !bytes.Equal(got, f) || r.link.headers[before] != h {
 			t.Errorf("%v: %d bytes, %+v", chain, len(got), r.link.headers[before])
 		}
+		r.link.mu.Unlock()
 	}
 	// Too short for a frame: dropped. Too short for a header: the driver is broken.
 	from := q.Added()
@@ -307,7 +315,7 @@ func TestControl(t *testing.T) {
 		{"no pairs", classMQ, mqPairsSet, []byte{0, 0}, ackErr, func() bool { return r.dev.pairs.Load() == 3 }},
 		{"too many pairs", classMQ, mqPairsSet, []byte{5, 0}, ackErr, func() bool { return r.dev.pairs.Load() == 3 }},
 		{"offloads", classGuest, offloadsSet, []byte{featureGuestChecksum, 0, 0, 0, 0, 0, 0, 0}, ackOK, func() bool {
-			return r.link.offloads == ether.Offloads{Checksum: true}
+			return r.link.taken() == ether.Offloads{Checksum: true}
 		}},
 		{"others' offloads", classGuest, offloadsSet, []byte{featureMAC, 0, 0, 0, 0, 0, 0, 0}, ackErr, nil},
 		{"an unknown class", 77, 0, nil, ackErr, nil},
@@ -393,7 +401,7 @@ func TestReset(t *testing.T) {
 	if !r.link.nic.Receive(0, ether.Header{}, [][]byte{frame(500)}) {
 		t.Error("a device without a driver makes its link wait")
 	}
-	if got := r.link.offloads; got != (ether.Offloads{}) {
+	if got := r.link.taken(); got != (ether.Offloads{}) {
 		t.Errorf("offloads %+v", got)
 	}
 }
