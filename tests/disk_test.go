@@ -343,11 +343,7 @@ func TestDiskErrors(t *testing.T) {
 	if err := os.Truncate(cut, 100000); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct {
-		args   string
-		status int
-		want   string
-	}{
+	wantRefusals(t, []refusal{
 		{"run --disk " + cut, 125, "cut off"},
 		{"run --disk /nowhere", 125, "/nowhere: no such file"},
 		{"run --disk " + dir, 125, "is a directory"},
@@ -357,10 +353,5 @@ func TestDiskErrors(t *testing.T) {
 		{"run --rootfs /nowhere", 125, "/nowhere"},
 		{"image create x", 2, "how large"},
 		{"image info /dev/null", 125, "neither a file"},
-	} {
-		out, status := vmm(t, strings.Fields(c.args)...)
-		if status != c.status || !strings.Contains(out, c.want) || strings.Count(out, "\n") != 1 {
-			t.Errorf("%s: status %d, want %d and one line with %q:\n%s", c.args, status, c.status, c.want, out)
-		}
-	}
+	})
 }

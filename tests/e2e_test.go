@@ -102,6 +102,24 @@ func vmmInput(t *testing.T, input string, args ...string) (out string, status in
 	return strings.ReplaceAll(b.String(), "\r", ""), c.ProcessState.ExitCode()
 }
 
+// refusal is a command that vmm is to refuse: with a status, and one line that
+// has a text in it.
+type refusal struct {
+	args   string
+	status int
+	want   string
+}
+
+func wantRefusals(t *testing.T, refusals []refusal) {
+	t.Helper()
+	for _, c := range refusals {
+		out, status := vmm(t, strings.Fields(c.args)...)
+		if status != c.status || !strings.Contains(out, c.want) || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: status %d, want %d and one line with %q:\n%s", c.args, status, c.status, c.want, out)
+		}
+	}
+}
+
 // checkScript runs the guest's checks and shuts down.
 func checkScript(args string) string {
 	return fmt.Sprintf("/test/guestcheck %s now=%d\npoweroff\nsleep 100\n", args, time.Now().Unix())

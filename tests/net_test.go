@@ -233,11 +233,7 @@ func TestBadNetworks(t *testing.T) {
 	}
 	defer l.Close()
 	taken := fmt.Sprintf("%s:80", l.Addr())
-	for _, c := range []struct {
-		args   string
-		status int
-		want   string
-	}{
+	refusals := []refusal{
 		{"--net cable", 2, "no such mode"},
 		{"--net user,color=blue", 2, "color=blue"},
 		{"--net user,mtu=1", 2, "between"},
@@ -254,15 +250,11 @@ func TestBadNetworks(t *testing.T) {
 		{"--net tap,ifname=lo", 125, "no tap interface"},
 		{"--net stream,path=/nowhere/socket", 125, "/nowhere/socket: no such file"},
 		{"--pcap /nowhere/file", 125, "/nowhere/file"},
-	} {
-		out, status := vmm(t, append([]string{"run", "--timeout", "1s"}, strings.Fields(c.args)...)...)
-		if status != c.status || !strings.Contains(out, c.want) || strings.Count(out, "\n") != 1 {
-			t.Errorf("%s: status %d, want %d and one line with %q:\n%s", c.args, status, c.status, c.want, out)
-		}
 	}
-	if out, status := vmm(t, "port", "ls", "nobody"); status != 125 || !strings.Contains(out, "no VM \"nobody\" is running") {
-		t.Errorf("port ls nobody: status %d:\n%s", status, out)
+	for i := range refusals {
+		refusals[i].args = "run --timeout 1s " + refusals[i].args
 	}
+	wantRefusals(t, append(refusals, refusal{"port ls nobody", 125, "no VM \"nobody\" is running"}))
 }
 
 // usePublished reaches the guest by the ports of the host's that lead to it, one

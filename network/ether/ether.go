@@ -12,7 +12,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"unsafe"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 )
 
@@ -189,6 +191,21 @@ func Skip(into, parts [][]byte, n int) [][]byte {
 		n = 0
 	}
 	return into
+}
+
+// PutIovecs makes a header and the parts what a system call takes, and returns how
+// many there are; 0 if they are too many.
+func PutIovecs(to []unix.Iovec, header []byte, parts [][]byte) int {
+	if len(parts) >= len(to) {
+		return 0
+	}
+	to[0].Base = unsafe.SliceData(header)
+	to[0].SetLen(len(header))
+	for i, p := range parts {
+		to[i+1].Base = unsafe.SliceData(p)
+		to[i+1].SetLen(len(p))
+	}
+	return len(parts) + 1
 }
 
 // Checksum is the Internet checksum's sum over parts, not yet inverted.

@@ -177,19 +177,14 @@ type peer struct {
 // send implements output. The kernel copies the frame out of the guest's memory;
 // the other side checks it.
 func (p *peer) send(_ int, h ether.Header, parts [][]byte) bool {
-	if len(parts) >= maxParts {
-		return true // finer than any driver has it
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.Encode(p.header[:])
-	p.iov[0].Base = &p.header[0]
-	p.iov[0].SetLen(len(p.header))
-	for i, b := range parts {
-		p.iov[i+1].Base = unsafe.SliceData(b)
-		p.iov[i+1].SetLen(len(b))
+	n := ether.PutIovecs(p.iov[:], p.header[:], parts)
+	if n == 0 {
+		return true // finer than any driver has it
 	}
-	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(len(parts) + 1)}
+	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(n)}
 	if !p.slow {
 		p.conn.SetWriteDeadline(time.Now().Add(patience))
 	}

@@ -187,21 +187,15 @@ func (l *Link) Offloads(o ether.Offloads) {
 // Send implements ether.Link. The kernel checks the header.
 func (l *Link) Send(queue int, h ether.Header, parts [][]byte) {
 	q := l.queues[queue%len(l.queues)]
-	if len(parts) >= maxIovecs {
-		return // finer than any driver has it
-	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	h.Buffers = 0 // not for this direction
 	h.Encode(q.header[:])
-	q.iov[0].Base = &q.header[0]
-	q.iov[0].SetLen(len(q.header))
-	for i, p := range parts {
-		q.iov[i+1].Base = unsafe.SliceData(p)
-		q.iov[i+1].SetLen(len(p))
+	// Lost if it cannot be sent, as on any network, and if it is in more parts
+	// than any driver makes.
+	if n := ether.PutIovecs(q.iov[:], q.header[:], parts); n > 0 {
+		unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov)), uintptr(n))
 	}
-	// Lost if it cannot be sent, as on any network.
-	unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov)), uintptr(len(parts)+1))
 }
 
 // Sent implements ether.Link.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"vmm/virtio"
+	"vmm/virtio/ratelimit"
 )
 
 // Backend is a disk. Offsets and lengths are in bytes and whole sectors. Its
@@ -96,7 +97,7 @@ const (
 type Device struct {
 	backend Backend
 	opts    Options
-	limit   limiter
+	limit   ratelimit.Limiter
 	queues  []queue
 
 	work    chan *request
@@ -130,7 +131,7 @@ func New(b Backend, o Options) (*Device, error) {
 	}
 	d := &Device{backend: b, opts: o, queues: make([]queue, o.Queues),
 		work: make(chan *request, o.Queues*queueSize)}
-	d.limit.set(o.Limit)
+	d.limit.Set(o.Limit.BytesPerSecond, o.Limit.IOPS)
 	for i := range d.queues {
 		d.queues[i].empty.L = &d.queues[i].mu
 	}
@@ -238,7 +239,7 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 			return err
 		}
 		r.device, r.queue, r.virtqueue = d, s, q
-		if !d.limit.wait(r.bytes(), q.Done()) {
+		if d.limit.Bounded() && !ratelimit.Sleep(d.limit.Take(r.bytes()), q.Done()) {
 			s.put(r)
 			return nil
 		}

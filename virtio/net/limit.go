@@ -1,48 +1,12 @@
 package net
 
-import (
-	"sync/atomic"
-	"time"
-
-	"vmm/virtio/ratelimit"
-)
+import "sync/atomic"
 
 // Limit bounds what a device moves in each direction; 0 is no bound. What was
 // not used is saved up, for at most a second: the burst.
 type Limit struct {
 	BytesPerSecond   int64
 	PacketsPerSecond int64
-}
-
-type limiter struct {
-	bytes, packets ratelimit.Bucket
-}
-
-func (l *limiter) set(limit Limit) {
-	l.bytes.Set(limit.BytesPerSecond)
-	l.packets.Set(limit.PacketsPerSecond)
-}
-
-func (l *limiter) bounded() bool { return l.bytes.Bounded() || l.packets.Bounded() }
-
-// take accounts for a packet of n bytes and returns how long to wait before it
-// goes on.
-func (l *limiter) take(n int) time.Duration {
-	now := time.Now()
-	return max(l.bytes.Take(int64(n), now), l.packets.Take(1, now))
-}
-
-// try is take only if nothing need be waited for.
-func (l *limiter) try(n int) time.Duration {
-	now := time.Now()
-	d := l.packets.Try(0, now)
-	if d == 0 {
-		d = l.bytes.Try(int64(n), now)
-	}
-	if d == 0 {
-		l.packets.Take(1, now)
-	}
-	return d
 }
 
 // Count is what went in one direction.

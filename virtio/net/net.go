@@ -13,6 +13,7 @@ import (
 
 	"vmm/network/ether"
 	"vmm/virtio"
+	"vmm/virtio/ratelimit"
 )
 
 // Feature bits (5.1.3).
@@ -89,7 +90,7 @@ type Device struct {
 	tx   []transmitter
 
 	counters Counters
-	limit    struct{ rx, tx limiter }
+	limit    struct{ rx, tx ratelimit.Limiter }
 	filter   filter
 
 	features atomic.Uint64 // that the driver took, less the guest offloads that it has switched off
@@ -114,8 +115,8 @@ func New(link ether.Link, o Options) (*Device, error) {
 		return nil, fmt.Errorf("%d queue pairs: at most %d", o.Pairs, MaxPairs)
 	}
 	d := &Device{link: link, opts: o, rx: make([]receiver, o.Pairs), tx: make([]transmitter, o.Pairs), up: true}
-	d.limit.rx.set(o.Limit)
-	d.limit.tx.set(o.Limit)
+	d.limit.rx.Set(o.Limit.BytesPerSecond, o.Limit.PacketsPerSecond)
+	d.limit.tx.Set(o.Limit.BytesPerSecond, o.Limit.PacketsPerSecond)
 	d.forget()
 	link.Attach(d)
 	return d, nil

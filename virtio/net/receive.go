@@ -55,8 +55,8 @@ func (d *Device) Receive(hash uint32, h ether.Header, parts [][]byte) bool {
 		d.counters.received.dropped.Add(1)
 		return true
 	}
-	if d.limit.rx.bounded() {
-		if wait := d.limit.rx.try(size); wait > 0 {
+	if d.limit.rx.Bounded() {
+		if wait := d.limit.rx.Try(int64(size)); wait > 0 {
 			d.again(r, wait)
 			return false
 		}

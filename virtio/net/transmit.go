@@ -51,10 +51,10 @@ func (d *Device) transmit(i int, q *virtio.Queue) error {
 
 // mayTransmit waits while the limit says so; false when the queue stops.
 func (d *Device) mayTransmit(i, size int, q *virtio.Queue) bool {
-	if !d.limit.tx.bounded() {
+	if !d.limit.tx.Bounded() {
 		return true
 	}
-	wait := d.limit.tx.take(size)
+	wait := d.limit.tx.Take(int64(size))
 	if wait == 0 {
 		return true
 	}
