@@ -89,6 +89,7 @@ type Gateway struct {
 	ctx             context.Context
 	cancel          context.CancelFunc
 	group           sync.WaitGroup
+	closing         sync.Mutex // of group's Add and Wait
 	noEcho          sync.Once
 }
 
@@ -208,9 +209,23 @@ func (g *Gateway) Attach(n ether.NIC) { g.link.connect(n) }
 // Offloads implements ether.Link: the device does what the driver does not take.
 func (g *Gateway) Offloads(ether.Offloads) {}
 
+// enter counts a goroutine that Close waits for, unless it waits already. It ends
+// with group.Done.
+func (g *Gateway) enter() bool {
+	g.closing.Lock()
+	defer g.closing.Unlock()
+	if g.ctx.Err() != nil {
+		return false
+	}
+	g.group.Add(1)
+	return true
+}
+
 // Close implements ether.Link.
 func (g *Gateway) Close() error {
+	g.closing.Lock()
 	g.cancel()
+	g.closing.Unlock()
 	g.link.disconnect()
 	g.published.close()
 	g.udp.close()

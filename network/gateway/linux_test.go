@@ -97,6 +97,12 @@ func TestLinux(t *testing.T) {
 	for _, mtu := range []int{1500, 9000} {
 		t.Run(fmt.Sprint("mtu=", mtu), func(t *testing.T) {
 			_, run := linuxGuest(t, Config{MTU: mtu})
+			// An address of the host's that is not its loopback, as others are.
+			const elsewhere = "198.18.7.1"
+			if out, err := exec.Command("ip", "addr", "add", elsewhere+"/32", "dev", "lo").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			t.Cleanup(func() { exec.Command("ip", "addr", "del", elsewhere+"/32", "dev", "lo").Run() })
 			if out, err := run(fmt.Sprintf("ip link set tap0 mtu %d", mtu)); err != nil {
 				t.Fatal(out, err)
 			}
@@ -121,7 +127,10 @@ func TestLinux(t *testing.T) {
 				"ping -c 1 -W 5 -s 20000 10.0.2.2",
 				// SLAAC takes a second or two.
 				"for i in $(seq 50); do ip -6 addr show tap0 | grep fd00:766d | grep -v tentative && break; sleep 0.2; done; ping -6 -c 1 -W 5 fd00:766d:6d::2",
-				"ping -c 1 -W 5 127.0.0.1",
+				"ping -c 1 -W 5 " + elsewhere,
+				"ping -c 1 -W 5 -s 5000 " + elsewhere,
+				"! ping -c 1 -W 1 198.18.7.2",
+				"! ping -c 1 -W 1 -s 5000 198.18.7.2",
 			} {
 				if out, err := run(c); err != nil {
 					t.Errorf("%s: %v\n%s", c, err, out)

@@ -213,7 +213,14 @@ func (g *Gateway) accept(l net.Listener, p Publication) {
 			time.Sleep(10 * time.Millisecond) // no descriptors left: others may end
 			continue
 		}
-		g.group.Go(func() { g.serve(c.(*net.TCPConn), p.Guest) })
+		if g.enter() {
+			go func() {
+				defer g.group.Done()
+				g.serve(c.(*net.TCPConn), p.Guest)
+			}()
+		} else {
+			c.Close()
+		}
 	}
 }
 

@@ -246,6 +246,10 @@ func (g *Gateway) special(kind uint16, from ether.MAC, packet []byte) bool {
 		}
 	case ether.TypeIPv6:
 		ip := header.IPv6(packet)
+		if !g.ours(addressOf(ip.DestinationAddress())) && ip.NextHeader() == uint8(header.IPv6FragmentHeader) &&
+			ip.PayloadLength() > 0 && packet[header.IPv6MinimumSize] == uint8(header.ICMPv6ProtocolNumber) {
+			return true // the stack would answer a ping to anybody itself
+		}
 		if ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) {
 			payload := packet[header.IPv6MinimumSize:][:ip.PayloadLength()]
 			if len(payload) > 0 && payload[0] == uint8(header.ICMPv6RouterSolicit) {

@@ -47,12 +47,17 @@ func (g *Gateway) startTCP() error {
 	}
 	f := tcp.NewForwarder(g.stack, 0, maxSYN, g.connectOut)
 	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, f.HandlePacket)
-	g.startUDP()
+	g.handleFragmented()
 	return nil
 }
 
 // connectOut makes the connection that the guest asks for.
 func (g *Gateway) connectOut(r *tcp.ForwarderRequest) {
+	if !g.enter() {
+		r.Complete(true)
+		return
+	}
+	defer g.group.Done()
 	id := r.ID()
 	to, ok := g.target(netip.AddrPortFrom(addressOf(id.LocalAddress), id.LocalPort))
 	if !ok {

@@ -11,12 +11,10 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"vmm/network/ether"
@@ -331,33 +329,28 @@ func (f *udpFlow) receive() {
 // deliverUDP gives the guest a datagram whose payload begins at udpRoom of b, in
 // fragments if need be.
 func (g *Gateway) deliverUDP(b []byte, to ether.MAC, src, dst netip.AddrPort) {
-	if len(b)-ether.FrameHeader <= g.cfg.MTU || src.Addr().Is4() && len(b)-ether.FrameHeader-20 <= g.cfg.MTU {
+	if g.fits(len(b)-headerRoom, src.Addr()) {
 		g.emitUDP(b, to, src, dst)
 		return
 	}
-	proto := ipv4.ProtocolNumber
-	if src.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
-	r, err := g.stack.FindRoute(nic, address(src.Addr()), address(dst.Addr()), proto, false)
-	if err != nil {
-		return
-	}
-	defer r.Release()
-	payload := b[udpRoom:]
-	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: int(r.MaxHeaderLength()) + header.UDPMinimumSize,
-		Payload: buffer.MakeWithData(payload)})
-	defer p.DecRef()
-	p.TransportProtocolNumber = header.UDPProtocolNumber
-	u := header.UDP(p.TransportHeader().Push(header.UDPMinimumSize))
-	length := uint16(header.UDPMinimumSize + len(payload))
-	u.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: length})
-	u.SetChecksum(^u.CalculateChecksum(checksum.Checksum(payload, r.PseudoHeaderChecksum(header.UDPProtocolNumber, length))))
-	r.WritePacket(stack.NetworkHeaderParams{Protocol: header.UDPProtocolNumber, TTL: ttl}, p)
+	packet := b[headerRoom:]
+	u := header.UDP(packet)
+	u.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(len(packet))})
+	pseudo := header.PseudoHeaderChecksum(header.UDPProtocolNumber, address(src.Addr()), address(dst.Addr()), uint16(len(packet)))
+	u.SetChecksum(^checksum.Checksum(packet, pseudo))
+	g.fragment(header.UDPProtocolNumber, src.Addr(), dst.Addr(), packet)
 }
 
-// startUDP has the stack hand over the datagrams that came in fragments.
-func (g *Gateway) startUDP() {
+// handleFragmented has the stack hand over the datagrams and pings that came in
+// fragments.
+func (g *Gateway) handleFragmented() {
+	g.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, func(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
+		guest := addressOf(id.RemoteAddress)
+		mac, ok := g.neighbors.find(guest)
+		v := stack.PayloadSince(p.TransportHeader())
+		defer v.Release()
+		return ok && g.handleEcho(mac, guest, addressOf(id.LocalAddress), v.ToSlice())
+	})
 	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, func(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 		d := datagram{from: netip.AddrPortFrom(addressOf(id.RemoteAddress), id.RemotePort),
 			to: netip.AddrPortFrom(addressOf(id.LocalAddress), id.LocalPort)}

@@ -3,9 +3,13 @@ package gateway
 import (
 	"net/netip"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"vmm/network/ether"
 )
@@ -58,21 +62,51 @@ func (g *Gateway) emitUDP(b []byte, to ether.MAC, src, dst netip.AddrPort) {
 // udpRoom is how much room emitUDP needs in front of a payload.
 const udpRoom = headerRoom + header.UDPMinimumSize
 
-// emitICMP sends the guest a message, which begins at headerRoom of b.
+// fits tells whether a packet of n bytes behind the IP header needs no fragments.
+func (g *Gateway) fits(n int, src netip.Addr) bool {
+	if src.Is4() {
+		return n+header.IPv4MinimumSize <= g.cfg.MTU
+	}
+	return n+header.IPv6MinimumSize <= g.cfg.MTU
+}
+
+// fragment has the stack send the guest a packet that is too large for its MTU,
+// with its checksum made.
+func (g *Gateway) fragment(proto tcpip.TransportProtocolNumber, src, dst netip.Addr, packet []byte) {
+	network := ipv4.ProtocolNumber
+	if src.Is6() {
+		network = ipv6.ProtocolNumber
+	}
+	r, err := g.stack.FindRoute(nic, address(src), address(dst), network, false)
+	if err != nil {
+		return // lost, as on any network
+	}
+	defer r.Release()
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: int(r.MaxHeaderLength()), Payload: buffer.MakeWithData(packet)})
+	defer p.DecRef()
+	r.WritePacket(stack.NetworkHeaderParams{Protocol: proto, TTL: ttl}, p)
+}
+
+// emitICMP sends the guest a message, which begins at headerRoom of b, in
+// fragments if need be.
 func (g *Gateway) emitICMP(b []byte, to ether.MAC, src, dst netip.Addr) {
-	m := b[headerRoom:]
+	m, proto := b[headerRoom:], header.ICMPv4ProtocolNumber
 	if src.Is4() {
 		icmp := header.ICMPv4(m)
 		icmp.SetChecksum(0)
 		icmp.SetChecksum(^checksum.Checksum(m, 0))
-		g.link.emit(0, ether.Header{Buffers: 1}, g.putHeaders(b, to, src, dst, header.ICMPv4ProtocolNumber))
-		return
+	} else {
+		proto = header.ICMPv6ProtocolNumber
+		icmp := header.ICMPv6(m)
+		icmp.SetChecksum(0)
+		sum := header.PseudoHeaderChecksum(proto, address(src), address(dst), uint16(len(m)))
+		icmp.SetChecksum(^checksum.Checksum(m, sum))
 	}
-	icmp := header.ICMPv6(m)
-	icmp.SetChecksum(0)
-	sum := header.PseudoHeaderChecksum(header.ICMPv6ProtocolNumber, address(src), address(dst), uint16(len(m)))
-	icmp.SetChecksum(^checksum.Checksum(m, sum))
-	g.link.emit(0, ether.Header{Buffers: 1}, g.putHeaders(b, to, src, dst, header.ICMPv6ProtocolNumber))
+	if g.fits(len(m), src) {
+		g.link.emit(0, ether.Header{Buffers: 1}, g.putHeaders(b, to, src, dst, proto))
+	} else {
+		g.fragment(proto, src, dst, m)
+	}
 }
 
 // unreachable tells the guest that a datagram of its did not arrive. mtu is what

@@ -78,7 +78,7 @@ func (s *Switch) Listen(path string) error {
 				return
 			}
 			if err == nil {
-				s.group.Go(func() { s.stream(c) })
+				s.group.Go(s.stream(c))
 			}
 		}
 	})
@@ -96,16 +96,18 @@ func (s *Switch) Dial(path string) error {
 	if !s.own(stop) {
 		return c.Close()
 	}
+	serve := s.stream(c)
 	s.group.Go(func() {
 		for {
-			s.stream(c)
+			serve()
 			for {
 				select {
 				case <-stop:
 					return
 				case <-time.After(redialEvery):
 				}
-				if c, err = dialUnix("unix", path); err == nil {
+				if c, err := dialUnix("unix", path); err == nil {
+					serve = s.stream(c)
 					break
 				}
 			}
@@ -136,9 +138,9 @@ func (c chanCloser) Close() error {
 	return nil
 }
 
-// stream makes a connection a port until it ends.
-func (s *Switch) stream(c *net.UnixConn) {
-	defer c.Close()
+// stream makes a connection a port. What it returns serves the port until the
+// connection ends.
+func (s *Switch) stream(c *net.UnixConn) (serve func()) {
 	var length [4]byte
 	out := &plain{write: func(frame [][]byte) error {
 		binary.BigEndian.PutUint32(length[:], uint32(ether.Size(frame)))
@@ -152,11 +154,13 @@ func (s *Switch) stream(c *net.UnixConn) {
 	}}
 	p := &port{out: out}
 	if !s.own(c) || !s.add(p) {
-		return
+		return func() { c.Close() }
 	}
-	defer s.disown(c)
-	in := newStreamReader(c)
-	s.receive(p, in.read)
+	return func() {
+		s.receive(p, newStreamReader(c).read)
+		s.disown(c)
+		c.Close()
+	}
 }
 
 // streamReader reads frames behind their lengths.

@@ -111,7 +111,7 @@ func names(want map[string]string) error {
 }
 
 func ping(map[string]string) error {
-	for _, args := range [][]string{{"-c", "2", router}, {"-c", "1", "-s", "3000", router}, {"-c", "1", "127.0.0.2"}} {
+	for _, args := range [][]string{{"-c", "2", router}, {"-c", "1", "-s", "3000", router}} {
 		if out, err := exec.Command("ping", append([]string{"-W", "10"}, args...)...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ping %v: %w: %s", args, err, out)
 		}
