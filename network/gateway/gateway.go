@@ -5,7 +5,7 @@
 // The guest's network is a subnet of its own. The gateway is its router, DHCP
 // server, IPv6 router with SLAAC, and name server:
 //
-//	10.0.2.2   fd00:766d:6d::2   the router; also host.vmm.internal
+//	10.0.2.2   fd00:766d:6d::2   the router, and the host's loopback
 //	10.0.2.3   fd00:766d:6d::3   the name server
 //	10.0.2.15                    the first guest
 //

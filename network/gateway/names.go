@@ -126,28 +126,23 @@ func (n *nameServer) own(q *dns.Msg) *dns.Msg {
 	if !inside && (strings.Contains(name, ".") || name == "") {
 		return nil
 	}
-	var addrs []netip.Addr
+	addr, known := n.g.leases.find(short)
 	if short == "host" && inside {
-		addrs = []netip.Addr{n.g.router4, n.g.router6}
-	} else if a, ok := n.g.leases.find(short); ok {
-		addrs = []netip.Addr{a}
-	} else if !inside {
+		// Not its IPv6 address too: most of what listens on a host's loopback does
+		// so by IPv4, and many programs try but one address.
+		addr, known = n.g.router4, true
+	}
+	if !known && !inside {
 		return nil
 	}
 	a := new(dns.Msg).SetReply(q)
 	a.Authoritative, a.RecursionAvailable = true, true
-	if addrs == nil {
+	switch {
+	case !known:
 		a.Rcode = dns.RcodeNameError
-		return a
-	}
-	h := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: nameTTL}
-	for _, addr := range addrs {
-		switch {
-		case question.Qtype == dns.TypeA && addr.Is4():
-			a.Answer = append(a.Answer, &dns.A{Hdr: h, A: addr.AsSlice()})
-		case question.Qtype == dns.TypeAAAA && addr.Is6():
-			a.Answer = append(a.Answer, &dns.AAAA{Hdr: h, AAAA: addr.AsSlice()})
-		}
+	case question.Qtype == dns.TypeA:
+		h := dns.RR_Header{Name: question.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: nameTTL}
+		a.Answer = append(a.Answer, &dns.A{Hdr: h, A: addr.AsSlice()})
 	}
 	return a
 }
