@@ -84,3 +84,31 @@ func TestSocketConsole(t *testing.T) {
 		t.Error("a file in no directory")
 	}
 }
+
+// TestParseNet reads values of --net, right and wrong.
+func TestParseNet(t *testing.T) {
+	n, err := parseNet("user,mac=52:54:00:12:34:56,mtu=9000,queues=2,bps=1M,pps=100,allow=host:80,restrict=on,dns=192.0.2.1,dns=[fd00::1]:5353,subnet=10.1.0.0/16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := n.config
+	if n.nic.MAC.String() != "52:54:00:12:34:56" || n.nic.MTU != 9000 || n.nic.Pairs != 2 || n.nic.Limit.BytesPerSecond != 1<<20 || n.nic.Limit.PacketsPerSecond != 100 ||
+		len(c.Policy.Rules) != 2 || !c.Policy.Restrict || !c.Policy.NoNames || len(c.Resolvers) != 2 || c.Resolvers[0].Port() != 53 || c.Subnet.Bits() != 16 {
+		t.Errorf("%+v", n)
+	}
+	if n, err := parseNet("user,allow=dns,restrict"); err != nil || n.config.Policy.NoNames || !n.config.Policy.Restrict {
+		t.Errorf("allow=dns: %+v, %v", n, err)
+	}
+	if n, err := parseNet("stream,path=/a,,b,server=off"); err != nil || n.option("path") != "/a,b" || n.on("server") {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if n, err := parseNet("switch,name=lab,gateway"); err != nil || !n.on("gateway") {
+		t.Errorf("%+v, %v", n, err)
+	}
+	for _, s := range []string{"", "x", "user,x=1", "tap,name=x", "user,mtu=x", "user,queues=0", "user,queues=99", "user,bps=x", "user,pps=-1",
+		"switch,name=a/b", "switch,name=", "dgram,local=a", "stream", "user,dns=x", "user,subnet=fd00::/64", "user,restrict=maybe", "none,allow=host"} {
+		if n, err := parseNet(s); err == nil {
+			t.Errorf("%q: %+v", s, n)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"vmm/network/ether"
 	"vmm/network/gateway"
@@ -28,7 +29,9 @@ type netFlag struct {
 	mode    string
 	options map[string][]string
 	nic     vnet.Options
-	gateway gateway.Config
+	config  gateway.Config
+	// gateway is nil where there is none; a switch's may come to this VM later.
+	gateway *atomic.Pointer[gateway.Gateway]
 }
 
 // netModes are the modes, each with the options that only it has.
@@ -46,7 +49,7 @@ var gatewayOptions = []string{"allow", "deny", "restrict", "dns", "subnet"}
 // parseNet reads the value of --net.
 func parseNet(s string) (n netFlag, err error) {
 	parts := splitOptions(s)
-	n.mode, n.options = parts[0], map[string][]string{}
+	n.mode, n.options, n.gateway = parts[0], map[string][]string{}, new(atomic.Pointer[gateway.Gateway])
 	own, ok := netModes[n.mode]
 	if !ok {
 		return n, fmt.Errorf("--net %s: no such mode; %s", s, strings.ReplaceAll(netUsage, "`", ""))
@@ -89,7 +92,7 @@ func parseNet(s string) (n netFlag, err error) {
 
 // gatewayOption reads what concerns the gateway.
 func (n *netFlag) gatewayOption(key, v string, given bool) (err error) {
-	c := &n.gateway
+	c := &n.config
 	switch key {
 	case "allow", "deny":
 		err = c.Policy.ParseRule(key == "allow", v)
@@ -150,9 +153,8 @@ func (n *netFlag) on(key string) bool {
 // controlledNIC is a network device that other commands can look at and
 // change.
 type controlledNIC struct {
-	mode    string
-	device  *vnet.Device
-	gateway *gateway.Gateway // nil where there is none
+	*netFlag
+	device *vnet.Device
 }
 
 // networks are the VM's network devices.
@@ -160,8 +162,17 @@ type networks struct {
 	links   []ether.Link // until devices takes them over
 	flags   []netFlag
 	nics    []controlledNIC
-	gateway *gateway.Gateway // of published ports
 	capture *pcapng.Writer
+}
+
+// gateway is the one of published ports, nil if there is none.
+func (n *networks) gateway() *gateway.Gateway {
+	for i := range n.flags {
+		if g := n.flags[i].gateway.Load(); g != nil {
+			return g
+		}
+	}
+	return nil
 }
 
 // openNetworks makes what is behind the network devices, and publishes ports.
@@ -208,11 +219,12 @@ func (f *runFlags) openNetworks(log func(error)) (_ *networks, err error) {
 			return nil, fmt.Errorf("--net %s: %w", n.flags[i].mode, err)
 		}
 	}
-	if len(published) > 0 && n.gateway == nil {
-		return nil, usage(errors.New("--publish needs a --net user, or a switch with gateway=on"))
-	}
 	for _, p := range published {
-		if _, err := n.gateway.Publish(p); err != nil {
+		g := n.gateway()
+		if g == nil {
+			return nil, usage(errors.New("--publish needs a --net user, or to be the first with gateway=on on a switch"))
+		}
+		if _, err := g.Publish(p); err != nil {
 			return nil, err
 		}
 	}
@@ -231,75 +243,74 @@ func (n *networks) open(i int, name string, cpus int, log func(error)) error {
 			f.nic.Pairs = min(cpus, 8)
 		}
 	}
-	f.gateway.Guest, f.gateway.Hostname, f.gateway.MTU, f.gateway.Log = f.nic.MAC, name, f.nic.MTU, log
-	link, gw, err := f.link(name, log)
+	f.config.Guest, f.config.Hostname, f.config.MTU, f.config.Log = f.nic.MAC, name, f.nic.MTU, log
+	link, err := f.link(name, log)
 	if err != nil {
 		return err
-	}
-	if n.gateway == nil {
-		n.gateway = gw
 	}
 	if n.capture != nil {
 		link = n.capture.Tap(link, fmt.Sprintf("eth%d (%s)", i, f.mode))
 	}
 	n.links = append(n.links, link)
-	n.nics = append(n.nics, controlledNIC{mode: f.mode, gateway: gw})
+	n.nics = append(n.nics, controlledNIC{netFlag: f})
 	return nil
 }
 
-// link makes what is at the other end of the cable, and the gateway if that is
-// there.
-func (f *netFlag) link(name string, log func(error)) (ether.Link, *gateway.Gateway, error) {
+// link makes what is at the other end of the cable.
+func (f *netFlag) link(name string, log func(error)) (ether.Link, error) {
 	switch f.mode {
 	case "user":
-		gw, err := gateway.New(f.gateway)
-		return gw, gw, err
+		return f.openGateway()
 	case "tap":
 		l, err := tap.Open(f.option("ifname"), f.nic.Pairs)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		f.nic.Pairs = l.Queues()
-		return l, nil, nil
+		return l, nil
 	}
 	s := lan.New()
-	gw, err := f.plug(s, name, log)
-	if err != nil {
+	if err := f.plug(s, name, log); err != nil {
 		s.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return s.Link(), gw, nil
+	return s.Link(), nil
+}
+
+// openGateway makes the gateway.
+func (f *netFlag) openGateway() (ether.Link, error) {
+	g, err := gateway.New(f.config)
+	if err != nil {
+		return nil, err
+	}
+	f.gateway.Store(g)
+	return g, nil
 }
 
 // plug connects a switch with others, and with a gateway if that is wanted.
-func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) (gw *gateway.Gateway, err error) {
+func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) error {
 	switch {
 	case f.mode == "dgram":
-		return nil, s.Datagram(f.option("local"), f.option("remote"))
+		return s.Datagram(f.option("local"), f.option("remote"))
 	case f.mode == "stream" && f.on("server"):
-		return nil, s.Listen(f.option("path"))
+		return s.Listen(f.option("path"))
 	case f.mode == "stream":
-		return nil, s.Dial(f.option("path"))
+		return s.Dial(f.option("path"))
 	}
 	dir := filepath.Join(runtimeDir(), "switch", f.option("name"))
 	if err := s.Join(dir, lan.Member{Name: name, PID: os.Getpid(), MAC: f.nic.MAC.String()}); err != nil {
-		return nil, err
+		return err
 	}
 	if path := f.option("listen"); path != "" {
 		if err := s.Listen(path); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if !f.on("gateway") {
-		return nil, nil
+		return nil
 	}
-	f.gateway.Leases = filepath.Join(dir, "leases")
-	link, err := s.Share(dir, func() (ether.Link, error) { return gateway.New(f.gateway) }, log)
-	if err != nil {
-		return nil, err
-	}
-	gw, _ = link.(*gateway.Gateway) // nil while another VM's is used
-	return gw, nil
+	f.config.Leases = filepath.Join(dir, "leases")
+	return s.Share(dir, f.openGateway, log)
 }
 
 // devices makes the guest's network devices, which own the links from then on.

@@ -151,8 +151,8 @@ func (c *control) listNICs(w http.ResponseWriter, _ *http.Request) {
 	for _, n := range c.nets.nics {
 		i := nicInfo{Mode: n.mode, MAC: n.device.MAC().String(), Up: n.device.Up()}
 		i.Received, i.Sent = n.device.Counts()
-		if n.gateway != nil {
-			i.TCP, i.UDP = n.gateway.Connections()
+		if g := n.gateway.Load(); g != nil {
+			i.TCP, i.UDP = g.Connections()
 		}
 		out = append(out, i)
 	}
@@ -176,7 +176,7 @@ var errNoGateway = errors.New("this VM has no gateway: ports are published of --
 
 func (c *control) listPorts(w http.ResponseWriter, _ *http.Request) {
 	ports := []gateway.Publication{}
-	if g := c.nets.gateway; g != nil {
+	if g := c.nets.gateway(); g != nil {
 		ports = g.Publications()
 	}
 	json.NewEncoder(w).Encode(ports)
@@ -196,8 +196,8 @@ func (c *control) changePort(w http.ResponseWriter, r *http.Request, do func(*ga
 		return
 	}
 	err := errNoGateway
-	if c.nets.gateway != nil {
-		p, err = do(c.nets.gateway, p)
+	if g := c.nets.gateway(); g != nil {
+		p, err = do(g, p)
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)

@@ -19,8 +19,12 @@ import (
 	"vmm/network/ether"
 )
 
-// leaseTime is long: a lease ends with the gateway.
-const leaseTime = 24 * time.Hour
+const (
+	// leaseTime is long: a lease ends with the gateway.
+	leaseTime = 24 * time.Hour
+	// maxLeases bounds the guests, in a large subnet.
+	maxLeases = 4096
+)
 
 // lease is an address that a guest has.
 type lease struct {
@@ -96,6 +100,9 @@ func (l *leases) get(mac ether.MAC, want netip.Addr, name string) (lease, bool) 
 	defer l.mu.Unlock()
 	e := l.byMAC[mac]
 	if e == nil {
+		if len(l.byMAC) >= maxLeases {
+			return lease{}, false
+		}
 		addr := want
 		if !l.free(addr) {
 			addr = l.subnet.Addr()

@@ -570,3 +570,69 @@ func TestSegmentedUDP(t *testing.T) {
 		}
 	}
 }
+
+// TestDuplicateSYN sends each SYN three times, and wants one connection of it.
+func TestDuplicateSYN(t *testing.T) {
+	_, guest := start(t, Config{})
+	guest.SetFilter(func(sent bool, h ether.Header, frame []byte) bool {
+		const flags = 14 + 20 + header.TCPFlagsOffset
+		if sent && len(frame) > flags && frame[23] == uint8(header.TCPProtocolNumber) && frame[flags] == byte(header.TCPFlagSyn) {
+			guest.Link.Send(0, h, [][]byte{frame})
+			guest.Link.Send(0, h, [][]byte{frame})
+		}
+		return true
+	})
+	var connections atomic.Int64
+	port := listen(t, "tcp4", func(c *net.TCPConn) {
+		connections.Add(1)
+		echoTCP(c)
+	})
+	for i := range 20 {
+		c, err := dial(t, guest, netip.AddrPortFrom(router4, port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := exchange(c, []byte("hello")); err != nil || string(got) != "hello" {
+			t.Errorf("connection %d: %q, %v", i, got, err)
+		}
+		c.Close()
+	}
+	if n := connections.Load(); n != 20 {
+		t.Errorf("the host saw %d connections", n)
+	}
+}
+
+// TestZeroWindow has a guest that reads nothing until its window is closed and
+// everything on the way is full, and then all.
+func TestZeroWindow(t *testing.T) {
+	_, guest := start(t, Config{})
+	data := make([]byte, 24<<20)
+	rand.NewChaCha8([32]byte{7}).Read(data)
+	var sent atomic.Int64
+	port := listen(t, "tcp4", func(c *net.TCPConn) {
+		for b := data; len(b) > 0; {
+			n, err := c.Write(b[:min(len(b), 64<<10)])
+			if err != nil {
+				return
+			}
+			sent.Add(int64(n))
+			b = b[n:]
+		}
+		c.CloseWrite()
+	})
+	c, err := dial(t, guest, netip.AddrPortFrom(router4, port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for before := int64(-1); sent.Load() != before; time.Sleep(300 * time.Millisecond) {
+		before = sent.Load()
+	}
+	if sent.Load() == int64(len(data)) {
+		t.Fatal("all of it is on the way: there is no bound")
+	}
+	c.SetDeadline(time.Now().Add(60 * time.Second))
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+}

@@ -14,26 +14,26 @@ import (
 const turnEvery = 500 * time.Millisecond
 
 // Share connects the one gateway of a switch: open is called by the first
-// member that shares one, and by another when that is gone. It returns the
-// gateway if it is this member's turn at once.
-func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(error)) (ether.Link, error) {
+// member that shares one, at once, and by another when that is gone; failed is
+// told if it cannot then.
+func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(error)) error {
 	lock, err := os.OpenFile(filepath.Join(dir, "gateway.lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 		link, err := open()
 		if err != nil {
 			lock.Close()
-			return nil, err
+			return err
 		}
 		s.Connect(link)
 		s.own(lock)
-		return link, nil
+		return nil
 	}
 	stop := make(chanCloser)
 	if !s.own(stop) {
-		return nil, lock.Close()
+		return lock.Close()
 	}
 	s.group.Go(func() {
 		for {
@@ -59,5 +59,5 @@ func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(
 			return
 		}
 	})
-	return nil, nil
+	return nil
 }

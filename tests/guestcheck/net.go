@@ -51,8 +51,14 @@ func eventually(try func() error) error {
 	return err
 }
 
-// address waits for what DHCP brings.
+// address waits for what DHCP brings; with kernel=1, the kernel itself asked too.
 func address(want map[string]string) error {
+	if want["kernel"] != "" {
+		pnp, err := os.ReadFile("/proc/net/pnp")
+		if err != nil || !strings.Contains(string(pnp), "#PROTO: DHCP") || !strings.Contains(string(pnp), "nameserver 10.0.2.3") {
+			return fmt.Errorf("the kernel's DHCP: %q, %v", pnp, err)
+		}
+	}
 	return eventually(func() error {
 		i, err := net.InterfaceByName(iface)
 		if err != nil {
@@ -86,9 +92,14 @@ func resolver(network string) *net.Resolver {
 // names asks for the gateway's own names and for one that the host's resolver
 // knows.
 func names(want map[string]string) error {
-	resolv, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil || !strings.Contains(string(resolv), "nameserver 10.0.2.3") || !strings.Contains(string(resolv), "vmm.internal") {
-		return fmt.Errorf("resolv.conf: %q, %v", resolv, err)
+	if err := eventually(func() error {
+		resolv, err := os.ReadFile("/etc/resolv.conf")
+		if err != nil || !strings.Contains(string(resolv), "nameserver 10.0.2.3") || !strings.Contains(string(resolv), "vmm.internal") {
+			return fmt.Errorf("resolv.conf: %q, %v", resolv, err)
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	hostname, err := os.Hostname()
 	if err != nil {
