@@ -150,7 +150,8 @@ func TestNet(t *testing.T) {
 }
 
 // TestSwitch has two guests on a switch, one with the gateway: by names, ping and
-// a transfer each way, and a third one refused for its name.
+// a transfer each way, and a third one refused for its name. One has a second
+// network device.
 func TestSwitch(t *testing.T) {
 	needKVM(t)
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
@@ -162,11 +163,13 @@ func TestSwitch(t *testing.T) {
 			"n=0; until [ \"$(nc " + peer + " 7 </tmp/data | md5sum)\" = \"$(md5sum </tmp/data)\" ]; do n=$((n+1)); [ $n -gt 20 ] && break; sleep 1; done\n" +
 			"[ $n -le 20 ] && echo SAME AS SENT TO " + peer + "\n" + then
 	}
-	start := func(name, extra, text string) *guest {
-		return startGuest(t, "run", "--name", name, "-m", "256M", "--timeout", bootLimit, "--net", "switch,name=lab,"+extra, "--initrd", rcInitrd(t, text))
+	start := func(name, text string, more ...string) *guest {
+		return startGuest(t, append([]string{"run", "--name", name, "-m", "256M", "--timeout", bootLimit, "--net", "switch,name=lab,gateway=on",
+			"--initrd", rcInitrd(t, text)}, more...)...)
 	}
-	a := start("alice", "gateway=on", script("bob", "sleep 300\n"))
-	b := start("bob", "gateway=on", script("alice", "echo BOB IS DONE; sleep 300\n"))
+	a := start("alice", script("bob", "sleep 300\n"))
+	b := start("bob", script("alice", "until ip addr show eth1 | grep 10.9.0.15/16; do sleep 0.2; done; echo BOB IS DONE; sleep 300\n"),
+		"--net", "user,subnet=10.9.0.0/16")
 	if !a.until("SAME AS SENT TO bob") {
 		t.Fatalf("alice:\n%s", a.out.String())
 	}

@@ -210,7 +210,7 @@ except OSError as e:
 print("ok")
 `
 	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("no python3")
+		t.Skip("no python3: make test installs it")
 	}
 	path := t.TempDir() + "/udp.py"
 	if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
@@ -219,5 +219,48 @@ print("ok")
 	start := time.Now()
 	if out, err := run(fmt.Sprintf("python3 %s %d", path, port)); err != nil || !strings.Contains(out, "ok") {
 		t.Errorf("%v after %v\n%s", err, time.Since(start), out)
+	}
+}
+
+// TestLinuxPathMTU has a path that takes less than the guest's network: the guest
+// is told how much.
+func TestLinuxPathMTU(t *testing.T) {
+	_, run := linuxGuest(t, Config{})
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("no python3: make test installs it")
+	}
+	const link = "vmm-test-mtu"
+	for _, c := range []string{"link add " + link + " mtu 1000 type veth peer name " + link + "2", "addr add 198.18.8.1/24 dev " + link,
+		"link set " + link + "2 up", "link set " + link + " up"} {
+		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", c, err, out)
+		}
+	}
+	t.Cleanup(func() { exec.Command("ip", "link", "del", link).Run() })
+	script := `
+import socket, time
+IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+s.connect(("198.18.8.2", 9))
+for i in range(100):
+    try:
+        s.send(b"x" * 1400)
+    except OSError:
+        pass
+    mtu = s.getsockopt(socket.IPPROTO_IP, IP_MTU)
+    if mtu == 1000:
+        print("ok")
+        break
+    time.sleep(0.1)
+else:
+    print("the path's MTU is still", mtu)
+`
+	path := t.TempDir() + "/mtu.py"
+	if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("python3 " + path); err != nil || !strings.Contains(out, "ok") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

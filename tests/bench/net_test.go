@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -30,6 +29,9 @@ func readLines(path string) ([]string, error) {
 	b, err := os.ReadFile(path)
 	return strings.Split(string(b), "\n"), err
 }
+
+// works are what is measured.
+var works = []string{"upload", "download", "small packets"}
 
 // peer is somebody's user-mode network.
 type peer struct {
@@ -157,6 +159,17 @@ func measure(t *testing.T, w wire, work string) (float64, error) {
 	return n * 8 / 1e9, nil
 }
 
+// measureOurs measures vmm, and how many allocations this whole process made.
+func measureOurs(t *testing.T, work string) (float64, uint64, error) {
+	t.Helper()
+	var before, after runtime.MemStats
+	w := startOurs(t)
+	runtime.ReadMemStats(&before)
+	r, err := measure(t, w, work)
+	runtime.ReadMemStats(&after)
+	return r, after.Mallocs - before.Mallocs, err
+}
+
 // TestCompareNet drives vmm's gateway through its virtio-net device, and QEMU's
 // user network (libslirp) and passt through QEMU's socket framing, with the
 // same small TCP and UDP.
@@ -164,14 +177,17 @@ func TestCompareNet(t *testing.T) {
 	if !*compare {
 		t.Skip("make bench runs this")
 	}
-	for _, work := range []string{"upload", "download", "small packets"} {
+	for _, work := range works {
 		for _, p := range []peer{{"passt", startPasst}, {"libslirp", startSlirp}} {
 			t.Run(work+", "+p.name, func(t *testing.T) {
 				var ours, theirs []float64
 				for range netRounds {
-					n, err := measure(t, startOurs(t), work)
+					n, mallocs, err := measureOurs(t, work)
 					if err != nil {
 						t.Fatal(err)
+					}
+					if per := float64(mallocs) / (n * 1e3 * netRound.Seconds()); work == "small packets" && per > 0.01 {
+						t.Errorf("%.3f allocations a packet", per)
 					}
 					ours = append(ours, n)
 					if n, err = measure(t, p.start(t), work); err != nil {
@@ -258,17 +274,13 @@ func TestNetOurs(t *testing.T) {
 	if !*compare {
 		t.Skip("make bench runs this")
 	}
-	for _, work := range strings.Split(cmp.Or(os.Getenv("WORK"), "upload,download,small packets"), ",") {
+	for _, work := range works {
 		for range 4 {
-			var before, after runtime.MemStats
-			w := startOurs(t)
-			runtime.ReadMemStats(&before)
-			r, err := measure(t, w, work)
+			r, mallocs, err := measureOurs(t, work)
 			if err != nil {
 				t.Fatal(err)
 			}
-			runtime.ReadMemStats(&after)
-			fmt.Printf("%s: %.4g, %d allocations\n", work, r, after.Mallocs-before.Mallocs)
+			fmt.Printf("%s: %.4g, %d allocations\n", work, r, mallocs)
 		}
 	}
 }
