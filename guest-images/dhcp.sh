@@ -1,12 +1,15 @@
 #!/bin/sh
 # udhcpc calls this with the event's name, and what it was told as variables.
+# The first interface comes first in resolv.conf, and the first that has a
+# router has the default route.
 [ "$1" = bound ] || [ "$1" = renew ] || exit 0
 ifconfig "$interface" "$ip" netmask "$subnet" mtu "${mtu:-1500}"
 for r in $router; do
-	route add default gw "$r" dev "$interface" 2>/dev/null
+	route add default gw "$r" dev "$interface" metric "${interface#eth}" 2>/dev/null
 	break
 done
 [ -z "$dns" ] || {
 	[ -z "$domain" ] || echo "search $domain"
 	for d in $dns; do echo "nameserver $d"; done
-} >/etc/resolv.conf
+} >"/run/resolv.$interface"
+cat /run/resolv.* >/etc/resolv.conf

@@ -43,8 +43,16 @@ const (
 // DefaultSubnet is Config.Subnet where none is given.
 var DefaultSubnet = netip.MustParsePrefix("10.0.2.0/24")
 
-// Subnet6 is the IPv6 network of every gateway: a unique local one (RFC 4193).
-var Subnet6 = netip.MustParsePrefix("fd00:766d:6d::/64")
+// subnet6 is the IPv6 network that goes with an IPv4 one: a unique local one (RFC
+// 4193), fd00:766d:6d::/64 with the default, and others with others, for guests
+// that have several.
+func subnet6(subnet netip.Prefix) netip.Prefix {
+	a := [16]byte{0xfd, 0x00, 0x76, 0x6d, 0x00, 0x6d}
+	if b := subnet.Addr().As4(); subnet != DefaultSubnet {
+		a[6], a[7] = b[1], b[2]
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+}
 
 // Domain is the domain of the names that the gateway itself knows.
 const Domain = "vmm.internal"
@@ -77,6 +85,7 @@ type Gateway struct {
 	link            *link
 	router4, names4 netip.Addr
 	router6, names6 netip.Addr
+	subnet6         netip.Prefix
 	linkLocal       netip.Addr
 	mac             ether.MAC
 	leases          leases
@@ -120,7 +129,8 @@ func New(cfg Config) (_ *Gateway, err error) {
 	g := &Gateway{cfg: cfg, mac: routerMAC, tcpBusy: limiter{max: maxTCP}}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.router4, g.names4 = nth(cfg.Subnet, hostRouter), nth(cfg.Subnet, hostNames)
-	g.router6, g.names6 = nth(Subnet6, hostRouter), nth(Subnet6, hostNames)
+	g.subnet6 = subnet6(cfg.Subnet)
+	g.router6, g.names6 = nth(g.subnet6, hostRouter), nth(g.subnet6, hostNames)
 	g.linkLocal = linkLocal(g.mac)
 	if err := g.leases.init(cfg.Subnet, cfg.Leases); err != nil {
 		cfg.Log(err)
@@ -163,7 +173,7 @@ func (g *Gateway) startStack() error {
 		return errors.New(err.String())
 	}
 	for _, a := range []netip.Prefix{netip.PrefixFrom(g.router4, g.cfg.Subnet.Bits()), netip.PrefixFrom(g.names4, 32),
-		netip.PrefixFrom(g.router6, Subnet6.Bits()), netip.PrefixFrom(g.names6, 128), netip.PrefixFrom(g.linkLocal, 64)} {
+		netip.PrefixFrom(g.router6, g.subnet6.Bits()), netip.PrefixFrom(g.names6, 128), netip.PrefixFrom(g.linkLocal, 64)} {
 		proto := ipv4.ProtocolNumber
 		if a.Addr().Is6() {
 			proto = ipv6.ProtocolNumber

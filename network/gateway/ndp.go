@@ -27,11 +27,11 @@ func (g *Gateway) advertise(mac ether.MAC, from netip.Addr) {
 		to, mac = allNodes, ether.MAC([]byte(allNodesMAC))
 	}
 	prefix := make(header.NDPPrefixInformation, 30)
-	prefix[0] = byte(Subnet6.Bits())
+	prefix[0] = byte(g.subnet6.Bits())
 	prefix[1] = 0xc0 // on-link, autonomous
 	copy(prefix[2:], be32(2*routerLifetime))
 	copy(prefix[6:], be32(2*routerLifetime))
-	copy(prefix[14:], Subnet6.Addr().AsSlice())
+	copy(prefix[14:], g.subnet6.Addr().AsSlice())
 	dns := append(make(header.NDPRecursiveDNSServer, 2), be32(routerLifetime)...)
 	dns = append(dns, g.names6.AsSlice()...)
 	options := header.NDPOptionsSerializer{

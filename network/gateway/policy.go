@@ -104,7 +104,7 @@ func (g *Gateway) target(to netip.AddrPort) (netip.AddrPort, bool) {
 		a = loopback6.Addr()
 	}
 	to = netip.AddrPortFrom(a, to.Port())
-	if a.IsMulticast() || a == broadcast4 || g.ours(a) || g.cfg.Subnet.Contains(a) || Subnet6.Contains(a) {
+	if a.IsMulticast() || a == broadcast4 || g.ours(a) || g.cfg.Subnet.Contains(a) || g.subnet6.Contains(a) {
 		return to, false
 	}
 	return to, g.cfg.Policy.allows(to)

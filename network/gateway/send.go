@@ -227,8 +227,13 @@ func valid(kind uint16, h ether.Header, packet []byte) bool {
 }
 
 // special handles what the stack knows nothing of; false leaves a packet to it.
+// Who asks for the hardware address of another guest's gets no answer: the
+// stack, which takes what is for anybody, would say that it is its own.
 func (g *Gateway) special(kind uint16, from ether.MAC, packet []byte) bool {
 	switch kind {
+	case ether.TypeARP:
+		a := header.ARP(packet)
+		return a.IsValid() && a.Op() == header.ARPRequest && !g.ours(netip.AddrFrom4([4]byte(a.ProtocolAddressTarget())))
 	case ether.TypeIPv4:
 		ip := header.IPv4(packet)
 		payload := packet[ip.HeaderLength():ip.TotalLength()]
@@ -252,9 +257,13 @@ func (g *Gateway) special(kind uint16, from ether.MAC, packet []byte) bool {
 		}
 		if ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) {
 			payload := packet[header.IPv6MinimumSize:][:ip.PayloadLength()]
-			if len(payload) > 0 && payload[0] == uint8(header.ICMPv6RouterSolicit) {
+			switch {
+			case len(payload) > 0 && payload[0] == uint8(header.ICMPv6RouterSolicit):
 				g.advertise(from, addressOf(ip.SourceAddress()))
 				return true
+			case len(payload) >= header.ICMPv6NeighborSolicitMinimumSize && payload[0] == uint8(header.ICMPv6NeighborSolicit):
+				ns := header.NDPNeighborSolicit(header.ICMPv6(payload).MessageBody())
+				return !g.ours(addressOf(ns.TargetAddress()))
 			}
 			return g.handleEcho(from, addressOf(ip.SourceAddress()), addressOf(ip.DestinationAddress()), payload)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/miekg/dns"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 
@@ -203,6 +204,48 @@ func TestAdvertise(t *testing.T) {
 	}
 }
 
+// TestNeighbors asks for hardware addresses: the gateway's are answered, those of
+// other guests and of nobody are not.
+func TestNeighbors(t *testing.T) {
+	g, r := record(t, Config{})
+	client := &Gateway{mac: guestMAC}
+	for addr, answered := range map[string]bool{"10.0.2.2": true, "10.0.2.3": true, "10.0.2.77": false, "192.0.2.1": false,
+		"fd00:766d:6d::2": true, "fd00:766d:6d::77": false} {
+		a := netip.MustParseAddr(addr)
+		var frame []byte
+		if a.Is4() {
+			frame = make([]byte, ether.FrameHeader+header.ARPSize)
+			client.putEthernet(frame, ether.Broadcast, ether.TypeARP)
+			arp := header.ARP(frame[ether.FrameHeader:])
+			arp.SetIPv4OverEthernet()
+			arp.SetOp(header.ARPRequest)
+			copy(arp.HardwareAddressSender(), guestMAC[:])
+			copy(arp.ProtocolAddressSender(), guestNets[0].Addr().AsSlice())
+			copy(arp.ProtocolAddressTarget(), a.AsSlice())
+		} else {
+			b := make([]byte, headerRoom+header.ICMPv6NeighborSolicitMinimumSize+8)
+			icmp := header.ICMPv6(b[headerRoom:])
+			icmp.SetType(header.ICMPv6NeighborSolicit)
+			header.NDPNeighborSolicit(icmp.MessageBody()).SetTargetAddress(address(a))
+			copy(icmp[header.ICMPv6NeighborSolicitMinimumSize:], append([]byte{1, 1}, guestMAC[:]...))
+			src := guestNets[1].Addr()
+			icmp.SetChecksum(^checksum.Checksum(icmp, header.PseudoHeaderChecksum(header.ICMPv6ProtocolNumber, address(src), address(a), uint16(len(icmp)))))
+			frame = client.putHeaders(b, routerMAC, src, a, header.ICMPv6ProtocolNumber)
+		}
+		g.Send(0, ether.Header{}, [][]byte{frame})
+		select {
+		case f := <-r.frames:
+			if !answered {
+				t.Errorf("%s: answered by % x", addr, f)
+			}
+		case <-time.After(200 * time.Millisecond):
+			if answered {
+				t.Errorf("%s: no answer", addr)
+			}
+		}
+	}
+}
+
 // TestNames asks the name server.
 func TestNames(t *testing.T) {
 	upstream := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
@@ -314,7 +357,7 @@ func TestPolicy(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		g := &Gateway{cfg: Config{Subnet: DefaultSubnet, Policy: p}, router4: router4, router6: router6}
+		g := &Gateway{cfg: Config{Subnet: DefaultSubnet, Policy: p}, router4: router4, router6: router6, subnet6: subnet6(DefaultSubnet)}
 		if _, ok := g.target(netip.MustParseAddrPort(c.to)); ok != c.allowed {
 			t.Errorf("%q: %s is allowed: %v", c.rules, c.to, ok)
 		}
@@ -347,6 +390,14 @@ func TestNew(t *testing.T) {
 	for _, c := range []Config{{MTU: 100}, {MTU: 70000}, {Subnet: netip.MustParsePrefix("10.0.0.0/30")}, {Subnet: netip.MustParsePrefix("fd00::/64")}} {
 		if _, err := New(c); err == nil {
 			t.Errorf("%+v was accepted", c)
+		}
+	}
+}
+
+func TestSubnet6(t *testing.T) {
+	for s, want := range map[string]string{"10.0.2.0/24": "fd00:766d:6d::/64", "10.9.0.0/16": "fd00:766d:6d:900::/64", "192.168.5.0/24": "fd00:766d:6d:a805::/64"} {
+		if got := subnet6(netip.MustParsePrefix(s)); got.String() != want {
+			t.Errorf("%s: %v, want %s", s, got, want)
 		}
 	}
 }
