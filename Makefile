@@ -15,7 +15,7 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 .PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
 
 # What the tests compare with and look at disks with, as program:package.
-TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3-minimal tshark:tshark passt:passt \
+TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
 	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
 # The same for make bench and make test-stock.
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common fio:fio
@@ -24,7 +24,7 @@ STOCK_TOOLS := debootstrap:debootstrap
 # $(call need,LIST) installs what is missing of a list, or says what to install.
 need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
-	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
+	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
 	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
 
 # The default guest's init, which vmm carries.
