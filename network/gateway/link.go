@@ -20,7 +20,7 @@ const (
 	// maxPending and maxPendingBytes bound the packets that wait for a guest
 	// without receive buffers.
 	maxPending      = 4096
-	maxPendingBytes = 8 << 20
+	maxPendingBytes = 64 << 20
 	// largePacket is the size, in bytes, from which copying a packet takes longer
 	// than having another goroutine do it.
 	largePacket = 16 << 10
