@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
@@ -165,6 +166,7 @@ func (f *runFlags) run(ctx context.Context) error {
 	if err != nil {
 		return failed(err)
 	}
+	spareForCPUs(f.cpus)
 	m, err := machine.New(*cfg)
 	if err != nil {
 		return failed(err)
@@ -196,6 +198,11 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	return f.outcome(result, status)
 }
+
+// spareForCPUs gives Go's scheduler a place more for each virtual CPU: one that
+// is in KVM_RUN keeps its place for up to milliseconds, and the devices'
+// goroutines would wait for it.
+func spareForCPUs(n int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n) }
 
 // drive runs the machine with its console, signals and timeout.
 func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error) (machine.Result, int, error) {

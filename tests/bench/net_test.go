@@ -39,9 +39,12 @@ type peer struct {
 	start func(t *testing.T) wire
 }
 
-// startOurs makes a gateway behind a virtio-net device.
+// startOurs makes a gateway behind a virtio-net device. As in vmm, the guest has a
+// place of its own in Go's scheduler.
 func startOurs(t *testing.T) wire {
 	t.Helper()
+	places := runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	t.Cleanup(func() { runtime.GOMAXPROCS(places) })
 	var policy gateway.Policy
 	if err := policy.ParseRule(true, "host"); err != nil {
 		t.Fatal(err)
