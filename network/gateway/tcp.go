@@ -21,8 +21,8 @@ const (
 	maxTCP = 4096
 	maxSYN = 1024
 	// A connection has large buffers while there are few of them.
-	fewTCP      = 64
-	largeBuffer = 4 << 20
+	fewTCP      = 32
+	largeBuffer = 8 << 20
 	smallBuffer = 128 << 10
 
 	connectTimeout = 30 * time.Second
