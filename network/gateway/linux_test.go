@@ -159,22 +159,7 @@ func TestLinux(t *testing.T) {
 // TestLinuxUDP sends datagrams of all sizes, in bursts, and wants errors told.
 func TestLinuxUDP(t *testing.T) {
 	_, run := linuxGuest(t, Config{})
-	host, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			n, from, err := host.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			host.WriteTo(bytes.ToUpper(b[:n]), from)
-		}
-	}()
-	port := host.LocalAddr().(*net.UDPAddr).Port
+	port := serveUDP(t, "127.0.0.1:0", bytes.ToUpper)
 	script := `
 import socket, sys, os
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

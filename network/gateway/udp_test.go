@@ -31,22 +31,7 @@ func TestUDP(t *testing.T) {
 		router netip.Addr
 	}{{"127.0.0.1:0", router4}, {"[::1]:0", router6}} {
 		t.Run(c.at, func(t *testing.T) {
-			host, err := net.ListenPacket("udp", c.at)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer host.Close()
-			go func() {
-				b := make([]byte, 1<<16)
-				for {
-					n, from, err := host.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					host.WriteTo(b[:n], from)
-				}
-			}()
-			port := host.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+			port := serveUDP(t, c.at, bytes.Clone)
 			u := dialUDP(t, guest, netip.AddrPortFrom(c.router, port))
 			defer u.Close()
 			for _, n := range []int{0, 1, 512, 1400, 1472, 1473, 4000, 20000} {
@@ -58,6 +43,28 @@ func TestUDP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// serveUDP answers datagrams on the host with what answer makes of them, and
+// returns the port.
+func serveUDP(t *testing.T, at string, answer func([]byte) []byte) uint16 {
+	t.Helper()
+	host, err := net.ListenPacket("udp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Close() })
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := host.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			host.WriteTo(answer(b[:n]), from)
+		}
+	}()
+	return host.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 }
 
 // exchange sends a datagram and waits for one.
