@@ -152,7 +152,7 @@ func TestDisks(t *testing.T) {
 					t.Errorf("vda takes %d bytes after the discard, %d before", allocated(t, at("vda")), before)
 				}
 				image("resize", at("vdd"), "+16M")
-				echo(t, socket)
+				echo(t, "unix", socket, "hello port", "HELLO PORT")
 			}
 			g.until("")
 			reportChecks(t, g.out.String())
@@ -168,20 +168,20 @@ func TestDisks(t *testing.T) {
 	}
 }
 
-// echo says something to the guest's port and wants it back.
-func echo(t *testing.T, socket string) {
+// echo says something to the guest by a socket, and wants an answer.
+func echo(t *testing.T, network, address, say, want string) {
 	t.Helper()
-	c, err := net.Dial("unix", socket)
+	c, err := net.Dial(network, address)
 	if err != nil {
 		t.Error(err)
 		return
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(2 * time.Minute))
-	fmt.Fprint(c, "hello port")
-	b := make([]byte, 10)
-	if _, err := io.ReadFull(c, b); err != nil || string(b) != "HELLO PORT" {
-		t.Errorf("the port answers %q, %v", b, err)
+	fmt.Fprint(c, say)
+	b := make([]byte, len(want))
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
+		t.Errorf("%s answers %q, %v", address, b, err)
 	}
 }
 

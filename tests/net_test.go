@@ -271,18 +271,7 @@ func usePublished(t *testing.T, name string) {
 			continue
 		}
 		proto := f[2][strings.IndexByte(f[2], '/')+1:]
-		c, err := net.Dial(proto, f[1])
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(2 * time.Minute))
-		fmt.Fprint(c, "hello guest")
-		b := make([]byte, 11)
-		if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello guest" {
-			t.Errorf("%s: %q, %v", line, b, err)
-		}
+		echo(t, proto, f[1], "hello guest", "hello guest")
 		must(t, vmmPath, "port", "rm", name, fmt.Sprintf("%s:80/%s", f[1], proto))
 	}
 	if out := must(t, vmmPath, "port", "ls", name); strings.Count(out, "\n") != 1 {
