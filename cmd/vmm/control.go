@@ -51,6 +51,24 @@ func runtimeDir() string {
 	return filepath.Join(dir, "vmm")
 }
 
+// makeRuntimeDir makes the directory of runtimeDir. In a directory for all, another
+// user may have made it before, who could then listen in.
+func makeRuntimeDir() error {
+	dir := runtimeDir()
+	if err := os.MkdirAll(dir, 0o700); err != nil || os.Getenv("XDG_RUNTIME_DIR") != "" {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	var st unix.Stat_t
+	if err := unix.Lstat(parent, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Getuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s is another user's: set XDG_RUNTIME_DIR to a directory of yours", parent)
+	}
+	return nil
+}
+
 // controlPath is where the VM of a process listens.
 func controlPath(pid int) string { return filepath.Join(runtimeDir(), fmt.Sprintf("%d.sock", pid)) }
 
@@ -85,8 +103,8 @@ func (r *resizeRequest) newSize(old int64) (int64, error) {
 func listenControl(name string, disks []controlledDisk, nets *networks) (*control, error) {
 	pid := os.Getpid()
 	c := &control{path: controlPath(pid), vm: vmInfo{name, pid}, disks: disks, nets: nets}
-	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
-		return nil, err
+	if err := makeRuntimeDir(); err != nil {
+		return nil, fmt.Errorf("the control socket: %w", err)
 	}
 	os.Remove(c.path) // of an earlier process with this number
 	l, err := net.Listen("unix", c.path)

@@ -112,3 +112,18 @@ func TestParseNet(t *testing.T) {
 		}
 	}
 }
+
+// TestRuntimeDir refuses a directory that others can write.
+func TestRuntimeDir(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	t.Setenv("TMPDIR", t.TempDir())
+	if err := makeRuntimeDir(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Dir(runtimeDir()), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeRuntimeDir(); err == nil || !strings.Contains(err.Error(), "XDG_RUNTIME_DIR") {
+		t.Errorf("err = %v", err)
+	}
+}

@@ -297,6 +297,9 @@ func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) error {
 	case f.mode == "stream":
 		return s.Dial(f.option("path"))
 	}
+	if err := makeRuntimeDir(); err != nil {
+		return err
+	}
 	dir := filepath.Join(runtimeDir(), "switch", f.option("name"))
 	if err := s.Join(dir, lan.Member{Name: name, PID: os.Getpid(), MAC: f.nic.MAC.String()}); err != nil {
 		return err
