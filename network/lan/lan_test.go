@@ -348,3 +348,51 @@ func passtEcho(t *testing.T, port uint16) error {
 	}
 	return nil
 }
+
+// TestSlowMember has a member that takes nothing until frames for it are lost,
+// and then takes all: it gets frames again.
+func TestSlowMember(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lab")
+	s := join(t, dir, 1)
+	guest := member(t, s, 1)
+	paths, err := filepath.Glob(filepath.Join(dir, "*.sock"))
+	if err != nil || len(paths) != 1 {
+		t.Fatal(paths, err)
+	}
+	c, err := dialUnix("unixpacket", paths[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := make([]byte, maxMessage)
+	fmt.Fprintf(c, `{"version":%d,"name":"slow","mac":"02:09:09:09:09:09"}`, meshVersion)
+	if _, err := c.Read(b); err != nil { // its hello
+		t.Fatal(err)
+	}
+	broadcast := func(n int, mark byte) {
+		frame := bytes.Repeat([]byte{0xff}, n)
+		copy(frame[6:], guest.MAC[:])
+		frame[n-1] = mark
+		guest.SendFrame(ether.Header{}, frame)
+	}
+	for range 200 {
+		broadcast(60000, 1)
+	}
+	// It takes what there is, and is told of something new while it does.
+	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	go func() {
+		for range 100 {
+			broadcast(100, 2)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatalf("nothing new came: %v", err)
+		}
+		if b[n-1] == 2 {
+			return
+		}
+	}
+}

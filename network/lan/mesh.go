@@ -185,9 +185,7 @@ func (p *peer) send(_ int, h ether.Header, parts [][]byte) bool {
 		return true // finer than any driver has it
 	}
 	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(n)}
-	if !p.slow {
-		p.conn.SetWriteDeadline(time.Now().Add(patience))
-	}
+	p.conn.SetWriteDeadline(time.Now().Add(patience)) // a slow one too: an old deadline would keep it from the try
 	err := p.raw.Write(p.write)
 	p.slow = errors.Is(err, os.ErrDeadlineExceeded) || p.slow && p.errno == unix.EAGAIN
 	return true
