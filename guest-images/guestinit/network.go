@@ -1,11 +1,14 @@
 package guestinit
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/network/iface"
 )
 
 // DHCPScript is where the initial RAM disk has the script that udhcpc calls.
@@ -29,22 +32,10 @@ func startNetwork() {
 	}
 }
 
-// up turns an interface on.
+// up turns an interface on; a kernel without networks has none to turn on.
 func up(name string) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return // a kernel without networks
-	}
-	defer unix.Close(fd)
-	r, err := unix.NewIfreq(name)
-	if err == nil {
-		err = unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r)
-	}
-	if err == nil {
-		r.SetUint16(r.Uint16() | unix.IFF_UP)
-		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
-	}
-	if err != nil && !os.IsNotExist(err) {
+	err := iface.Up(name)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.ENOSYS) && !os.IsNotExist(err) {
 		warn("interface %s: %v", name, err)
 	}
 }

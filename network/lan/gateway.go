@@ -21,15 +21,21 @@ func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(
 	if err != nil {
 		return err
 	}
-	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+	free := func() bool { return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil }
+	take := func() error {
 		link, err := open()
 		if err != nil {
 			lock.Close()
 			return err
 		}
 		s.Connect(link)
-		s.own(lock)
+		if !s.own(lock) { // the switch is closed by now
+			lock.Close()
+		}
 		return nil
+	}
+	if free() {
+		return take()
 	}
 	stop := make(chanCloser)
 	if !s.own(stop) {
@@ -43,18 +49,11 @@ func (s *Switch) Share(dir string, open func() (ether.Link, error), failed func(
 				return
 			case <-time.After(turnEvery):
 			}
-			if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			if !free() {
 				continue
 			}
-			link, err := open()
-			if err != nil {
+			if err := take(); err != nil {
 				failed(err)
-				lock.Close()
-				return
-			}
-			s.Connect(link)
-			if !s.own(lock) {
-				lock.Close()
 			}
 			return
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/network/ether"
+	"vmm/network/iface"
 )
 
 const (
@@ -71,7 +72,7 @@ func Open(name string, queues int) (*Link, error) {
 		}
 	}
 	if !exists {
-		if err := l.up(); err != nil {
+		if err := iface.Up(l.name); err != nil {
 			return nil, errors.Join(l.explain(err), l.Close())
 		}
 	}
@@ -127,24 +128,6 @@ func (l *Link) openQueue(multi bool) (*queue, error) {
 	}
 	q.file = os.NewFile(uintptr(fd), "tap")
 	return q, nil
-}
-
-// up turns the interface on.
-func (l *Link) up() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	r, err := unix.NewIfreq(l.name)
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
-		return err
-	}
-	r.SetUint16(r.Uint16() | unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 }
 
 // Attach implements ether.Link.
