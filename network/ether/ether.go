@@ -32,11 +32,9 @@ const (
 	MaxFrame = FrameHeader + 4 + 65535
 )
 
-// Header.Flags (virtio 1.2, 5.1.6).
-const (
-	NeedsChecksum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
-	DataValid     = 2 // VIRTIO_NET_HDR_F_DATA_VALID
-)
+// NeedsChecksum is the one bit of Header.Flags that is used:
+// VIRTIO_NET_HDR_F_NEEDS_CSUM (virtio 1.2, 5.1.6).
+const NeedsChecksum = 1
 
 // Header.GSOType.
 const (

@@ -79,9 +79,6 @@ func Open(name string, queues int) (*Link, error) {
 	return l, nil
 }
 
-// Name is the interface's.
-func (l *Link) Name() string { return l.name }
-
 // Queues is how many there are.
 func (l *Link) Queues() int { return len(l.queues) }
 
