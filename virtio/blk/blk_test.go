@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,27 +248,31 @@ func TestResetWaits(t *testing.T) {
 	s.mu.Unlock()
 }
 
+// TestNoSpace: without somebody to wait for space, a write fails and that is
+// told; with him, it is tried again.
 func TestNoSpace(t *testing.T) {
 	disk, _ := rawDisk(t, false)
-	s := &slow{Disk: disk, full: true}
-	var logged []error
-	g := start(t, s, Options{Log: func(err error) { logged = append(logged, err) }}, 0)
-	if st := g.request(typeOut, 0, 512, false); st != statusIOErr || len(logged) != 1 {
-		t.Errorf("status %d, told %v", st, logged)
+	told := make(chan error, 2)
+	g := start(t, &slow{Disk: disk, full: true}, Options{Log: func(err error) { told <- err }}, 0)
+	if st := g.request(typeOut, 0, 512, false); st != statusIOErr || len(told) != 1 {
+		t.Errorf("status %d, told %d times", st, len(told))
 	}
-	tries := 0
-	g.dev.opts.NoSpace = func(err error, try func() error, done <-chan struct{}) error {
+
+	disk, _ = rawDisk(t, false)
+	s := &slow{Disk: disk, full: true}
+	var tries atomic.Int32
+	g = start(t, s, Options{NoSpace: func(err error, try func() error, done <-chan struct{}) error {
 		for ; errors.Is(err, unix.ENOSPC); err = try() {
-			if tries++; tries == 3 {
+			if tries.Add(1) == 3 {
 				s.mu.Lock()
 				s.full = false
 				s.mu.Unlock()
 			}
 		}
 		return err
-	}
-	if st := g.request(typeOut, 0, 512, false); st != statusOK || tries != 3 {
-		t.Errorf("status %d after %d tries", st, tries)
+	}}, 0)
+	if st := g.request(typeOut, 0, 512, false); st != statusOK || tries.Load() != 3 {
+		t.Errorf("status %d after %d tries", st, tries.Load())
 	}
 }
 
