@@ -25,6 +25,8 @@ const (
 	TypeBlock   DeviceType = 2
 	TypeConsole DeviceType = 3
 	TypeRNG     DeviceType = 4
+	TypeVsock   DeviceType = 19
+	TypeFS      DeviceType = 26
 )
 
 // Feature bits that are not of one device type (virtio 1.2, 6).

@@ -132,7 +132,7 @@ type pin struct{}
 // Set implements devices.IRQ.
 func (pin) Set(bool) {}
 
-// Start makes a guest for a device with queues of n descriptors, and has it
+// Start makes a guest for a device with queues of n descriptors, where it allows as many, and has it
 // take all features but those in without. Queue i lies at i*queueSpace.
 func Start(dev virtio.Device, mem *Memory, n uint16, without uint64) (*Guest, error) {
 	g := &Guest{Mem: mem, kicks: map[uint64]int{}}
@@ -157,8 +157,8 @@ func Start(dev virtio.Device, mem *Memory, n uint16, without uint64) (*Guest, er
 	if g.read(regStatus, 1)&statusFeatures != statusFeatures {
 		return nil, fmt.Errorf("the device refused features %#x", features)
 	}
-	for i := range dev.QueueSizes() {
-		d, err := newDriver(mem, uint64(i)*queueSpace, n, features)
+	for i, most := range dev.QueueSizes() {
+		d, err := newDriver(mem, uint64(i)*queueSpace, min(n, most), features)
 		if err != nil {
 			return nil, err
 		}
