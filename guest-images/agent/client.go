@@ -1,0 +1,303 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Client is the host's side.
+type Client struct {
+	// Dial connects to Port of the guest.
+	Dial func(context.Context) (net.Conn, error)
+}
+
+// Greet answers an agent's Hello on a connection, and returns when the agent has
+// gone; ready is called when it can be used, or with a MismatchError.
+func Greet(c net.Conn, ready func(error)) {
+	defer c.Close()
+	l := NewLink(c)
+	var h Hello
+	if l.ReceiveJSON(FrameHello, &h) != nil {
+		return
+	}
+	if h.Version != Version {
+		ready(&MismatchError{h.Version})
+	}
+	if l.SendJSON(FrameHello, Welcome{Version, time.Now()}) == nil && h.Version == Version {
+		ready(nil)
+	}
+	l.Receive()
+}
+
+// Streams are the host's ends of a command's streams.
+type Streams struct {
+	In       io.Reader // nil is empty
+	Out, Err io.Writer
+	Resize   <-chan unix.Winsize
+	Signals  <-chan os.Signal
+}
+
+// begin connects and sends a request. The connection ends with ctx.
+func (c *Client) begin(ctx context.Context, r Request) (net.Conn, *Link, error) {
+	conn, err := c.Dial(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := NewLink(conn)
+	r.Version = Version
+	if err := l.SendJSON(FrameRequest, r); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return conn, l, nil
+}
+
+// closeWith closes the connection when ctx ends, until the returned function is
+// called.
+func closeWith(ctx context.Context, c net.Conn) func() {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	return func() {
+		stop()
+		c.Close()
+	}
+}
+
+// Exec runs a command in the guest and returns how it ended.
+func (c *Client) Exec(ctx context.Context, e Exec, s Streams) (Exit, error) {
+	conn, l, err := c.begin(ctx, Request{Op: OpExec, Exec: &e})
+	if err != nil {
+		return Exit{}, err
+	}
+	defer closeWith(ctx, conn)()
+	done := make(chan struct{})
+	defer close(done)
+	window := make(chan struct{}, inputWindow)
+	go sendInput(l, s.In, window, done)
+	go sendEvents(l, s, done)
+	for {
+		kind, b, err := l.Receive()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return Exit{}, lost(err)
+		}
+		switch kind {
+		case FrameStdout:
+			_, err = s.Out.Write(b)
+		case FrameStderr:
+			_, err = s.Err.Write(b)
+		case FrameTaken:
+			select {
+			case <-window:
+			default: // it says so too often
+			}
+		case FrameExit:
+			var x Exit
+			return x, errors.Join(json.Unmarshal(b, &x))
+		case FrameReply: // it would not even look at it
+			var r Reply
+			if err := json.Unmarshal(b, &r); err != nil {
+				return Exit{}, err
+			}
+			return Exit{}, errors.New(r.Error)
+		}
+		if err != nil { // as a command whose reader has gone
+			return Exit{}, err
+		}
+	}
+}
+
+// lost says more than EOF.
+func lost(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("the guest's agent hung up")
+	}
+	return err
+}
+
+// sendInput sends what is read, a window of frames at a time.
+func sendInput(l *Link, in io.Reader, window chan<- struct{}, done <-chan struct{}) {
+	buf := make([]byte, MaxFrame)
+	for in != nil {
+		n, err := in.Read(buf)
+		if n > 0 {
+			select {
+			case window <- struct{}{}:
+			case <-done:
+				return
+			}
+			if l.Send(FrameStdin, buf[:n]) != nil {
+				return
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	l.Send(FrameStdin, nil)
+}
+
+func sendEvents(l *Link, s Streams, done <-chan struct{}) {
+	for {
+		select {
+		case w := <-s.Resize:
+			b := binary.LittleEndian.AppendUint16(nil, w.Row)
+			l.Send(FrameResize, binary.LittleEndian.AppendUint16(b, w.Col))
+		case n := <-s.Signals:
+			l.Send(FrameSignal, []byte{byte(n.(unix.Signal))})
+		case <-done:
+			return
+		}
+	}
+}
+
+// call does a request without streams.
+func (c *Client) call(ctx context.Context, r Request) (Reply, error) {
+	conn, l, err := c.begin(ctx, r)
+	if err != nil {
+		return Reply{}, err
+	}
+	defer closeWith(ctx, conn)()
+	return reply(l)
+}
+
+func reply(l *Link) (Reply, error) {
+	var r Reply
+	if err := l.ReceiveJSON(FrameReply, &r); err != nil {
+		return r, lost(err)
+	}
+	if r.Error != "" {
+		return r, errors.New(r.Error)
+	}
+	return r, nil
+}
+
+// Sync has the guest write out what it has not written yet.
+func (c *Client) Sync(ctx context.Context) error {
+	_, err := c.call(ctx, Request{Op: OpSync})
+	return err
+}
+
+// SetTime sets the guest's clock to the host's.
+func (c *Client) SetTime(ctx context.Context) error {
+	_, err := c.call(ctx, Request{Op: OpTime, Now: time.Now()})
+	return err
+}
+
+// Shutdown has the guest shut down.
+func (c *Client) Shutdown(ctx context.Context) error {
+	_, err := c.call(ctx, Request{Op: OpShutdown})
+	return err
+}
+
+// Put copies a file or directory of the host to a path of the guest: into it, if
+// it is a directory, else under that name.
+func (c *Client) Put(ctx context.Context, from, to string) error {
+	if _, err := os.Lstat(from); err != nil {
+		return err
+	}
+	st, err := c.call(ctx, Request{Op: OpStat, Path: to})
+	if err != nil {
+		return err
+	}
+	dir, name := filepath.Split(filepath.Clean(to))
+	if st.IsDir {
+		dir, name = to, filepath.Base(from)
+	}
+	conn, l, err := c.begin(ctx, Request{Op: OpPut, Path: dir})
+	if err != nil {
+		return err
+	}
+	defer closeWith(ctx, conn)()
+	// The guest may say early that it has no room: then it is heard, and the rest
+	// of the archive is of no use.
+	sent := make(chan error, 1)
+	go func() {
+		err := archive(writer{l, FrameStdin}, from, name)
+		if err == nil {
+			err = l.Send(FrameStdin, nil)
+		}
+		if err != nil {
+			conn.Close()
+		}
+		sent <- err
+	}()
+	_, err = reply(l)
+	if err != nil {
+		conn.Close()
+		if local := <-sent; local != nil && !errors.Is(local, net.ErrClosed) && !errors.Is(local, unix.EPIPE) && !errors.Is(local, unix.ECONNRESET) {
+			return local
+		}
+		return err
+	}
+	return <-sent
+}
+
+// Get copies a file or directory of the guest to a path of the host, by the same
+// rule.
+func (c *Client) Get(ctx context.Context, from, to string) error {
+	conn, l, err := c.begin(ctx, Request{Op: OpGet, Path: from})
+	if err != nil {
+		return err
+	}
+	defer closeWith(ctx, conn)()
+	dir, name := filepath.Split(filepath.Clean(to))
+	if st, err := os.Stat(to); err == nil && st.IsDir() {
+		dir, name = to, filepath.Base(filepath.Clean(from))
+	}
+	if dir == "" {
+		dir = "."
+	}
+	// A guest that cannot read it says so in the place of the archive.
+	r := &answer{reader: reader{l: l, kind: FrameStdout}}
+	err = extract(r, dir, filepath.Base(from), name)
+	if r.refused != nil {
+		return r.refused
+	}
+	if err != nil {
+		return lost(err)
+	}
+	_, err = reply(l)
+	return err
+}
+
+// answer is an archive, in whose place there may be a Reply.
+type answer struct {
+	reader
+	refused error
+}
+
+// Read implements io.Reader.
+func (a *answer) Read(p []byte) (int, error) {
+	for len(a.left) == 0 && !a.done {
+		kind, b, err := a.l.Receive()
+		if err != nil {
+			return 0, err
+		}
+		if kind == FrameReply {
+			var r Reply
+			json.Unmarshal(b, &r)
+			a.refused = errors.New(r.Error)
+			return 0, a.refused
+		}
+		if kind != a.kind {
+			return 0, errFrame
+		}
+		a.left, a.done = b, len(b) == 0
+	}
+	if len(a.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, a.left)
+	a.left = a.left[n:]
+	return n, nil
+}

@@ -1,0 +1,189 @@
+package agent
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Server is the guest's side.
+type Server struct {
+	// Start starts a command, so that whoever reaps the guest's orphans leaves it
+	// alone until Finished; Cmd.Start if nil.
+	Start    func(*exec.Cmd) error
+	Finished func(*exec.Cmd)
+	// Shutdown ends the guest.
+	Shutdown func(reboot bool)
+}
+
+// conn is a connection as vsock sockets and tests have it.
+type conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+// hostCID is the host's address.
+const hostCID = unix.VMADDR_CID_HOST
+
+// Run serves the host until accepting fails. It returns an error at once where
+// there is no vsock.
+func (s *Server) Run() error {
+	l, err := listen(Port)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(l)
+	go s.greet()
+	for {
+		c, err := accept(l)
+		if err != nil {
+			return err
+		}
+		go s.Serve(c)
+	}
+}
+
+// greet says hello for as long as the agent runs: when the host goes away, as for
+// a restored guest, it comes back.
+func (s *Server) greet() {
+	for ; ; time.Sleep(time.Second) {
+		c, err := dial(hostCID, Port)
+		if err != nil {
+			continue // this host does not ask
+		}
+		l := NewLink(c)
+		var w Welcome
+		if l.SendJSON(FrameHello, Hello{Version}) == nil && l.ReceiveJSON(FrameHello, &w) == nil {
+			setClock(w.Now)
+			l.Receive() // until the host goes
+		}
+		c.Close()
+	}
+}
+
+// maxDrift is how far the guest's clock may be off without being set.
+const maxDrift = 50 * time.Millisecond
+
+// setClock sets the guest's clock.
+func setClock(now time.Time) error {
+	if d := time.Until(now); d < maxDrift && d > -maxDrift {
+		return nil
+	}
+	tv := unix.NsecToTimeval(now.UnixNano())
+	return unix.Settimeofday(&tv)
+}
+
+// Serve answers one connection of the host.
+func (s *Server) Serve(c conn) {
+	defer c.Close()
+	l := NewLink(c)
+	var r Request
+	if err := l.ReceiveJSON(FrameRequest, &r); err != nil {
+		return
+	}
+	if r.Version != Version {
+		l.SendJSON(FrameReply, Reply{Error: (&MismatchError{Version}).Error()})
+		return
+	}
+	if r.Op == OpExec && r.Exec != nil {
+		l.SendJSON(FrameExit, s.exec(l, r.Exec))
+		linger(c)
+		return
+	}
+	var reply Reply
+	var err error
+	switch r.Op {
+	case OpStat:
+		var st os.FileInfo
+		if st, err = os.Stat(r.Path); err == nil {
+			reply.Exists, reply.IsDir = true, st.IsDir()
+		} else if os.IsNotExist(err) {
+			err = nil
+		}
+	case OpPut:
+		err = extract(&reader{l: l, kind: FrameStdin}, r.Path, "", "")
+	case OpGet:
+		if err = archive(writer{l, FrameStdout}, r.Path, filepath.Base(r.Path)); err == nil {
+			err = l.Send(FrameStdout, nil)
+		}
+	case OpTime:
+		err = setClock(r.Now)
+	case OpSync:
+		unix.Sync()
+	case OpShutdown:
+		defer s.Shutdown(r.Reboot)
+	default:
+		err = fmt.Errorf("the guest's agent cannot %q", r.Op)
+	}
+	if err != nil {
+		reply.Error = err.Error()
+	}
+	l.SendJSON(FrameReply, reply)
+	linger(c)
+}
+
+// linger waits until the host has read all.
+func linger(c conn) {
+	c.CloseWrite()
+	io.Copy(io.Discard, c)
+}
+
+// owned are the processes that somebody waits for; PID 1 leaves them alone.
+type owned struct {
+	mu   sync.Mutex
+	pids map[int]bool
+}
+
+// Reaper waits for orphans in the place of PID 1, and starts the processes that
+// are not orphans.
+type Reaper struct{ owned }
+
+// NewReaper returns a reaper, which begins at once.
+func NewReaper() *Reaper {
+	r := &Reaper{owned{pids: map[int]bool{}}}
+	go r.run()
+	return r
+}
+
+// Start starts a command that its caller waits for.
+func (r *Reaper) Start(c *exec.Cmd) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := c.Start()
+	if err == nil {
+		r.pids[c.Process.Pid] = true
+	}
+	return err
+}
+
+// Finished tells that the command was waited for.
+func (r *Reaper) Finished(c *exec.Cmd) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.pids, c.Process.Pid)
+}
+
+// run looks at children that have ended, without taking those that have an owner.
+func (r *Reaper) run() {
+	for {
+		var info siginfo
+		if err := waitid(&info); err != nil {
+			time.Sleep(100 * time.Millisecond) // there are no children
+			continue
+		}
+		r.mu.Lock()
+		if !r.pids[int(info.pid)] {
+			unix.Wait4(int(info.pid), nil, 0, nil)
+			r.mu.Unlock()
+			continue
+		}
+		r.mu.Unlock()
+		time.Sleep(5 * time.Millisecond) // its owner is about to take it
+	}
+}
