@@ -1,0 +1,288 @@
+// Package fs is the virtio file system device (virtio 1.2, 5.11): FUSE requests of
+// the guest, for a file system of the host's. go-fuse's protocol server takes them
+// apart; what is read and written goes straight between the file and the guest's
+// memory.
+package fs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vmm/virtio"
+)
+
+const (
+	queueHiprio = 0
+
+	queueSize = 1024 // its chains hold requests of maxWrite
+
+	// MaxTag bounds a tag, in bytes (5.11.4).
+	MaxTag = 36
+)
+
+// maxWrite bounds what one request reads or writes, in bytes.
+const maxWrite = 1 << 20
+
+// Offsets in struct virtio_fs_config (5.11.4).
+const (
+	configTag    = 0
+	configQueues = 36
+	configSize   = 40
+)
+
+// FUSE's opcodes that count here (<linux/fuse.h>).
+const (
+	opWrite    = 16
+	opInit     = 26
+	opFsync    = 20
+	opFsyncDir = 30
+	opSetLkw   = 33
+	opDestroy  = 38
+)
+
+// Offsets and sizes of FUSE's struct fuse_in_header and fuse_out_header.
+const (
+	inOpcode     = 4
+	inUnique     = 8
+	inHeaderSize = 40
+
+	outHeaderSize = 16
+)
+
+const (
+	// maxMessage bounds a request but for what it writes, in bytes: names, a value
+	// of an extended attribute, a batch of what is forgotten.
+	maxMessage = 128 << 10
+	// maxWaiting bounds the requests that wait beside the queue, such as for a lock.
+	maxWaiting = 512
+)
+
+// FileSystem is what a device serves to one mount of the guest.
+type FileSystem interface {
+	fuse.RawFileSystem
+	io.Closer
+}
+
+// Device is a virtio file system device.
+type Device struct {
+	tag     string
+	open    func() (FileSystem, error)
+	log     func(error)
+	session atomic.Pointer[session] // nil while nothing is mounted
+	waiting chan struct{}
+	waits   sync.WaitGroup
+	queues  [2]queue
+}
+
+// session is one mount of the guest: it begins with nothing known.
+type session struct {
+	fs     FileSystem
+	server *fuse.ProtocolServer
+}
+
+// queue is what the goroutine of a queue uses again and again.
+type queue struct {
+	chain   virtio.Chain
+	message []byte
+	in      [][]byte
+}
+
+// New returns a device that the guest mounts by a tag. open makes the file system
+// whenever it does. log hears what goes wrong here.
+func New(tag string, open func() (FileSystem, error), log func(error)) (*Device, error) {
+	if tag == "" || len(tag) > MaxTag {
+		return nil, fmt.Errorf("tag %q: between 1 and %d bytes", tag, MaxTag)
+	}
+	return &Device{tag: tag, open: open, log: log, waiting: make(chan struct{}, maxWaiting)}, nil
+}
+
+// Type implements virtio.Device.
+func (d *Device) Type() virtio.DeviceType { return virtio.TypeFS }
+
+// Features implements virtio.Device: there are no notifications.
+func (d *Device) Features() uint64 { return 0 }
+
+// QueueSizes implements virtio.Device: the one for what cannot wait, and one for
+// requests.
+func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize, queueSize} }
+
+// ReadConfig implements virtio.Device.
+func (d *Device) ReadConfig(offset uint32, data []byte) {
+	var c [configSize]byte
+	copy(c[configTag:configQueues], d.tag)
+	binary.LittleEndian.PutUint32(c[configQueues:], 1)
+	clear(data)
+	if offset < configSize {
+		copy(data, c[offset:])
+	}
+}
+
+// WriteConfig implements virtio.Device.
+func (d *Device) WriteConfig(uint32, []byte) {}
+
+// Start implements virtio.Device: a session begins when the guest mounts.
+func (d *Device) Start(uint64, virtio.Control) {}
+
+// begin makes a session, in the place of an earlier one.
+func (d *Device) begin() {
+	d.end()
+	f, err := d.open()
+	if err != nil {
+		d.log(err) // the guest's mount fails
+		return
+	}
+	d.session.Store(&session{f, fuse.NewProtocolServer(f, &fuse.MountOptions{
+		MaxWrite:             maxWrite,
+		EnableLocks:          true,
+		EnableSymlinkCaching: true,
+		ExtraCapabilities:    fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_ASYNC_DIO,
+		Logger:               log.New(io.Discard, "", 0), // of what the guest does wrong, which it is told
+		PanicHandler: func(p any) fuse.Status {
+			d.log(fmt.Errorf("virtio-fs: %v", p))
+			return fuse.EIO
+		},
+	})})
+}
+
+// end closes the session's files. What waits for a lock is ended by that.
+func (d *Device) end() {
+	s := d.session.Swap(nil)
+	if s == nil {
+		return
+	}
+	if err := s.fs.Close(); err != nil {
+		d.log(err)
+	}
+}
+
+// StopQueue implements virtio.Device.
+func (d *Device) StopQueue(i int) {
+	if i != queueHiprio {
+		d.end()
+		d.waits.Wait()
+	}
+}
+
+// Reset implements virtio.Device.
+func (d *Device) Reset() {}
+
+// Close implements virtio.Device.
+func (d *Device) Close() error { return nil }
+
+// HandleQueue implements virtio.Device.
+func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
+	defer q.Notify()
+	s := &d.queues[i]
+	for {
+		ok, err := q.Pop(&s.chain)
+		if err != nil || !ok {
+			return err
+		}
+		if err := d.request(s, q); err != nil {
+			return err
+		}
+	}
+}
+
+// request serves one request. All but those that may wait long are served at once:
+// a queue has one goroutine, and passing them on costs more than most of them.
+func (d *Device) request(s *queue, q *virtio.Queue) error {
+	var head [inHeaderSize]byte
+	if gather(head[:], s.chain.Readable) < inHeaderSize {
+		return fmt.Errorf("%w: a FUSE request without a header", virtio.ErrMalformed)
+	}
+	switch binary.LittleEndian.Uint32(head[inOpcode:]) {
+	case opWrite:
+		q.Push(&s.chain, d.serve(&head, s.chain.Readable, s.chain.Writable))
+		return nil
+	case opSetLkw, opFsync, opFsyncDir:
+		d.aside(&head, s, q)
+		return nil
+	case opInit:
+		d.begin()
+	}
+	in := s.copyMessage(s.chain.Readable)
+	q.Push(&s.chain, d.serve(&head, in, s.chain.Writable))
+	if binary.LittleEndian.Uint32(head[inOpcode:]) == opDestroy {
+		d.end()
+	}
+	return nil
+}
+
+// copyMessage takes a request out of the guest's memory, where it could change
+// while it is looked at. Only what a write carries stays there.
+func (s *queue) copyMessage(parts [][]byte) [][]byte {
+	if s.message == nil {
+		s.message = make([]byte, maxMessage)
+	}
+	s.in = append(s.in[:0], s.message[:gather(s.message, parts)])
+	return s.in
+}
+
+// aside serves a request in a goroutine of its own.
+func (d *Device) aside(head *[inHeaderSize]byte, s *queue, q *virtio.Queue) {
+	select {
+	case d.waiting <- struct{}{}:
+	default:
+		q.Push(&s.chain, refuse(head, s.chain.Writable, unix.ENOLCK))
+		return
+	}
+	chain := s.chain
+	s.chain = virtio.Chain{} // the goroutine's from now on
+	message := make([]byte, 0, inHeaderSize*4)
+	for _, p := range chain.Readable {
+		if message = append(message, p[:min(len(p), maxMessage-len(message))]...); len(message) == maxMessage {
+			break
+		}
+	}
+	d.waits.Go(func() {
+		defer func() { <-d.waiting }()
+		q.Push(&chain, d.serve(head, [][]byte{message}, chain.Writable))
+		q.Notify()
+	})
+}
+
+// serve answers a request, and returns the size of the answer.
+func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) uint32 {
+	session := d.session.Load()
+	if session == nil {
+		return refuse(head, out, unix.EIO)
+	}
+	n, s := session.server.HandleRequest(in, out)
+	if s != fuse.OK {
+		return refuse(head, out, unix.Errno(s))
+	}
+	return uint32(n)
+}
+
+// refuse answers with an error.
+func refuse(head *[inHeaderSize]byte, out [][]byte, errno unix.Errno) uint32 {
+	var b [outHeaderSize]byte
+	binary.LittleEndian.PutUint32(b[0:], outHeaderSize)
+	binary.LittleEndian.PutUint32(b[4:], uint32(-int32(errno)))
+	copy(b[8:], head[inUnique:inUnique+8])
+	n := 0
+	for _, to := range out {
+		n += copy(to, b[n:])
+	}
+	if n < outHeaderSize {
+		return 0 // there is nobody to tell
+	}
+	return outHeaderSize
+}
+
+// gather copies parts into one piece, as far as it goes.
+func gather(to []byte, parts [][]byte) int {
+	n := 0
+	for _, p := range parts {
+		n += copy(to[n:], p)
+	}
+	return n
+}
