@@ -20,7 +20,7 @@ import (
 var kernelConfig string
 
 // kernelRecipe changes when what buildKernel does changes its result.
-const kernelRecipe = 1
+const kernelRecipe = 2
 
 // buildTools are the packages that building the kernel needs.
 var buildTools = []string{"gcc", "libc6-dev", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "lz4", "perl"}
@@ -32,12 +32,13 @@ const buildLines = 2100
 type Kernel struct {
 	Image     string // bzImage
 	SystemMap string // symbols, "" where there are none
+	ELF       string // vmlinux, for debuggers; "" where there is none
 }
 
 // SlimKernel returns the slim kernel, built from Debian's linux-source.
 func (b *Builder) SlimKernel(ctx context.Context) (Kernel, error) {
 	dir, err := b.once(ctx, slimName(), b.buildKernel)
-	return Kernel{filepath.Join(dir, "bzImage"), filepath.Join(dir, "System.map")}, err
+	return Kernel{filepath.Join(dir, "bzImage"), filepath.Join(dir, "System.map"), filepath.Join(dir, "vmlinux")}, err
 }
 
 // slimName changes with the recipe.
@@ -102,7 +103,7 @@ func (b *Builder) buildKernel(ctx context.Context, dir string) error {
 	if err := b.make(ctx, src); err != nil {
 		return err
 	}
-	for from, to := range map[string]string{"arch/x86/boot/bzImage": "bzImage", "System.map": "System.map", ".config": "config"} {
+	for from, to := range map[string]string{"arch/x86/boot/bzImage": "bzImage", "System.map": "System.map", "vmlinux": "vmlinux", ".config": "config"} {
 		if err := os.Rename(filepath.Join(src, from), filepath.Join(dir, to)); err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -125,11 +123,7 @@ type socketConsole struct {
 }
 
 func listenConsole(path string) (*hostConsole, error) {
-	l, err := net.Listen("unix", path)
-	if errors.Is(err, unix.EADDRINUSE) && !answers(path) {
-		os.Remove(path) // left behind by a process that was killed
-		l, err = net.Listen("unix", path)
-	}
+	l, err := listenUnix(path)
 	if err != nil {
 		return nil, err
 	}

@@ -152,6 +152,14 @@ func (f *runFlags) openDisks() (_ *diskSet, err error) {
 		s.open = append(s.open, root)
 		s.flags = append([]diskFlag{{serial: "rootfs"}}, s.flags...)
 	}
+	if f.rootDisk {
+		root, err := openRoot(f.root)
+		if err != nil {
+			return nil, fmt.Errorf("--root: %w", err)
+		}
+		s.open = append(s.open, root)
+		s.flags = append([]diskFlag{{serial: "root"}}, s.flags...)
+	}
 	for _, d := range s.flags[len(s.open):] {
 		img, err := image.Open(d.path, d.image)
 		if err != nil {
@@ -238,6 +246,18 @@ func rootDisk(source string) (*image.Image, error) {
 		return nil, err
 	}
 	return image.Open(f.Name(), image.Options{Format: image.Raw, Cache: storage.Unsafe})
+}
+
+// openRoot opens the root of a guest that runs a command: an image, whose changes
+// are not kept, or a tar archive.
+func openRoot(path string) (*image.Image, error) {
+	if tar, err := rootfs.IsTar(path); err != nil || tar {
+		if err != nil {
+			return nil, err
+		}
+		return rootDisk(path)
+	}
+	return image.Open(path, image.Options{ReadOnly: true})
 }
 
 // spaceWatch pauses a machine while the host's disk is full

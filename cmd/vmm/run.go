@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,9 +19,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/u-root/u-root/pkg/cpio"
 	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
+	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
 	"vmm/machine"
 	"vmm/virtio/rng"
@@ -49,28 +52,50 @@ type runFlags struct {
 	nets      []string
 	publish   []string
 	pcap      string
+	shares    []string
+	root      string
+	rw        []string
+	noAgent   bool
+	vsock     string
 	verbose   bool
+	execFlags
+
+	command []string
+	// What --root means: a directory of the host, or the first disk.
+	rootDir  string
+	rootDisk bool
 }
 
 func runCommand() *cobra.Command {
 	f := &runFlags{memory: machine.DefaultMemory}
 	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Boot a virtual machine",
+		Use:   "run [flags] [--] [COMMAND [ARGUMENT...]]",
+		Short: "Boot a virtual machine, or run a command in one",
 		Long: "run boots a Linux kernel and connects this terminal to its serial console.\n" +
 			"Without --kernel it boots what the first --disk would boot, and without that the default\n" +
 			"guest, which is built once (see vmm setup).\n\n" +
+			"With a command, it runs that in the guest, with this process's standard streams, and ends\n" +
+			"with its exit status. The guest's root is then what this host has, and the current\n" +
+			"directory is the same; what the guest writes is gone with it (see --rw).\n\n" +
 			"Ctrl-a x ends the VM, Ctrl-a h shows the other keys.\n\n" +
-			"Exit status: 0 the guest shut down or rebooted, 123 it crashed, 124 --timeout,\n" +
-			"125 vmm could not start or failed, 2 wrong usage.",
+			"Exit status: the command's, or 0 the guest shut down or rebooted, 123 it crashed,\n" +
+			"124 --timeout, 125 vmm could not start or failed, 2 wrong usage.",
 		Example: "  vmm run\n" +
+			"  vmm run -- make check\n" +
+			"  vmm run -it\n" +
 			"  vmm run --kernel arch/x86/boot/bzImage --append 'loglevel=7' -m 2G -c 4\n" +
 			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.command = args
+			if f.sandbox() && !cmd.Flags().Changed("console") {
+				f.console = "none"
+			}
+			return f.run(cmd.Context())
+		},
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
+	fl.SetInterspersed(false)
 	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
 	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
@@ -84,6 +109,12 @@ func runCommand() *cobra.Command {
 	fl.StringArrayVar(&f.nets, "net", nil, netUsage)
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "make a port of the guest's one of the host's: `[ADDRESS:]HOST:GUEST[/udp]`; several are possible")
 	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
+	f.execFlags.add(fl)
+	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
+	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
+	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
+	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
+	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
 	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
@@ -98,6 +129,9 @@ func runCommand() *cobra.Command {
 
 // validName is what a VM may be called: it becomes a hostname.
 var validName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+// sandbox tells whether there is a command to run, a shell included.
+func (f *runFlags) sandbox() bool { return len(f.command) > 0 || f.tty || f.interactive }
 
 // check finds what is wrong with the flags themselves.
 func (f *runFlags) check() error {
@@ -119,6 +153,19 @@ func (f *runFlags) check() error {
 	if f.onENOSPC != "report" && f.onENOSPC != "pause" {
 		return usage("--on-enospc %q: report or pause", f.onENOSPC)
 	}
+	if f.sandbox() {
+		if f.noAgent {
+			return usage("--no-agent: a command needs the agent")
+		}
+		if f.rootfs != "" {
+			return usage("--rootfs: a guest that runs a command has a --root")
+		}
+		if err := f.execFlags.check(); err != nil {
+			return err
+		}
+	} else if f.root != "" || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" {
+		return usage("--root, --rw, --env, --user and --cwd are for a command: vmm run ... -- COMMAND, or -it for a shell")
+	}
 	if !slices.Contains(terminalDevices, f.terminal) {
 		return usage("--console-device %q: serial or virtio", f.terminal)
 	}
@@ -136,28 +183,37 @@ func (f *runFlags) run(ctx context.Context) error {
 		return err
 	}
 	start := time.Now()
+	if err := f.chooseRoot(); err != nil {
+		return failed(err)
+	}
 	disks, err := f.openDisks()
 	if err != nil {
 		return failed(err)
 	}
 	defer disks.close()
-	cfg, symbols, err := f.config(ctx, disks)
-	if err != nil {
-		return failed(err)
-	}
 	con, err := openConsole(f.console)
 	if err != nil {
 		return failed(err)
 	}
 	defer con.restore()
-	cfg.Console = con
+	output := &tail{Writer: con}
+	logger := log.New(con.messages(), "vmm: ", 0)
+	logged := func(err error) { logger.Print(err) }
+	shares, err := f.openShares(logged)
+	if err != nil {
+		return failed(err)
+	}
+	cfg, symbols, err := f.config(ctx, disks, &shares.config)
+	if err != nil {
+		return failed(err)
+	}
+	cfg.Console, cfg.Log = output, logger
 	ports, err := f.openPorts(con)
 	if err != nil {
 		return failed(err)
 	}
 	defer ports.close()
-	cfg.Log = log.New(con.messages(), "vmm: ", 0)
-	nets, err := f.openNetworks(func(err error) { cfg.Log.Print(err) })
+	nets, err := f.openNetworks(logged)
 	if err != nil {
 		return failed(err)
 	}
@@ -165,6 +221,15 @@ func (f *runFlags) run(ctx context.Context) error {
 	space, err := f.addDevices(cfg, disks, ports, nets, con)
 	if err != nil {
 		return failed(err)
+	}
+	cfg.Devices = append(cfg.Devices, shares.devices...)
+	guest, err := openAgent(f.vsock)
+	if err != nil {
+		return failed(err)
+	}
+	defer guest.close()
+	if !f.noAgent || f.vsock != "" {
+		cfg.Devices = append(cfg.Devices, guest.devices()...)
 	}
 	spareForCPUs(f.cpus)
 	m, err := machine.New(*cfg)
@@ -182,7 +247,11 @@ func (f *runFlags) run(ctx context.Context) error {
 	if f.profile != "" {
 		m.StartProfile(symbols)
 	}
-	result, status, err := f.drive(ctx, m, con, ports.input(m))
+	var job func(context.Context) (int, error)
+	if f.sandbox() {
+		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, guest) }
+	}
+	result, status, err := f.drive(ctx, m, con, ports.input(m), job)
 	con.restore()
 	if err != nil {
 		return failed(err)
@@ -196,7 +265,7 @@ func (f *runFlags) run(ctx context.Context) error {
 		report(os.Stderr, m, built.Sub(start), time.Since(built))
 		nets.report(os.Stderr)
 	}
-	return f.outcome(result, status)
+	return f.outcome(result, status, output)
 }
 
 // spareForCPUs gives Go's scheduler a place more for each virtual CPU: one that
@@ -204,8 +273,10 @@ func (f *runFlags) run(ctx context.Context) error {
 // goroutines would wait for it.
 func spareForCPUs(n int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n) }
 
-// drive runs the machine with its console, signals and timeout.
-func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error) (machine.Result, int, error) {
+// drive runs the machine, with a job in the guest, or with its console and the
+// signals that end it; and with the timeout.
+func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error,
+	job func(context.Context) (int, error)) (machine.Result, int, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := func(status int, err error) { cancel(&exitError{status, err}) }
@@ -213,9 +284,42 @@ func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConso
 		t := time.AfterFunc(f.timeout, func() { stop(statusTimeout, fmt.Errorf("the guest did not end within %v", f.timeout)) })
 		defer t.Stop()
 	}
+	if job != nil {
+		done := make(chan struct{})
+		defer func() {
+			cancel(nil)
+			<-done // it has the terminal
+		}()
+		go func() {
+			defer close(done)
+			stop(job(ctx))
+		}()
+	} else {
+		defer f.interact(ctx, m, con, input, stop)()
+	}
+	result, err := m.Run(ctx)
+	var exit *exitError
+	if errors.As(context.Cause(ctx), &exit) && result.End == machine.EndStopped {
+		if exit.err != nil {
+			con.restore()
+			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
+			if exit.status == statusOK {
+				exit.status = statusFailed
+			}
+		}
+		return result, exit.status, err
+	}
+	if job != nil && result.End != machine.EndCrash && result.End != machine.EndDebugExit {
+		return result, statusFailed, err
+	}
+	return result, statusOK, err
+}
+
+// interact connects the console, and ends the VM by a signal. The returned
+// function ends that.
+func (f *runFlags) interact(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error, stop func(int, error)) func() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer signal.Stop(signals)
 	go func() {
 		select {
 		case s := <-signals:
@@ -228,25 +332,65 @@ func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConso
 		power: m.PressPowerButton,
 		help:  func() { io.WriteString(con, consoleHelp) },
 	})
-	result, err := m.Run(ctx)
-	var exit *exitError
-	if errors.As(context.Cause(ctx), &exit) && result.End == machine.EndStopped {
-		if exit.err != nil {
-			con.restore()
-			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
-		}
-		return result, exit.status, err
-	}
-	return result, statusOK, err
+	return func() { signal.Stop(signals) }
 }
 
+// shellCommand is the command of -it without one: the user's shell, as far as the
+// guest has it.
+func (f *runFlags) shellCommand() []string {
+	if shell := os.Getenv("SHELL"); f.rootDir == "/" && shell != "" {
+		return []string{shell}
+	}
+	return []string{"/bin/sh"}
+}
+
+// runJob runs the command in the guest and saves what that has written.
+func (f *runFlags) runJob(ctx context.Context, guest *guestAgent) (int, error) {
+	argv := f.command
+	if len(argv) == 0 {
+		argv = f.shellCommand()
+	}
+	status, err := runInGuest(ctx, guest.wait, guest.client(), f.execFlags.request(argv), os.Stdout, os.Stderr)
+	if err != nil {
+		select { // the guest may be about to end, which says more
+		case <-ctx.Done():
+		case <-time.After(lastWords):
+		}
+		return statusFailed, err
+	}
+	if len(f.disks)+len(f.rw)+len(f.shares) > 0 {
+		if err := guest.client().Sync(ctx); err != nil && ctx.Err() == nil {
+			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)
+		}
+	}
+	if status >= statusCrash && status <= statusFailed {
+		fmt.Fprintf(os.Stderr, "vmm: status %d is the command's own\n", status)
+	}
+	return status, nil
+}
+
+// lastWords is how long a guest may take to end when its agent has hung up.
+const lastWords = 3 * time.Second
+
+// consoleLines is how much of the console is shown when a guest fails whose console
+// is not seen.
+const consoleLines = 40
+
 // outcome is what the guest's end means for the exit status.
-func (f *runFlags) outcome(r machine.Result, status int) error {
-	switch r.End {
-	case machine.EndCrash:
+func (f *runFlags) outcome(r machine.Result, status int, output *tail) error {
+	switch {
+	case r.End == machine.EndCrash:
+		if f.console == "none" {
+			fmt.Fprintln(os.Stderr, output.lines(consoleLines))
+		}
 		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
-	case machine.EndDebugExit:
+	case r.End == machine.EndDebugExit:
 		status = r.Status
+	case r.End != machine.EndStopped && f.sandbox():
+		if why := output.said("init: "); why != nil {
+			return &exitError{statusFailed, fmt.Errorf("the guest could not run the command: %s", strings.Join(why, "; "))}
+		}
+		return &exitError{statusFailed, errors.New("the guest shut down before the command had ended")}
 	}
 	if status == statusOK {
 		return nil
@@ -265,37 +409,61 @@ type boot struct {
 // defaultKernel is the value of --kernel for the default guest's.
 const defaultKernel = "default"
 
-// chooseBoot finds what the flags say to boot.
-func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet) (*boot, error) {
+// chooseRoot decides what the root of a guest is that runs a command.
+func (f *runFlags) chooseRoot() error {
+	switch {
+	case !f.sandbox():
+		return nil
+	case f.root == "":
+		f.rootDir = "/"
+		return nil
+	}
+	st, err := os.Stat(f.root)
+	if err != nil {
+		return fmt.Errorf("--root: %w", err)
+	}
+	if f.rootDisk = !st.IsDir(); !f.rootDisk {
+		f.rootDir, err = realPath(f.root)
+	}
+	return err
+}
+
+// chooseBoot finds what the flags say to boot. A guest that runs a command has our
+// init, whatever its kernel.
+func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*boot, error) {
 	if f.kernel != "" && f.kernel != defaultKernel {
 		kernel, err := bootloader.Open(f.kernel)
-		return &boot{kernel: kernel}, err
+		if err != nil || !f.sandbox() {
+			return &boot{kernel: kernel}, err
+		}
+		builder, finish := setupBuilder()
+		defer finish()
+		b := &boot{kernel: kernel}
+		return b, f.addInit(ctx, builder, b, guest)
 	}
-	if f.kernel == "" && f.rootfs == "" && len(disks.open) > 0 {
+	if f.kernel == "" && f.rootfs == "" && !f.sandbox() && len(disks.open) > 0 {
 		b, err := disks.boot(f.bootEntry)
 		if err == nil || f.bootEntry != "" {
 			return b, err
 		}
 		fmt.Fprintf(os.Stderr, "vmm: %v: booting the default guest\n", err)
 	}
-	return f.defaultGuest(ctx)
+	return f.defaultGuest(ctx, guest)
 }
 
 // defaultGuest is the slim kernel, with the initial RAM disk unless there is a
 // root disk.
-func (f *runFlags) defaultGuest(ctx context.Context) (*boot, error) {
+func (f *runFlags) defaultGuest(ctx context.Context, guest *guestinit.Config) (*boot, error) {
 	builder, finish := setupBuilder()
 	slim, err := builder.SlimKernel(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{symbols: slim.SystemMap, args: []string{guestinit.HostnameArg + f.name, "quiet"}}
+	b := &boot{symbols: slim.SystemMap}
 	if f.rootfs == "" {
-		initrd, err := builder.Initramfs(ctx)
-		if err != nil {
+		if err := f.addInit(ctx, builder, b, guest); err != nil {
 			return nil, err
 		}
-		b.initrds = append(b.initrds, initrd)
 	}
 	finish()
 	if t := terminalArgs(f.terminal == "serial"); t != "" && f.console == "serial" {
@@ -305,9 +473,29 @@ func (f *runFlags) defaultGuest(ctx context.Context) (*boot, error) {
 	return b, err
 }
 
+// addInit gives a guest the default initial RAM disk, with what its init is to do.
+func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b *boot, guest *guestinit.Config) error {
+	initrd, err := builder.Initramfs(ctx)
+	if err != nil {
+		return err
+	}
+	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
+	config, err := json.Marshal(guest)
+	if err != nil {
+		return err
+	}
+	extra, err := guestimages.Archive(cpio.StaticFile(strings.TrimPrefix(guestinit.ConfigPath, "/"), string(config), 0o644))
+	if err != nil {
+		return err
+	}
+	b.initrds = append(b.initrds, initrd, extra)
+	b.args = append(b.args, guestinit.HostnameArg+f.name, "quiet")
+	return nil
+}
+
 // config reads the kernel and the initial RAM disks.
-func (f *runFlags) config(ctx context.Context, disks *diskSet) (*machine.Config, string, error) {
-	b, err := f.chooseBoot(ctx, disks)
+func (f *runFlags) config(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*machine.Config, string, error) {
+	b, err := f.chooseBoot(ctx, disks, guest)
 	if err != nil {
 		return nil, "", err
 	}

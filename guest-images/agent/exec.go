@@ -19,11 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Path is the PATH of commands that bring none.
+const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // Statuses of commands that could not start, as shells and docker have them.
 const (
 	statusNotExecutable = 126
 	statusNotFound      = 127
 )
+
+// errNotFound marks errors for programs that are nowhere; it says nothing itself.
+var errNotFound = errors.New("")
 
 // idle is how long an output may stay silent, after the command has ended, before
 // it is taken for that of something it left behind.
@@ -72,7 +78,7 @@ func (s *Server) exec(l *Link, e *Exec) Exit {
 
 func cannotStart(err error) Exit {
 	status := statusNotExecutable
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotFound) {
 		status = statusNotFound
 	}
 	return Exit{Status: status, Error: err.Error()}
@@ -99,7 +105,10 @@ func command(e *Exec) (*exec.Cmd, error) {
 		return nil, err
 	}
 	c := &exec.Cmd{Args: e.Argv, Dir: e.Dir}
-	c.Env = append(os.Environ(), "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name, "SHELL="+u.shell)
+	c.Env = append(c.Env, "PATH="+Path, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name, "SHELL="+u.shell)
+	if e.TTY {
+		c.Env = append(c.Env, "TERM=xterm")
+	}
 	c.Env = append(c.Env, e.Env...)
 	if c.Dir == "" {
 		if c.Dir = u.home; !isDir(c.Dir) {
@@ -138,7 +147,7 @@ func lookPath(name, dir string, env []string) (string, error) {
 			list = p
 		}
 	}
-	found := fmt.Errorf("%s: %w in %s", name, exec.ErrNotFound, list)
+	found := fmt.Errorf("%s: command not found in the guest (PATH=%s)%w", name, list, errNotFound)
 	for _, d := range filepath.SplitList(list) {
 		path := filepath.Join(d, name)
 		err := executable(name, path)

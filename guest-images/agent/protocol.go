@@ -68,7 +68,7 @@ type Request struct {
 // Exec is a command to run.
 type Exec struct {
 	Argv []string `json:"argv"`
-	// Env is added to the agent's environment, which has PATH, HOME and the like.
+	// Env is added to PATH, HOME, USER, LOGNAME and SHELL, and wins over them.
 	Env  []string `json:"env,omitempty"`
 	Dir  string   `json:"dir,omitempty"`  // the user's home if empty
 	User string   `json:"user,omitempty"` // USER or UID, with :GROUP or :GID; root if empty

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,7 +40,18 @@ func (s *Server) Run() error {
 		return err
 	}
 	defer unix.Close(l)
-	go s.greet()
+	first, err := dial(hostCID, Port)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETUNREACH) {
+		return fmt.Errorf("this kernel does not see a vsock device (CONFIG_VIRTIO_VSOCKETS): %w", err)
+	}
+	go func() {
+		for c := first; ; c, err = dial(hostCID, Port) {
+			if err == nil { // this host asks for a hello
+				greet(c)
+			}
+			time.Sleep(time.Second)
+		}
+	}()
 	for {
 		c, err := accept(l)
 		if err != nil {
@@ -49,21 +61,15 @@ func (s *Server) Run() error {
 	}
 }
 
-// greet says hello for as long as the agent runs: when the host goes away, as for
-// a restored guest, it comes back.
-func (s *Server) greet() {
-	for ; ; time.Sleep(time.Second) {
-		c, err := dial(hostCID, Port)
-		if err != nil {
-			continue // this host does not ask
-		}
-		l := NewLink(c)
-		var w Welcome
-		if l.SendJSON(FrameHello, Hello{Version}) == nil && l.ReceiveJSON(FrameHello, &w) == nil {
-			setClock(w.Now)
-			l.Receive() // until the host goes
-		}
-		c.Close()
+// greet says hello and waits until the host goes away. As a restored guest's does,
+// it may come back.
+func greet(c conn) {
+	defer c.Close()
+	l := NewLink(c)
+	var w Welcome
+	if l.SendJSON(FrameHello, Hello{Version}) == nil && l.ReceiveJSON(FrameHello, &w) == nil {
+		setClock(w.Now)
+		l.Receive()
 	}
 }
 

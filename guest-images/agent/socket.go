@@ -25,6 +25,9 @@ func (s socket) CloseWrite() error {
 
 func newSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return -1, fmt.Errorf("this kernel has no vsock (CONFIG_VSOCKETS): %w", err)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("vsock: %w", err)
 	}

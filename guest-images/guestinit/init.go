@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
 )
 
 // HostnameArg is the kernel argument that names the guest.
@@ -28,22 +30,23 @@ type mount struct {
 	source, target, fstype string
 	flags                  uintptr
 	data                   string
+	moves                  bool // to another root; what is below goes with it
 }
 
 var mounts = []mount{
-	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
-	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
-	{"dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
-	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666"},
-	{"shm", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, ""},
-	{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, ""},
-	{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
-	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
+	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
+	{"dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", true},
+	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666", false},
+	{"shm", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", false},
+	{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", true},
+	{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", true},
+	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false},
 }
 
 // Main is PID 1 of the guest. It does not return.
 func Main() {
-	os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
+	os.Setenv("PATH", agent.Path)
 	os.Setenv("HOME", "/root")
 	if os.Getenv("TERM") == "" || os.Getenv("TERM") == "linux" {
 		os.Setenv("TERM", "vt100")
@@ -54,21 +57,70 @@ func Main() {
 			warn("mount %s: %v", m.target, err) // a kernel may lack one; the rest still serves
 		}
 	}
+	reaper = agent.NewReaper()
 	setHostname()
-	linkPorts()
-	startNetwork()
-
 	ends := make(chan int, 4)
+	cfg, err := readConfig()
+	if err == nil {
+		err = prepare(cfg, ends)
+	}
+	if err != nil {
+		warn("%v", err)
+		if cfg.AgentOnly {
+			ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		}
+	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGUSR1, unix.SIGUSR2, unix.SIGTERM, unix.SIGINT)
 	go func() { ends <- rebootCommand(<-signals) }()
 	go watchPowerButton(func() { ends <- unix.LINUX_REBOOT_CMD_POWER_OFF })
-	go func() {
-		session(false, "/etc/rc.local")
-		session(true, "/bin/sh", "-l")
-		ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
-	}()
+	if !cfg.AgentOnly {
+		go func() {
+			session(false, "/etc/rc.local")
+			session(true, "/bin/sh", "-l")
+			ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		}()
+	}
 	shutDown(<-ends)
+}
+
+// reaper waits for orphans; Main makes it.
+var reaper *agent.Reaper
+
+// prepare does what the configuration says and starts the agent.
+func prepare(cfg *Config, ends chan<- int) error {
+	if err := loadModules(cfg.Modules); err != nil {
+		return err
+	}
+	linkPorts()
+	startNetwork()
+	if cfg.Root != nil {
+		if err := enterRoot(cfg.Root); err != nil {
+			return err
+		}
+	}
+	if err := mountAll(cfg.Mounts); err != nil {
+		return err
+	}
+	if cfg.NoAgent {
+		return nil
+	}
+	server := &agent.Server{Start: reaper.Start, Finished: reaper.Finished, Shutdown: func(reboot bool) {
+		command := unix.LINUX_REBOOT_CMD_POWER_OFF
+		if reboot {
+			command = unix.LINUX_REBOOT_CMD_RESTART
+		}
+		ends <- command
+	}}
+	go func() {
+		// A guest that has no vsock is none that the host wants to reach, unless it
+		// says so.
+		if err := server.Run(); err != nil && cfg.AgentOnly {
+			warn("%v", err)
+			ends <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		}
+	}()
+	return nil
 }
 
 func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "init: "+format+"\n", args...) }
@@ -126,9 +178,12 @@ func session(login bool, name string, args ...string) {
 	c.Dir = "/root"
 	c.Stdin, c.Stdout, c.Stderr = console, console, console
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: login}
-	if err := c.Run(); err != nil && c.ProcessState == nil {
+	if err := reaper.Start(c); err != nil {
 		warn("%s: %v", name, err)
+		return
 	}
+	c.Wait()
+	reaper.Finished(c)
 }
 
 // openConsole opens the terminal behind /dev/console, which itself cannot be

@@ -24,11 +24,11 @@ func startNetwork() {
 		name := filepath.Base(path)
 		up(name)
 		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-t", "10", "-T", "1", "-A", "10", "-s", DHCPScript)
-		if err := c.Start(); err != nil {
+		if err := reaper.Start(c); err != nil {
 			warn("udhcpc: %v", err)
 			return
 		}
-		go c.Wait()
+		go c.Wait() // it stays in the reaper's care until the guest ends
 	}
 }
 

@@ -39,6 +39,17 @@ func Build(source string, out *os.File, free int64) error {
 	return grow(out, free)
 }
 
+// IsTar tells whether a file is a tar archive, plain or compressed.
+func IsTar(path string) (bool, error) {
+	r, closeSource, err := open(path)
+	if err != nil {
+		return false, err
+	}
+	defer closeSource()
+	_, err = tar.NewReader(r).Next()
+	return err == nil, nil
+}
+
 // open returns the source as a tar stream.
 func open(source string) (r io.Reader, close func() error, err error) {
 	f, err := os.Open(source)

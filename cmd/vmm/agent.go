@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
+	"vmm/virtio"
+	"vmm/virtio/vsock"
+)
+
+const vsockUsage = "the guest's vsock as unix sockets of the host: write \"CONNECT PORT\" to `PATH` to reach the guest, which reaches PATH_PORT"
+
+// guestCID is the guest's address on its vsock, which is its own.
+const guestCID = vsock.MinCID
+
+// guestAgent is the guest's vsock, and the agent behind it.
+type guestAgent struct {
+	device   *vsock.Device
+	listener *net.UnixListener // of --vsock
+
+	once  sync.Once
+	ready chan struct{} // closed when the agent can be used, or never can
+	err   error
+}
+
+// openAgent makes the guest's vsock, with unix sockets at path unless that is empty.
+func openAgent(path string) (*guestAgent, error) {
+	g := &guestAgent{ready: make(chan struct{})}
+	others := func(uint32) (func(*vsock.Conn), error) { return nil, unix.ECONNREFUSED }
+	if path != "" {
+		others = vsock.ConnectUnix(path)
+	}
+	var err error
+	if g.device, err = vsock.New(vsock.Options{CID: guestCID, Connect: func(port uint32) (func(*vsock.Conn), error) {
+		if port == agent.Port {
+			return func(c *vsock.Conn) { agent.Greet(c, g.hello) }, nil
+		}
+		return others(port)
+	}}); err != nil || path == "" {
+		return g, err
+	}
+	if g.listener, err = listenUnix(path); err != nil {
+		return nil, fmt.Errorf("--vsock: %w", err)
+	}
+	go g.device.ServeUnix(g.listener)
+	return g, nil
+}
+
+// hello is what becomes of the agent's Hello.
+func (g *guestAgent) hello(err error) {
+	g.once.Do(func() {
+		g.err = err
+		close(g.ready)
+	})
+}
+
+// devices are the virtio devices.
+func (g *guestAgent) devices() []virtio.Device { return []virtio.Device{g.device} }
+
+func (g *guestAgent) close() {
+	if g.listener != nil {
+		g.listener.Close()
+	}
+}
+
+// wait returns when the agent can be used.
+func (g *guestAgent) wait(ctx context.Context) error {
+	select {
+	case <-g.ready:
+		return g.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// alive tells whether the agent can be used now.
+func (g *guestAgent) alive() bool {
+	select {
+	case <-g.ready:
+		return g.err == nil
+	default:
+		return false
+	}
+}
+
+// client speaks to the agent.
+func (g *guestAgent) client() *agent.Client {
+	return &agent.Client{Dial: func(ctx context.Context) (net.Conn, error) {
+		c, err := g.device.Dial(ctx, agent.Port)
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}}
+}
+
+// listenUnix listens on a unix socket, in the place of one that was left behind.
+func listenUnix(path string) (*net.UnixListener, error) {
+	addr := &net.UnixAddr{Name: path, Net: "unix"}
+	l, err := net.ListenUnix("unix", addr)
+	if errors.Is(err, unix.EADDRINUSE) && !answers(path) {
+		os.Remove(path)
+		l, err = net.ListenUnix("unix", addr)
+	}
+	return l, err
+}

@@ -1,0 +1,53 @@
+package guestinit
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+)
+
+// ConfigPath is where the initial RAM disk has a Config.
+const ConfigPath = "/etc/vmm.json"
+
+// Config is what the host wants of the guest beyond the defaults.
+type Config struct {
+	// Modules are files to load into the kernel, in this order.
+	Modules []string `json:"modules,omitempty"`
+	// Root is the guest's root; nil is the initial RAM disk itself.
+	Root   *Root   `json:"root,omitempty"`
+	Mounts []Mount `json:"mounts,omitempty"`
+	// AgentOnly has no shell on the console: the host works through the agent, and
+	// a guest that it could not reach ends.
+	AgentOnly bool `json:"agentOnly,omitempty"`
+	NoAgent   bool `json:"noAgent,omitempty"`
+}
+
+// Root is a file system that becomes the guest's root. What is written to it goes
+// to the guest's memory.
+type Root struct {
+	Tag  string `json:"tag,omitempty"`  // of a virtio-fs device
+	Disk string `json:"disk,omitempty"` // or a disk, such as /dev/vda, or its first partition with a system on it
+}
+
+// Mount is a directory of the host in the guest.
+type Mount struct {
+	Tag      string `json:"tag"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Overlay takes what is written into the guest's memory.
+	Overlay bool `json:"overlay,omitempty"`
+}
+
+// readConfig returns the Config, which may be missing.
+func readConfig() (*Config, error) {
+	c := &Config{}
+	b, err := os.ReadFile(ConfigPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(b, c)
+}

@@ -1,0 +1,207 @@
+package guestinit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where the parts of the guest's file systems are; /run goes into the new root.
+const (
+	newRoot = "/newroot"
+	workDir = "/run/vmm"
+	lower   = workDir + "/root"
+	memory  = workDir + "/memory" // a tmpfs for what is written
+)
+
+// enterRoot makes the configured root the root of this process and of all that it
+// starts.
+func enterRoot(r *Root) error {
+	for _, d := range []string{newRoot, lower, memory} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	var err error
+	if r.Tag != "" {
+		err = mountShare(r.Tag, lower, unix.MS_RDONLY)
+	} else {
+		err = mountDisk(r.Disk, lower)
+	}
+	if err != nil {
+		return err
+	}
+	if err := mountOverlay(lower, newRoot, "root"); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if m.moves {
+			to := newRoot + m.target
+			if err := os.MkdirAll(to, 0o755); err != nil {
+				return err
+			}
+			if err := unix.Mount(m.target, to, "", unix.MS_MOVE, ""); err != nil {
+				warn("moving %s: %v", m.target, err)
+			}
+		}
+	}
+	if err := ownFiles(); err != nil {
+		warn("%v", err)
+	}
+	if err := os.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("the new root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return os.Chdir("/")
+}
+
+// ownFiles puts into the root what this guest has of its own: its names, and the
+// name servers that the DHCP client, which stays in the old root, finds.
+func ownFiles() error {
+	etc := newRoot + "/etc"
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return err
+	}
+	name, _ := os.Hostname()
+	hosts := fmt.Sprintf("127.0.0.1 localhost %s\n::1 localhost\n", name)
+	for file, content := range map[string]string{"hostname": name + "\n", "hosts": hosts, "resolv.conf": ""} {
+		path := filepath.Join(etc, file)
+		os.Remove(path) // it may be a link into what is not there
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile("/etc/resolv.conf", os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return unix.Mount("/etc/resolv.conf", etc+"/resolv.conf", "", unix.MS_BIND, "")
+}
+
+// mountShare mounts a directory of the host.
+func mountShare(tag, to string, flags uintptr) error {
+	err := unix.Mount(tag, to, "virtiofs", flags, "")
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return errors.New("this kernel has no virtio-fs (CONFIG_VIRTIO_FS)")
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("this kernel does not see the shared directory %s (CONFIG_VIRTIO_PCI or CONFIG_VIRTIO_MMIO)", tag)
+	case err != nil:
+		return fmt.Errorf("mounting %s: %w", tag, err)
+	}
+	return nil
+}
+
+// mountOverlay mounts a directory so that what is written goes to memory.
+func mountOverlay(from, to, name string) error {
+	base := filepath.Join(memory, name)
+	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
+	if err := os.MkdirAll(memory, 0o755); err != nil {
+		return err
+	}
+	var st, parent unix.Stat_t
+	if unix.Stat(memory, &st) == nil && unix.Stat(workDir, &parent) == nil && st.Dev == parent.Dev {
+		if err := unix.Mount("vmm", memory, "tmpfs", 0, "mode=0755,size=80%"); err != nil {
+			return fmt.Errorf("memory for an overlay: %w (CONFIG_TMPFS)", err)
+		}
+	}
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	err := unix.Mount("overlay", to, "overlay", 0, "lowerdir="+from+",upperdir="+upper+",workdir="+work)
+	if errors.Is(err, unix.ENODEV) {
+		return errors.New("this kernel has no overlays (CONFIG_OVERLAY_FS)")
+	}
+	if err != nil {
+		return fmt.Errorf("overlay on %s: %w", from, err)
+	}
+	return nil
+}
+
+// rootTypes are the file systems that a root disk may have.
+var rootTypes = []string{"ext4", "xfs", "btrfs", "squashfs", "erofs", "vfat"}
+
+// mountDisk mounts a disk, or the first of its partitions that has a system.
+func mountDisk(disk, to string) error {
+	candidates := []string{disk}
+	for n := 1; n <= 16; n++ {
+		candidates = append(candidates, disk+strconv.Itoa(n))
+	}
+	for _, dev := range candidates {
+		if _, err := os.Stat(dev); err != nil {
+			continue
+		}
+		for _, fs := range rootTypes {
+			if unix.Mount(dev, to, fs, unix.MS_RDONLY, "") != nil {
+				continue
+			}
+			for _, sign := range []string{"/usr/bin", "/bin", "/sbin/init"} {
+				if _, err := os.Lstat(to + sign); err == nil {
+					return nil
+				}
+			}
+			unix.Unmount(to, 0)
+			break
+		}
+	}
+	return fmt.Errorf("%s has no system that this kernel can mount", disk)
+}
+
+// mountAll mounts the host's directories.
+func mountAll(list []Mount) error {
+	for i, m := range list {
+		if err := os.MkdirAll(m.Path, 0o755); err != nil {
+			return fmt.Errorf("mount point: %w", err)
+		}
+		var flags uintptr
+		if m.ReadOnly || m.Overlay {
+			flags = unix.MS_RDONLY
+		}
+		if !m.Overlay {
+			if err := mountShare(m.Tag, m.Path, flags); err != nil {
+				return err
+			}
+			continue
+		}
+		name := strconv.Itoa(i)
+		below := filepath.Join(workDir, "share", name)
+		if err := os.MkdirAll(below, 0o755); err != nil {
+			return err
+		}
+		if err := mountShare(m.Tag, below, flags); err != nil {
+			return err
+		}
+		if err := mountOverlay(below, m.Path, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadModules loads the kernel modules that the initial RAM disk has.
+func loadModules(paths []string) error {
+	for _, p := range paths {
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("module %s: %w", filepath.Base(p), err)
+		}
+	}
+	return nil
+}
