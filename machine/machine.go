@@ -72,11 +72,12 @@ type Result struct {
 
 // Machine is a virtual machine.
 type Machine struct {
-	cfg  Config
-	kvm  *kvm.System
-	vm   *kvm.VM
-	mem  *Memory
-	cpus []*vcpu
+	cfg   Config
+	kvm   *kvm.System
+	vm    *kvm.VM
+	mem   *Memory
+	cpuMu sync.Mutex // of cpus, once New has returned
+	cpus  []*vcpu
 
 	ports portBus
 	mmio  mmioBus
@@ -280,7 +281,9 @@ func (m *Machine) Close() error {
 	for _, v := range m.cpus {
 		errs = append(errs, v.close())
 	}
+	m.cpuMu.Lock()
 	m.cpus = nil
+	m.cpuMu.Unlock()
 	if m.helper != nil {
 		errs = append(errs, m.helper.close())
 		m.helper = nil
@@ -329,6 +332,17 @@ func (m *Machine) Input(p []byte) error { return m.uart.Receive(p) }
 
 // Interpreted tells whether this host's KVM interprets guest kernel mode.
 func (m *Machine) Interpreted() bool { return m.tables != nil }
+
+// CPUTimes returns how long the thread of each vCPU has been running.
+func (m *Machine) CPUTimes() []time.Duration {
+	m.cpuMu.Lock()
+	defer m.cpuMu.Unlock()
+	var out []time.Duration
+	for _, v := range m.cpus {
+		out = append(out, v.cpuTime())
+	}
+	return out
+}
 
 // Exits returns how often the vCPUs came back, by reason.
 func (m *Machine) Exits() map[string]uint64 {

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -179,6 +180,23 @@ func (v *vcpu) setThread(tid int) {
 	v.mu.Lock()
 	v.tid = tid
 	v.mu.Unlock()
+}
+
+// cpuTime is what the vCPU's thread has used.
+func (v *vcpu) cpuTime() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.tid == 0 {
+		return 0
+	}
+	// The clock of a thread: CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED of the
+	// kernel's <linux/posix-timers.h>.
+	const threadClock = 4 | 2
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^v.tid<<3|threadClock), &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 // run executes the guest until the machine's end.

@@ -184,6 +184,7 @@ func (s *socketConsole) close() {
 type consoleActions struct {
 	quit, power func()
 	help        func()
+	detach      func() // nil where there is nothing to leave
 }
 
 // copyInput sends input to the guest until it ends, and obeys Ctrl-a.
@@ -227,6 +228,8 @@ func filterKeys(p []byte, escaped bool, do consoleActions) ([]byte, bool) {
 			do.power()
 		case b == 'h' || b == '?':
 			do.help()
+		case b == 'd' && do.detach != nil:
+			do.detach()
 		}
 		escaped = false
 	}

@@ -11,29 +11,27 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"vmm/machine"
 	"vmm/virtio/blk"
 )
 
 // control is the socket by which other commands reach a running VM: HTTP on a
-// unix socket that only its user can open, named by the process.
+// unix socket that only its user can open. docs/api.md describes it.
 type control struct {
-	server http.Server
-	path   string
-	vm     vmInfo
-	disks  []controlledDisk
-	nets   *networks
-}
-
-// vmInfo says which VM it is.
-type vmInfo struct {
-	Name string `json:"name"`
-	PID  int    `json:"pid"`
+	server  http.Server
+	dir     *vmDir
+	machine *machine.Machine
+	disks   []controlledDisk
+	nets    *networks
+	agent   *guestAgent // nil if the guest is not to have one
+	console *consoleHub // nil if the console is elsewhere
+	// end ends the VM at once.
+	end func()
 }
 
 // controlledDisk is a disk that can be resized.
@@ -69,9 +67,6 @@ func makeRuntimeDir() error {
 	return nil
 }
 
-// controlPath is where the VM of a process listens.
-func controlPath(pid int) string { return filepath.Join(runtimeDir(), fmt.Sprintf("%d.sock", pid)) }
-
 // resizeRequest asks for a disk to be resized: to Size bytes, or by as many
 // where Sign is "+" or "-".
 type resizeRequest struct {
@@ -99,23 +94,31 @@ func (r *resizeRequest) newSize(old int64) (int64, error) {
 	return size, nil
 }
 
-// listenControl opens the socket of a VM.
-func listenControl(name string, disks []controlledDisk, nets *networks) (*control, error) {
-	pid := os.Getpid()
-	c := &control{path: controlPath(pid), vm: vmInfo{name, pid}, disks: disks, nets: nets}
-	if err := makeRuntimeDir(); err != nil {
-		return nil, fmt.Errorf("the control socket: %w", err)
+// maxSocketPath bounds the path of a unix socket, in bytes.
+const maxSocketPath = 107
+
+// listen opens the socket.
+func (c *control) listen() error {
+	path := c.dir.file(controlFile)
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
 	}
-	os.Remove(c.path) // of an earlier process with this number
-	l, err := net.Listen("unix", c.path)
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("the control socket: %w", err)
+		return fmt.Errorf("the control socket: %w", err)
 	}
-	if err := os.Chmod(c.path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /vm", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(c.vm) })
+	mux.HandleFunc("GET /vm", c.inspect)
+	mux.HandleFunc("GET /stats", c.getStats)
+	mux.Handle("GET /metrics", c.metrics())
+	mux.HandleFunc("POST /stop", c.stop)
+	mux.HandleFunc("POST /kill", c.kill)
+	mux.HandleFunc("POST /agent", c.joinAgent)
+	mux.HandleFunc("POST /console", c.joinConsole)
 	mux.HandleFunc("POST /disks/resize", c.resize)
 	mux.HandleFunc("GET /ports", c.listPorts)
 	mux.HandleFunc("POST /ports", c.addPort)
@@ -125,12 +128,29 @@ func listenControl(name string, disks []controlledDisk, nets *networks) (*contro
 	c.server.Handler = mux
 	c.server.ReadHeaderTimeout = 10 * time.Second
 	go c.server.Serve(l)
-	return c, nil
+	return nil
 }
 
-func (c *control) close() {
-	c.server.Close()
-	os.Remove(c.path)
+func (c *control) close() { c.server.Close() }
+
+// inspect answers GET /vm.
+func (c *control) inspect(w http.ResponseWriter, _ *http.Request) {
+	info := c.dir.info
+	info.Agent = c.agent != nil && c.agent.alive()
+	json.NewEncoder(w).Encode(info)
+}
+
+// kill ends the VM as pulling the plug does.
+func (c *control) kill(http.ResponseWriter, *http.Request) { c.end() }
+
+// stop asks the guest to shut down: by its agent, or by the power button.
+func (c *control) stop(w http.ResponseWriter, r *http.Request) {
+	if c.agent != nil && c.agent.alive() {
+		if err := c.agent.client().Shutdown(r.Context()); err == nil {
+			return
+		}
+	}
+	c.machine.PressPowerButton()
 }
 
 func (c *control) resize(w http.ResponseWriter, r *http.Request) {
@@ -166,25 +186,29 @@ func decode(w http.ResponseWriter, r *http.Request, to any) bool {
 	return err == nil
 }
 
-// askResize has the VM of a process resize one of its disks.
-func askResize(ctx context.Context, pid int, req resizeRequest) error {
+// askResize has a VM resize one of its disks.
+func askResize(ctx context.Context, vm vmInfo, req resizeRequest) error {
 	path, err := realPath(req.Path)
 	if err != nil {
 		return err
 	}
 	req.Path = path
-	return askVM(ctx, pid, http.MethodPost, "/disks/resize", req, nil)
+	return askVM(ctx, vm, http.MethodPost, "/disks/resize", req, nil)
 }
 
-// askVM sends a request to the VM of a process; the answer goes to answer, if
-// that is not nil.
-func askVM(ctx context.Context, pid int, method, path string, request, answer any) error {
+// dialVM connects to a VM's control socket.
+func dialVM(ctx context.Context, vm vmInfo) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(vmPath(vm.Name), controlFile))
+}
+
+// askVM sends a request to a VM; the answer goes to answer, if that is not nil.
+func askVM(ctx context.Context, vm vmInfo, method, path string, request, answer any) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", controlPath(pid))
+		return dialVM(ctx, vm)
 	}}}
 	defer client.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(ctx, method, "http://vmm"+path, bytes.NewReader(body))
@@ -205,51 +229,6 @@ func askVM(ctx context.Context, pid int, method, path string, request, answer an
 		return nil
 	}
 	return json.NewDecoder(text).Decode(answer)
-}
-
-// runningVMs are the user's VMs. Sockets of those that are gone are removed.
-func runningVMs(ctx context.Context) []vmInfo {
-	var out []vmInfo
-	paths, _ := filepath.Glob(filepath.Join(runtimeDir(), "*.sock"))
-	for _, path := range paths {
-		pid, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(path), ".sock"))
-		if err != nil {
-			continue
-		}
-		var vm vmInfo
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err = askVM(ctx, pid, http.MethodGet, "/vm", nil, &vm)
-		cancel()
-		switch {
-		case err == nil:
-			out = append(out, vm)
-		case errors.Is(err, unix.ECONNREFUSED):
-			os.Remove(path)
-		}
-	}
-	return out
-}
-
-// findVM returns the process of a running VM, by its name or number.
-func findVM(ctx context.Context, name string) (int, error) {
-	var found []string
-	pid := 0
-	for _, vm := range runningVMs(ctx) {
-		if strconv.Itoa(vm.PID) == name {
-			return vm.PID, nil
-		}
-		if vm.Name == name {
-			pid = vm.PID
-			found = append(found, strconv.Itoa(vm.PID))
-		}
-	}
-	switch len(found) {
-	case 0:
-		return 0, fmt.Errorf("no VM %q is running: vmm run --name %s starts one", name, name)
-	case 1:
-		return pid, nil
-	}
-	return 0, fmt.Errorf("several VMs are called %q: give a process number instead: %s", name, strings.Join(found, ", "))
 }
 
 // realPath makes a path absolute and free of symbolic links.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -356,8 +357,8 @@ func imageResize() *cobra.Command {
 			})
 			var locked *storage.LockError
 			if errors.As(err, &locked) && locked.Process != 0 {
-				if _, none := os.Stat(controlPath(locked.Process)); none == nil {
-					return failed(askResize(cmd.Context(), locked.Process, req))
+				if vm, none := findRunning(strconv.Itoa(locked.Process)); none == nil {
+					return failed(askResize(cmd.Context(), vm, req))
 				}
 			}
 			return err

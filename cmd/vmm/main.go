@@ -81,7 +81,8 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(runCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
+	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(),
+		inspectCommand(), statsCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
 }
 

@@ -30,13 +30,13 @@ func portCommand() *cobra.Command {
 					}
 					ports = append(ports, p)
 				}
-				pid, err := findVM(cmd.Context(), args[0])
+				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
 				for _, p := range ports {
 					var did gateway.Publication
-					if err := askVM(cmd.Context(), pid, method, "/ports", p, &did); err != nil {
+					if err := askVM(cmd.Context(), vm, method, "/ports", p, &did); err != nil {
 						return failed(err)
 					}
 					fmt.Fprintln(cmd.OutOrStdout(), did)
@@ -48,19 +48,19 @@ func portCommand() *cobra.Command {
 	ls := &cobra.Command{
 		Use: "ls [VM]", Short: "List published ports", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vms := runningVMs(cmd.Context())
+			vms := runningVMs()
 			if len(args) == 1 {
-				pid, err := findVM(cmd.Context(), args[0])
+				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
-				vms = []vmInfo{{args[0], pid}}
+				vms = []vmInfo{vm}
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
 			fmt.Fprintln(w, "VM\tHOST\tGUEST")
 			for _, vm := range vms {
 				var ports []gateway.Publication
-				if err := askVM(cmd.Context(), vm.PID, http.MethodGet, "/ports", nil, &ports); err != nil {
+				if err := askVM(cmd.Context(), vm, http.MethodGet, "/ports", nil, &ports); err != nil {
 					return failed(err)
 				}
 				for _, p := range ports {
@@ -93,23 +93,23 @@ func netCommand() *cobra.Command {
 					}
 					r.NIC = n
 				}
-				pid, err := findVM(cmd.Context(), args[0])
+				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
-				return failed(askVM(cmd.Context(), pid, http.MethodPost, "/nics/link", r, nil))
+				return failed(askVM(cmd.Context(), vm, http.MethodPost, "/nics/link", r, nil))
 			},
 		}
 	}
 	ls := &cobra.Command{
 		Use: "ls VM", Short: "List network devices with what went over them", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pid, err := findVM(cmd.Context(), args[0])
+			vm, err := findRunning(args[0])
 			if err != nil {
 				return failed(err)
 			}
 			var nics []nicInfo
-			if err := askVM(cmd.Context(), pid, http.MethodGet, "/nics", nil, &nics); err != nil {
+			if err := askVM(cmd.Context(), vm, http.MethodGet, "/nics", nil, &nics); err != nil {
 				return failed(err)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
@@ -146,9 +146,10 @@ type linkRequest struct {
 	Up  bool `json:"up"`
 }
 
-func (c *control) listNICs(w http.ResponseWriter, _ *http.Request) {
+// info is what others see of the network devices.
+func (n *networks) info() []nicInfo {
 	out := []nicInfo{}
-	for _, n := range c.nets.nics {
+	for _, n := range n.nics {
 		i := nicInfo{Mode: n.mode, MAC: n.device.MAC().String(), Up: n.device.Up()}
 		i.Received, i.Sent = n.device.Counts()
 		if g := n.gateway.Load(); g != nil {
@@ -156,7 +157,11 @@ func (c *control) listNICs(w http.ResponseWriter, _ *http.Request) {
 		}
 		out = append(out, i)
 	}
-	json.NewEncoder(w).Encode(out)
+	return out
+}
+
+func (c *control) listNICs(w http.ResponseWriter, _ *http.Request) {
+	json.NewEncoder(w).Encode(c.nets.info())
 }
 
 func (c *control) setLink(w http.ResponseWriter, r *http.Request) {

@@ -2,29 +2,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
-	"math"
 	"os"
-	"os/signal"
 	"regexp"
-	"runtime"
 	"slices"
-	"sort"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/u-root/u-root/pkg/cpio"
-	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
-	guestimages "vmm/guest-images"
-	"vmm/guest-images/guestinit"
 	"vmm/machine"
 	"vmm/virtio/rng"
 )
@@ -56,11 +45,14 @@ type runFlags struct {
 	root      string
 	rw        []string
 	noAgent   bool
+	detach    bool
+	remove    bool
 	vsock     string
 	verbose   bool
 	execFlags
 
-	command []string
+	command             []string
+	named, consoleGiven bool // by the user
 	// What --root means: a directory of the host, or the first disk.
 	rootDir  string
 	rootDisk bool
@@ -87,10 +79,8 @@ func runCommand() *cobra.Command {
 			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.command = args
-			if f.sandbox() && !cmd.Flags().Changed("console") {
-				f.console = "none"
-			}
-			return f.run(cmd.Context())
+			f.named, f.consoleGiven = cmd.Flags().Changed("name"), cmd.Flags().Changed("console")
+			return f.start(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
 	fl := cmd.Flags()
@@ -109,13 +99,15 @@ func runCommand() *cobra.Command {
 	fl.StringArrayVar(&f.nets, "net", nil, netUsage)
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "make a port of the guest's one of the host's: `[ADDRESS:]HOST:GUEST[/udp]`; several are possible")
 	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
+	fl.BoolVarP(&f.detach, "detach", "d", false, "run the VM in the background, and print its name (see vmm ps, exec, logs, attach, stop)")
+	fl.BoolVar(&f.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
 	f.execFlags.add(fl)
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
 	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
-	fl.StringVar(&f.name, "name", "vmm", "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.name, "name", defaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
@@ -143,6 +135,10 @@ func (f *runFlags) check() error {
 		return usage("--name %q: only letters, digits and dashes, at most 63", f.name)
 	case f.cpus < 1 || f.cpus > machine.MaxCPUs:
 		return usage("--cpus %d: between 1 and %d", f.cpus, machine.MaxCPUs)
+	case slices.Contains(reserved, f.name):
+		return usage("--name %s: this name has a meaning of its own", f.name)
+	case f.detach && f.tty:
+		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	case f.timeout < 0:
 		return usage("--timeout %v: a time cannot be negative", f.timeout)
 	case f.console == "":
@@ -178,81 +174,171 @@ func (f *runFlags) check() error {
 	return nil
 }
 
-func (f *runFlags) run(ctx context.Context) error {
+// start runs the VM here or in the background.
+func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	start := time.Now()
-	if err := f.chooseRoot(); err != nil {
-		return failed(err)
+	if f.detach && !isDetached() {
+		name, err := detach()
+		if err != nil {
+			return failed(err)
+		}
+		fmt.Fprintln(out, name)
+		return nil
 	}
-	disks, err := f.openDisks()
+	kernel := f.kernel
+	if kernel == "" {
+		kernel = defaultKernel
+	}
+	dir, err := claimName(vmInfo{
+		Name: f.name, PID: os.Getpid(), State: stateRunning, Started: time.Now(), Command: f.command, Detached: f.detach,
+		CPUs: f.cpus, Memory: uint64(f.memory), Kernel: kernel, Disks: f.disks, Shares: f.shares, Nets: f.nets,
+	}, f.named)
 	if err != nil {
 		return failed(err)
 	}
-	defer disks.close()
-	con, err := openConsole(f.console)
-	if err != nil {
-		return failed(err)
+	f.name = dir.info.Name
+	ready := false
+	err = f.run(ctx, dir, &ready)
+	dir.close(err, f.remove || !ready)
+	return err
+}
+
+// parts are what a VM is made of beside the machine; close undoes what opening
+// them did.
+type parts struct {
+	dir        *vmDir
+	disks      *diskSet
+	console    *hostConsole
+	background *background // nil if the VM is not in it
+	output     *tail       // what the console says
+	shares     *shares
+	ports      *ports
+	nets       *networks
+	guest      *guestAgent
+	space      *spaceWatch
+	stdout     io.Writer // of a command
+	stderr     io.Writer
+}
+
+func (p *parts) close() {
+	if p.guest != nil {
+		p.guest.close()
 	}
-	defer con.restore()
-	output := &tail{Writer: con}
-	logger := log.New(con.messages(), "vmm: ", 0)
+	if p.nets != nil {
+		p.nets.close()
+	}
+	if p.ports != nil {
+		p.ports.close()
+	}
+	if p.console != nil {
+		p.console.restore()
+	}
+	if p.background != nil {
+		p.background.close()
+	}
+	if p.disks != nil {
+		p.disks.close()
+	}
+}
+
+// open makes the parts and the machine's configuration.
+func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, symbols string, err error) {
+	if err = f.chooseRoot(); err != nil {
+		return
+	}
+	if p.disks, err = f.openDisks(); err != nil {
+		return
+	}
+	if err = f.openTerminal(p); err != nil {
+		return
+	}
+	p.output = &tail{Writer: p.console}
+	logger := log.New(p.console.messages(), "vmm: ", 0)
 	logged := func(err error) { logger.Print(err) }
-	shares, err := f.openShares(logged)
+	if p.shares, err = f.openShares(logged); err != nil {
+		return
+	}
+	if cfg, symbols, err = f.config(ctx, p.disks, &p.shares.config); err != nil {
+		return
+	}
+	cfg.Console, cfg.Log = p.output, logger
+	if p.ports, err = f.openPorts(p.console); err != nil {
+		return
+	}
+	if p.nets, err = f.openNetworks(logged); err != nil {
+		return
+	}
+	if p.guest, err = openAgent(f.vsock); err != nil {
+		return
+	}
+	return cfg, symbols, f.addDevices(cfg, p)
+}
+
+// openTerminal opens the console: a VM in the background has logs, and of one that
+// runs a command the console is seen only if it crashes.
+func (f *runFlags) openTerminal(p *parts) (err error) {
+	p.stdout, p.stderr = os.Stdout, os.Stderr
+	if f.detach {
+		if p.background, err = openBackground(p.dir); err != nil {
+			return err
+		}
+		p.stdout, p.stderr = p.background.output, p.background.output
+		if !f.consoleGiven {
+			p.console = p.background.console()
+			return nil
+		}
+	}
+	if f.sandbox() && !f.consoleGiven {
+		f.console = "none"
+	}
+	p.console, err = openConsole(f.console)
+	return err
+}
+
+func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
+	start := time.Now()
+	p := &parts{dir: dir}
+	defer p.close()
+	cfg, symbols, err := f.open(ctx, p)
 	if err != nil {
 		return failed(err)
-	}
-	cfg, symbols, err := f.config(ctx, disks, &shares.config)
-	if err != nil {
-		return failed(err)
-	}
-	cfg.Console, cfg.Log = output, logger
-	ports, err := f.openPorts(con)
-	if err != nil {
-		return failed(err)
-	}
-	defer ports.close()
-	nets, err := f.openNetworks(logged)
-	if err != nil {
-		return failed(err)
-	}
-	defer nets.close()
-	space, err := f.addDevices(cfg, disks, ports, nets, con)
-	if err != nil {
-		return failed(err)
-	}
-	cfg.Devices = append(cfg.Devices, shares.devices...)
-	guest, err := openAgent(f.vsock)
-	if err != nil {
-		return failed(err)
-	}
-	defer guest.close()
-	if !f.noAgent || f.vsock != "" {
-		cfg.Devices = append(cfg.Devices, guest.devices()...)
 	}
 	spareForCPUs(f.cpus)
 	m, err := machine.New(*cfg)
 	if err != nil {
 		return failed(err)
 	}
-	space.attach(m)
-	ports.run()
-	control, err := listenControl(f.name, disks.controlled, nets)
-	if err != nil {
+	p.space.attach(m)
+	p.ports.run()
+	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, end: m.Stop}
+	if !f.noAgent {
+		control.agent = p.guest
+	}
+	if p.background != nil && !f.consoleGiven {
+		control.console = p.background.hub
+	}
+	if err := control.listen(); err != nil {
 		return failed(errors.Join(err, m.Close()))
 	}
 	defer control.close()
+	if p.background != nil {
+		if err := p.background.ready(f.name); err != nil {
+			return failed(errors.Join(err, m.Close()))
+		}
+	}
+	*ready = true
 	built := time.Now()
 	if f.profile != "" {
 		m.StartProfile(symbols)
 	}
 	var job func(context.Context) (int, error)
 	if f.sandbox() {
-		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, guest) }
+		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p) }
 	}
-	result, status, err := f.drive(ctx, m, con, ports.input(m), job)
-	con.restore()
+	result, status, err := f.drive(ctx, m, p.console, p.ports.input(m), job)
+	p.console.restore()
 	if err != nil {
 		return failed(err)
 	}
@@ -263,345 +349,31 @@ func (f *runFlags) run(ctx context.Context) error {
 	}
 	if f.verbose {
 		report(os.Stderr, m, built.Sub(start), time.Since(built))
-		nets.report(os.Stderr)
+		p.nets.report(os.Stderr)
 	}
-	return f.outcome(result, status, output)
-}
-
-// spareForCPUs gives Go's scheduler a place more for each virtual CPU: one that
-// is in KVM_RUN keeps its place for up to milliseconds, and the devices'
-// goroutines would wait for it.
-func spareForCPUs(n int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n) }
-
-// drive runs the machine, with a job in the guest, or with its console and the
-// signals that end it; and with the timeout.
-func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error,
-	job func(context.Context) (int, error)) (machine.Result, int, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := func(status int, err error) { cancel(&exitError{status, err}) }
-	if f.timeout > 0 {
-		t := time.AfterFunc(f.timeout, func() { stop(statusTimeout, fmt.Errorf("the guest did not end within %v", f.timeout)) })
-		defer t.Stop()
-	}
-	if job != nil {
-		done := make(chan struct{})
-		defer func() {
-			cancel(nil)
-			<-done // it has the terminal
-		}()
-		go func() {
-			defer close(done)
-			stop(job(ctx))
-		}()
-	} else {
-		defer f.interact(ctx, m, con, input, stop)()
-	}
-	result, err := m.Run(ctx)
-	var exit *exitError
-	if errors.As(context.Cause(ctx), &exit) && result.End == machine.EndStopped {
-		if exit.err != nil {
-			con.restore()
-			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
-			if exit.status == statusOK {
-				exit.status = statusFailed
-			}
-		}
-		return result, exit.status, err
-	}
-	if job != nil && result.End != machine.EndCrash && result.End != machine.EndDebugExit {
-		return result, statusFailed, err
-	}
-	return result, statusOK, err
-}
-
-// interact connects the console, and ends the VM by a signal. The returned
-// function ends that.
-func (f *runFlags) interact(ctx context.Context, m *machine.Machine, con *hostConsole, input func([]byte) error, stop func(int, error)) func() {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	go func() {
-		select {
-		case s := <-signals:
-			stop(128+int(s.(unix.Signal)), nil)
-		case <-ctx.Done():
-		}
-	}()
-	go con.copyInput(input, consoleActions{
-		quit:  func() { stop(statusOK, nil) },
-		power: m.PressPowerButton,
-		help:  func() { io.WriteString(con, consoleHelp) },
-	})
-	return func() { signal.Stop(signals) }
-}
-
-// shellCommand is the command of -it without one: the user's shell, as far as the
-// guest has it.
-func (f *runFlags) shellCommand() []string {
-	if shell := os.Getenv("SHELL"); f.rootDir == "/" && shell != "" {
-		return []string{shell}
-	}
-	return []string{"/bin/sh"}
-}
-
-// runJob runs the command in the guest and saves what that has written.
-func (f *runFlags) runJob(ctx context.Context, guest *guestAgent) (int, error) {
-	argv := f.command
-	if len(argv) == 0 {
-		argv = f.shellCommand()
-	}
-	status, err := runInGuest(ctx, guest.wait, guest.client(), f.execFlags.request(argv), os.Stdout, os.Stderr)
-	if err != nil {
-		select { // the guest may be about to end, which says more
-		case <-ctx.Done():
-		case <-time.After(lastWords):
-		}
-		return statusFailed, err
-	}
-	if len(f.disks)+len(f.rw)+len(f.shares) > 0 {
-		if err := guest.client().Sync(ctx); err != nil && ctx.Err() == nil {
-			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)
-		}
-	}
-	if status >= statusCrash && status <= statusFailed {
-		fmt.Fprintf(os.Stderr, "vmm: status %d is the command's own\n", status)
-	}
-	return status, nil
-}
-
-// lastWords is how long a guest may take to end when its agent has hung up.
-const lastWords = 3 * time.Second
-
-// consoleLines is how much of the console is shown when a guest fails whose console
-// is not seen.
-const consoleLines = 40
-
-// outcome is what the guest's end means for the exit status.
-func (f *runFlags) outcome(r machine.Result, status int, output *tail) error {
-	switch {
-	case r.End == machine.EndCrash:
-		if f.console == "none" {
-			fmt.Fprintln(os.Stderr, output.lines(consoleLines))
-		}
-		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
-	case r.End == machine.EndDebugExit:
-		status = r.Status
-	case r.End != machine.EndStopped && f.sandbox():
-		if why := output.said("init: "); why != nil {
-			return &exitError{statusFailed, fmt.Errorf("the guest could not run the command: %s", strings.Join(why, "; "))}
-		}
-		return &exitError{statusFailed, errors.New("the guest shut down before the command had ended")}
-	}
-	if status == statusOK {
-		return nil
-	}
-	return &exitError{status, nil}
-}
-
-// boot is what to boot.
-type boot struct {
-	kernel  *bootloader.Kernel
-	symbols string // its System.map, if known
-	initrds [][]byte
-	args    []string
-}
-
-// defaultKernel is the value of --kernel for the default guest's.
-const defaultKernel = "default"
-
-// chooseRoot decides what the root of a guest is that runs a command.
-func (f *runFlags) chooseRoot() error {
-	switch {
-	case !f.sandbox():
-		return nil
-	case f.root == "":
-		f.rootDir = "/"
-		return nil
-	}
-	st, err := os.Stat(f.root)
-	if err != nil {
-		return fmt.Errorf("--root: %w", err)
-	}
-	if f.rootDisk = !st.IsDir(); !f.rootDisk {
-		f.rootDir, err = realPath(f.root)
-	}
-	return err
-}
-
-// chooseBoot finds what the flags say to boot. A guest that runs a command has our
-// init, whatever its kernel.
-func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*boot, error) {
-	if f.kernel != "" && f.kernel != defaultKernel {
-		kernel, err := bootloader.Open(f.kernel)
-		if err != nil || !f.sandbox() {
-			return &boot{kernel: kernel}, err
-		}
-		builder, finish := setupBuilder()
-		defer finish()
-		b := &boot{kernel: kernel}
-		return b, f.addInit(ctx, builder, b, guest)
-	}
-	if f.kernel == "" && f.rootfs == "" && !f.sandbox() && len(disks.open) > 0 {
-		b, err := disks.boot(f.bootEntry)
-		if err == nil || f.bootEntry != "" {
-			return b, err
-		}
-		fmt.Fprintf(os.Stderr, "vmm: %v: booting the default guest\n", err)
-	}
-	return f.defaultGuest(ctx, guest)
-}
-
-// defaultGuest is the slim kernel, with the initial RAM disk unless there is a
-// root disk.
-func (f *runFlags) defaultGuest(ctx context.Context, guest *guestinit.Config) (*boot, error) {
-	builder, finish := setupBuilder()
-	slim, err := builder.SlimKernel(ctx)
-	if err != nil {
-		return nil, err
-	}
-	b := &boot{symbols: slim.SystemMap}
-	if f.rootfs == "" {
-		if err := f.addInit(ctx, builder, b, guest); err != nil {
-			return nil, err
-		}
-	}
-	finish()
-	if t := terminalArgs(f.terminal == "serial"); t != "" && f.console == "serial" {
-		b.args = append(b.args, t)
-	}
-	b.kernel, err = bootloader.Open(slim.Image)
-	return b, err
-}
-
-// addInit gives a guest the default initial RAM disk, with what its init is to do.
-func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b *boot, guest *guestinit.Config) error {
-	initrd, err := builder.Initramfs(ctx)
-	if err != nil {
-		return err
-	}
-	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
-	config, err := json.Marshal(guest)
-	if err != nil {
-		return err
-	}
-	extra, err := guestimages.Archive(cpio.StaticFile(strings.TrimPrefix(guestinit.ConfigPath, "/"), string(config), 0o644))
-	if err != nil {
-		return err
-	}
-	b.initrds = append(b.initrds, initrd, extra)
-	b.args = append(b.args, guestinit.HostnameArg+f.name, "quiet")
-	return nil
-}
-
-// config reads the kernel and the initial RAM disks.
-func (f *runFlags) config(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*machine.Config, string, error) {
-	b, err := f.chooseBoot(ctx, disks, guest)
-	if err != nil {
-		return nil, "", err
-	}
-	// The user's come last, where they win if the kernel takes the last.
-	args := b.args
-	if f.rootfs != "" {
-		args = append(args, rootArgs)
-	}
-	if f.terminal == "virtio" {
-		args = append(args, "console=hvc0")
-	}
-	args = append(args, f.args...)
-	for _, path := range f.initrds {
-		initrd, err := os.ReadFile(path)
-		if err != nil {
-			return nil, "", err
-		}
-		b.initrds = append(b.initrds, initrd)
-	}
-	return &machine.Config{
-		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: b.kernel,
-		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
-		Protocol:  bootloader.Protocol(f.protocol),
-		Transport: machine.Transport(f.transport),
-	}, b.symbols, nil
+	return f.outcome(result, status, p)
 }
 
 // addDevices makes the virtio devices: the disks, in their order, come first.
-func (f *runFlags) addDevices(cfg *machine.Config, disks *diskSet, ports *ports, nets *networks, con *hostConsole) (*spaceWatch, error) {
-	var space *spaceWatch
+func (f *runFlags) addDevices(cfg *machine.Config, p *parts) error {
 	if f.onENOSPC == "pause" {
-		space = &spaceWatch{out: con.messages()}
+		p.space = &spaceWatch{out: p.console.messages()}
 	}
-	devices, err := disks.devices(f.cpus, space, func(err error) { cfg.Log.Print(err) })
+	devices, err := p.disks.devices(f.cpus, p.space, func(err error) { cfg.Log.Print(err) })
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cfg.Devices = append(devices, rng.New())
-	if ports.device != nil {
-		cfg.Devices = append(cfg.Devices, ports.device)
+	if p.ports.device != nil {
+		cfg.Devices = append(cfg.Devices, p.ports.device)
 	}
-	nics, err := nets.devices()
-	cfg.Devices = append(cfg.Devices, nics...)
-	return space, err
-}
-
-func writeProfile(path string, m *machine.Machine) error {
-	out, err := os.Create(path)
+	nics, err := p.nets.devices()
 	if err != nil {
-		return fmt.Errorf("--profile: %w", err)
+		return err
 	}
-	return errors.Join(m.WriteProfile(out), out.Close())
-}
-
-// report prints what -v asks for.
-func report(w io.Writer, m *machine.Machine, setup, ran time.Duration) {
-	mode := "hardware"
-	if m.Interpreted() {
-		mode = "interpreted"
+	cfg.Devices = append(append(cfg.Devices, nics...), p.shares.devices...)
+	if !f.noAgent || f.vsock != "" {
+		cfg.Devices = append(cfg.Devices, p.guest.devices()...)
 	}
-	fmt.Fprintf(w, "\nvmm: set up in %v, ran for %v, guest kernel mode: %s\n",
-		setup.Round(time.Microsecond), ran.Round(time.Millisecond), mode)
-	exits := m.Exits()
-	names := make([]string, 0, len(exits))
-	for n := range exits {
-		names = append(names, n)
-	}
-	sort.Slice(names, func(i, j int) bool { return exits[names[i]] > exits[names[j]] })
-	for _, n := range names {
-		fmt.Fprintf(w, "vmm: %10d exits: %s\n", exits[n], n)
-	}
-}
-
-// byteSize is a flag for sizes with the suffixes K, M, G and T.
-type byteSize uint64
-
-// String implements pflag.Value.
-func (s byteSize) String() string {
-	for _, u := range []struct {
-		shift uint
-		name  string
-	}{{40, "T"}, {30, "G"}, {20, "M"}, {10, "K"}} {
-		if s > 0 && s%(1<<u.shift) == 0 {
-			return fmt.Sprintf("%d%s", s>>u.shift, u.name)
-		}
-	}
-	return strconv.FormatUint(uint64(s), 10)
-}
-
-// Set implements pflag.Value. A number without a suffix is in MiB, as with
-// other VMMs.
-func (s *byteSize) Set(v string) error { return s.setUnit(v, 20) }
-
-// setUnit is Set where a number without a suffix is in units of 2^unit.
-func (s *byteSize) setUnit(v string, unitShift uint) error {
-	digits := strings.TrimRight(strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v), "B"), "I"), "KMGT")
-	unit := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(v)[len(digits):], "B"), "I")
-	shifts := map[string]uint{"": unitShift, "K": 10, "M": 20, "G": 30, "T": 40}
-	shift, ok := shifts[unit]
-	n, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || !ok || n > math.MaxInt64>>shift {
-		return errors.New("a size such as 512M or 4G")
-	}
-	*s = byteSize(n << shift)
 	return nil
 }
-
-// Type implements pflag.Value.
-func (s *byteSize) Type() string { return "size" }

@@ -109,6 +109,8 @@ type Device struct {
 	writeback atomic.Bool
 	canFlush  atomic.Bool // the driver does
 	logged    atomic.Bool
+	read      atomic.Uint64 // bytes
+	written   atomic.Uint64
 	control   atomic.Pointer[virtio.Control]
 }
 
@@ -328,6 +330,9 @@ func (s *queue) alone() bool {
 	defer s.mu.Unlock()
 	return s.busy == 0
 }
+
+// Transferred returns how many bytes the guest has read and written.
+func (d *Device) Transferred() (read, written uint64) { return d.read.Load(), d.written.Load() }
 
 // failed notes an error of the backend and tells the first.
 func (d *Device) failed(err error) {

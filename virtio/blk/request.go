@@ -228,8 +228,13 @@ func (r *request) segments() error {
 // finish gives the request back to the driver.
 func (r *request) finish() {
 	*r.status = r.result
-	if r.result != statusOK {
+	switch {
+	case r.result != statusOK:
 		r.in = 0
+	case r.kind == typeIn:
+		r.device.read.Add(uint64(r.in))
+	case r.kind == typeOut:
+		r.device.written.Add(uint64(r.bytes()))
 	}
 	r.virtqueue.PushHead(r.chain.Head(), r.in+1)
 	r.queue.put(r)

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"vmm/bootloader"
+	guestimages "vmm/guest-images"
+	"vmm/guest-images/guestinit"
+	"vmm/machine"
+)
+
+// boot is what to boot.
+type boot struct {
+	kernel  *bootloader.Kernel
+	symbols string // its System.map, if known
+	initrds [][]byte
+	args    []string
+}
+
+// defaultKernel is the value of --kernel for the default guest's.
+const defaultKernel = "default"
+
+// chooseRoot decides what the root of a guest is that runs a command.
+func (f *runFlags) chooseRoot() error {
+	switch {
+	case !f.sandbox():
+		return nil
+	case f.root == "":
+		f.rootDir = "/"
+		return nil
+	}
+	st, err := os.Stat(f.root)
+	if err != nil {
+		return fmt.Errorf("--root: %w", err)
+	}
+	if f.rootDisk = !st.IsDir(); !f.rootDisk {
+		f.rootDir, err = realPath(f.root)
+	}
+	return err
+}
+
+// chooseBoot finds what the flags say to boot. A guest that runs a command has our
+// init, whatever its kernel.
+func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*boot, error) {
+	if f.kernel != "" && f.kernel != defaultKernel {
+		kernel, err := bootloader.Open(f.kernel)
+		if err != nil || !f.sandbox() {
+			return &boot{kernel: kernel}, err
+		}
+		builder, finish := setupBuilder()
+		defer finish()
+		b := &boot{kernel: kernel}
+		return b, f.addInit(ctx, builder, b, guest)
+	}
+	if f.kernel == "" && f.rootfs == "" && !f.sandbox() && len(disks.open) > 0 {
+		b, err := disks.boot(f.bootEntry)
+		if err == nil || f.bootEntry != "" {
+			return b, err
+		}
+		fmt.Fprintf(os.Stderr, "vmm: %v: booting the default guest\n", err)
+	}
+	return f.defaultGuest(ctx, guest)
+}
+
+// defaultGuest is the slim kernel, with the initial RAM disk unless there is a
+// root disk.
+func (f *runFlags) defaultGuest(ctx context.Context, guest *guestinit.Config) (*boot, error) {
+	builder, finish := setupBuilder()
+	slim, err := builder.SlimKernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &boot{symbols: slim.SystemMap}
+	if f.rootfs == "" {
+		if err := f.addInit(ctx, builder, b, guest); err != nil {
+			return nil, err
+		}
+	}
+	finish()
+	if t := terminalArgs(f.terminal == "serial"); t != "" && f.console == "serial" {
+		b.args = append(b.args, t)
+	}
+	b.kernel, err = bootloader.Open(slim.Image)
+	return b, err
+}
+
+// addInit gives a guest the default initial RAM disk, with what its init is to do.
+func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b *boot, guest *guestinit.Config) error {
+	initrd, err := builder.Initramfs(ctx)
+	if err != nil {
+		return err
+	}
+	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
+	config, err := json.Marshal(guest)
+	if err != nil {
+		return err
+	}
+	extra, err := guestimages.Archive(cpio.StaticFile(strings.TrimPrefix(guestinit.ConfigPath, "/"), string(config), 0o644))
+	if err != nil {
+		return err
+	}
+	b.initrds = append(b.initrds, initrd, extra)
+	b.args = append(b.args, guestinit.HostnameArg+f.name, "quiet")
+	return nil
+}
+
+// config reads the kernel and the initial RAM disks.
+func (f *runFlags) config(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*machine.Config, string, error) {
+	b, err := f.chooseBoot(ctx, disks, guest)
+	if err != nil {
+		return nil, "", err
+	}
+	// The user's come last, where they win if the kernel takes the last.
+	args := b.args
+	if f.rootfs != "" {
+		args = append(args, rootArgs)
+	}
+	if f.terminal == "virtio" {
+		args = append(args, "console=hvc0")
+	}
+	args = append(args, f.args...)
+	for _, path := range f.initrds {
+		initrd, err := os.ReadFile(path)
+		if err != nil {
+			return nil, "", err
+		}
+		b.initrds = append(b.initrds, initrd)
+	}
+	return &machine.Config{
+		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: b.kernel,
+		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
+		Protocol:  bootloader.Protocol(f.protocol),
+		Transport: machine.Transport(f.transport),
+	}, b.symbols, nil
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// detachedEnv tells the process of a VM in the background that it is one; what it
+// says on file descriptor readyFD is heard by the one who started it.
+const (
+	detachedEnv = "VMM_DETACHED"
+	readyFD     = 3
+	readyWord   = "ready"
+)
+
+// isDetached tells whether this process is a VM in the background.
+func isDetached() bool { return os.Getenv(detachedEnv) != "" }
+
+// detach starts this very command again in the background, and returns when its VM
+// runs, with the VM's name.
+func detach() (name string, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	c := exec.Command("/proc/self/exe", os.Args[1:]...)
+	c.Env = append(os.Environ(), detachedEnv+"=1")
+	c.Stderr = os.Stderr // until it is ready
+	c.ExtraFiles = []*os.File{w}
+	c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := c.Start(); err != nil {
+		w.Close()
+		return "", err
+	}
+	w.Close()
+	said, err := io.ReadAll(r)
+	if err != nil {
+		return "", err
+	}
+	if name, ok := strings.CutPrefix(string(said), readyWord+" "); ok {
+		return strings.TrimSpace(name), nil
+	}
+	// It has told why on standard error.
+	err = c.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return "", &exitError{exit.ExitCode(), nil}
+	}
+	return "", fmt.Errorf("the VM's process ended: %v", err)
+}
+
+// background is what a VM in the background has in the place of a terminal.
+type background struct {
+	hub    *consoleHub
+	output *logWriter // the command's output, and vmm's own messages
+}
+
+// openBackground makes the logs of a VM in the background.
+func openBackground(dir *vmDir) (*background, error) {
+	hub, err := newConsoleHub(dir.file(consoleFile))
+	if err != nil {
+		return nil, err
+	}
+	output, err := newLog(dir.file(outputFile))
+	if err != nil {
+		hub.close()
+		return nil, err
+	}
+	return &background{hub, output}, nil
+}
+
+// ready lets the one who started this process go, and takes its streams away.
+func (b *background) ready(name string) error {
+	for _, fd := range []int{1, 2} {
+		if err := unix.Dup2(int(b.output.file.Fd()), fd); err != nil {
+			return err
+		}
+	}
+	w := os.NewFile(readyFD, "ready")
+	if w == nil {
+		return errors.New(detachedEnv + " is for vmm itself")
+	}
+	_, err := fmt.Fprintln(w, readyWord, name)
+	return errors.Join(err, w.Close())
+}
+
+// console is the hub as a console.
+func (b *background) console() *hostConsole {
+	return &hostConsole{Writer: b.hub, in: b.hub.in, restore: func() {}}
+}
+
+func (b *background) close() {
+	b.hub.close()
+	b.output.close()
+}
