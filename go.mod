@@ -3,6 +3,7 @@ module vmm
 go 1.26.8
 
 require (
+	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c
 	github.com/Microsoft/hcsshim v0.15.0
 	github.com/diskfs/go-diskfs v1.9.4
 	github.com/google/pprof v0.0.0-20261016150608-1facf8f91b50

@@ -110,8 +110,8 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 	return nil
 }
 
-// config reads the kernel and the initial RAM disks.
-func (f *runFlags) config(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*machine.Config, string, error) {
+// machineConfig reads the kernel and the initial RAM disks.
+func (f *runFlags) machineConfig(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*machine.Config, string, error) {
 	b, err := f.chooseBoot(ctx, disks, guest)
 	if err != nil {
 		return nil, "", err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vmm/bootloader"
 	"vmm/machine"
@@ -49,6 +50,7 @@ type runFlags struct {
 	remove    bool
 	vsock     string
 	verbose   bool
+	config    string
 	execFlags
 
 	command             []string
@@ -58,8 +60,10 @@ type runFlags struct {
 	rootDisk bool
 }
 
+func newRunFlags() *runFlags { return &runFlags{memory: machine.DefaultMemory} }
+
 func runCommand() *cobra.Command {
-	f := &runFlags{memory: machine.DefaultMemory}
+	f := newRunFlags()
 	cmd := &cobra.Command{
 		Use:   "run [flags] [--] [COMMAND [ARGUMENT...]]",
 		Short: "Boot a virtual machine, or run a command in one",
@@ -78,12 +82,18 @@ func runCommand() *cobra.Command {
 			"  vmm run --kernel arch/x86/boot/bzImage --append 'loglevel=7' -m 2G -c 4\n" +
 			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.command = args
-			f.named, f.consoleGiven = cmd.Flags().Changed("name"), cmd.Flags().Changed("console")
+			if err := f.read(cmd.Flags(), args); err != nil {
+				return err
+			}
 			return f.start(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
-	fl := cmd.Flags()
+	f.add(cmd.Flags())
+	return cmd
+}
+
+// add makes the flags.
+func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.SortFlags = false
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
@@ -115,8 +125,8 @@ func runCommand() *cobra.Command {
 	fl.StringVar(&f.onENOSPC, "on-enospc", "report", "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
 	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
+	fl.StringVar(&f.config, "config", "", "take flags from a TOML `FILE` (see vmm config)")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
-	return cmd
 }
 
 // validName is what a VM may be called: it becomes a hostname.
@@ -176,9 +186,6 @@ func (f *runFlags) check() error {
 
 // start runs the VM here or in the background.
 func (f *runFlags) start(ctx context.Context, out io.Writer) error {
-	if err := f.check(); err != nil {
-		return err
-	}
 	if f.detach && !isDetached() {
 		name, err := detach()
 		if err != nil {
@@ -260,7 +267,7 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 	if p.shares, err = f.openShares(logged); err != nil {
 		return
 	}
-	if cfg, symbols, err = f.config(ctx, p.disks, &p.shares.config); err != nil {
+	if cfg, symbols, err = f.machineConfig(ctx, p.disks, &p.shares.config); err != nil {
 		return
 	}
 	cfg.Console, cfg.Log = p.output, logger

@@ -211,6 +211,7 @@ func openConsole() (*os.File, error) {
 // off.
 func shutDown(command int) {
 	unix.Kill(-1, unix.SIGTERM)
+	unix.Kill(-1, unix.SIGHUP) // for shells that somebody uses
 	deadline := time.Now().Add(grace)
 	for time.Now().Before(deadline) {
 		var status unix.WaitStatus
