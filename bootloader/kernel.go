@@ -72,6 +72,23 @@ func Parse(data []byte) (*Kernel, error) {
 // Compressed tells whether the image would unpack itself in the guest.
 func (k *Kernel) Compressed() bool { return k.setup != nil && k.elf == nil }
 
+// Version is what a bzImage says of itself: the release, and who built it when. It
+// is empty for others.
+func (k *Kernel) Version() string {
+	if k.setup == nil || k.setup.KernelVersion == 0 {
+		return ""
+	}
+	at := int(k.setup.KernelVersion) + 0x200 // boot.rst, kernel_version
+	if at >= len(k.data) {
+		return ""
+	}
+	s, _, _ := bytes.Cut(k.data[at:min(at+maxVersion, len(k.data))], []byte{0})
+	return string(s)
+}
+
+// maxVersion bounds Version, in bytes.
+const maxVersion = 256
+
 // Unpack replaces a bzImage by the ELF file that it carries.
 func (k *Kernel) Unpack() error {
 	if !k.Compressed() {

@@ -63,6 +63,11 @@ const (
 	EndDebugExit            // the guest wrote to isa-debug-exit
 )
 
+// String implements fmt.Stringer.
+func (e End) String() string {
+	return [...]string{"stopped", "power off", "reset", "crash", "debug exit"}[e]
+}
+
 // Result tells how and why a guest ended.
 type Result struct {
 	End    End

@@ -97,11 +97,21 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 		return err
 	}
 	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
+	var files []cpio.Record
+	if f.modules != "" {
+		tree, err := guestimages.ModuleTree(f.modules)
+		if err == nil {
+			files, guest.Modules, err = guestimages.Modules(tree)
+		}
+		if err != nil {
+			return fmt.Errorf("--modules: %w", err)
+		}
+	}
 	config, err := json.Marshal(guest)
 	if err != nil {
 		return err
 	}
-	extra, err := guestimages.Archive(cpio.StaticFile(strings.TrimPrefix(guestinit.ConfigPath, "/"), string(config), 0o644))
+	extra, err := guestimages.Archive(append(files, cpio.StaticFile(strings.TrimPrefix(guestinit.ConfigPath, "/"), string(config), 0o644))...)
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,12 @@ func (f *runFlags) runJob(ctx context.Context, p *parts) (int, error) {
 	if len(argv) == 0 {
 		argv = f.shellCommand()
 	}
-	status, err := runInGuest(ctx, p.guest.wait, p.guest.client(), f.execFlags.request(argv), p.stdout, p.stderr)
+	ready := func(ctx context.Context) error {
+		err := p.guest.wait(ctx)
+		p.result.Started = err == nil
+		return err
+	}
+	status, err := runInGuest(ctx, ready, p.guest.client(), f.execFlags.request(argv), p.stdout, p.stderr)
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():
@@ -107,6 +112,7 @@ func (f *runFlags) runJob(ctx context.Context, p *parts) (int, error) {
 		}
 		return statusFailed, err
 	}
+	p.result.Exited = true
 	if len(f.disks)+len(f.rw)+len(f.shares) > 0 {
 		if err := p.guest.client().Sync(ctx); err != nil && ctx.Err() == nil {
 			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)

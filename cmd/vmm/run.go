@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,6 +52,8 @@ type runFlags struct {
 	vsock     string
 	verbose   bool
 	config    string
+	modules   string
+	result    string
 	execFlags
 
 	command             []string
@@ -97,6 +100,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.SortFlags = false
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
+	fl.StringVar(&f.modules, "modules", "", "the kernel's modules: `DIRECTORY` with a modules.dep; those that the guest needs are loaded, all are in its /lib/modules")
 	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
 	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
@@ -126,6 +130,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
 	fl.StringVar(&f.config, "config", "", "take flags from a TOML `FILE` (see vmm config)")
+	fl.StringVar(&f.result, "result", "", "write how the VM ended to `FILE`, as JSON")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 }
 
@@ -158,6 +163,9 @@ func (f *runFlags) check() error {
 	}
 	if f.onENOSPC != "report" && f.onENOSPC != "pause" {
 		return usage("--on-enospc %q: report or pause", f.onENOSPC)
+	}
+	if f.modules != "" && !f.sandbox() {
+		return usage("--modules is for a guest that runs a command: vmm run ... -- COMMAND")
 	}
 	if f.sandbox() {
 		if f.noAgent {
@@ -212,6 +220,43 @@ func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	return err
 }
 
+// runResult is how a VM ended, for --result.
+type runResult struct {
+	Started bool   `json:"started"` // the command was
+	Exited  bool   `json:"exited"`  // the command has
+	Status  int    `json:"status"`  // of the command, or vmm's
+	End     string `json:"end"`     // stopped, power off, reset, crash, debug exit or timeout
+	Detail  string `json:"detail,omitempty"`
+}
+
+// endTimeout is runResult.End after --timeout.
+const endTimeout = "timeout"
+
+// save writes the result to the file of --result.
+func (r *runResult) save(path string, end machine.Result, err error) error {
+	if path == "" {
+		return nil
+	}
+	var exit *exitError
+	if errors.As(err, &exit) {
+		r.Status = exit.status
+		if exit.err != nil {
+			r.Detail = exit.err.Error()
+		}
+	}
+	if r.End = end.End.String(); r.Status == statusTimeout && !r.Exited {
+		r.End = endTimeout
+	}
+	b, bad := json.Marshal(r)
+	if bad == nil {
+		bad = os.WriteFile(path, append(b, '\n'), 0o644)
+	}
+	if bad != nil {
+		return fmt.Errorf("--result: %w", bad)
+	}
+	return nil
+}
+
 // parts are what a VM is made of beside the machine; close undoes what opening
 // them did.
 type parts struct {
@@ -227,6 +272,7 @@ type parts struct {
 	space      *spaceWatch
 	stdout     io.Writer // of a command
 	stderr     io.Writer
+	result     runResult
 }
 
 func (p *parts) close() {
@@ -358,7 +404,11 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 		report(os.Stderr, m, built.Sub(start), time.Since(built))
 		p.nets.report(os.Stderr)
 	}
-	return f.outcome(result, status, p)
+	err = f.outcome(result, status, p)
+	if bad := p.result.save(f.result, result, err); bad != nil {
+		return failed(errors.Join(bad, err))
+	}
+	return err
 }
 
 // addDevices makes the virtio devices: the disks, in their order, come first.

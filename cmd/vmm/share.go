@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
 	"vmm/storage/share"
 	"vmm/virtio"
@@ -64,6 +65,16 @@ func (f *runFlags) openShares(log func(error)) (*shares, error) {
 		s.config.Root = &guestinit.Root{Tag: rootTag}
 	} else if f.rootDisk {
 		s.config.Root = &guestinit.Root{Disk: "/dev/vda"}
+	}
+	if f.modules != "" {
+		tree, err := guestimages.ModuleTree(f.modules)
+		if err == nil {
+			o := share.Options{ReadOnly: true, Static: true}
+			err = s.mount(tree, guestinit.Mount{Path: "/lib/modules/" + filepath.Base(tree), ReadOnly: true}, o, log)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--modules: %w", err)
+		}
 	}
 	for _, spec := range f.shares {
 		parts := strings.Split(spec, ":")

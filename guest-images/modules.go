@@ -1,0 +1,120 @@
+package guestimages
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
+	"github.com/u-root/u-root/pkg/cpio"
+)
+
+// guestModules are what a guest needs before its root is mounted, where a kernel
+// has it as modules. What the kernel has built in, or not at all, is left out: the
+// guest says what it misses.
+var guestModules = []string{
+	"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtiofs",
+	"vmw_vsock_virtio_transport", "overlay", "ext4", "squashfs",
+}
+
+// moduleDir is where the initial RAM disk has the modules.
+const moduleDir = "modules"
+
+// ModuleTree finds the directory of a kernel's modules: dir itself, or the only one
+// below its lib/modules, as make modules_install makes it.
+func ModuleTree(dir string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, "modules.dep")); err == nil {
+		return dir, nil
+	}
+	found, err := filepath.Glob(filepath.Join(dir, "lib/modules/*/modules.dep"))
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("%s: no modules.dep (make modules_install writes it, and depmod)", dir)
+	}
+	return filepath.Dir(found[0]), nil
+}
+
+// Modules returns the modules of a tree that a guest needs, as files for an initial
+// RAM disk and as the paths to load in order.
+func Modules(tree string) (files []cpio.Record, load []string, err error) {
+	b, err := os.ReadFile(filepath.Join(tree, "modules.dep"))
+	if err != nil {
+		return nil, nil, err
+	}
+	deps := map[string][]string{} // by module name: its path, then those of what it needs
+	for _, line := range strings.Split(string(b), "\n") {
+		path, needs, ok := strings.Cut(line, ":")
+		if ok {
+			deps[moduleName(path)] = append([]string{path}, strings.Fields(needs)...)
+		}
+	}
+	var paths []string
+	for _, name := range guestModules {
+		// depmod lists what a module needs in the order in which to remove it.
+		list := slices.Clone(deps[name])
+		slices.Reverse(list)
+		for _, p := range list {
+			if !slices.Contains(paths, p) {
+				paths = append(paths, p)
+			}
+		}
+	}
+	for _, p := range paths {
+		data, err := readModule(filepath.Join(tree, p))
+		if err != nil {
+			return nil, nil, err
+		}
+		to := moduleDir + "/" + moduleName(p) + ".ko"
+		files = append(files, cpio.StaticFile(to, string(data), 0o644))
+		load = append(load, "/"+to)
+	}
+	return files, load, nil
+}
+
+// moduleName is a module's name, by its file's.
+func moduleName(path string) string {
+	name, _, _ := strings.Cut(filepath.Base(path), ".ko")
+	return strings.ReplaceAll(name, "-", "_")
+}
+
+// maxModule bounds a module, in bytes.
+const maxModule = 64 << 20
+
+// readModule reads a module, which may be compressed.
+func readModule(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var r io.Reader
+	switch filepath.Ext(path) {
+	case ".gz":
+		r, err = gzip.NewReader(bytes.NewReader(data))
+	case ".xz":
+		r, err = xz.NewReader(bytes.NewReader(data), 0)
+	case ".zst":
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(bytes.NewReader(data)); err == nil {
+			defer d.Close()
+			r = d
+		}
+	default:
+		return data, nil
+	}
+	if err == nil {
+		data, err = io.ReadAll(io.LimitReader(r, maxModule+1))
+	}
+	if err == nil && len(data) > maxModule {
+		err = errors.New("too large")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return data, nil
+}
