@@ -50,6 +50,9 @@ func slimName() string {
 // would be.
 func HasSlimKernel() (path string, ok bool) { return cached(slimName(), "bzImage") }
 
+// SlimKernelELF is the slim kernel with its symbols, if it is built.
+func SlimKernelELF() (path string, ok bool) { return cached(slimName(), "vmlinux") }
+
 func cached(name, file string) (string, bool) {
 	cache, err := CacheDir()
 	if err != nil {

@@ -15,6 +15,7 @@ type gate struct {
 	closed  atomic.Bool
 	stopped bool
 	paused  bool
+	only    *vcpu // may pass while the others are paused
 	waiting int
 }
 
@@ -69,7 +70,7 @@ func (g *gate) pause() {
 	if g.stopped {
 		return
 	}
-	g.paused = true
+	g.paused, g.only = true, nil
 	g.closed.Store(true)
 	g.kickAll()
 	for !g.stopped && g.waiting < len(g.cpus) {
@@ -77,22 +78,34 @@ func (g *gate) pause() {
 	}
 }
 
-func (g *gate) resume() {
+// hold is pause for a vCPU itself: it does not wait.
+func (g *gate) hold() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.paused = false
-	g.closed.Store(g.stopped)
+	g.paused, g.only = true, nil
+	g.closed.Store(true)
+	g.kickAll()
+}
+
+func (g *gate) resume() { g.resumeOnly(nil) }
+
+// resumeOnly lets one vCPU pass, or all if it is nil.
+func (g *gate) resumeOnly(v *vcpu) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.paused, g.only = v != nil, v
+	g.closed.Store(g.stopped || g.paused)
 	g.changed.Broadcast()
 }
 
 // pass waits while the gate is closed; false means that the vCPU must end.
-func (g *gate) pass() bool {
+func (g *gate) pass(v *vcpu) bool {
 	if !g.closed.Load() {
 		return true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.paused && !g.stopped {
+	for g.paused && !g.stopped && g.only != v {
 		g.waiting++
 		g.changed.Broadcast()
 		g.changed.Wait()

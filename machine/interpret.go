@@ -29,6 +29,8 @@ type interpreter struct {
 	// window makes the executor stop as soon as interrupts are possible: one
 	// may be waiting in KVM since the budget ran out.
 	window bool
+	// entered is set once KVM has run the vCPU and so given its state.
+	entered bool
 	// halted is set while the guest sleeps in HLT.
 	halted bool
 	// refused is the address of an instruction that KVM could not execute, to
@@ -143,7 +145,11 @@ func (in *interpreter) kernel() error {
 	in.changed = true
 	refused := in.refused
 	in.refused = 0
-	n, stop := in.cpu.Execute(budget, in.window, &in.v.kicked)
+	most := budget
+	if in.v.stepping.Load() {
+		most = 1
+	}
+	n, stop := in.cpu.Execute(most, in.window, &in.v.kicked)
 	if ev := &in.shared.Events; n > 0 && ev.Interrupt.Shadow != 0 {
 		// Of a MOV SS or STI that KVM did and that now lies behind. KVM would
 		// emulate an instruction of user mode for its sake, and knows few.
@@ -152,6 +158,9 @@ func (in *interpreter) kernel() error {
 	}
 	switch stop {
 	case ring0.StopBudget:
+		if in.v.stepping.Load() {
+			return nil
+		}
 		if n < budget || in.cpu.InterruptsOn() {
 			in.window = false
 		}
@@ -177,6 +186,9 @@ func (in *interpreter) kernel() error {
 			return err
 		}
 		return in.step()
+	case ring0.StopBreakpoint:
+		in.v.m.debug.hit(in.v, StopBreakpoint)
+		return nil
 	case ring0.StopInject:
 		in.inject(in.cpu.Inject)
 		return in.step()
@@ -249,14 +261,22 @@ func (in *interpreter) wrote(msr uint32) (err error) {
 	return err
 }
 
+// store makes the executor's state what KVM takes when it is entered.
+func (in *interpreter) store() {
+	if !in.changed {
+		return
+	}
+	in.shared.DirtyRegs |= kvm.SyncRegs
+	if in.cpu.Store(&in.shared.Regs, &in.shared.Sregs) {
+		in.shared.DirtyRegs |= kvm.SyncSregs
+	}
+	in.changed = false
+}
+
 // enter gives the state to KVM, runs it once and takes the state back.
 func (in *interpreter) enter() error {
 	if in.changed {
-		in.shared.DirtyRegs |= kvm.SyncRegs
-		if in.cpu.Store(&in.shared.Regs, &in.shared.Sregs) {
-			in.shared.DirtyRegs |= kvm.SyncSregs
-		}
-		in.changed = false
+		in.store()
 		if gs, changed := in.cpu.KernelGSBase(); changed {
 			if err := in.v.kvm.SetMSR(ring0.MSRKernelGSBase, gs); err != nil {
 				return err
@@ -264,6 +284,7 @@ func (in *interpreter) enter() error {
 		}
 	}
 	err := in.v.kvm.Run()
+	in.entered = true
 	// KVM sets bits for an interrupt in hand and never clears them here; to
 	// give them back would raise it again. Events tells of it too.
 	in.shared.Sregs.InterruptBitmap = [4]uint64{}

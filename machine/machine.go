@@ -101,7 +101,9 @@ type Machine struct {
 	helper *helper
 
 	gate    gate
-	profile *profiler // nil unless asked for
+	debug   *Debugger
+	ended   chan struct{} // closed when Run has returned
+	profile *profiler     // nil unless asked for
 	exits   [kvm.NumExitReasons]atomic.Uint64
 	finish  sync.Once
 	result  Result
@@ -134,7 +136,8 @@ func New(cfg Config) (_ *Machine, err error) {
 	case cfg.Memory%pageSize != 0:
 		return nil, fmt.Errorf("memory of %d bytes is not a whole number of pages", cfg.Memory)
 	}
-	m := &Machine{cfg: cfg}
+	m := &Machine{cfg: cfg, ended: make(chan struct{})}
+	m.debug = newDebugger(m)
 	m.gate.init()
 	defer func() {
 		if err != nil {
@@ -248,6 +251,7 @@ var defaultArgs = []string{"console=ttyS0", "panic=-1"}
 // or ctx is done. The error is the VMM's own failure, not the guest's. A
 // machine runs once.
 func (m *Machine) Run(ctx context.Context) (Result, error) {
+	defer close(m.ended)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, m.Stop)

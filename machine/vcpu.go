@@ -28,6 +28,8 @@ type vcpu struct {
 	kicked atomic.Bool
 	// sample asks it to note where it is.
 	sample atomic.Bool
+	// stepping has it tell the debugger after one step.
+	stepping atomic.Bool
 }
 
 // MSRs that a PC's firmware sets up (SDM 4).
@@ -221,11 +223,14 @@ func (v *vcpu) run() error {
 			v.sample.Store(false)
 			v.m.profile.add(v)
 		}
-		if !v.m.gate.pass() {
+		if !v.m.gate.pass(v) {
 			return nil
 		}
 		if err := step(); err != nil {
 			return fmt.Errorf("vCPU %d: %w", v.id, err)
+		}
+		if v.in != nil && v.stepping.Swap(false) {
+			v.m.debug.hit(v, StopStep)
 		}
 	}
 }
@@ -265,7 +270,15 @@ func (v *vcpu) handleExit() error {
 	case kvm.ExitMMIO:
 		e := run.MMIO()
 		v.m.mmio.access(e.PhysAddr, e.Data[:min(e.Len, 8)], e.IsWrite != 0)
-	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT, kvm.ExitDebug:
+	case kvm.ExitDebug:
+		if v.in == nil { // else it is the interpreter's own
+			reason := StopBreakpoint
+			if v.stepping.Swap(false) {
+				reason = StopStep
+			}
+			v.m.debug.hit(v, reason)
+		}
+	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT:
 	case kvm.ExitShutdown:
 		v.m.end(Result{End: EndCrash, Detail: "triple fault: " + v.where()})
 	case kvm.ExitSystemEvent:

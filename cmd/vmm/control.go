@@ -119,6 +119,7 @@ func (c *control) listen() error {
 	mux.HandleFunc("POST /kill", c.kill)
 	mux.HandleFunc("POST /agent", c.joinAgent)
 	mux.HandleFunc("POST /console", c.joinConsole)
+	mux.HandleFunc("POST /gdb", c.joinGDB)
 	mux.HandleFunc("POST /disks/resize", c.resize)
 	mux.HandleFunc("GET /ports", c.listPorts)
 	mux.HandleFunc("POST /ports", c.addPort)

@@ -54,6 +54,7 @@ type runFlags struct {
 	config    string
 	modules   string
 	result    string
+	gdb       string
 	execFlags
 
 	command             []string
@@ -129,6 +130,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.onENOSPC, "on-enospc", "report", "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
 	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
 	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
+	fl.StringVar(&f.gdb, "gdb", "", gdbUsage)
 	fl.StringVar(&f.config, "config", "", "take flags from a TOML `FILE` (see vmm config)")
 	fl.StringVar(&f.result, "result", "", "write how the VM ended to `FILE`, as JSON")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
@@ -269,6 +271,7 @@ type parts struct {
 	ports      *ports
 	nets       *networks
 	guest      *guestAgent
+	gdb        *gdbListener // nil without --gdb
 	space      *spaceWatch
 	stdout     io.Writer // of a command
 	stderr     io.Writer
@@ -276,6 +279,7 @@ type parts struct {
 }
 
 func (p *parts) close() {
+	p.gdb.close()
 	if p.guest != nil {
 		p.guest.close()
 	}
@@ -324,6 +328,9 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 		return
 	}
 	if p.guest, err = openAgent(f.vsock); err != nil {
+		return
+	}
+	if p.gdb, err = listenGDB(f.gdb); err != nil {
 		return
 	}
 	return cfg, symbols, f.addDevices(cfg, p)
@@ -382,6 +389,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 		}
 	}
 	*ready = true
+	if p.gdb != nil {
+		p.gdb.serve(m, p.console.messages())
+	}
 	built := time.Now()
 	if f.profile != "" {
 		m.StartProfile(symbols)

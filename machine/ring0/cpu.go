@@ -163,6 +163,9 @@ type CPU struct {
 	// Failure is why the host could not do its part, after StopUnknown.
 	Failure error
 
+	// Breakpoints are addresses at which Execute stops; nil where there are none.
+	Breakpoints map[uint64]bool
+
 	// Inject is the exception to inject after StopInject.
 	Inject Exception
 }

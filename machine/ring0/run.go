@@ -33,6 +33,8 @@ const (
 	// StopUnknown: neither this package nor KVM knows the instruction at RIP,
 	// or it touches what only KVM knows how to.
 	StopUnknown
+	// StopBreakpoint: RIP is one of Breakpoints.
+	StopBreakpoint
 )
 
 // maxPauses is how many PAUSE instructions make Execute return early.
@@ -51,6 +53,9 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 			c.FlushTLB()
 			c.seen = g
 			c.running.seen.Store(g)
+		}
+		if c.Breakpoints != nil && c.Breakpoints[c.r[rIP]] {
+			return n, StopBreakpoint
 		}
 		switch c.step() {
 		case done:
