@@ -6,6 +6,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"runtime/debug"
 
@@ -50,6 +52,9 @@ func main() {
 	if os.Getpid() == 1 && os.Args[0] == "/init" {
 		guestinit.Main()
 	}
+	// go-fuse tells the standard logger of requests that are cut off: a guest must
+	// not fill our standard error with them.
+	log.SetOutput(io.Discard)
 	os.Exit(run(os.Args[1:]))
 }
 

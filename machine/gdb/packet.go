@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // maxPacket bounds a packet, in bytes.
@@ -24,8 +25,9 @@ type link struct {
 	// interrupted is called for an interrupt between packets.
 	interrupted func()
 
-	mu    sync.Mutex // of w
-	noAck bool
+	noAck atomic.Bool
+
+	mu sync.Mutex // of w
 }
 
 var errTooLong = errors.New("a packet that is too long")
@@ -63,7 +65,7 @@ func (l *link) receive() (string, error) {
 		if _, err := io.ReadFull(l.r, want[:]); err != nil {
 			return "", err
 		}
-		if l.noAck {
+		if l.noAck.Load() {
 			return unescape(body), nil
 		}
 		if fmt.Sprintf("%02x", sum) != strings.ToLower(string(want[:])) {

@@ -161,7 +161,7 @@ func (s *server) named(p string) (leave bool, err error) {
 		reply = fmt.Sprintf("PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+", maxPacket)
 	case "QStartNoAckMode":
 		err := s.send(replyOK)
-		s.noAck = true
+		s.noAck.Store(true)
 		return false, err
 	case "qXfer":
 		reply = transfer(args)
