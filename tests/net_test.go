@@ -176,14 +176,14 @@ func TestSwitch(t *testing.T) {
 	if !b.until("BOB IS DONE") || !strings.Contains(b.out.String(), "SAME AS SENT TO alice") {
 		t.Fatalf("bob:\n%s", b.out.String())
 	}
-	if out, status := vmm(t, "run", "--name", "bob", "--net", "switch,name=lab"); status != 125 || !strings.Contains(out, "give this VM another --name") {
+	if out, status := vmm(t, "run", "--name", "bob", "--net", "switch,name=lab"); status != 125 || !strings.Contains(out, "give this one another --name") {
 		t.Errorf("a second bob: status %d\n%s", status, out)
 	}
 	for _, g := range []*guest{a, b} {
 		g.cmd.Process.Signal(unix.SIGTERM)
 		g.until("")
 	}
-	if left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "vmm", "*.sock")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "vmm", "*", "vm.json")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 	if left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "vmm", "switch", "lab", "*.sock")); len(left) > 0 {
@@ -257,7 +257,7 @@ func TestBadNetworks(t *testing.T) {
 	for i := range refusals {
 		refusals[i].args = "run --timeout 1s " + refusals[i].args
 	}
-	wantRefusals(t, append(refusals, refusal{"port ls nobody", 125, "no VM \"nobody\" is running"}))
+	wantRefusals(t, append(refusals, refusal{"port ls nobody", 125, "no VM \"nobody\""}))
 }
 
 // usePublished reaches the guest by the ports of the host's that lead to it, one

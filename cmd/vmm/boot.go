@@ -97,6 +97,7 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 		return err
 	}
 	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
+	guest.WaitNetwork = guest.AgentOnly && (len(f.nets) == 0 || strings.HasPrefix(f.nets[0], "user"))
 	var files []cpio.Record
 	if f.modules != "" {
 		tree, err := guestimages.ModuleTree(f.modules)

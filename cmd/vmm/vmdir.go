@@ -95,13 +95,18 @@ func claimName(info vmInfo, given bool) (*vmDir, error) {
 			info.Name = base + "-" + strconv.Itoa(n)
 		}
 		d, err := claim(info)
-		if err == nil || given || !errors.Is(err, errTaken) {
+		var taken takenError
+		if err == nil || given || !errors.As(err, &taken) {
 			return d, err
 		}
 	}
 }
 
-var errTaken = errors.New("the name is taken")
+// takenError says why a name cannot be had.
+type takenError string
+
+// Error implements error.
+func (e takenError) Error() string { return string(e) }
 
 // claim makes the directory of a name, unless it is another VM's.
 func claim(info vmInfo) (*vmDir, error) {
@@ -114,12 +119,12 @@ func claim(info vmInfo) (*vmDir, error) {
 		return nil, fmt.Errorf("the VM's directory: %w", err)
 	}
 	if !free {
-		return nil, fmt.Errorf("a VM %q is running already: give this one another --name (%w)", info.Name, errTaken)
+		return nil, takenError(fmt.Sprintf("a VM %q is running already: give this one another --name", info.Name))
 	}
 	d := &vmDir{path, lock, info}
 	if old, err := readInfo(path); err == nil && old.Detached {
 		lock.Close()
-		return nil, fmt.Errorf("there is a VM %q that has ended: vmm rm %s removes it (%w)", info.Name, info.Name, errTaken)
+		return nil, takenError(fmt.Sprintf("there is a VM %q that has ended: vmm rm %s removes it", info.Name, info.Name))
 	}
 	for _, f := range []string{controlFile, consoleFile, outputFile, consoleFile + oldLog, outputFile + oldLog} {
 		os.Remove(filepath.Join(path, f)) // of one that was killed

@@ -28,8 +28,13 @@ const (
 	statusNotFound      = 127
 )
 
-// errNotFound marks errors for programs that are nowhere; it says nothing itself.
-var errNotFound = errors.New("")
+// notFoundError is the error for a program that is nowhere in a PATH.
+type notFoundError struct{ name, path string }
+
+// Error implements error.
+func (e *notFoundError) Error() string {
+	return fmt.Sprintf("%s: command not found in the guest (PATH=%s)", e.name, e.path)
+}
 
 // idle is how long an output may stay silent, after the command has ended, before
 // it is taken for that of something it left behind.
@@ -78,7 +83,8 @@ func (s *Server) exec(l *Link, e *Exec) Exit {
 
 func cannotStart(err error) Exit {
 	status := statusNotExecutable
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotFound) {
+	var nowhere *notFoundError
+	if errors.Is(err, os.ErrNotExist) || errors.As(err, &nowhere) {
 		status = statusNotFound
 	}
 	return Exit{Status: status, Error: err.Error()}
@@ -147,7 +153,7 @@ func lookPath(name, dir string, env []string) (string, error) {
 			list = p
 		}
 	}
-	found := fmt.Errorf("%s: command not found in the guest (PATH=%s)%w", name, list, errNotFound)
+	var found error = &notFoundError{name, list}
 	for _, d := range filepath.SplitList(list) {
 		path := filepath.Join(d, name)
 		err := executable(name, path)

@@ -20,6 +20,8 @@ type Config struct {
 	// AgentOnly has no shell on the console: the host works through the agent, and
 	// a guest that it could not reach ends.
 	AgentOnly bool `json:"agentOnly,omitempty"`
+	// WaitNetwork has the agent wait until there is a network to use.
+	WaitNetwork bool `json:"waitNetwork,omitempty"`
 	NoAgent   bool `json:"noAgent,omitempty"`
 }
 

@@ -113,6 +113,9 @@ func prepare(cfg *Config, ends chan<- int) error {
 		ends <- command
 	}}
 	go func() {
+		if cfg.WaitNetwork {
+			waitNetwork()
+		}
 		// A guest that has no vsock is none that the host wants to reach, unless it
 		// says so.
 		if err := server.Run(); err != nil && cfg.AgentOnly {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,20 @@ func startNetwork() {
 			return
 		}
 		go c.Wait() // it stays in the reaper's care until the guest ends
+	}
+}
+
+// networkPatience is how long a network may take. One that does not come does not
+// keep the guest from its work.
+const networkPatience = 5 * time.Second
+
+// waitNetwork waits until the DHCP script has written the name servers, which it
+// does last.
+func waitNetwork() {
+	for end := time.Now().Add(networkPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if st, err := os.Stat("/etc/resolv.conf"); err == nil && st.Size() > 0 {
+			return
+		}
 	}
 }
 

@@ -3,8 +3,8 @@
 // FAIL reason". Its last line is "CHECKS DONE".
 //
 // What it expects comes as arguments: name=value; skip names checks to leave
-// out, with commas; disks=N makes the checks those of disks, net=1 those of the
-// network.
+// out, with commas, and only is the one to do; disks=N makes the checks those of
+// disks, net=1 those of the network, share=PATH those of a shared directory.
 package main
 
 import (
@@ -51,9 +51,11 @@ func main() {
 		checks = diskChecks
 	case want["net"] != "":
 		checks = netChecks
+	case want["share"] != "":
+		checks = shareChecks
 	}
 	for _, c := range checks {
-		if slices.Contains(strings.Split(want["skip"], ","), c.name) {
+		if slices.Contains(strings.Split(want["skip"], ","), c.name) || want["only"] != "" && want["only"] != c.name {
 			continue
 		}
 		if err := c.run(want); err != nil {

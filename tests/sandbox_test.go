@@ -1,0 +1,432 @@
+package tests
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runtimeDirFor gives a test's VMs a directory of their own, whose path is short
+// enough for sockets.
+func runtimeDirFor(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vmm-r-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	return dir
+}
+
+// inDir runs vmm in a directory with standard input, and keeps its outputs apart.
+func inDir(t *testing.T, dir string, input []byte, args ...string) (out, errs string, status int) {
+	t.Helper()
+	c := exec.Command(vmmPath, args...)
+	var o, e bytes.Buffer
+	c.Dir, c.Stdin, c.Stdout, c.Stderr = dir, bytes.NewReader(input), &o, &e
+	kill := time.AfterFunc(10*time.Minute, func() { c.Process.Kill() })
+	defer kill.Stop()
+	c.Run()
+	return o.String(), e.String(), c.ProcessState.ExitCode()
+}
+
+// smallRoot makes a root for guests with no more than the test's own program.
+func smallRoot(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "cp", guestCheck, filepath.Join(dir, "bin", "guestcheck"))
+	busybox := busyboxPath(t)
+	for _, name := range []string{"busybox", "sh", "rm", "ls", "cat", "true"} {
+		must(t, "cp", busybox, filepath.Join(dir, "bin", name))
+	}
+	return dir
+}
+
+// busyboxPath is the static busybox of the cache.
+func busyboxPath(t *testing.T) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(cache, "vmm", "busybox", "busybox")
+}
+
+// TestRunCommand runs commands in guests with the host's root, or another.
+func TestRunCommand(t *testing.T) {
+	needKVM(t)
+	needTools(t, "gcc", "make")
+	runtime := runtimeDirFor(t)
+	dir := t.TempDir()
+	project := filepath.Join(dir, "project")
+	os.Mkdir(project, 0o755)
+	os.WriteFile(filepath.Join(project, "main.c"), []byte("#include <stdio.h>\nint main(void) { puts(\"built in the guest\"); return 7; }\n"), 0o644)
+	os.WriteFile(filepath.Join(project, "Makefile"), []byte("main: main.c\n\t$(CC) -o $@ $<\n"), 0o644)
+	root := smallRoot(t)
+	before := must(t, "find", root, "-ls")
+
+	for _, c := range []struct {
+		name   string
+		args   string
+		script string
+		in     string
+		out    string
+		errs   string
+		status int
+	}{
+		{name: "directory and user", script: "pwd; id -u; uname -n", out: project + "\n0\nvmm\n"},
+		{name: "status", script: "exit 42", status: 42},
+		{name: "own 124", script: "exit 124", status: 124, errs: "status 124 is the command's own"},
+		{name: "signal", script: "kill -9 $$", status: 137},
+		{name: "streams", script: "cat; echo error >&2", in: "input", out: "input", errs: "error\n"},
+		{name: "environment", args: "--env A=1 --env HOME=/x --user nobody --cwd /usr", script: "echo $A $HOME $(id -un) $(pwd)", out: "1 /x nobody /usr\n"},
+		{name: "build, not kept", script: "make -s && ./main", out: "built in the guest\n", status: 7},
+		{name: "build, kept", args: "--rw .", script: "make -s && ./main", out: "built in the guest\n", status: 7},
+		{name: "no such directory", args: "--cwd /nowhere", script: "true", status: 127, errs: "/nowhere"},
+		{name: "network", script: "read x < /etc/resolv.conf; echo $x; ip -o addr show eth0 | grep -c 'inet '", out: "nameserver 10.0.2.3\n1\n"},
+		{name: "panic", script: "echo c > /proc/sysrq-trigger", status: 123, errs: "Kernel panic - not syncing: sysrq triggered crash"},
+		{name: "shuts down", script: "echo o > /proc/sysrq-trigger; sleep 100", status: 125, errs: "shut down before the command had ended"},
+		{name: "timeout", args: "--timeout 8s", script: "sleep 1000", status: 124, errs: "did not end within 8s"},
+		{name: "other root destroyed", args: "--root " + root, script: "rm -rf /bin/ls /bin/guestcheck /lost 2>/dev/null; echo x > /bin/cat; echo $((1+1)) left", out: "2 left\n"},
+		{name: "no PCI", args: "--append pci=off", script: "true", status: 125, errs: "CONFIG_VIRTIO_PCI"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append([]string{"run", "--timeout", bootLimit}, strings.Fields(c.args)...)
+			out, errs, status := inDir(t, project, []byte(c.in), append(args, "--", "sh", "-c", c.script)...)
+			if c.name == "network" { // the first line may name the domain
+				out = strings.Replace(out, "search vmm.internal", "nameserver 10.0.2.3", 1)
+			}
+			if out != c.out || status != c.status || !strings.Contains(errs, c.errs) {
+				t.Errorf("status %d, want %d; out %q, want %q; err %q", status, c.status, out, c.out, errs)
+			}
+			_, err := os.Stat(filepath.Join(project, "main"))
+			if kept := err == nil; kept != (c.name == "build, kept") {
+				t.Errorf("the host has what was built: %v", kept)
+			}
+			os.Remove(filepath.Join(project, "main"))
+		})
+	}
+	if after := must(t, "find", root, "-ls"); after != before {
+		t.Errorf("the root was changed:\n%s\nbefore:\n%s", after, before)
+	}
+	if left, _ := os.ReadDir(filepath.Join(runtime, "vmm")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestRunBinary sends 100 MiB of any bytes through a command in the guest.
+func TestRunBinary(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	data := make([]byte, 100<<20)
+	rng := rand.NewChaCha8([32]byte{1})
+	rng.Read(data)
+	out, errs, status := inDir(t, "/", data, "run", "--timeout", bootLimit, "-m", "256M", "--", "cat")
+	if status != 0 || sha256.Sum256([]byte(out)) != sha256.Sum256(data) {
+		t.Errorf("status %d, %d bytes came back of %d; %s", status, len(out), len(data), errs)
+	}
+}
+
+// TestRunSignals: a signal goes on to the command; before there is one, it ends the VM.
+func TestRunSignals(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	g := startGuest(t, "run", "--timeout", bootLimit, "--", "sh", "-c", "trap 'exit 33' TERM; echo trapped; while :; do sleep 0.1; done")
+	if !g.until("trapped") {
+		t.Fatalf("the guest:\n%s", g.out.String())
+	}
+	g.cmd.Process.Signal(unix.SIGTERM)
+	g.until("")
+	g.cmd.Wait()
+	if s := g.cmd.ProcessState.ExitCode(); s != 33 {
+		t.Errorf("exit status %d", s)
+	}
+	g = startGuest(t, "run", "--timeout", bootLimit, "--", "true")
+	time.Sleep(500 * time.Millisecond)
+	g.cmd.Process.Signal(unix.SIGINT)
+	g.until("")
+	g.cmd.Wait()
+	if s := g.cmd.ProcessState.ExitCode(); s != 130 {
+		t.Errorf("before the command: exit status %d", s)
+	}
+}
+
+// TestRunShell uses a shell on a terminal, as a person does.
+func TestRunShell(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	p := openTerminal(t)
+	before, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(vmmPath, "run", "-it", "--timeout", bootLimit, "--", "/bin/sh")
+	c.Env = append(os.Environ(), "TERM=vt100")
+	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Process.Kill()
+	p.expect("# ")
+	p.send("echo size $(stty size) on $TERM\r")
+	p.expect("size 33 77 on vt100")
+	if err := unix.IoctlSetWinsize(int(p.far.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 44, Col: 99}); err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(c.Process.Pid, unix.SIGWINCH) // in front there is only vmm
+	p.send("until [ \"$(stty size)\" = '44 99' ]; do sleep 0.2; done; echo gr''own\r")
+	p.expect("grown")
+	p.send("sleep 1000\r")
+	p.expect("sleep 1000")
+	time.Sleep(300 * time.Millisecond)
+	p.send("\x03")
+	p.send("exit 5\r")
+	c.Wait()
+	if s := c.ProcessState.ExitCode(); s != 5 {
+		t.Errorf("exit status %d", s)
+	}
+	after, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+	if err != nil || *after != *before {
+		t.Errorf("the terminal is not as it was: %v", err)
+	}
+}
+
+// TestShares has a guest do to shared directories what programs do, while the host
+// looks on.
+func TestShares(t *testing.T) {
+	needKVM(t)
+	needTools(t, "fio")
+	runtimeDirFor(t)
+	dir := t.TempDir()
+	must(t, "cp", guestCheck, filepath.Join(dir, "guestcheck"))
+	os.Symlink("/etc/passwd", filepath.Join(dir, "outside"))
+	must(t, vmmPath, "run", "-d", "--name", "s", "-c", "2", "--timeout", bootLimit,
+		"--share", dir+":/mnt/rw", "--share", dir+":/mnt/ro:ro", "--", "sleep", "1000")
+	defer vmm(t, "rm", "-f", "s")
+	root := ""
+	if os.Getuid() == 0 {
+		root = "root=1"
+	}
+	out, _ := vmm(t, "exec", "s", "/mnt/rw/guestcheck", "share=/mnt/rw", root)
+	reportChecks(t, out)
+
+	guest := func(script, want string) {
+		t.Helper()
+		if out, _ := vmm(t, "exec", "s", "sh", "-c", script); strings.TrimSpace(out) != want {
+			t.Errorf("%s: %q, want %q", script, out, want)
+		}
+	}
+	host := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What one side closes, the other opens as it is.
+	host("shared", "first")
+	guest("cat /mnt/rw/shared", "first")
+	host("shared", "second, and longer")
+	guest("cat /mnt/rw/shared; cat /mnt/ro/shared", "second, and longersecond, and longer")
+	guest("echo by the guest > /mnt/rw/shared; cat /mnt/ro/shared", "by the guest")
+	if b, _ := os.ReadFile(filepath.Join(dir, "shared")); string(b) != "by the guest\n" {
+		t.Errorf("the host reads %q", b)
+	}
+	guest("echo x 2>&1 > /mnt/ro/shared || echo refused", "sh: 1: cannot create /mnt/ro/shared: Read-only file system\nrefused")
+	// A link leads where it leads in the guest.
+	guest("echo guest-only:x:0:0::/:/bin/sh >> /etc/passwd; grep -c guest-only /mnt/rw/outside", "1")
+	if b, _ := os.ReadFile("/etc/passwd"); strings.Contains(string(b), "guest-only") {
+		t.Error("the host's /etc/passwd was changed")
+	}
+	out, status := vmm(t, "exec", "s", "fio", "--name=verify", "--directory=/mnt/rw", "--rw=randwrite", "--bs=4k-64k", "--size=8M",
+		"--verify=crc32c", "--do_verify=1", "--ioengine=psync", "--fallocate=none", "--thread", "--minimal")
+	if status != 0 {
+		t.Errorf("fio: status %d\n%s", status, out)
+	}
+	guest("mount -t tmpfs none /mnt/rw && echo over", "over")
+}
+
+// TestVMs keeps a VM in the background and uses all that there is for it.
+func TestVMs(t *testing.T) {
+	needKVM(t)
+	needTools(t, "curl")
+	runtime := runtimeDirFor(t)
+	dir := t.TempDir()
+	if out := must(t, vmmPath, "run", "-d", "--name", "dev", "-m", "256M", "--timeout", bootLimit, "--vsock", filepath.Join(dir, "vs")); out != "dev\n" {
+		t.Fatalf("run -d prints %q", out)
+	}
+	defer vmm(t, "rm", "-f", "dev")
+	has := func(want string, args ...string) string {
+		t.Helper()
+		out, status := vmm(t, args...)
+		if status != 0 || !strings.Contains(out, want) {
+			t.Errorf("vmm %s: status %d, no %q in:\n%s", strings.Join(args, " "), status, want, out)
+		}
+		return out
+	}
+	has("dev", "exec", "dev", "uname", "-n") // it waits until the guest is up
+	if out := has("dev ", "ps"); !strings.Contains(out, "up ") || !strings.Contains(out, "256 MiB") {
+		t.Errorf("ps: %s", out)
+	}
+
+	// Twenty commands at once.
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			out, status := vmmInput(t, fmt.Sprint("input ", i), "exec", "dev", "sh", "-c", fmt.Sprintf("cat; echo; exit %d", i+1))
+			if status != i+1 || out != fmt.Sprintf("input %d\n", i) {
+				t.Errorf("exec %d: status %d, %q", i, status, out)
+			}
+		})
+	}
+	all.Wait()
+
+	// Copies.
+	os.MkdirAll(filepath.Join(dir, "tree", "sub"), 0o755)
+	data := make([]byte, 3<<20)
+	rand.NewChaCha8([32]byte{2}).Read(data)
+	os.WriteFile(filepath.Join(dir, "tree", "sub", "data"), data, 0o640)
+	os.Symlink("sub/data", filepath.Join(dir, "tree", "link"))
+	has("", "cp", filepath.Join(dir, "tree"), "dev:/tmp")
+	has("sub/data", "exec", "dev", "readlink", "/tmp/tree/link")
+	has("", "cp", "dev:/tmp/tree", filepath.Join(dir, "back"))
+	if out := must(t, "diff", "-r", filepath.Join(dir, "tree"), filepath.Join(dir, "back")); out != "" {
+		t.Error(out)
+	}
+
+	// The console, by the log and by a terminal.
+	p := openTerminal(t)
+	c := exec.Command(vmmPath, "attach", "dev")
+	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	p.send("echo on the con''sole\r")
+	p.expect("on the console")
+	p.send("\x01h")
+	p.expect("Ctrl-a d")
+	p.send("\x01d")
+	if err := c.Wait(); err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	has("on the console", "logs", "dev")
+
+	// An editor in the guest, driven by keys.
+	v := exec.Command(vmmPath, "exec", "-it", "dev", "vi", "/tmp/edited")
+	v.Stdin, v.Stdout, v.Stderr = p.tty, p.tty, p.tty
+	v.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := v.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.expect("edited")
+	p.send("ihello from vi\x1b")
+	time.Sleep(time.Second) // or the escape begins the name of a key
+	p.send(":wq\r")
+	if err := v.Wait(); err != nil {
+		t.Errorf("vi: %v", err)
+	}
+	has("hello from vi", "exec", "dev", "cat", "/tmp/edited")
+
+	// What others read.
+	var stats map[string]struct {
+		CPUSeconds []float64 `json:"cpuSeconds"`
+		Resident   uint64    `json:"resident"`
+	}
+	if err := json.Unmarshal([]byte(has("dev", "stats", "--json")), &stats); err != nil || len(stats["dev"].CPUSeconds) != 1 ||
+		stats["dev"].CPUSeconds[0] <= 0 || stats["dev"].Resident < 1<<20 {
+		t.Errorf("stats %+v, %v", stats, err)
+	}
+	has("DISK R/W", "stats", "--no-stream")
+	var info []map[string]any
+	if err := json.Unmarshal([]byte(has("running", "inspect", "dev")), &info); err != nil || len(info) != 1 || info[0]["agent"] != true {
+		t.Errorf("inspect %v, %v", info, err)
+	}
+	socket := filepath.Join(runtime, "vmm", "dev", "control.sock")
+	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the control socket: %v, %v", st, err)
+	}
+	metrics := must(t, "curl", "-s", "--unix-socket", socket, "http://vmm/metrics")
+	for _, want := range []string{`vmm_vcpu_seconds_total{cpu="0",vm="dev"}`, `vmm_resident_bytes{vm="dev"}`, `vmm_network_bytes_total{device="eth0",direction="sent",vm="dev"}`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s in the metrics", want)
+		}
+	}
+
+	wantRefusals(t, []refusal{
+		{"run --name dev", 125, "is running already"},
+		{"exec nobody true", 125, "there are dev"},
+		{"rm dev", 125, "stop it before"},
+		{"cp dev:/nowhere /tmp", 125, "nowhere"},
+		{"exec dev /nowhere", 127, "/nowhere"},
+		{"exec --user nobody-here dev true", 126, "no user"},
+	})
+
+	has("dev", "stop", "dev")
+	has("exited (0)", "ps", "-a")
+	has("on the console", "logs", "dev")
+	wantRefusals(t, []refusal{{"exec dev true", 125, "not running"}, {"run --name dev", 125, "vmm rm dev"}})
+	has("dev", "rm", "dev")
+	if left, _ := os.ReadDir(filepath.Join(runtime, "vmm")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestKilled: nothing is left of a VM whose process was killed.
+func TestKilled(t *testing.T) {
+	needKVM(t)
+	runtime := runtimeDirFor(t)
+	must(t, vmmPath, "run", "-d", "--name", "k", "--timeout", bootLimit, "--", "sh", "-c", "echo begun; sleep 1000")
+	g := startGuest(t, "logs", "-f", "k")
+	if !g.until("begun") {
+		t.Fatalf("logs -f:\n%s", g.out.String())
+	}
+	var info []struct {
+		PID int `json:"pid"`
+	}
+	out, _ := vmm(t, "inspect", "k")
+	if err := json.Unmarshal([]byte(out), &info); err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(info[0].PID, unix.SIGKILL)
+	g.until("") // it ends with the VM
+	if out, _ := vmm(t, "ps", "-a"); !strings.Contains(out, "exited (killed)") {
+		t.Errorf("ps -a: %s", out)
+	}
+	if children, _ := exec.Command("pgrep", "-f", "run -d --name k ").Output(); len(children) > 0 {
+		t.Errorf("processes are left: %s", children)
+	}
+	if out, status := vmm(t, "rm", "k"); status != 0 {
+		t.Errorf("rm: %s", out)
+	}
+	// In the foreground there is nothing to list either.
+	f := startGuest(t, "run", "--name", "f", "--timeout", bootLimit, "--", "sh", "-c", "echo begun; sleep 1000")
+	if !f.until("begun") {
+		t.Fatalf("run:\n%s", f.out.String())
+	}
+	f.cmd.Process.Kill()
+	f.until("")
+	if out, _ := vmm(t, "ps", "-aq"); out != "" {
+		t.Errorf("ps: %s", out)
+	}
+	if left, _ := os.ReadDir(filepath.Join(runtime, "vmm")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
