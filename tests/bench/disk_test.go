@@ -247,10 +247,11 @@ func driveTheirs(t *testing.T, format, path string, p pattern) float64 {
 		t.Fatal(err)
 	}
 	defer mem.Close()
-	d, err := v.start(mem, 256)
+	drivers, err := v.start(mem, 256)
 	if err != nil {
 		t.Fatal(err)
 	}
+	d := drivers[0]
 	drive(d, mem, p)
 	return drive(d, mem, p)
 }

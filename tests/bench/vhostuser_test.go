@@ -78,12 +78,15 @@ func (v *vhostUser) ask(request uint32) (uint64, error) {
 
 func u64(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
 
+// vhostBase is where the front-end has its memory: any number.
+const vhostBase = uint64(0x7f0000000000)
+
 func state(index int, v uint32) []byte {
 	return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, uint32(index)), v)
 }
 
-// start sets one queue up and returns its driver.
-func (v *vhostUser) start(mem *virtiotest.Memory, n uint16) (*virtiotest.Driver, error) {
+// start sets queues up and returns their drivers.
+func (v *vhostUser) start(mem *virtiotest.Memory, sizes ...uint16) ([]*virtiotest.Driver, error) {
 	features, err := v.ask(vhostGetFeatures)
 	if err != nil {
 		return nil, err
@@ -101,37 +104,56 @@ func (v *vhostUser) start(mem *virtiotest.Memory, n uint16) (*virtiotest.Driver,
 			return nil, err
 		}
 	}
+	table := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint32(nil, 1), 0)[:8]
+	for _, f := range []uint64{0, uint64(len(mem.Bytes)), vhostBase, 0} {
+		table = append(table, u64(f)...)
+	}
+	for _, m := range []vhostMessage{
+		{vhostSetOwner, nil, nil},
+		{vhostSetFeatures, u64(features), nil},
+		{vhostSetMemTable, table, []int{mem.FD}},
+	} {
+		if err := v.send(m.request, m.body, m.fds...); err != nil {
+			return nil, err
+		}
+	}
+	var out []*virtiotest.Driver
+	for i, n := range sizes {
+		d, err := v.startQueue(mem, i, n, features)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+type vhostMessage struct {
+	request uint32
+	body    []byte
+	fds     []int
+}
+
+func (v *vhostUser) startQueue(mem *virtiotest.Memory, i int, n uint16, features uint64) (*virtiotest.Driver, error) {
 	kick, err := virtio.NewEvent()
 	if err != nil {
 		return nil, err
 	}
-	d, err := virtiotest.NewDriver(mem, 0, n, features, kick.FD())
+	d, err := virtiotest.NewDriver(mem, virtiotest.QueueEnd(i), n, features, kick.FD())
 	if err != nil {
 		return nil, err
 	}
-	base := uint64(0x7f0000000000) // where the front-end has its memory: any number
-	table := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint32(nil, 1), 0)[:8]
-	for _, f := range []uint64{0, uint64(len(mem.Bytes)), base, 0} {
-		table = append(table, u64(f)...)
-	}
-	addr := state(0, 0)
-	for _, a := range []uint64{base + d.Layout.Desc, base + d.Layout.Used, base + d.Layout.Avail, 0} {
+	addr := state(i, 0)
+	for _, a := range []uint64{vhostBase + d.Layout.Desc, vhostBase + d.Layout.Used, vhostBase + d.Layout.Avail, 0} {
 		addr = append(addr, u64(a)...)
 	}
-	for _, m := range []struct {
-		request uint32
-		body    []byte
-		fds     []int
-	}{
-		{vhostSetOwner, nil, nil},
-		{vhostSetFeatures, u64(features), nil},
-		{vhostSetMemTable, table, []int{mem.FD}},
-		{vhostSetVringNum, state(0, uint32(n)), nil},
-		{vhostSetVringBase, state(0, 0), nil},
+	for _, m := range []vhostMessage{
+		{vhostSetVringNum, state(i, uint32(n)), nil},
+		{vhostSetVringBase, state(i, 0), nil},
 		{vhostSetVringAddr, addr, nil},
-		{vhostSetVringCall, u64(0), []int{d.Call.FD()}},
-		{vhostSetVringKick, u64(0), []int{kick.FD()}},
-		{vhostSetEnable, state(0, 1), nil},
+		{vhostSetVringCall, u64(uint64(i)), []int{d.Call.FD()}},
+		{vhostSetVringKick, u64(uint64(i)), []int{kick.FD()}},
+		{vhostSetEnable, state(i, 1), nil},
 	} {
 		if err := v.send(m.request, m.body, m.fds...); err != nil {
 			return nil, err
