@@ -16,9 +16,10 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
-	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
+	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools \
+	fio:fio gdb:gdb git:git
 # The same for make bench and make test-stock.
-BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common fio:fio
+BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
 STOCK_TOOLS := debootstrap:debootstrap
 
 # $(call need,LIST) installs what is missing of a list, or says what to install.
@@ -86,6 +87,13 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzFrame -fuzztime $(FUZZTIME) ./network/ether
 	go test -run '^$$' -fuzz FuzzGateway -fuzztime $(FUZZTIME) ./network/gateway
 	go test -run '^$$' -fuzz FuzzStream -fuzztime $(FUZZTIME) ./network/lan
+	go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) ./virtio/vsock
+	go test -run '^$$' -fuzz FuzzFUSE -fuzztime $(FUZZTIME) ./virtio/fs
+	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./guest-images/agent
+	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./machine/gdb
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./cmd/vmm/ktap
+	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./cmd/vmm/crash
+	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./cmd/vmm
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:

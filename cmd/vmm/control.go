@@ -111,6 +111,14 @@ func (c *control) listen() error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	c.server.Handler = c.handler()
+	c.server.ReadHeaderTimeout = 10 * time.Second
+	go c.server.Serve(l)
+	return nil
+}
+
+// handler has the paths of docs/api.md.
+func (c *control) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /vm", c.inspect)
 	mux.HandleFunc("GET /stats", c.getStats)
@@ -126,10 +134,7 @@ func (c *control) listen() error {
 	mux.HandleFunc("DELETE /ports", c.removePort)
 	mux.HandleFunc("GET /nics", c.listNICs)
 	mux.HandleFunc("POST /nics/link", c.setLink)
-	c.server.Handler = mux
-	c.server.ReadHeaderTimeout = 10 * time.Second
-	go c.server.Serve(l)
-	return nil
+	return mux
 }
 
 func (c *control) close() { c.server.Close() }
