@@ -389,6 +389,32 @@ func TestVMs(t *testing.T) {
 	}
 }
 
+// TestAgent has the agent in a guest with a system of its own.
+func TestAgent(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	root := smallRoot(t)
+	for _, d := range []string{"sbin", "proc", "dev", "tmp"} {
+		os.MkdirAll(filepath.Join(root, d), 0o755)
+	}
+	must(t, "cp", vmmPath, filepath.Join(root, "bin", "vmm"))
+	init := "#!/bin/sh\n/bin/busybox mount -t proc proc /proc\n/bin/vmm agent &\nwhile :; do /bin/busybox sleep 1; done\n"
+	if err := os.WriteFile(filepath.Join(root, "sbin", "init"), []byte(init), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	must(t, vmmPath, "run", "-d", "--name", "own", "--rootfs", root, "--timeout", bootLimit)
+	defer vmm(t, "rm", "-f", "own")
+	if out, status := vmm(t, "exec", "own", "sh", "-c", "read x < /proc/1/cmdline; echo $x; exit 4"); status != 4 || !strings.HasPrefix(out, "/bin/sh") {
+		t.Errorf("exec: status %d, %q", status, out)
+	}
+	if out, status := vmm(t, "stop", "own"); status != 0 {
+		t.Errorf("stop: %s", out)
+	}
+	if out, _ := vmm(t, "ps", "-a"); !strings.Contains(out, "exited (0)") {
+		t.Errorf("ps -a: %s", out)
+	}
+}
+
 // TestKilled: nothing is left of a VM whose process was killed.
 func TestKilled(t *testing.T) {
 	needKVM(t)

@@ -87,7 +87,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(),
-		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
+		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
 }
 
