@@ -22,7 +22,7 @@ type Config struct {
 	AgentOnly bool `json:"agentOnly,omitempty"`
 	// WaitNetwork has the agent wait until there is a network to use.
 	WaitNetwork bool `json:"waitNetwork,omitempty"`
-	NoAgent   bool `json:"noAgent,omitempty"`
+	NoAgent     bool `json:"noAgent,omitempty"`
 }
 
 // Root is a file system that becomes the guest's root. What is written to it goes
