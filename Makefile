@@ -20,7 +20,7 @@ TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark p
 	fio:fio gdb:gdb git:git
 # The same for make bench and make test-stock.
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
-STOCK_TOOLS := debootstrap:debootstrap
+STOCK_TOOLS := debootstrap:debootstrap depmod:kmod
 
 # $(call need,LIST) installs what is missing of a list, or says what to install.
 need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \

@@ -16,8 +16,9 @@ type Debugger struct {
 	events chan DebugEvent
 	stop   chan struct{} // of Interrupt
 
-	mu       sync.Mutex
+	mu       sync.Mutex // held while the machine is looked into
 	attached bool
+	closed   bool // the machine is
 	// Of a host whose KVM executes kernel mode natively:
 	patched map[uint64]byte // what a breakpoint in software stands on
 	inHW    []uint64        // breakpoints in debug registers
@@ -83,6 +84,11 @@ func (d *Debugger) CPUs() int { return d.m.cfg.CPUs }
 
 // Resume lets all vCPUs go on, or one alone for one instruction.
 func (d *Debugger) Resume(step int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
 	for len(d.events) > 0 {
 		<-d.events // of CPUs that stopped beside: they will again
 	}
@@ -167,8 +173,11 @@ func (d *Debugger) hit(v *vcpu, reason StopReason) {
 	}
 }
 
-// cpu returns a vCPU of a machine that runs.
+// cpu returns a vCPU of a machine that runs; mu is held.
 func (d *Debugger) cpu(id int) (*vcpu, error) {
+	if d.closed {
+		return nil, errClosed
+	}
 	d.m.cpuMu.Lock()
 	defer d.m.cpuMu.Unlock()
 	if id < 0 || id >= len(d.m.cpus) {
@@ -177,8 +186,25 @@ func (d *Debugger) cpu(id int) (*vcpu, error) {
 	return d.m.cpus[id], nil
 }
 
+// errClosed is the error for looking into a machine that has ended.
+var errClosed = errors.New("the machine has ended")
+
+// close lets nobody look into the machine any more.
+func (d *Debugger) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+}
+
 // Registers returns a vCPU's registers.
 func (d *Debugger) Registers(cpu int) (kvm.Regs, kvm.Sregs, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.registers(cpu)
+}
+
+// registers is Registers with mu held.
+func (d *Debugger) registers(cpu int) (kvm.Regs, kvm.Sregs, error) {
 	v, err := d.cpu(cpu)
 	if err != nil {
 		return kvm.Regs{}, kvm.Sregs{}, err
@@ -197,6 +223,8 @@ func (d *Debugger) Registers(cpu int) (kvm.Regs, kvm.Sregs, error) {
 
 // SetRegisters sets a vCPU's general registers.
 func (d *Debugger) SetRegisters(cpu int, r kvm.Regs) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	v, err := d.cpu(cpu)
 	if err != nil {
 		return err
@@ -222,7 +250,9 @@ func (d *Debugger) WriteMemory(cpu int, addr uint64, from []byte) (int, error) {
 }
 
 func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, do func(memory, piece []byte)) (n int, err error) {
-	_, s, err := d.Registers(cpu)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, s, err := d.registers(cpu)
 	if err != nil {
 		return 0, err
 	}

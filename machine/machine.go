@@ -282,6 +282,7 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 
 // Close frees what New made. Run does it itself.
 func (m *Machine) Close() error {
+	m.debug.close()
 	var errs []error
 	if m.uart != nil {
 		errs = append(errs, m.uart.Close())

@@ -233,3 +233,33 @@ func TestStock(t *testing.T) {
 		})
 	}
 }
+
+// TestStockCommand runs a command on Debian's own cloud kernel, which has all that
+// it takes as modules.
+func TestStockCommand(t *testing.T) {
+	if os.Getenv("VMM_TEST_STOCK") == "" {
+		t.Skip("make test-stock runs this")
+	}
+	needKVM(t)
+	needTools(t, "depmod")
+	runtimeDirFor(t)
+	kernel, err := (&guestimages.Builder{Log: os.Stderr}).StockKernel(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	must(t, "cp", "-r", filepath.Join(filepath.Dir(kernel.Image), "lib"), dir)
+	trees, err := filepath.Glob(filepath.Join(dir, "lib/modules/*"))
+	if err != nil || len(trees) != 1 {
+		t.Fatalf("modules %v, %v", trees, err)
+	}
+	version := filepath.Base(trees[0])
+	must(t, "depmod", "-b", dir, version)
+	out, status := vmm(t, "run", "--kernel", kernel.Image, "--modules", dir, "--timeout", "20m", "--", "sh", "-c", "uname -r; modinfo -n dummy; exit 3")
+	if status != 3 || !strings.HasPrefix(out, version+"\n/lib/modules/") {
+		t.Errorf("status %d, %q", status, out)
+	}
+	if out, status := vmm(t, "run", "--kernel", kernel.Image, "--timeout", "20m", "--", "true"); status != 125 || !strings.Contains(out, "CONFIG_VIRTIO_") {
+		t.Errorf("without modules: status %d, %q", status, out)
+	}
+}

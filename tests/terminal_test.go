@@ -85,18 +85,44 @@ func (p *terminal) send(s string) {
 	}
 }
 
-// run starts a guest on the terminal and waits for its prompt.
-func (p *terminal) run(args ...string) *exec.Cmd {
+// start runs vmm on the terminal, as its session's leader.
+func (p *terminal) start(args ...string) *exec.Cmd {
 	p.t.Helper()
-	c := exec.Command(vmmPath, append([]string{"run", "-m", "256M", "--timeout", bootLimit}, args...)...)
+	c := exec.Command(vmmPath, args...)
+	c.Env = append(os.Environ(), "TERM=vt100")
 	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := c.Start(); err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { c.Process.Kill() })
+	return c
+}
+
+// run starts a guest on the terminal and waits for its prompt.
+func (p *terminal) run(args ...string) *exec.Cmd {
+	p.t.Helper()
+	c := p.start(append([]string{"run", "-m", "256M", "--timeout", bootLimit}, args...)...)
 	p.expect("# ")
 	return c
+}
+
+// settings are the terminal's.
+func (p *terminal) settings() unix.Termios {
+	p.t.Helper()
+	s, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return *s
+}
+
+// resize gives the terminal another size.
+func (p *terminal) resize(rows, cols uint16) {
+	p.t.Helper()
+	if err := unix.IoctlSetWinsize(int(p.far.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // TestTerminal uses the console as a person does: line editing, window size,
@@ -104,10 +130,7 @@ func (p *terminal) run(args ...string) *exec.Cmd {
 func TestTerminal(t *testing.T) {
 	needKVM(t)
 	p := openTerminal(t)
-	before, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := p.settings()
 	c := p.run("--name", "console-test")
 	p.send("echo size $(stty size) on $(hostname)\r")
 	p.expect("size 33 77 on console-test")
@@ -124,9 +147,8 @@ func TestTerminal(t *testing.T) {
 	if err := c.Wait(); err != nil {
 		t.Errorf("after the power button: %v", err)
 	}
-	after, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
-	if err != nil || *after != *before {
-		t.Errorf("the terminal is not as it was: %v", err)
+	if p.settings() != before {
+		t.Error("the terminal is not as it was")
 	}
 }
 
@@ -140,9 +162,7 @@ func TestVirtioConsole(t *testing.T) {
 		p.send("echo $(tty) is $(stty size)\r")
 		p.expect("/dev/hvc0 is 33 77")
 		// The kernel tells the process group in front that the size has changed.
-		if err := unix.IoctlSetWinsize(int(p.far.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 44, Col: 99}); err != nil {
-			t.Fatal(err)
-		}
+		p.resize(44, 99)
 		p.send("until [ \"$(stty size)\" = '44 99' ]; do sleep 0.2; done; echo gr''own\r")
 		p.expect("grown")
 		p.send("exit\r")

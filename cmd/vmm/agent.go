@@ -20,6 +20,9 @@ const vsockUsage = "the guest's vsock as unix sockets of the host: write \"CONNE
 // guestCID is the guest's address on its vsock, which is its own.
 const guestCID = vsock.MinCID
 
+// maxGreetings bounds the agents that say hello: an honest guest has one.
+const maxGreetings = 4
+
 // guestAgent is the guest's vsock, and the agent behind it.
 type guestAgent struct {
 	device   *vsock.Device
@@ -37,12 +40,21 @@ func openAgent(path string) (*guestAgent, error) {
 	if path != "" {
 		others = vsock.ConnectUnix(path)
 	}
+	greeting := make(chan struct{}, maxGreetings)
 	var err error
 	if g.device, err = vsock.New(vsock.Options{CID: guestCID, Connect: func(port uint32) (func(*vsock.Conn), error) {
-		if port == agent.Port {
-			return func(c *vsock.Conn) { agent.Greet(c, g.hello) }, nil
+		if port != agent.Port {
+			return others(port)
 		}
-		return others(port)
+		select {
+		case greeting <- struct{}{}:
+			return func(c *vsock.Conn) {
+				defer func() { <-greeting }()
+				agent.Greet(c, g.hello)
+			}, nil
+		default:
+			return nil, unix.EAGAIN
+		}
 	}}); err != nil || path == "" {
 		return g, err
 	}

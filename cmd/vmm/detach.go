@@ -19,8 +19,16 @@ const (
 	readyWord   = "ready"
 )
 
-// isDetached tells whether this process is a VM in the background.
-func isDetached() bool { return os.Getenv(detachedEnv) != "" }
+// isDetached tells whether this process is a VM in the background. Its own children
+// are not, and do not keep the one waiting who started it.
+func isDetached() bool {
+	is := os.Getenv(detachedEnv) != ""
+	if is {
+		os.Unsetenv(detachedEnv)
+		unix.CloseOnExec(readyFD)
+	}
+	return is
+}
 
 // detach starts this very command again in the background, and returns when its VM
 // runs, with the VM's name.

@@ -52,9 +52,6 @@ func (f *runFlags) drive(ctx context.Context, m *machine.Machine, con *hostConso
 		if exit.err != nil {
 			con.restore()
 			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
-			if exit.status == statusOK {
-				exit.status = statusFailed
-			}
 		}
 		return result, exit.status, err
 	}

@@ -56,45 +56,25 @@ func listenGDB(spec string) (*gdbListener, error) {
 	return g, nil
 }
 
-// serve lets one gdb after the other debug the machine. With wait, it returns when
-// the first has stopped the machine.
+// serve lets one gdb after the other debug the machine, until close. With wait, the
+// machine, which does not run yet, stands still until the first lets it go on.
 func (g *gdbListener) serve(m *machine.Machine, out io.Writer) {
-	attached := make(chan struct{}, 1)
+	if g.wait {
+		m.Pause()
+		fmt.Fprintf(out, "vmm: waiting for gdb at %v\n", g.l.Addr())
+	}
 	go func() {
 		for {
 			c, err := g.l.Accept()
 			if err != nil {
 				return
 			}
-			t := &tellAttach{m.Debugger(), attached}
-			if err := gdb.Serve(c, t, m.Stop); err != nil {
+			if err := gdb.Serve(c, m.Debugger(), m.Stop); err != nil {
 				fmt.Fprintf(out, "vmm: gdb: %v\n", err)
 			}
 			c.Close()
 		}
 	}()
-	if g.wait {
-		fmt.Fprintf(out, "vmm: waiting for gdb at %v\n", g.l.Addr())
-		<-attached
-	}
-}
-
-// tellAttach tells that a debugger is attached.
-type tellAttach struct {
-	*machine.Debugger
-	attached chan<- struct{}
-}
-
-// Attach implements gdb.Target.
-func (t *tellAttach) Attach() error {
-	err := t.Debugger.Attach()
-	if err == nil {
-		select {
-		case t.attached <- struct{}{}:
-		default:
-		}
-	}
-	return err
 }
 
 func (g *gdbListener) close() {

@@ -121,6 +121,11 @@ func claim(info vmInfo) (*vmDir, error) {
 	if !free {
 		return nil, takenError(fmt.Sprintf("a VM %q is running already: give this one another --name", info.Name))
 	}
+	// Whoever clears away what was left may just have removed the directory.
+	if now, err := os.Stat(filepath.Join(path, lockFile)); err != nil || !sameFile(lock, now) {
+		lock.Close()
+		return claim(info)
+	}
 	d := &vmDir{path, lock, info}
 	if old, err := readInfo(path); err == nil && old.Detached {
 		lock.Close()
@@ -134,6 +139,11 @@ func claim(info vmInfo) (*vmDir, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+func sameFile(f *os.File, info fs.FileInfo) bool {
+	own, err := f.Stat()
+	return err == nil && os.SameFile(own, info)
 }
 
 func readInfo(path string) (info vmInfo, err error) {

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // archive writes a file or a directory with all in it as a tar archive, in which
@@ -70,8 +68,10 @@ func addFile(t *tar.Writer, path, name string) error {
 }
 
 // extract unpacks a tar archive in a directory, which is made if need be; what is
-// called name in the archive is called as there. Names that lead out of the
-// directory are refused, also by symbolic links of the archive.
+// called name in the archive is called as there. All belongs to the one who
+// unpacks it, and nothing is setuid: neither side should trust the other that far.
+// Names that lead out of the directory are refused, also by symbolic links of the
+// archive.
 func extract(r io.Reader, dir, name, as string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -126,10 +126,7 @@ func extractFile(root *os.Root, t *tar.Reader, h *tar.Header) error {
 		if err := removeOld(root, name); err != nil {
 			return err
 		}
-		if err := root.Symlink(h.Linkname, name); err != nil {
-			return err
-		}
-		return chown(root, name, h)
+		return root.Symlink(h.Linkname, name)
 	case tar.TypeLink:
 		if err := removeOld(root, name); err != nil {
 			return err
@@ -150,23 +147,10 @@ func extractFile(root *os.Root, t *tar.Reader, h *tar.Header) error {
 	default:
 		return nil // devices and the like are not files to copy
 	}
-	if err := chown(root, name, h); err != nil {
-		return err
-	}
-	if err := root.Chmod(name, fs.FileMode(h.Mode)&(fs.ModePerm)|special(h.Mode)); err != nil {
+	if err := root.Chmod(name, mode); err != nil {
 		return err
 	}
 	return root.Chtimes(name, time.Time{}, h.ModTime)
-}
-
-// special are the bits of a mode beside the permissions.
-func special(mode int64) (m fs.FileMode) {
-	for bit, is := range map[int64]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if mode&bit != 0 {
-			m |= is
-		}
-	}
-	return m
 }
 
 // removeOld makes way for a file; a directory stays.
@@ -176,12 +160,4 @@ func removeOld(root *os.Root, name string) error {
 		return nil
 	}
 	return err
-}
-
-// chown gives a file its owner, where that is allowed.
-func chown(root *os.Root, name string, h *tar.Header) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	return root.Lchown(name, h.Uid, h.Gid)
 }

@@ -25,7 +25,7 @@ func (t *lockTable) descriptor(n *node, owner uint64) (int, error) {
 	if fd, ok := t.owners[owner]; ok {
 		return fd, nil
 	}
-	if len(t.owners) >= maxOwners {
+	if len(t.owners) >= maxOwners || full() {
 		return -1, unix.ENOLCK
 	}
 	fd, err := n.reopen(unix.O_RDWR)
@@ -38,6 +38,7 @@ func (t *lockTable) descriptor(n *node, owner uint64) (int, error) {
 		t.owners = map[uint64]int{}
 	}
 	t.owners[owner] = fd
+	descriptors.Add(1)
 	return fd, nil
 }
 
@@ -47,6 +48,7 @@ func (t *lockTable) drop(owner uint64) {
 	defer t.mu.Unlock()
 	if fd, ok := t.owners[owner]; ok {
 		unix.Close(fd)
+		descriptors.Add(-1)
 		delete(t.owners, owner)
 	}
 }
@@ -56,6 +58,7 @@ func (t *lockTable) close() {
 	defer t.mu.Unlock()
 	for _, fd := range t.owners {
 		unix.Close(fd)
+		descriptors.Add(-1)
 	}
 	t.owners = nil
 }

@@ -28,6 +28,8 @@ func (f *FS) in(id uint64, name string, do func(dir *node) fuse.Status) fuse.Sta
 		return fuse.EROFS
 	case badName(name):
 		return fuse.EINVAL
+	case full():
+		return fuse.Status(unix.ENFILE)
 	}
 	dir := f.node(id)
 	if dir == nil {

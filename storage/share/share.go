@@ -111,6 +111,7 @@ func New(dir string, o Options) (*FS, error) {
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, file: fileID{st.Dev, st.Ino}, mode: st.Mode, fd: fd, lookups: math.MaxUint64 / 2}
 	root.uses.Store(1)
+	descriptors.Add(1)
 	f.nodes[root.id], f.byFile[root.file] = root, root
 	return f, nil
 }
@@ -152,6 +153,7 @@ func (n *node) put() {
 	if n.uses.Add(-1) == 0 {
 		n.locks.close()
 		unix.Close(n.fd)
+		descriptors.Add(-1)
 	}
 }
 
@@ -172,23 +174,36 @@ func (f *FS) handle(id uint64) *handle {
 func (h *handle) put() {
 	if h.uses.Add(-1) == 0 {
 		unix.Close(h.fd)
+		descriptors.Add(-1)
 		h.node.put()
 	}
 }
 
-// maxHandles bounds the open files, so that the process keeps some for itself.
-const maxHandles = 200_000
+// descriptors are those of all shares of the process, which guests decide on.
+var descriptors atomic.Int64
+
+// maxDescriptors leaves the process a quarter of its open files for itself.
+var maxDescriptors = sync.OnceValue(func() int64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 256
+	}
+	return int64(min(l.Cur, math.MaxInt32) / 4 * 3)
+})
+
+// full tells whether guests have as many open files as they may.
+func full() bool { return descriptors.Load() >= maxDescriptors() }
 
 // addHandle takes over fd and a use of n.
 func (f *FS) addHandle(n *node, fd int) (uint64, fuse.Status) {
 	h := &handle{node: n, fd: fd}
 	h.uses.Store(1)
-	f.handleMu.Lock()
-	defer f.handleMu.Unlock()
-	if len(f.handles) >= maxHandles {
+	if descriptors.Add(1); full() {
 		h.put()
 		return 0, fuse.Status(unix.ENFILE)
 	}
+	f.handleMu.Lock()
+	defer f.handleMu.Unlock()
 	id := f.nextHandle
 	f.nextHandle++
 	f.handles[id] = h
@@ -267,6 +282,9 @@ func (f *FS) lookup(dir *node, name string, out *fuse.EntryOut) fuse.Status {
 	if badName(name) {
 		return fuse.EINVAL
 	}
+	if full() {
+		return fuse.Status(unix.ENFILE)
+	}
 	fd, err := openAt(dir.fd, name, unix.O_PATH, 0)
 	if err != nil {
 		return status(err)
@@ -298,6 +316,7 @@ func (f *FS) know(fd int, st *unix.Stat_t, out *fuse.EntryOut) {
 	} else {
 		n = &node{id: f.nextID, file: file, mode: st.Mode, fd: fd}
 		n.uses.Store(1)
+		descriptors.Add(1)
 		f.nextID++
 		f.nodes[n.id], f.byFile[file] = n, n
 	}

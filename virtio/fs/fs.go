@@ -250,7 +250,13 @@ func (d *Device) aside(head *[inHeaderSize]byte, s *queue, q *virtio.Queue) {
 }
 
 // serve answers a request, and returns the size of the answer.
-func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) uint32 {
+func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) (size uint32) {
+	defer func() { // go-fuse takes requests of an honest kernel apart
+		if p := recover(); p != nil {
+			d.log(fmt.Errorf("virtio-fs: %v", p))
+			size = refuse(head, out, unix.EIO)
+		}
+	}()
 	session := d.session.Load()
 	if session == nil {
 		return refuse(head, out, unix.EIO)

@@ -21,8 +21,9 @@ const (
 )
 
 const (
-	// maxConns bounds the connections, those that are being closed included.
-	maxConns = 4096
+	// maxConns bounds the connections, those that are being closed included. Each may
+	// hold bufAlloc of memory.
+	maxConns = 1024
 	// maxControl is how many packets without data may wait for a receive buffer
 	// before the guest is not listened to: its packets cause them.
 	maxControl = 256
