@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -111,6 +112,50 @@ func (g *guestAgent) client() *agent.Client {
 		}
 		return c, nil
 	}}
+}
+
+// timeCheck is how often the host's clock is looked at, and maxDrift how far it may
+// have been set, or have slept, without the guest being told.
+const (
+	timeCheck = 10 * time.Second
+	maxDrift  = 100 * time.Millisecond
+)
+
+// moment is what two clocks of the host showed at a time, of which only one can be
+// set, and only one goes on while the host sleeps.
+type moment struct{ wall, monotonic time.Duration }
+
+func readClocks() moment {
+	read := func(clock int32) time.Duration {
+		var ts unix.Timespec
+		unix.ClockGettime(clock, &ts) // these two exist
+		return time.Duration(ts.Nano())
+	}
+	return moment{read(unix.CLOCK_REALTIME), read(unix.CLOCK_MONOTONIC)}
+}
+
+// jumped tells whether the wall clock was set, or the host slept, since another
+// moment.
+func (m moment) jumped(since moment) bool {
+	step := m.wall - since.wall - (m.monotonic - since.monotonic)
+	return step.Abs() >= maxDrift
+}
+
+// keepTime sets the guest's clock when the host's has jumped. The guest set it by
+// itself when its agent said hello.
+func (g *guestAgent) keepTime(ctx context.Context) {
+	last := readClocks()
+	for {
+		select {
+		case <-time.After(timeCheck):
+		case <-ctx.Done():
+			return
+		}
+		now := readClocks()
+		if now.jumped(last) && g.alive() && g.client().SetTime(ctx) == nil {
+			last = now
+		}
+	}
 }
 
 // listenUnix listens on a unix socket, in the place of one that was left behind.

@@ -396,6 +396,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	if f.profile != "" {
 		m.StartProfile(symbols)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go p.guest.keepTime(ctx)
 	var job func(context.Context) (int, error)
 	if f.sandbox() {
 		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p) }
