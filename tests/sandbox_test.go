@@ -418,6 +418,21 @@ func TestKilled(t *testing.T) {
 	if out, status := vmm(t, "rm", "k"); status != 0 {
 		t.Errorf("rm: %s", out)
 	}
+	// One that is stopped has the status that its command has made of it.
+	must(t, vmmPath, "run", "-d", "--name", "k", "--timeout", bootLimit, "--", "sh", "-c", "trap 'echo ending; exit 9' TERM; echo begun; while :; do sleep 0.1; done")
+	if g = startGuest(t, "logs", "-f", "k"); !g.until("begun") {
+		t.Fatalf("logs -f:\n%s", g.out.String())
+	}
+	if out, status := vmm(t, "stop", "-t", "60", "k"); status != 0 {
+		t.Errorf("stop: %s", out)
+	}
+	if g.until(""); !strings.Contains(g.out.String(), "ending") {
+		t.Errorf("logs -f:\n%s", g.out.String())
+	}
+	if out, _ := vmm(t, "ps", "-a"); !strings.Contains(out, "exited (9)") {
+		t.Errorf("ps -a: %s", out)
+	}
+	vmm(t, "rm", "k")
 	// In the foreground there is nothing to list either.
 	f := startGuest(t, "run", "--name", "f", "--timeout", bootLimit, "--", "sh", "-c", "echo begun; sleep 1000")
 	if !f.until("begun") {

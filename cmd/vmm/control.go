@@ -30,6 +30,7 @@ type control struct {
 	nets    *networks
 	agent   *guestAgent // nil if the guest is not to have one
 	console *consoleHub // nil if the console is elsewhere
+	command bool        // the VM is there for a command
 	// end ends the VM at once.
 	end func()
 }
@@ -149,8 +150,13 @@ func (c *control) inspect(w http.ResponseWriter, _ *http.Request) {
 // kill ends the VM as pulling the plug does.
 func (c *control) kill(http.ResponseWriter, *http.Request) { c.end() }
 
-// stop asks the guest to shut down: by its agent, or by the power button.
+// stop asks the guest to shut down: by its agent, or by the power button. A command
+// is asked to end, which ends the VM.
 func (c *control) stop(w http.ResponseWriter, r *http.Request) {
+	if c.command {
+		unix.Kill(os.Getpid(), unix.SIGTERM) // which goes on to the command
+		return
+	}
 	if c.agent != nil && c.agent.alive() {
 		if err := c.agent.client().Shutdown(r.Context()); err == nil {
 			return

@@ -372,7 +372,7 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	}
 	p.space.attach(m)
 	p.ports.run()
-	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, end: m.Stop}
+	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, command: f.sandbox(), end: m.Stop}
 	if !f.noAgent {
 		control.agent = p.guest
 	}
