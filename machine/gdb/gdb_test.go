@@ -131,7 +131,7 @@ func TestServe(t *testing.T) {
 			break
 		}
 	}
-	if xml != targetXML {
+	if xml != targetXML() {
 		t.Error("the description is not what it should be")
 	}
 	for _, x := range []struct{ ask, want string }{

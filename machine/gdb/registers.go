@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"sync"
 
 	"vmm/kvm"
 )
@@ -105,7 +106,7 @@ var features = []struct {
 }
 
 // targetXML describes the registers (GDB manual, appendix G).
-var targetXML = func() string {
+var targetXML = sync.OnceValue(func() string {
 	var b strings.Builder
 	b.WriteString(`<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target version="1.0"><architecture>i386:x86-64</architecture>`)
 	for i, f := range features {
@@ -127,7 +128,7 @@ var targetXML = func() string {
 	}
 	b.WriteString(`</target>`)
 	return b.String()
-}()
+})
 
 // text is a register's value as the protocol has it: x where there is none.
 func (r *register) text(regs *kvm.Regs, sregs *kvm.Sregs) string {

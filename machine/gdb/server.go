@@ -204,12 +204,13 @@ func transfer(args string) string {
 	if !ok {
 		return replyError
 	}
-	from = min(from, uint64(len(targetXML)))
-	end := min(from+min(n, maxPacket/2), uint64(len(targetXML)))
-	if end == uint64(len(targetXML)) {
-		return "l" + targetXML[from:end]
+	xml := targetXML()
+	from = min(from, uint64(len(xml)))
+	end := min(from+min(n, maxPacket/2), uint64(len(xml)))
+	if end == uint64(len(xml)) {
+		return "l" + xml[from:end]
 	}
-	return "m" + targetXML[from:end]
+	return "m" + xml[from:end]
 }
 
 // numbers are two in base 16.

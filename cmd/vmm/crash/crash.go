@@ -4,6 +4,7 @@ package crash
 import (
 	"regexp"
 	"strings"
+	"sync"
 
 	"vmm/cmd/vmm/ktap"
 )
@@ -15,27 +16,33 @@ type Finding struct {
 	Excerpt string
 }
 
-// kinds are the faults, in the order in which a line is tried for them.
-var kinds = []struct {
+// kind is a fault by what the line says that tells of it.
+type kind struct {
 	name string
 	expr *regexp.Regexp
-}{
-	{"panic", regexp.MustCompile(`Kernel panic - not syncing`)},
-	{"KASAN", regexp.MustCompile(`BUG: KASAN:`)},
-	{"KCSAN", regexp.MustCompile(`BUG: KCSAN:`)},
-	{"KMSAN", regexp.MustCompile(`BUG: KMSAN:`)},
-	{"KFENCE", regexp.MustCompile(`BUG: KFENCE:`)},
-	{"UBSAN", regexp.MustCompile(`^UBSAN:`)},
-	{"lockdep", regexp.MustCompile(`possible (circular|recursive) locking|inconsistent lock state|suspicious RCU usage|bad unlock balance|held lock freed|lock held when returning to user space|-(un)?safe lock order detected`)},
-	{"lockup", regexp.MustCompile(`BUG: soft lockup|hard LOCKUP`)},
-	{"RCU stall", regexp.MustCompile(`rcu: INFO: rcu_\S+ (self-)?detected (expedited )?stall|rcu_\S+ kthread starved`)},
-	{"hung task", regexp.MustCompile(`INFO: task .* blocked for more than`)},
-	{"OOM", regexp.MustCompile(`Out of memory: |Memory cgroup out of memory: `)},
-	{"BUG", regexp.MustCompile(`kernel BUG at |list_(add|del) corruption`)},
-	{"oops", regexp.MustCompile(`BUG: unable to handle|BUG: kernel NULL pointer|general protection fault|^Oops: |invalid opcode: |divide error: |stack segment: |^int3: `)},
-	{"BUG", regexp.MustCompile(`^BUG: `)},
-	{"WARNING", regexp.MustCompile(`^WARNING: `)},
 }
+
+// kinds are the faults, in the order in which a line is tried for them. They are
+// compiled when they are needed: vmm's other commands should start at once.
+var kinds = sync.OnceValue(func() []kind {
+	return []kind{
+		{"panic", regexp.MustCompile(`Kernel panic - not syncing`)},
+		{"KASAN", regexp.MustCompile(`BUG: KASAN:`)},
+		{"KCSAN", regexp.MustCompile(`BUG: KCSAN:`)},
+		{"KMSAN", regexp.MustCompile(`BUG: KMSAN:`)},
+		{"KFENCE", regexp.MustCompile(`BUG: KFENCE:`)},
+		{"UBSAN", regexp.MustCompile(`^UBSAN:`)},
+		{"lockdep", regexp.MustCompile(`possible (circular|recursive) locking|inconsistent lock state|suspicious RCU usage|bad unlock balance|held lock freed|lock held when returning to user space|-(un)?safe lock order detected`)},
+		{"lockup", regexp.MustCompile(`BUG: soft lockup|hard LOCKUP`)},
+		{"RCU stall", regexp.MustCompile(`rcu: INFO: rcu_\S+ (self-)?detected (expedited )?stall|rcu_\S+ kthread starved`)},
+		{"hung task", regexp.MustCompile(`INFO: task .* blocked for more than`)},
+		{"OOM", regexp.MustCompile(`Out of memory: |Memory cgroup out of memory: `)},
+		{"BUG", regexp.MustCompile(`kernel BUG at |list_(add|del) corruption`)},
+		{"oops", regexp.MustCompile(`BUG: unable to handle|BUG: kernel NULL pointer|general protection fault|^Oops: |invalid opcode: |divide error: |stack segment: |^int3: `)},
+		{"BUG", regexp.MustCompile(`^BUG: `)},
+		{"WARNING", regexp.MustCompile(`^WARNING: `)},
+	}
+})
 
 const (
 	before = 3  // lines of an excerpt in front of the fault
@@ -46,7 +53,7 @@ const (
 )
 
 // endOfTrace ends an excerpt.
-var endOfTrace = regexp.MustCompile(`---\[ end |^={20,}$`)
+var endOfTrace = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`---\[ end |^={20,}$`) })
 
 // Find returns the faults of a console. One that follows from another at once is
 // a part of it.
@@ -74,7 +81,7 @@ func Find(console string) []Finding {
 }
 
 func kindOf(line string) string {
-	for _, k := range kinds {
+	for _, k := range kinds() {
 		if k.expr.MatchString(line) {
 			return k.name
 		}
@@ -86,7 +93,7 @@ func kindOf(line string) string {
 func excerptEnd(lines []string, i int) int {
 	end := min(len(lines), i+most)
 	for k := i + 1; k < end; k++ {
-		if endOfTrace.MatchString(ktap.Printk(lines[k])) && k > i+before {
+		if endOfTrace().MatchString(ktap.Printk(lines[k])) && k > i+before {
 			return k + 1
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Result is how a test ended.
@@ -55,18 +56,24 @@ func (r *Report) Count(want Result) int {
 	return n
 }
 
-var (
-	printk  = regexp.MustCompile(`^(<\d+>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? ?`)
-	version = regexp.MustCompile(`^(K?TAP) version \d+`)
-	plan    = regexp.MustCompile(`^1\.\.(\d+)(?:\s*#\s*(.*))?$`)
-	result  = regexp.MustCompile(`^(not )?ok\b(?:\s+(\d+))?\s*-?\s*(.*)$`)
-	// directive follows a test's name.
-	directive = regexp.MustCompile(`(?i)^(.*?)\s*(?:^|\s)#\s*(SKIP|TODO|XFAIL|XPASS|timeout|error)\b\s*(.*)$`)
-	subtest   = regexp.MustCompile(`^# Subtest:\s*(.*)$`)
-)
+// patterns are what lines look like. They are compiled when they are needed: vmm's
+// other commands should start at once.
+type patterns struct{ printk, version, plan, result, directive, subtest *regexp.Regexp }
+
+var lines = sync.OnceValue(func() patterns {
+	return patterns{
+		printk:  regexp.MustCompile(`^(<\d+>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? ?`),
+		version: regexp.MustCompile(`^(K?TAP) version \d+`),
+		plan:    regexp.MustCompile(`^1\.\.(\d+)(?:\s*#\s*(.*))?$`),
+		result:  regexp.MustCompile(`^(not )?ok\b(?:\s+(\d+))?\s*-?\s*(.*)$`),
+		// What follows a test's name.
+		directive: regexp.MustCompile(`(?i)^(.*?)\s*(?:^|\s)#\s*(SKIP|TODO|XFAIL|XPASS|timeout|error)\b\s*(.*)$`),
+		subtest:   regexp.MustCompile(`^# Subtest:\s*(.*)$`),
+	}
+})
 
 // Printk takes what the kernel puts in front of a line off it.
-func Printk(line string) string { return line[len(printk.FindString(line)):] }
+func Printk(line string) string { return line[len(lines().printk.FindString(line)):] }
 
 // maxDiagnostics bounds the diagnostics that are kept of one test, in bytes.
 const maxDiagnostics = 16 << 10
@@ -112,13 +119,14 @@ func (r *Reader) Line(line string) {
 		r.yaml = body != "..."
 		return
 	}
+	is := lines()
 	switch {
-	case version.MatchString(body):
+	case is.version.MatchString(body):
 		r.started = true
 		r.at(indent)
-	case plan.MatchString(body):
+	case is.plan.MatchString(body):
 		r.started = true
-		m := plan.FindStringSubmatch(body)
+		m := is.plan.FindStringSubmatch(body)
 		n, err := strconv.Atoi(m[1])
 		if err != nil {
 			return
@@ -129,15 +137,15 @@ func (r *Reader) Line(line string) {
 			l.cases = append(l.cases, Case{Name: "all", Result: Skip, Detail: m[2]})
 		}
 	case !r.started:
-	case subtest.MatchString(body):
-		r.at(indent).name = subtest.FindStringSubmatch(body)[1]
+	case is.subtest.MatchString(body):
+		r.at(indent).name = is.subtest.FindStringSubmatch(body)[1]
 	case body == "---":
 		r.yaml = true
 	case strings.HasPrefix(body, "Bail out!"):
 		r.report.Problems = append(r.report.Problems, body)
 		r.bailed = true
-	case result.MatchString(body):
-		r.result(indent, result.FindStringSubmatch(body))
+	case is.result.MatchString(body):
+		r.result(indent, is.result.FindStringSubmatch(body))
 	case strings.HasPrefix(body, "#"):
 		r.note(strings.TrimSpace(body[1:]))
 	default: // what a test prints beside
@@ -175,7 +183,7 @@ func (r *Reader) result(indent int, m []string) {
 	if m[1] != "" {
 		how = Fail
 	}
-	if d := directive.FindStringSubmatch(name); d != nil {
+	if d := lines().directive.FindStringSubmatch(name); d != nil {
 		name, detail = d[1], d[3]
 		switch strings.ToUpper(d[2]) {
 		case "SKIP":
