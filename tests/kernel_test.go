@@ -24,7 +24,7 @@ func TestKernelTests(t *testing.T) {
 		{"good", "echo fine", "", "pass", ""},
 		{"status", "echo bad >&2; exit 5", "", "fail", "exit status 5"},
 		{"panics", "echo c > /proc/sysrq-trigger", "", "crash", "panic: Kernel panic - not syncing: sysrq triggered crash"},
-		{"hangs", "sleep 1000", "10s", "timeout", "did not end within 10s"},
+		{"hangs", "sleep 1000", "30s", "timeout", "did not end within 30s"},
 		{"oopses", fmt.Sprintf(provoke, "EXCEPTION"), "", "crash", "oops: BUG: kernel NULL pointer dereference"},
 		{"warns", fmt.Sprintf(provoke, "WARNING"), "", "crash", "WARNING: "},
 		{"ktap", `printf 'KTAP version 1\n1..3\nok 1 a\nnot ok 2 b\nok 3 c # SKIP no\n'`, "", "fail", "1 of 3 tests failed"},

@@ -129,6 +129,37 @@ func TestRunCommand(t *testing.T) {
 	}
 }
 
+// TestBadCommands wants one line and a status for what cannot be.
+func TestBadCommands(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	bad := filepath.Join(t.TempDir(), "bad")
+	os.WriteFile(bad, []byte("memory = \"lots\"\n"), 0o644)
+	wantRefusals(t, []refusal{
+		{"run --share x -- true", 2, "HOST:GUEST[:ro]"},
+		{"run --share /etc:etc -- true", 2, "an absolute path"},
+		{"run --share /nowhere:/x -- true", 125, "/nowhere"},
+		{"run --rw /nowhere -- true", 125, "/nowhere"},
+		{"run --root /nowhere -- true", 125, "/nowhere"},
+		{"run --modules /etc -- true", 125, "no modules.dep"},
+		{"run --vsock /nowhere/socket -- true", 125, "/nowhere/socket"},
+		{"run --gdb 99999999 -- true", 125, "invalid port"},
+		{"run --no-agent -- true", 2, "needs the agent"},
+		{"run --env A=1", 2, "are for a command"},
+		{"run -t -- true", 2, "not a terminal"},
+		{"run -d -t -- true", 2, "no terminal"},
+		{"run -d --share /nowhere:/x", 125, "/nowhere"},
+		{"run --config " + bad + " -- true", 2, "memory"},
+		{"run --config /nowhere -- true", 2, "/nowhere"},
+		{"stop nobody", 125, "no VM"},
+		{"gdb nobody", 125, "no VM"},
+		{"cp a b", 2, "VM:PATH"},
+	})
+	if out, _ := vmm(t, "ps", "-a", "-q"); out != "" {
+		t.Errorf("left behind: %s", out)
+	}
+}
+
 // TestRunBinary sends 100 MiB of any bytes through a command in the guest.
 func TestRunBinary(t *testing.T) {
 	needKVM(t)
@@ -145,7 +176,7 @@ func TestRunBinary(t *testing.T) {
 // TestRunSignals: a signal goes on to the command; before there is one, it ends the VM.
 func TestRunSignals(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
+	runtime := runtimeDirFor(t)
 	g := startGuest(t, "run", "--timeout", bootLimit, "--", "sh", "-c", "trap 'exit 33' TERM; echo trapped; while :; do sleep 0.1; done")
 	if !g.until("trapped") {
 		t.Fatalf("the guest:\n%s", g.out.String())
@@ -156,8 +187,14 @@ func TestRunSignals(t *testing.T) {
 	if s := g.cmd.ProcessState.ExitCode(); s != 33 {
 		t.Errorf("exit status %d", s)
 	}
-	g = startGuest(t, "run", "--timeout", bootLimit, "--", "true")
-	time.Sleep(500 * time.Millisecond)
+	g = startGuest(t, "run", "--name", "early", "--timeout", bootLimit, "--", "true")
+	for range 600 { // the guest begins when there is the socket, and takes seconds
+		if _, err := os.Stat(filepath.Join(runtime, "vmm", "early", "control.sock")); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond)
 	g.cmd.Process.Signal(unix.SIGINT)
 	g.until("")
 	g.cmd.Wait()

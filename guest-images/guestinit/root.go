@@ -52,6 +52,13 @@ func enterRoot(r *Root) error {
 	if err := ownFiles(); err != nil {
 		warn("%v", err)
 	}
+	// The host's user may not look into the home of the host's root, which the
+	// guest's root would have.
+	if _, err := os.ReadDir(newRoot + "/root"); errors.Is(err, unix.EACCES) {
+		if err := unix.Mount("vmm", newRoot+"/root", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+			warn("/root: %v", err)
+		}
+	}
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}

@@ -97,7 +97,11 @@ func New(dir string, o Options) (*FS, error) {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	err = unix.Fstat(fd, &st)
+	if err == nil { // else the guest would find out, file by file
+		err = unix.Faccessat(unix.AT_FDCWD, dir, unix.R_OK|unix.X_OK, unix.AT_EACCESS)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), unix.Close(fd))
 	}
 	f := &FS{
