@@ -76,7 +76,9 @@ func (t *testRun) run(ctx context.Context, shape []string, watch io.Writer) {
 	}
 	defer os.RemoveAll(dir)
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
-	args := append([]string{"run", "--name", testVMName(dir), "--console", console, "--result", result,
+	name := testVMName(dir)
+	defer lookVM(name) // which clears away what is left of one that was killed
+	args := append([]string{"run", "--name", name, "--console", console, "--result", result,
 		"--timeout", t.test.Timeout.String(), "--append", "loglevel=7 " + t.kernel.Append}, shape...)
 	if t.kernel.Image != "" {
 		args = append(args, "--kernel", t.kernel.Image)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -22,6 +24,7 @@ import (
 const (
 	statusTestsFailed = 1
 	statusNoBoot      = 125
+	statusInterrupted = 130
 )
 
 // defaultTestTimeout is how long a test may take where nothing else is said.
@@ -65,7 +68,9 @@ func testCommand() *cobra.Command {
 			if err := f.complete(cmd, args); err != nil {
 				return &exitError{statusUsage, err}
 			}
-			return f.run(cmd.Context(), cmd.OutOrStdout())
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+			defer stop()
+			return f.run(ctx, cmd.OutOrStdout())
 		},
 	}
 	fl := cmd.Flags()
@@ -218,11 +223,17 @@ func (f *testFlags) run(ctx context.Context, out io.Writer) error {
 		})
 	}
 	for _, t := range runs {
-		next <- t
+		select {
+		case next <- t:
+		case <-ctx.Done():
+		}
 	}
 	close(next)
 	workers.Wait()
 	p.close()
+	if ctx.Err() != nil {
+		return &exitError{statusInterrupted, errors.New("interrupted")}
+	}
 	if err := f.tell(out, runs); err != nil {
 		return failed(err)
 	}
