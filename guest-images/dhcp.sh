@@ -12,4 +12,6 @@ done
 	[ -z "$domain" ] || echo "search $domain"
 	for d in $dns; do echo "nameserver $d"; done
 } >"/run/resolv.$interface"
-cat /run/resolv.* >/etc/resolv.conf
+# Another interface's script may do the same at the same time: whoever is last sees
+# what the other has written.
+until cat /run/resolv.* >/etc/resolv.conf && [ "$(cat /run/resolv.*)" = "$(cat /etc/resolv.conf)" ]; do :; done

@@ -425,6 +425,56 @@ func TestUnix(t *testing.T) {
 	p.want(opShutdown) // of the first, both ways
 }
 
+// TestWriteThrough: whatever the host's reader takes at once and what later, all
+// comes in order.
+func TestWriteThrough(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "v")
+	l, err := net.Listen("unix", path+"_5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := start(t, Options{Connect: ConnectUnix(path)})
+	p.supply(16)
+	p.connect()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	data := make([]byte, 4<<20)
+	rand.Read(data)
+	got := make(chan []byte)
+	go func() {
+		var all []byte
+		buf := make([]byte, 100_000)
+		for len(all) < len(data) {
+			n, err := c.Read(buf)
+			if err != nil {
+				break
+			}
+			if all = append(all, buf[:n]...); len(all)%7 == 0 {
+				time.Sleep(time.Millisecond) // so that the socket is full at times
+			}
+		}
+		got <- all
+	}()
+	var credit uint32 = bufAlloc
+	chunk := slotSize - headerSize
+	for sent := 0; sent < len(data); {
+		n := min(chunk, len(data)-sent)
+		for credit-uint32(sent) < uint32(n) {
+			h, _ := p.want(opCreditUpdate)
+			credit = h.fwdCnt + h.bufAlloc
+		}
+		p.rw(data[sent : sent+n])
+		sent += n
+	}
+	if all := <-got; !bytes.Equal(all, data) {
+		t.Errorf("%d bytes came, not those that were sent", len(all))
+	}
+}
+
 func TestRing(t *testing.T) {
 	var r ring
 	var want []byte
