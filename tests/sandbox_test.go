@@ -2,10 +2,13 @@ package tests
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
 )
 
 // runtimeDirFor gives a test's VMs a directory of their own, whose path is short
@@ -70,7 +75,7 @@ func busyboxPath(t *testing.T) string {
 // TestRunCommand runs commands in guests with the host's root, or another.
 func TestRunCommand(t *testing.T) {
 	needKVM(t)
-	needTools(t, "gcc", "make")
+	needTools(t, "gcc", "make", "mke2fs")
 	runtime := runtimeDirFor(t)
 	dir := t.TempDir()
 	project := filepath.Join(dir, "project")
@@ -78,6 +83,10 @@ func TestRunCommand(t *testing.T) {
 	os.WriteFile(filepath.Join(project, "main.c"), []byte("#include <stdio.h>\nint main(void) { puts(\"built in the guest\"); return 7; }\n"), 0o644)
 	os.WriteFile(filepath.Join(project, "Makefile"), []byte("main: main.c\n\t$(CC) -o $@ $<\n"), 0o644)
 	root := smallRoot(t)
+	tar, image := filepath.Join(dir, "root.tgz"), filepath.Join(dir, "root.img")
+	must(t, "tar", "czf", tar, "-C", root, ".")
+	must(t, "mke2fs", "-q", "-t", "ext4", "-d", root, image, "64M")
+	sum := must(t, "sha256sum", image)
 	before := must(t, "find", root, "-ls")
 
 	for _, c := range []struct {
@@ -103,6 +112,8 @@ func TestRunCommand(t *testing.T) {
 		{name: "shuts down", script: "echo o > /proc/sysrq-trigger; sleep 100", status: 125, errs: "shut down before the command had ended"},
 		{name: "timeout", args: "--timeout 8s", script: "sleep 1000", status: 124, errs: "did not end within 8s"},
 		{name: "other root destroyed", args: "--root " + root, script: "rm -rf /* 2>/dev/null; echo /bin/*; echo $((1+1)) left", out: "/bin/*\n2 left\n"},
+		{name: "tar root", args: "--root " + tar, script: "echo /bin/guest*; echo x > /bin/new && cat /bin/new", out: "/bin/guestcheck\nx\n"},
+		{name: "image root", args: "--root " + image, script: "echo /bin/guest*; echo x > /bin/new && cat /bin/new", out: "/bin/guestcheck\nx\n"},
 		{name: "no PCI", args: "--append pci=off", script: "true", status: 125, errs: "CONFIG_VIRTIO_PCI"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -120,6 +131,9 @@ func TestRunCommand(t *testing.T) {
 			}
 			os.Remove(filepath.Join(project, "main"))
 		})
+	}
+	if after := must(t, "sha256sum", image); after != sum {
+		t.Error("the image was changed")
 	}
 	if after := must(t, "find", root, "-ls"); after != before {
 		t.Errorf("the root was changed:\n%s\nbefore:\n%s", after, before)
@@ -331,6 +345,38 @@ func TestVMs(t *testing.T) {
 	has("", "cp", "dev:/tmp/tree", filepath.Join(dir, "back"))
 	if out := must(t, "diff", "-r", filepath.Join(dir, "tree"), filepath.Join(dir, "back")); out != "" {
 		t.Error(out)
+	}
+
+	// vsock, both ways, by unix sockets.
+	l, err := net.Listen("unix", filepath.Join(dir, "vs_77"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	has("", "cp", guestCheck, "dev:/tmp/guestcheck")
+	reportChecks(t, has("CHECK vsock ok", "exec", "dev", "/tmp/guestcheck", "vsock=77"))
+	direct := agent.Client{Dial: func(context.Context) (net.Conn, error) {
+		c, err := net.Dial("unix", filepath.Join(dir, "vs"))
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(c, "CONNECT %d\n", agent.Port)
+		for b := []byte{0}; b[0] != '\n'; { // "OK PORT", and no byte more
+			if _, err := c.Read(b); err != nil {
+				return nil, err
+			}
+		}
+		return c, nil
+	}}
+	var said bytes.Buffer
+	if x, err := direct.Exec(context.Background(), agent.Exec{Argv: []string{"echo", "direct"}}, agent.Streams{Out: &said, Err: &said}); err != nil || x.Status != 0 || said.String() != "direct\n" {
+		t.Errorf("by the vsock's socket: %+v, %v, %q", x, err, said.String())
 	}
 
 	// The console, by the log and by a terminal.

@@ -4,7 +4,8 @@
 //
 // What it expects comes as arguments: name=value; skip names checks to leave
 // out, with commas, and only is the one to do; disks=N makes the checks those of
-// disks, net=1 those of the network, share=PATH those of a shared directory.
+// disks, net=1 those of the network, share=PATH those of a shared directory, vsock=PORT
+// those of sockets to the host.
 package main
 
 import (
@@ -53,6 +54,8 @@ func main() {
 		checks = netChecks
 	case want["share"] != "":
 		checks = shareChecks
+	case want["vsock"] != "":
+		checks = vsockChecks
 	}
 	for _, c := range checks {
 		if slices.Contains(strings.Split(want["skip"], ","), c.name) || want["only"] != "" && want["only"] != c.name {
