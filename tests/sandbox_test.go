@@ -516,6 +516,14 @@ func TestKilled(t *testing.T) {
 		t.Errorf("ps -a: %s", out)
 	}
 	vmm(t, "rm", "k")
+	must(t, vmmPath, "run", "-d", "--name", "k", "--timeout", bootLimit, "--", "sleep", "1000")
+	if out, status := vmm(t, "kill", "k"); status != 0 {
+		t.Errorf("kill: %s", out)
+	}
+	if out, _ := vmm(t, "ps", "-a"); !strings.Contains(out, "exited (137)") {
+		t.Errorf("ps -a: %s", out)
+	}
+	vmm(t, "rm", "k")
 	// In the foreground there is nothing to list either.
 	f := startGuest(t, "run", "--name", "f", "--timeout", bootLimit, "--", "sh", "-c", "echo begun; sleep 1000")
 	if !f.until("begun") {

@@ -10,10 +10,12 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
 	"vmm/machine"
@@ -372,7 +374,11 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	}
 	p.space.attach(m)
 	p.ports.run()
-	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, command: f.sandbox(), end: m.Stop}
+	var killed atomic.Bool
+	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, command: f.sandbox(), end: func() {
+		killed.Store(true)
+		m.Stop()
+	}}
 	if !f.noAgent {
 		control.agent = p.guest
 	}
@@ -407,6 +413,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	p.console.restore()
 	if err != nil {
 		return failed(err)
+	}
+	if killed.Load() && result.End == machine.EndStopped {
+		status = 128 + int(unix.SIGKILL)
 	}
 	if f.profile != "" {
 		if err := writeProfile(f.profile, m); err != nil {

@@ -140,19 +140,16 @@ func linger(c conn) {
 	io.Copy(io.Discard, c)
 }
 
-// owned are the processes that somebody waits for; PID 1 leaves them alone.
-type owned struct {
-	mu   sync.Mutex
-	pids map[int]bool
-}
-
 // Reaper waits for orphans in the place of PID 1, and starts the processes that
-// are not orphans.
-type Reaper struct{ owned }
+// are not orphans: those it leaves to whoever waits for them.
+type Reaper struct {
+	mu   sync.Mutex
+	pids map[int]bool // that somebody waits for
+}
 
 // NewReaper returns a reaper, which begins at once.
 func NewReaper() *Reaper {
-	r := &Reaper{owned{pids: map[int]bool{}}}
+	r := &Reaper{pids: map[int]bool{}}
 	go r.run()
 	return r
 }
