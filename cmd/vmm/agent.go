@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/guest-images/agent"
-	"vmm/virtio"
 	"vmm/virtio/vsock"
 )
 
@@ -73,9 +72,6 @@ func (g *guestAgent) hello(err error) {
 		close(g.ready)
 	})
 }
-
-// devices are the virtio devices.
-func (g *guestAgent) devices() []virtio.Device { return []virtio.Device{g.device} }
 
 func (g *guestAgent) close() {
 	if g.listener != nil {

@@ -100,11 +100,7 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 	guest.WaitNetwork = guest.AgentOnly && (len(f.nets) == 0 || strings.HasPrefix(f.nets[0], "user"))
 	var files []cpio.Record
 	if f.modules != "" {
-		tree, err := guestimages.ModuleTree(f.modules)
-		if err == nil {
-			files, guest.Modules, err = guestimages.Modules(tree)
-		}
-		if err != nil {
+		if files, guest.Modules, err = guestimages.Modules(f.modules); err != nil {
 			return fmt.Errorf("--modules: %w", err)
 		}
 	}

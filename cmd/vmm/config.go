@@ -15,15 +15,21 @@ import (
 // the names of vmm run's flags.
 const commandKey = "command"
 
+// decodeTOML reads a TOML file; an error in it names the line.
+func decodeTOML(path string, to any) (toml.MetaData, error) {
+	meta, err := toml.DecodeFile(path, to)
+	var parse toml.ParseError
+	if errors.As(err, &parse) {
+		err = fmt.Errorf("%s:%d: %s", path, parse.Position.Line, parse.Message)
+	}
+	return meta, err
+}
+
 // loadConfig sets the flags that a file names and the command line does not, and
 // returns the file's command.
 func loadConfig(path string, fl *pflag.FlagSet) ([]string, error) {
 	var values map[string]any
-	if _, err := toml.DecodeFile(path, &values); err != nil {
-		var parse toml.ParseError
-		if errors.As(err, &parse) {
-			return nil, fmt.Errorf("%s:%d: %s", path, parse.Position.Line, parse.Message)
-		}
+	if _, err := decodeTOML(path, &values); err != nil {
 		return nil, err
 	}
 	var command []string

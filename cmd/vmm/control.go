@@ -123,7 +123,7 @@ func (c *control) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /vm", c.inspect)
 	mux.HandleFunc("GET /stats", c.getStats)
-	mux.Handle("GET /metrics", c.metrics())
+	mux.HandleFunc("GET /metrics", c.metrics)
 	mux.HandleFunc("POST /stop", c.stop)
 	mux.HandleFunc("POST /kill", c.kill)
 	mux.HandleFunc("POST /agent", c.joinAgent)

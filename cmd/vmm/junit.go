@@ -132,12 +132,6 @@ func writeJUnit(path string, runs []*testRun) error {
 // shownLines is how much of its output is shown of a test that failed.
 const shownLines = 30
 
-// lastLines are the last n lines of a text.
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(s, "\r", ""), "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
-
 // tellFailure prints why a run did not pass.
 func (t *testRun) tellFailure(out io.Writer) {
 	if t.verdict == passed || t.verdict == skipped {

@@ -40,6 +40,18 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// statusOf is the exit status of an error, and what there is to say of it.
+func statusOf(err error) (status int, detail string) {
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		return statusOK, ""
+	}
+	if exit.err != nil {
+		detail = exit.err.Error()
+	}
+	return exit.status, detail
+}
+
 func failed(err error) error {
 	var exit *exitError
 	if err == nil || errors.As(err, &exit) { // which has a status already

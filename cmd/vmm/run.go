@@ -241,13 +241,7 @@ func (r *runResult) save(path string, end machine.Result, err error) error {
 	if path == "" {
 		return nil
 	}
-	var exit *exitError
-	if errors.As(err, &exit) {
-		r.Status = exit.status
-		if exit.err != nil {
-			r.Detail = exit.err.Error()
-		}
-	}
+	r.Status, r.Detail = statusOf(err)
 	if r.End = end.End.String(); r.Status == statusTimeout && !r.Exited {
 		r.End = endTimeout
 	}
@@ -452,7 +446,7 @@ func (f *runFlags) addDevices(cfg *machine.Config, p *parts) error {
 	}
 	cfg.Devices = append(append(cfg.Devices, nics...), p.shares.devices...)
 	if !f.noAgent || f.vsock != "" {
-		cfg.Devices = append(cfg.Devices, p.guest.devices()...)
+		cfg.Devices = append(cfg.Devices, p.guest.device)
 	}
 	return nil
 }

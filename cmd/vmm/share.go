@@ -67,10 +67,10 @@ func (f *runFlags) openShares(log func(error)) (*shares, error) {
 		s.config.Root = &guestinit.Root{Disk: "/dev/vda"}
 	}
 	if f.modules != "" {
-		tree, err := guestimages.ModuleTree(f.modules)
-		if err == nil {
+		var err error
+		if f.modules, err = guestimages.ModuleTree(f.modules); err == nil {
 			o := share.Options{ReadOnly: true, Static: true}
-			err = s.mount(tree, guestinit.Mount{Path: "/lib/modules/" + filepath.Base(tree), ReadOnly: true}, o, log)
+			err = s.mount(f.modules, guestinit.Mount{Path: "/lib/modules/" + filepath.Base(f.modules), ReadOnly: true}, o, log)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--modules: %w", err)

@@ -66,11 +66,12 @@ func (c *control) getStats(w http.ResponseWriter, _ *http.Request) {
 	json.NewEncoder(w).Encode(c.stats())
 }
 
-// metrics answers GET /metrics, for Prometheus.
-func (c *control) metrics() http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collector{c})
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+// metrics answers GET /metrics, for Prometheus. The registry is made for the request:
+// no VM should start later for what most are never asked.
+func (c *control) metrics(w http.ResponseWriter, r *http.Request) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{c})
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
 }
 
 // collector makes metrics of the stats whenever it is asked.

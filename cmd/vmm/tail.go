@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"io"
 	"strings"
 	"sync"
@@ -32,8 +31,13 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) lines(n int) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := strings.Split(strings.TrimRight(string(bytes.ReplaceAll(t.last, []byte("\r"), nil)), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-n):], "\n")
+	return lastLines(string(t.last), n)
+}
+
+// lastLines are the last n lines of a text.
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(s, "\r", ""), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // said returns the lines that begin with a prefix, without it.

@@ -14,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -153,11 +152,7 @@ const memoryBeside = 64 << 20
 // load reads the file; flags that were given win.
 func (f *testFlags) load(cmd *cobra.Command) error {
 	file := testFlags{Timeout: f.Timeout, Memory: f.Memory, CPUs: f.CPUs}
-	meta, err := toml.DecodeFile(f.config, &file)
-	var parse toml.ParseError
-	if errors.As(err, &parse) {
-		return fmt.Errorf("%s:%d: %s", f.config, parse.Position.Line, parse.Message)
-	}
+	meta, err := decodeTOML(f.config, &file)
 	if err != nil {
 		return err
 	}

@@ -177,14 +177,8 @@ func (d *vmDir) close(err error, remove bool) {
 		os.RemoveAll(d.path)
 		return
 	}
-	status := statusOK
-	var exit *exitError
-	if errors.As(err, &exit) {
-		status = exit.status
-		if exit.err != nil {
-			d.info.Detail = exit.err.Error()
-		}
-	}
+	status, detail := statusOf(err)
+	d.info.Detail = detail
 	d.info.State, d.info.Status, d.info.Ended = stateExited, &status, time.Now()
 	d.save()
 	os.Remove(d.file(controlFile))

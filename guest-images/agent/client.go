@@ -102,13 +102,10 @@ func (c *Client) Exec(ctx context.Context, e Exec, s Streams) (Exit, error) {
 			}
 		case FrameExit:
 			var x Exit
-			return x, errors.Join(json.Unmarshal(b, &x))
+			err := json.Unmarshal(b, &x)
+			return x, err
 		case FrameReply: // it would not even look at it
-			var r Reply
-			if err := json.Unmarshal(b, &r); err != nil {
-				return Exit{}, err
-			}
-			return Exit{}, errors.New(r.Error)
+			return Exit{}, refusal(b)
 		}
 		if err != nil { // as a command whose reader has gone
 			return Exit{}, err
@@ -122,6 +119,15 @@ func lost(err error) error {
 		return errors.New("the guest's agent hung up")
 	}
 	return err
+}
+
+// refusal is the error in a Reply that comes in the place of something else.
+func refusal(b []byte) error {
+	var r Reply
+	if err := json.Unmarshal(b, &r); err != nil {
+		return err
+	}
+	return errors.New(r.Error)
 }
 
 // sendInput sends what is read, a window of frames at a time.
@@ -258,7 +264,7 @@ func (c *Client) Get(ctx context.Context, from, to string) error {
 		dir = "."
 	}
 	// A guest that cannot read it says so in the place of the archive.
-	r := &answer{reader: reader{l: l, kind: FrameStdout}}
+	r := &reader{l: l, kind: FrameStdout}
 	err = extract(r, dir, filepath.Base(from), name)
 	if r.refused != nil {
 		return r.refused
@@ -268,36 +274,4 @@ func (c *Client) Get(ctx context.Context, from, to string) error {
 	}
 	_, err = reply(l)
 	return err
-}
-
-// answer is an archive, in whose place there may be a Reply.
-type answer struct {
-	reader
-	refused error
-}
-
-// Read implements io.Reader.
-func (a *answer) Read(p []byte) (int, error) {
-	for len(a.left) == 0 && !a.done {
-		kind, b, err := a.l.Receive()
-		if err != nil {
-			return 0, err
-		}
-		if kind == FrameReply {
-			var r Reply
-			json.Unmarshal(b, &r)
-			a.refused = errors.New(r.Error)
-			return 0, a.refused
-		}
-		if kind != a.kind {
-			return 0, errFrame
-		}
-		a.left, a.done = b, len(b) == 0
-	}
-	if len(a.left) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, a.left)
-	a.left = a.left[n:]
-	return n, nil
 }

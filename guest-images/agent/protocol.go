@@ -205,12 +205,14 @@ func (w writer) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// reader is the payloads of frames of one kind, up to an empty one.
+// reader is the payloads of frames of one kind, up to an empty one. In their place
+// there may be a Reply, which says why they do not come.
 type reader struct {
-	l    *Link
-	kind byte
-	left []byte
-	done bool
+	l       *Link
+	kind    byte
+	left    []byte
+	done    bool
+	refused error // what the Reply says
 }
 
 // Read implements io.Reader.
@@ -223,7 +225,12 @@ func (r *reader) Read(p []byte) (int, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		if err == nil && kind != r.kind {
+		switch {
+		case err != nil || kind == r.kind:
+		case kind == FrameReply:
+			r.refused = refusal(b)
+			err = r.refused
+		default:
 			err = errFrame
 		}
 		if err != nil {

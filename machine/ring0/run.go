@@ -48,13 +48,14 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 	defer c.running.executing.Store(false)
 	pauses := 0
 	opening := false
+	breaks := c.Breakpoints // set while the CPU stands
 	for n := 0; n < budget; n++ {
 		if g := c.tables.generation.Load(); g != c.seen {
 			c.FlushTLB()
 			c.seen = g
 			c.running.seen.Store(g)
 		}
-		if c.Breakpoints != nil && c.Breakpoints[c.r[rIP]] {
+		if breaks != nil && breaks[c.r[rIP]] {
 			return n, StopBreakpoint
 		}
 		switch c.step() {
