@@ -2,6 +2,8 @@ package devices
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"sync"
 )
 
@@ -159,6 +161,33 @@ func (m *MSIX) Signal(i int) {
 		return
 	}
 	v.msi.Signal()
+}
+
+// Save returns the table's entries and which of them are pending.
+func (m *MSIX) Save() (entries [][]byte, pending []bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.vectors {
+		v := &m.vectors[i]
+		entries, pending = append(entries, v.entry[:]), append(pending, v.pending)
+	}
+	return entries, pending
+}
+
+// Load takes what Save has returned. SetControl sends what is pending.
+func (m *MSIX) Load(entries [][]byte, pending []bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(entries) != len(m.vectors) || len(pending) != len(m.vectors) {
+		return fmt.Errorf("an MSI-X table of %d vectors, not %d", len(entries), len(m.vectors))
+	}
+	for i := range m.vectors {
+		if copy(m.vectors[i].entry[:], entries[i]) != msixEntry {
+			return errors.New("an MSI-X entry is too short")
+		}
+		m.vectors[i].pending = pending[i]
+	}
+	return nil
 }
 
 // Close frees the senders.

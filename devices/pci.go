@@ -88,6 +88,22 @@ func (p *PCI) access(bdf uint16, offset uint16, data []byte, write bool) {
 	}
 }
 
+// Save returns CONFIG_ADDRESS.
+func (p *PCI) Save() uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.address
+}
+
+// Load takes what Save has returned, and looks where the functions' memory is,
+// whose own state was loaded before.
+func (p *PCI) Load(address uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.address = address
+	p.updateWindows()
+}
+
 // updateWindows notes where the functions' memory is after a change; mu is
 // held.
 func (p *PCI) updateWindows() {

@@ -2,6 +2,7 @@ package devices
 
 import (
 	"encoding/binary"
+	"fmt"
 )
 
 // Offsets in a configuration header of type 0 (PCI 3.0, 6.1).
@@ -95,6 +96,24 @@ func (h *PCIHeader) Write(offset uint16, data []byte) {
 			h.config[at] = h.config[at]&^h.mask[at] | v&h.mask[at]
 		}
 	}
+}
+
+// Save returns the configuration space.
+func (h *PCIHeader) Save() []byte { return append([]byte(nil), h.config[:]...) }
+
+// Load takes a configuration space that Save returned, as far as a guest can
+// write it: the rest must be the same.
+func (h *PCIHeader) Load(config []byte) error {
+	if len(config) != len(h.config) {
+		return fmt.Errorf("a PCI configuration space of %d bytes", len(config))
+	}
+	for i, v := range config {
+		if fixed := ^h.mask[i]; i != pciStatus && v&fixed != h.config[i]&fixed {
+			return fmt.Errorf("the PCI configuration space is another device's, at %#x", i)
+		}
+	}
+	h.Write(0, config)
+	return nil
 }
 
 // Bytes are the configuration space from offset, for those who keep registers

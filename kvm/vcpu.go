@@ -219,26 +219,39 @@ type msrs struct {
 }
 
 // MSRs reads len(list) MSRs into the Data of list.
-func (v *VCPU) MSRs(list []MSREntry) error { return v.msrs(reqGetMSRs, list) }
+func (v *VCPU) MSRs(list []MSREntry) error { return v.allMSRs(reqGetMSRs, list) }
 
 // SetMSRs writes the MSRs in list.
-func (v *VCPU) SetMSRs(list []MSREntry) error { return v.msrs(reqSetMSRs, list) }
+func (v *VCPU) SetMSRs(list []MSREntry) error { return v.allMSRs(reqSetMSRs, list) }
 
-func (v *VCPU) msrs(r request, list []MSREntry) error {
-	for len(list) > 0 {
+// SomeMSRs is MSRs up to the first that cannot be read: it returns how many were.
+func (v *VCPU) SomeMSRs(list []MSREntry) (int, error) { return v.msrs(reqGetMSRs, list) }
+
+// SetSomeMSRs is SetMSRs up to the first that cannot be written.
+func (v *VCPU) SetSomeMSRs(list []MSREntry) (int, error) { return v.msrs(reqSetMSRs, list) }
+
+func (v *VCPU) msrs(r request, list []MSREntry) (total int, err error) {
+	for total < len(list) {
 		var m msrs
-		m.n = uint32(copy(m.entries[:], list))
+		m.n = uint32(copy(m.entries[:], list[total:]))
 		done, err := callPtr(v.fd, r, &m)
 		if err != nil {
-			return err
+			return total, err
 		}
-		copy(list, m.entries[:done])
-		if done < int(m.n) {
-			return fmt.Errorf("%s: MSR %#x: %w", r.name, list[done].Index, unix.EINVAL)
+		copy(list[total:], m.entries[:done])
+		if total += done; done < int(m.n) {
+			break
 		}
-		list = list[done:]
 	}
-	return nil
+	return total, nil
+}
+
+func (v *VCPU) allMSRs(r request, list []MSREntry) error {
+	n, err := v.msrs(r, list)
+	if err == nil && n < len(list) {
+		err = fmt.Errorf("%s: MSR %#x: %w", r.name, list[n].Index, unix.EINVAL)
+	}
+	return err
 }
 
 // MSR reads one MSR.

@@ -66,6 +66,13 @@ func (d *Debugger) Attach() error {
 	return nil
 }
 
+// isAttached tells whether somebody debugs the machine.
+func (d *Debugger) isAttached() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attached
+}
+
 // Detach removes all breakpoints and lets the machine go on.
 func (d *Debugger) Detach() {
 	for addr := range d.patched {

@@ -273,15 +273,22 @@ func (in *interpreter) store() {
 	in.changed = false
 }
 
+// flush makes the executor's state what KVM takes, all of it.
+func (in *interpreter) flush() error {
+	if !in.changed {
+		return nil
+	}
+	in.store()
+	if gs, changed := in.cpu.KernelGSBase(); changed {
+		return in.v.kvm.SetMSR(ring0.MSRKernelGSBase, gs)
+	}
+	return nil
+}
+
 // enter gives the state to KVM, runs it once and takes the state back.
 func (in *interpreter) enter() error {
-	if in.changed {
-		in.store()
-		if gs, changed := in.cpu.KernelGSBase(); changed {
-			if err := in.v.kvm.SetMSR(ring0.MSRKernelGSBase, gs); err != nil {
-				return err
-			}
-		}
+	if err := in.flush(); err != nil {
+		return err
 	}
 	err := in.v.kvm.Run()
 	in.entered = true

@@ -8,6 +8,7 @@ package machine
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +45,15 @@ type Config struct {
 	Transport Transport // PCI if empty
 	// Log is told what the guest's drivers do wrong; nil drops it.
 	Log *log.Logger
+	// State makes a machine that goes on where another was saved: nothing is booted
+	// then, and Memory and CPUs are as there. RAM is that machine's memory.
+	State *State
+	RAM   []Backing
+	// TrackDirty notes from the start which pages of memory are written to.
+	TrackDirty bool
+	// Moved tells that the machine of State is no more: else this is a copy, whose
+	// guest is told so by its VM generation ID.
+	Moved bool
 	// Now is the clock that the guest's CMOS shows; time.Now if nil.
 	Now func() time.Time
 }
@@ -88,13 +98,21 @@ type Machine struct {
 	mmio  mmioBus
 	uart  *devices.UART
 	pm    *devices.PM
+	rtc   *devices.RTC
 	pci   *devices.PCI
 	panic *panicWatcher
 
 	shared   [ioapicPins]*sharedLine
 	messages *messages
 	slots    []mmioSlot
-	closers  []io.Closer // the virtio devices
+	virtio   []virtio.Transport
+	loaded   int // of them, by a State: they are suspended until Run
+
+	hostCPUID []kvm.CPUIDEntry // what this host gives a guest's first CPU
+
+	life    sync.Mutex // held by Freeze, so that nothing is closed meanwhile
+	pauseMu sync.Mutex
+	pauses  int // that were not ended yet
 
 	// Of interpreting hosts; nil on hardware.
 	tables *ring0.Tables
@@ -127,7 +145,7 @@ func New(cfg Config) (_ *Machine, err error) {
 		cfg.Console = io.Discard
 	}
 	switch {
-	case cfg.Kernel == nil:
+	case cfg.Kernel == nil && cfg.State == nil:
 		return nil, errors.New("no kernel to boot")
 	case cfg.CPUs < 1 || cfg.CPUs > MaxCPUs:
 		return nil, fmt.Errorf("%d CPUs: between 1 and %d are possible", cfg.CPUs, MaxCPUs)
@@ -135,6 +153,11 @@ func New(cfg Config) (_ *Machine, err error) {
 		return nil, fmt.Errorf("%d MiB of memory: between %d MiB and %d GiB are possible", cfg.Memory>>20, MinMemory>>20, MaxMemory>>30)
 	case cfg.Memory%pageSize != 0:
 		return nil, fmt.Errorf("memory of %d bytes is not a whole number of pages", cfg.Memory)
+	}
+	if cfg.State != nil {
+		if err := cfg.State.check(&cfg); err != nil {
+			return nil, err
+		}
 	}
 	m := &Machine{cfg: cfg, ended: make(chan struct{})}
 	m.debug = newDebugger(m)
@@ -154,8 +177,11 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.mem, err = newMemory(cfg.Memory, cfg.HugePages); err != nil {
+	if m.mem, err = newMemory(cfg.Memory, cfg.HugePages, cfg.RAM...); err != nil {
 		return nil, err
+	}
+	if cfg.TrackDirty {
+		m.mem.track()
 	}
 	if err = m.createVM(interpreted); err != nil {
 		return nil, err
@@ -171,31 +197,61 @@ func New(cfg Config) (_ *Machine, err error) {
 		return nil, err
 	}
 	if interpreted {
-		// The guest's own decompressor would run in interpreted mode.
-		if cfg.Protocol == "" || cfg.Protocol == bootloader.Auto {
-			if err = cfg.Kernel.Unpack(); err != nil {
-				return nil, err
-			}
-		}
 		if err = m.helper.start(m.vm, cpuid); err != nil {
 			return nil, err
 		}
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
-		m.cfg.Initrd = bootloader.UnpackInitrd(cfg.Initrd, int64(cfg.Memory/3))
 	}
-	entry, err := m.load()
-	if err != nil {
-		return nil, err
+	if cfg.State != nil {
+		return m, m.restore(cpuid, interpreted)
 	}
-	tscDeadline := m.kvm.Has(kvm.CapTSCDeadlineTimer)
-	for id := range cfg.CPUs {
-		v, err := m.newVCPU(id, guestCPUID(cpuid, id, cfg.CPUs, tscDeadline, interpreted))
+	return m, m.boot(cpuid, interpreted)
+}
+
+// addCPUs makes the vCPUs; ids says what each sees by CPUID.
+func (m *Machine) addCPUs(ids func(id int) []kvm.CPUIDEntry) error {
+	for id := range m.cfg.CPUs {
+		v, err := m.newVCPU(id, ids(id))
 		if err != nil {
-			return nil, fmt.Errorf("vCPU %d: %w", id, err)
+			return fmt.Errorf("vCPU %d: %w", id, err)
 		}
 		m.cpus = append(m.cpus, v)
 	}
-	return m, m.cpus[0].enter(entry)
+	return nil
+}
+
+// boot makes the machine enter its kernel.
+func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
+	if interpreted {
+		// The guest's own decompressor would run in interpreted mode.
+		if p := m.cfg.Protocol; p == "" || p == bootloader.Auto {
+			if err := m.cfg.Kernel.Unpack(); err != nil {
+				return err
+			}
+		}
+		m.cfg.Initrd = bootloader.UnpackInitrd(m.cfg.Initrd, int64(m.cfg.Memory/3))
+	}
+	entry, err := m.load()
+	if err != nil {
+		return err
+	}
+	tscDeadline := m.kvm.Has(kvm.CapTSCDeadlineTimer)
+	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry {
+		return guestCPUID(cpuid, id, m.cfg.CPUs, tscDeadline, interpreted)
+	}); err != nil {
+		return err
+	}
+	return m.cpus[0].enter(entry)
+}
+
+// restore makes the machine go on from Config.State.
+func (m *Machine) restore(cpuid []kvm.CPUIDEntry, interpreted bool) error {
+	s := m.cfg.State
+	m.hostCPUID = guestCPUID(cpuid, 0, m.cfg.CPUs, m.kvm.Has(kvm.CapTSCDeadlineTimer), interpreted)
+	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return s.CPUs[id].CPUID }); err != nil {
+		return err
+	}
+	return m.loadState(s)
 }
 
 // createVM makes the VM with its memory and the chips that KVM emulates.
@@ -234,6 +290,11 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 		return nil, errors.New("the ACPI tables do not fit") // with MaxCPUs they do
 	}
 	copy(to, tables)
+	id, err := m.mem.Slice(generationID, generationIDSize)
+	if err != nil || generationID < acpiBase+len(tables) {
+		return nil, errors.New("the ACPI tables leave no room") // with MaxCPUs they do
+	}
+	rand.Read(id)
 	return m.cfg.Kernel.Load(m.mem, bootloader.Params{
 		E820:     m.e820(),
 		RSDP:     acpiBase,
@@ -260,6 +321,15 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 		defer m.profile.start(m.cpus)()
 	}
 
+	for _, d := range m.virtio[:m.loaded] {
+		d.Resume()
+	}
+	m.loaded = 0
+	if m.cfg.State != nil && !m.cfg.Moved {
+		if err := m.newGeneration(); err != nil {
+			return Result{}, errors.Join(err, m.Close())
+		}
+	}
 	errs := make(chan error, len(m.cpus))
 	for _, v := range m.cpus {
 		go func() {
@@ -283,6 +353,8 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 // Close frees what New made. Run does it itself.
 func (m *Machine) Close() error {
 	m.debug.close()
+	m.life.Lock()
+	defer m.life.Unlock()
 	var errs []error
 	if m.uart != nil {
 		errs = append(errs, m.uart.Close())
@@ -327,11 +399,24 @@ func (m *Machine) Stop() {
 	m.uart.Release()
 }
 
-// Pause stops all vCPUs and waits until they have; Resume lets them go on.
-func (m *Machine) Pause() { m.gate.pause() }
+// Pause stops all vCPUs and waits until they have. They go on when Resume was
+// called as often.
+func (m *Machine) Pause() {
+	m.pauseMu.Lock()
+	defer m.pauseMu.Unlock()
+	if m.pauses++; m.pauses == 1 {
+		m.gate.pause()
+	}
+}
 
 // Resume ends a Pause.
-func (m *Machine) Resume() { m.gate.resume() }
+func (m *Machine) Resume() {
+	m.pauseMu.Lock()
+	defer m.pauseMu.Unlock()
+	if m.pauses--; m.pauses == 0 {
+		m.gate.resume()
+	}
+}
 
 // PressPowerButton asks the guest to shut down in an orderly way.
 func (m *Machine) PressPowerButton() { m.pm.PressPowerButton() }

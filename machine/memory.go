@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -49,12 +50,25 @@ type region struct {
 type Memory struct {
 	regions []region
 	size    uint64
+	backed  []Backing
+	dirty   dirtyPages
+}
+
+// Backing is a part of guest RAM that begins as what a file holds. Offsets are
+// in bytes and whole pages; one into RAM leaves out the holes between its
+// regions.
+type Backing struct {
+	File       *os.File
+	Offset     int64 // in RAM
+	FileOffset int64
+	Length     int64
 }
 
 // newMemory reserves size bytes of guest RAM; the host's pages come in on
 // touch. huge asks for huge pages, from the reserved pool if it has enough
-// and transparent ones otherwise.
-func newMemory(size uint64, huge bool) (*Memory, error) {
+// and transparent ones otherwise. What a backing holds is mapped privately: pages
+// come from the file on touch, and nothing is written back.
+func newMemory(size uint64, huge bool, backings ...Backing) (*Memory, error) {
 	m := &Memory{size: size}
 	low := min(size, lowRAMEnd)
 	for _, r := range []struct{ gpa, size uint64 }{{0, low}, {highRAM, size - low}} {
@@ -68,7 +82,41 @@ func newMemory(size uint64, huge bool) (*Memory, error) {
 		}
 		m.regions = append(m.regions, region{r.gpa, host})
 	}
+	for _, b := range backings {
+		if err := m.back(b); err != nil {
+			m.close()
+			return nil, fmt.Errorf("guest memory from %s: %w", b.File.Name(), err)
+		}
+	}
 	return m, nil
+}
+
+// back maps a file's part over RAM.
+func (m *Memory) back(b Backing) error {
+	start := int64(0)
+	for _, r := range m.regions {
+		end := start + int64(len(r.host))
+		from, to := max(b.Offset, start), min(b.Offset+b.Length, end)
+		if from < to {
+			at := unsafe.Pointer(&r.host[from-start])
+			if _, err := unix.MmapPtr(int(b.File.Fd()), b.FileOffset+from-b.Offset, at, uintptr(to-from), unix.PROT_READ|unix.PROT_WRITE,
+				unix.MAP_PRIVATE|unix.MAP_FIXED|unix.MAP_NORESERVE); err != nil {
+				return err
+			}
+		}
+		start = end
+	}
+	m.backed = append(m.backed, b)
+	return nil
+}
+
+// RAM returns the guest's memory, in pieces that follow each other in a Backing.
+func (m *Memory) RAM() [][]byte {
+	var out [][]byte
+	for _, r := range m.regions {
+		out = append(out, r.host)
+	}
+	return out
 }
 
 func mapRAM(size uint64, huge bool) ([]byte, error) {
@@ -99,9 +147,13 @@ func (m *Memory) close() error {
 
 // register gives the RAM to a VM, a slot a region.
 func (m *Memory) register(vm *kvm.VM) error {
+	flags := uint32(0)
+	if m.dirty.on.Load() {
+		flags = kvm.MemLogDirtyPages
+	}
 	for i, r := range m.regions {
 		if err := vm.SetUserMemoryRegion(&kvm.UserspaceMemoryRegion{
-			Slot: uint32(i), GuestPhysAddr: r.gpa, MemorySize: uint64(len(r.host)),
+			Slot: uint32(i), Flags: flags, GuestPhysAddr: r.gpa, MemorySize: uint64(len(r.host)),
 			UserspaceAddr: uint64(uintptr(unsafe.Pointer(&r.host[0])))}); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bytes"
+	"crypto/rand"
 	"io"
 	"sync/atomic"
 
@@ -24,6 +25,7 @@ const (
 
 	irqUART = 4
 	irqSCI  = 9
+	irqGED  = 13 // on a PC the coprocessor's, of which nobody has asked for long
 )
 
 // addPlatform puts the devices of a PC on the buses.
@@ -31,12 +33,13 @@ func (m *Machine) addPlatform() error {
 	m.panic = &panicWatcher{out: m.cfg.Console}
 	m.uart = devices.NewUART(irqLine{m, irqUART}, m.panic)
 	m.pm = devices.NewPM(irqLine{m, irqSCI}, func() { m.end(Result{End: EndPowerOff}) })
+	m.rtc = devices.NewRTC(m.cfg.Now)
 	m.pci = devices.NewPCI()
 	reset := func() { m.end(Result{End: EndReset}) }
 	add := func(name string, port, n uint64, d PortDevice) error { return m.ports.add(name, port, n, d) }
 	for _, err := range []error{
 		add("uart", portUART, devices.UARTPorts, m.uart),
-		add("rtc", portRTC, devices.RTCPorts, devices.NewRTC(m.cfg.Now)),
+		add("rtc", portRTC, devices.RTCPorts, m.rtc),
 		add("i8042", portI8042, devices.I8042Ports, &devices.I8042{Reset: reset}),
 		// The reset register lies inside CONFIG_ADDRESS: a register is found by
 		// the first port of an access.
@@ -100,8 +103,36 @@ func (m *Machine) dsdt() acpi.AML {
 		acpi.Device("COM1", hid("PNP0501"), acpi.Name("_UID", acpi.Int(0)),
 			crs(acpi.IO(portUART, devices.UARTPorts), acpi.IRQ(irqUART))),
 		acpi.Device("RTC0", hid("PNP0B00"), crs(acpi.IO(portRTC, devices.RTCPorts), acpi.IRQ(8))),
+		// The VM generation ID (Microsoft, "Virtual Machine Generation ID") and the
+		// device that tells of its changes (ACPI 6.5, 5.6.9).
+		acpi.Device("VGEN", acpi.Name("_HID", acpi.Str("VMMVGID")), acpi.Name("_CID", acpi.Str("VM_Gen_Counter")),
+			acpi.Name("_DDN", acpi.Str("VM_Gen_Counter")), acpi.Name("ADDR", acpi.Package(acpi.Int(generationID), acpi.Int(0)))),
+		acpi.Device("GED_", acpi.Name("_HID", acpi.Str("ACPI0013")), crs(acpi.EdgeInterrupt(irqGED)),
+			acpi.Method("_EVT", 1, acpi.Notify(`\_SB.VGEN`, 0x80))),
 		acpi.Device("PEVT", acpi.Name("_HID", acpi.Str("QEMU0001")), crs(acpi.IO(portPVPanic, 1))),
 	)...)
+}
+
+// generationID is where the guest's VM generation ID is, in what the firmware keeps
+// for itself.
+const (
+	generationID     = biosEnd - pageSize
+	generationIDSize = 16
+)
+
+// newGeneration gives the guest another VM generation ID, and tells it so: it must
+// not use again what should be there only once, such as its random numbers.
+func (m *Machine) newGeneration() error {
+	id, err := m.mem.Slice(generationID, generationIDSize)
+	if err != nil {
+		return err
+	}
+	rand.Read(id) // never fails
+	m.mem.Wrote(id)
+	line := irqLine{m, irqGED}
+	line.Set(true)
+	line.Set(false)
+	return nil
 }
 
 // pciWindow64Size is the 64-bit memory of PCI devices, above all RAM.

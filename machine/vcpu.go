@@ -21,6 +21,8 @@ type vcpu struct {
 	m   *Machine
 	kvm *kvm.VCPU
 	in  *interpreter // nil on hardware
+	// cpuid is what KVM was told that the guest sees.
+	cpuid []kvm.CPUIDEntry
 
 	mu  sync.Mutex
 	tid int // of the thread that runs it, 0 while none does
@@ -57,7 +59,7 @@ func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &vcpu{id: id, m: m, kvm: k}
+	v := &vcpu{id: id, m: m, kvm: k, cpuid: cpuid}
 	err = k.SetCPUID(cpuid)
 	if err == nil {
 		err = v.initFirmwareState()
@@ -222,6 +224,11 @@ func (v *vcpu) run() error {
 		if v.sample.Load() {
 			v.sample.Store(false)
 			v.m.profile.add(v)
+		}
+		if v.m.gate.closed.Load() {
+			if err := v.settle(); err != nil {
+				return fmt.Errorf("vCPU %d: %w", v.id, err)
+			}
 		}
 		if !v.m.gate.pass(v) {
 			return nil

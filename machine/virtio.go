@@ -57,7 +57,7 @@ func (m *Machine) addVirtio() error {
 
 func (m *Machine) addPCI(d virtio.Device) error {
 	f := virtio.NewPCI(d, m.mem, m, m.warn)
-	m.closers = append(m.closers, f)
+	m.virtio = append(m.virtio, f)
 	slot, err := m.pci.Add(f)
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func (m *Machine) addMMIO(i int, d virtio.Device) error {
 		slot.pin = isaPins[i%len(isaPins)]
 	}
 	f := virtio.NewMMIO(d, m.mem, m, slot.base, &sharedPin{line: m.line(slot.pin)}, m.warn)
-	m.closers = append(m.closers, f)
+	m.virtio = append(m.virtio, f)
 	m.slots = append(m.slots, slot)
 	return m.mmio.add(fmt.Sprintf("virtio-mmio %d", i), slot.base, virtio.MMIOSize, f)
 }
@@ -120,12 +120,12 @@ func (m *Machine) warn(err error) { m.cfg.Log.Print(err) }
 // closeVirtio stops the devices, while memory and VM are still there.
 func (m *Machine) closeVirtio() error {
 	var errs []error
-	for _, c := range m.closers {
-		errs = append(errs, c.Close())
-	}
-	for _, d := range m.cfg.Devices[len(m.closers):] { // New came not so far
+	for _, d := range m.virtio {
 		errs = append(errs, d.Close())
 	}
-	m.closers, m.cfg.Devices = nil, nil
+	for _, d := range m.cfg.Devices[len(m.virtio):] { // New came not so far
+		errs = append(errs, d.Close())
+	}
+	m.virtio, m.cfg.Devices = nil, nil
 	return errors.Join(errs...)
 }

@@ -14,6 +14,8 @@ type Memory interface {
 	// Slice returns the n bytes at a guest-physical address. The guest may
 	// change them at any time.
 	Slice(gpa, n uint64) ([]byte, error)
+	// Wrote tells that the device has written to a part of what Slice returned.
+	Wrote(b []byte)
 }
 
 // DeviceType is a device ID (virtio 1.2, 5).
@@ -58,13 +60,20 @@ type Device interface {
 	// called after a notification and after Control.Wake. An error is the
 	// driver's fault and ends in DEVICE_NEEDS_RESET.
 	HandleQueue(i int, q *Queue) error
-	// StopQueue returns when the device uses queue i no more; HandleQueue is
-	// not called after it.
+	// StopQueue returns when the device uses queue i no more: it has given back
+	// all chains that it has popped, or taken them back by Queue.Rewind. The queue
+	// may go on later, where it was, unless Reset follows.
 	StopQueue(i int)
 	// Reset ends what Start began; all queues are stopped.
 	Reset()
 	// Close frees what the device holds; it was Reset before.
 	Close() error
+	// Save returns what the device's driver has set and what is under way, as a
+	// value that JSON can hold; nil is nothing. All queues are stopped.
+	Save() (any, error)
+	// Load takes what Save has returned. Start was called before, and the queues
+	// follow.
+	Load(state []byte) error
 }
 
 // Supplied is a Device with queues by which the driver supplies buffers for what

@@ -143,17 +143,22 @@ func (p *PCI) ConfigRead(offset uint16, data []byte) {
 // ConfigWrite implements devices.PCIFunction.
 func (p *PCI) ConfigWrite(offset uint16, data []byte) {
 	p.header.Write(offset, data)
+	p.configured()
+	if int(offset) == p.pciCap+16 {
+		if at, n, ok := p.pciAccess(); ok && n == len(data) {
+			p.BARWrite(at, data)
+		}
+	}
+}
+
+// configured follows what the configuration space says.
+func (p *PCI) configured() {
 	p.msix.SetControl(binary.LittleEndian.Uint16(p.header.Bytes(p.msixCap + 2)))
 	p.isrMu.Lock()
 	p.intxOff = !p.header.INTxEnabled()
 	p.updateINTx()
 	p.isrMu.Unlock()
 	p.moveKicks()
-	if int(offset) == p.pciCap+16 {
-		if at, n, ok := p.pciAccess(); ok && n == len(data) {
-			p.BARWrite(at, data)
-		}
-	}
 }
 
 // pciAccess is what the configuration window is set to.

@@ -104,7 +104,15 @@ func half(b []byte, offset int) *uint16 { return (*uint16)(unsafe.Pointer(&b[off
 func (q *Queue) availIdx() uint16  { return load16(half(q.avail, 2)) }
 func (q *Queue) usedEvent() uint16 { return load16(half(q.avail, 4+2*int(q.size))) }
 func (q *Queue) setAvailEvent(v uint16) {
-	store16(half(q.used, 4+usedElemSize*int(q.size)), v)
+	at := 4 + usedElemSize*int(q.size)
+	store16(half(q.used, at), v)
+	q.mem.Wrote(q.used[at : at+2])
+}
+
+// setFlags sets the flags of the used ring.
+func (q *Queue) setFlags(v uint16) {
+	store16(half(q.used, 0), v)
+	q.mem.Wrote(q.used[:2])
 }
 
 // Chain is a buffer that the driver made available: the parts for the device
@@ -179,17 +187,46 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 
 // Push gives a chain back, of which the device has written the first n bytes
 // of the writable part. The driver learns of it by Notify.
-func (q *Queue) Push(c *Chain, n uint32) { q.PushHead(c.head, n) }
-
-// Head names the chain for PushHead, when the Chain itself is used again.
-func (c *Chain) Head() uint16 { return c.head }
-
-// PushHead is Push by the chain's name.
-func (q *Queue) PushHead(head uint16, n uint32) {
+func (q *Queue) Push(c *Chain, n uint32) {
+	q.wrote(c, n)
 	q.mu.Lock()
-	q.putUsed(head, n)
+	q.putUsed(c.head, n)
 	store16(half(q.used, 2), q.nextUsed)
 	q.mu.Unlock()
+}
+
+// wrote tells the memory what the device has written of a chain.
+func (q *Queue) wrote(c *Chain, n uint32) {
+	for _, b := range c.Writable {
+		if n == 0 {
+			return
+		}
+		b = b[:min(uint32(len(b)), n)]
+		q.mem.Wrote(b)
+		n -= uint32(len(b))
+	}
+}
+
+// Head names a popped chain, for Again.
+func (c *Chain) Head() uint16 { return c.head }
+
+// Again makes a chain that was popped before, by another Queue of the same
+// layout, one of this queue's.
+func (q *Queue) Again(c *Chain, head uint16) error { return q.walk(c, head) }
+
+// Position is how far a queue is: what makes one that continues another.
+type Position struct {
+	NextAvail uint16 `json:"nextAvail"` // index of the next chain in the available ring
+	NextUsed  uint16 `json:"nextUsed"`  // index of the next place in the used ring
+	Signalled uint16 `json:"signalled"` // nextUsed at the last interrupt
+}
+
+// position is where a queue that nobody uses is.
+func (q *Queue) position() Position { return Position{q.nextAvail, q.nextUsed, q.signalled} }
+
+// seek continues another queue.
+func (q *Queue) seek(p Position) {
+	q.nextAvail, q.nextUsed, q.signalled = p.NextAvail, p.NextUsed, p.Signalled
 }
 
 // Rewind takes the last n Pops back, of chains that nothing was done with.
@@ -202,6 +239,7 @@ func (q *Queue) PushMerged(chains []Chain, n []uint32) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i := range chains {
+		q.wrote(&chains[i], n[i])
 		q.putUsed(chains[i].head, n[i])
 	}
 	store16(half(q.used, 2), q.nextUsed)
@@ -212,6 +250,8 @@ func (q *Queue) putUsed(head uint16, n uint32) {
 	e := q.used[4+usedElemSize*int(q.nextUsed&(q.size-1)):]
 	binary.LittleEndian.PutUint32(e, uint32(head))
 	binary.LittleEndian.PutUint32(e[4:], n)
+	q.mem.Wrote(e[:usedElemSize])
+	q.mem.Wrote(q.used[:4])
 	q.nextUsed++
 }
 
@@ -237,7 +277,7 @@ func (q *Queue) Notify() {
 // DisableKicks asks the driver not to notify: the device looks by itself.
 func (q *Queue) DisableKicks() {
 	if !q.eventIdx { // with it, the index of the last EnableKicks just ages
-		store16(half(q.used, 0), noNotify)
+		q.setFlags(noNotify)
 	}
 }
 
@@ -247,7 +287,7 @@ func (q *Queue) EnableKicks() bool {
 	if q.eventIdx {
 		q.setAvailEvent(q.nextAvail)
 	} else {
-		store16(half(q.used, 0), 0)
+		q.setFlags(0)
 	}
 	return q.availIdx() == q.nextAvail
 }

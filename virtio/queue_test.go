@@ -263,3 +263,5 @@ func FuzzQueue(f *testing.F) {
 		}
 	})
 }
+
+func (ram) Wrote([]byte) {}

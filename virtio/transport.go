@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,6 +45,8 @@ type queueState struct {
 	queue  *Queue
 	kick   *Event
 	done   chan struct{} // closed when its goroutine has ended
+	// at is where the queue begins: where it was when it was suspended.
+	at Position
 }
 
 // core is what the transports have in common: the device's status, its
@@ -62,6 +65,7 @@ type core struct {
 	queues     []queueState
 	generation uint8
 	started    bool
+	suspended  atomic.Bool // Suspend holds mu
 	// wake is read by Control without mu, which StopQueue's callers hold.
 	wakeMu sync.RWMutex
 }
@@ -174,6 +178,7 @@ func (c *core) startQueue(i int) {
 		c.fail(err)
 		return
 	}
+	q.seek(s.at)
 	done := make(chan struct{})
 	c.wakeMu.Lock()
 	s.queue, s.kick, s.done = q, kick, done
@@ -304,9 +309,11 @@ func (c *core) fail(err error) {
 	}
 }
 
-// close resets and closes the device.
+// close resets and closes the device, which may be suspended.
 func (c *core) close() error {
-	c.mu.Lock()
+	if !c.suspended.Swap(false) {
+		c.mu.Lock()
+	}
 	defer c.mu.Unlock()
 	c.reset()
 	return c.dev.Close()

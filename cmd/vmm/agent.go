@@ -34,7 +34,7 @@ type guestAgent struct {
 }
 
 // openAgent makes the guest's vsock, with unix sockets at path unless that is empty.
-func openAgent(path string) (*guestAgent, error) {
+func openAgent(path string, cid uint64) (*guestAgent, error) {
 	g := &guestAgent{ready: make(chan struct{})}
 	others := func(uint32) (func(*vsock.Conn), error) { return nil, unix.ECONNREFUSED }
 	if path != "" {
@@ -42,7 +42,7 @@ func openAgent(path string) (*guestAgent, error) {
 	}
 	greeting := make(chan struct{}, maxGreetings)
 	var err error
-	if g.device, err = vsock.New(vsock.Options{CID: guestCID, Connect: func(port uint32) (func(*vsock.Conn), error) {
+	if g.device, err = vsock.New(vsock.Options{CID: cid, Connect: func(port uint32) (func(*vsock.Conn), error) {
 		if port != agent.Port {
 			return others(port)
 		}

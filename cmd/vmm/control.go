@@ -31,6 +31,7 @@ type control struct {
 	agent   *guestAgent // nil if the guest is not to have one
 	console *consoleHub // nil if the console is elsewhere
 	command bool        // the VM is there for a command
+	saver   *saver
 	// end ends the VM at once.
 	end func()
 }
@@ -125,6 +126,9 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("GET /stats", c.getStats)
 	mux.HandleFunc("GET /metrics", c.metrics)
 	mux.HandleFunc("POST /stop", c.stop)
+	mux.HandleFunc("POST /pause", c.saver.servePause)
+	mux.HandleFunc("POST /resume", c.saver.serveResume)
+	mux.HandleFunc("POST /snapshot", c.saver.serveSnapshot)
 	mux.HandleFunc("POST /kill", c.kill)
 	mux.HandleFunc("POST /agent", c.joinAgent)
 	mux.HandleFunc("POST /console", c.joinConsole)
@@ -144,6 +148,8 @@ func (c *control) close() { c.server.Close() }
 func (c *control) inspect(w http.ResponseWriter, _ *http.Request) {
 	info := c.dir.info
 	info.Agent = c.agent != nil && c.agent.alive()
+	info.Paused = c.saver.isPaused()
+	info.Disks = c.saver.diskPaths()
 	json.NewEncoder(w).Encode(info)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,14 +22,14 @@ const (
 
 // isDetached tells whether this process is a VM in the background. Its own children
 // are not, and do not keep the one waiting who started it.
-func isDetached() bool {
+var isDetached = sync.OnceValue(func() bool {
 	is := os.Getenv(detachedEnv) != ""
 	if is {
 		os.Unsetenv(detachedEnv)
 		unix.CloseOnExec(readyFD)
 	}
 	return is
-}
+})
 
 // detach starts this very command again in the background, and returns when its VM
 // runs, with the VM's name.

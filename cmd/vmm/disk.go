@@ -125,13 +125,24 @@ func positive(v string) (int64, error) {
 type diskSet struct {
 	flags []diskFlag
 	open  []*image.Image
+	disks []*vmDisk // once devices has made them
 	// controlled are the disks whose size can be changed while the VM runs.
 	controlled []controlledDisk
+}
+
+// vmDisk is a disk with its device.
+type vmDisk struct {
+	flag   diskFlag
+	image  *image.Image
+	device *blk.Device
 }
 
 // openDisks opens the images of --rootfs and --disk.
 func (f *runFlags) openDisks() (_ *diskSet, err error) {
 	s := &diskSet{}
+	if f.restored != nil {
+		return s, f.restored.openDisks(s)
+	}
 	for _, v := range f.disks {
 		d, err := parseDisk(v)
 		if err != nil {
@@ -187,6 +198,7 @@ func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virt
 			return nil, err
 		}
 		out = append(out, dev)
+		s.disks = append(s.disks, &vmDisk{d, s.open[i], dev})
 		if path, err := realPath(s.open[i].File.Name()); err == nil { // a file without a name cannot be asked for
 			s.controlled = append(s.controlled, controlledDisk{path, dev})
 		}
@@ -272,6 +284,16 @@ type spaceWatch struct {
 
 // spaceCheck is how often a full disk is tried again.
 const spaceCheck = time.Second
+
+// holds tells whether the machine is paused now; on nil it is not.
+func (s *spaceWatch) holds() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting > 0
+}
 
 // attach names the machine to pause; on nil it does nothing.
 func (s *spaceWatch) attach(m *machine.Machine) {

@@ -15,7 +15,10 @@ import (
 	"vmm/virtio/console"
 )
 
-const portUsage = "a virtio-serial port: `NAME=FILE` or NAME=unix:PATH; the guest has it as /dev/virtio-ports/NAME; several are possible"
+const portUsage = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
+
+// portNone is the end of a port that leads nowhere.
+const portNone = "none"
 
 // terminalDevices are what the console can be in the guest.
 var terminalDevices = []string{"serial", "virtio"}
@@ -49,7 +52,9 @@ func (f *runFlags) openPorts(con *hostConsole) (_ *ports, err error) {
 			return nil, &exitError{statusUsage, fmt.Errorf("--port %q: there is a port of that name already", spec)}
 		}
 		var b *hostConsole
-		if path, isUnix := strings.CutPrefix(to, "unix:"); isUnix {
+		if to == portNone {
+			b = &hostConsole{Writer: io.Discard, restore: func() {}}
+		} else if path, isUnix := strings.CutPrefix(to, "unix:"); isUnix {
 			b, err = listenConsole(path)
 		} else {
 			b, err = fileConsole(to)

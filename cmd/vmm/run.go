@@ -59,6 +59,8 @@ type runFlags struct {
 	gdb       string
 	execFlags
 
+	restored *restored // not nil if the VM goes on from a saved one
+
 	command             []string
 	named, consoleGiven bool // by the user
 	// What --root means: a directory of the host, or the first disk.
@@ -301,6 +303,10 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 	if err = f.chooseRoot(); err != nil {
 		return
 	}
+	cid := uint64(guestCID)
+	if f.restored != nil {
+		cid = f.restored.cid(f.name)
+	}
 	if p.disks, err = f.openDisks(); err != nil {
 		return
 	}
@@ -313,7 +319,9 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 	if p.shares, err = f.openShares(logged); err != nil {
 		return
 	}
-	if cfg, symbols, err = f.machineConfig(ctx, p.disks, &p.shares.config); err != nil {
+	if f.restored != nil {
+		cfg = f.restored.machineConfig(f)
+	} else if cfg, symbols, err = f.machineConfig(ctx, p.disks, &p.shares.config); err != nil {
 		return
 	}
 	cfg.Console, cfg.Log = p.output, logger
@@ -323,7 +331,7 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 	if p.nets, err = f.openNetworks(logged); err != nil {
 		return
 	}
-	if p.guest, err = openAgent(f.vsock); err != nil {
+	if p.guest, err = openAgent(f.vsock, cid); err != nil {
 		return
 	}
 	if p.gdb, err = listenGDB(f.gdb); err != nil {
@@ -364,15 +372,16 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	spareForCPUs(f.cpus)
 	m, err := machine.New(*cfg)
 	if err != nil {
-		return failed(err)
+		return failed(f.restored.explain(err))
 	}
 	p.space.attach(m)
 	p.ports.run()
 	var killed atomic.Bool
-	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, command: f.sandbox(), end: func() {
-		killed.Store(true)
-		m.Stop()
-	}}
+	control := &control{dir: dir, machine: m, disks: p.disks.controlled, nets: p.nets, command: f.sandbox(),
+		saver: &saver{flags: f, parts: p, machine: m, base: f.restored.id()}, end: func() {
+			killed.Store(true)
+			m.Stop()
+		}}
 	if !f.noAgent {
 		control.agent = p.guest
 	}
@@ -399,6 +408,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go p.guest.keepTime(ctx)
+	if f.restored != nil {
+		go f.restored.settle(ctx, f, p)
+	}
 	var job func(context.Context) (int, error)
 	if f.sandbox() {
 		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p) }

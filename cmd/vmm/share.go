@@ -23,6 +23,7 @@ const rootTag = "root"
 // shares are the host's directories that the guest has.
 type shares struct {
 	devices []virtio.Device
+	saved   []savedShare
 	config  guestinit.Config
 }
 
@@ -41,7 +42,18 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	}
 	dev, err := fs.New(tag, func() (fs.FileSystem, error) { return share.New(dir, o) }, log)
 	s.devices = append(s.devices, dev)
+	s.saved = append(s.saved, savedShare{tag, dir, o})
 	return err
+}
+
+// restore shares what a saved VM shared.
+func (s *shares) restore(saved []savedShare, log func(error)) error {
+	for _, o := range saved {
+		if err := s.add(o.Tag, o.Dir, o.Options, log); err != nil {
+			return fmt.Errorf("the shared directory %s: %w", o.Dir, err)
+		}
+	}
+	return nil
 }
 
 // mount shares a directory and has the guest mount it.
@@ -54,6 +66,9 @@ func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(
 // openShares makes the shares that the flags ask for.
 func (f *runFlags) openShares(log func(error)) (*shares, error) {
 	s := &shares{}
+	if f.restored != nil {
+		return s, s.restore(f.restored.vm.Shares, log)
+	}
 	uid, gid := f.guestIDs()
 	options := share.Options{GuestUID: uid, GuestGID: gid}
 	if f.rootDir != "" {

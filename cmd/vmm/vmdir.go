@@ -56,7 +56,8 @@ type vmInfo struct {
 	Shares   []string  `json:"shares,omitempty"`
 	Nets     []string  `json:"nets,omitempty"`
 	Detached bool      `json:"detached,omitempty"` // it stays in the list when it has ended
-	Agent    bool      `json:"agent"`              // it answers
+	Agent    bool      `json:"agent"`
+	Paused   bool      `json:"paused,omitempty"` // it answers
 }
 
 // vmDir is a VM's directory, which its process holds.

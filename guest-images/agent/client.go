@@ -199,6 +199,12 @@ func (c *Client) SetTime(ctx context.Context) error {
 	return err
 }
 
+// Setup tells a restored guest what it does not know.
+func (c *Client) Setup(ctx context.Context, s *Setup) error {
+	_, err := c.call(ctx, Request{Op: OpSetup, Setup: s})
+	return err
+}
+
 // Shutdown has the guest shut down.
 func (c *Client) Shutdown(ctx context.Context) error {
 	_, err := c.call(ctx, Request{Op: OpShutdown})

@@ -53,6 +53,7 @@ const (
 	OpTime     = "time"
 	OpSync     = "sync"
 	OpShutdown = "shutdown"
+	OpSetup    = "setup"
 )
 
 // Request is the first frame of a connection.
@@ -63,6 +64,21 @@ type Request struct {
 	Path    string    `json:"path,omitempty"`   // of OpStat, OpPut (a directory) and OpGet
 	Now     time.Time `json:"now,omitzero"`     // of OpTime
 	Reboot  bool      `json:"reboot,omitempty"` // of OpShutdown
+	// Setup is done before the operation, or is all of OpSetup.
+	Setup *Setup `json:"setup,omitempty"`
+}
+
+// Setup is what a guest that was restored does not know yet.
+type Setup struct {
+	Now     time.Time `json:"now"`               // for its clock
+	Entropy []byte    `json:"entropy,omitempty"` // for its random numbers
+	// Hostname, MachineID and MACs, by interface, are those of a copy; without them
+	// the guest stays who it is.
+	Hostname  string            `json:"hostname,omitempty"`
+	MachineID string            `json:"machineID,omitempty"`
+	MACs      map[string]string `json:"macs,omitempty"`
+	// Config is for the guest's init: what it makes of Server.Setup.
+	Config json.RawMessage `json:"config,omitempty"`
 }
 
 // Exec is a command to run.

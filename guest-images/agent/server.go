@@ -21,6 +21,8 @@ type Server struct {
 	Finished func(*exec.Cmd)
 	// Shutdown ends the guest.
 	Shutdown func(reboot bool)
+	// Setup does the part of a Setup that is the init's; nil has none.
+	Setup func(*Setup) error
 }
 
 // conn is a connection as vsock sockets and tests have it.
@@ -97,6 +99,13 @@ func (s *Server) Serve(c conn) {
 		l.SendJSON(FrameReply, Reply{Error: (&MismatchError{Version}).Error()})
 		return
 	}
+	if r.Setup != nil {
+		if err := s.setup(r.Setup); err != nil {
+			l.SendJSON(FrameReply, Reply{Error: err.Error()})
+			linger(c)
+			return
+		}
+	}
 	if r.Op == OpExec && r.Exec != nil {
 		l.SendJSON(FrameExit, s.exec(l, r.Exec))
 		linger(c)
@@ -122,6 +131,7 @@ func (s *Server) Serve(c conn) {
 		err = setClock(r.Now)
 	case OpSync:
 		unix.Sync()
+	case OpSetup:
 	case OpShutdown:
 		defer s.Shutdown(r.Reboot)
 	default:

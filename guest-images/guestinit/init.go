@@ -5,6 +5,7 @@
 package guestinit
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -111,7 +112,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 			command = unix.LINUX_REBOOT_CMD_RESTART
 		}
 		ends <- command
-	}}
+	}, Setup: setup}
 	go func() {
 		if cfg.WaitNetwork {
 			waitNetwork()
@@ -124,6 +125,22 @@ func prepare(cfg *Config, ends chan<- int) error {
 		}
 	}()
 	return nil
+}
+
+// setup is what a restored guest's init has to do: its network may have other
+// hardware addresses, and there may be directories to mount.
+func setup(s *agent.Setup) error {
+	if len(s.MACs) > 0 || s.Hostname != "" {
+		askDHCP()
+	}
+	if s.Config == nil {
+		return nil
+	}
+	var c Config
+	if err := json.Unmarshal(s.Config, &c); err != nil {
+		return err
+	}
+	return mountAll(c.Mounts)
 }
 
 func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "init: "+format+"\n", args...) }

@@ -19,16 +19,33 @@ const DHCPScript = "/etc/udhcpc/default.script"
 // address on all others, and keep it. It does not wait.
 func startNetwork() {
 	up("lo")
+	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
+	for _, path := range interfaces {
+		up(filepath.Base(path))
+	}
+	askDHCP()
+}
+
+// dhcp are the clients that run.
+var dhcp []*exec.Cmd
+
+// askDHCP begins to ask for addresses, anew if it did before: the client takes its
+// hardware address and hostname only once.
+func askDHCP() {
+	for _, c := range dhcp {
+		c.Process.Kill()
+	}
+	dhcp = nil
 	hostname, _ := os.Hostname()
 	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
 	for _, path := range interfaces {
 		name := filepath.Base(path)
-		up(name)
 		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-t", "10", "-T", "1", "-A", "10", "-s", DHCPScript)
 		if err := reaper.Start(c); err != nil {
 			warn("udhcpc: %v", err)
 			return
 		}
+		dhcp = append(dhcp, c)
 		go c.Wait() // it stays in the reaper's care until the guest ends
 	}
 }

@@ -24,6 +24,8 @@ const (
 	opScope      = 0x10
 	opBuffer     = 0x11
 	opPackage    = 0x12
+	opMethod     = 0x14
+	opNotify     = 0x86
 	opExt        = 0x5b
 	opDevice     = 0x82
 )
@@ -127,6 +129,14 @@ func Device(name string, body ...AML) AML {
 	return append(AML{opExt, opDevice}, pkgLength(append(path(name), join(body...)...))...)
 }
 
+// Method defines a method with a number of arguments.
+func Method(name string, args uint8, body ...AML) AML {
+	return append(AML{opMethod}, pkgLength(append(append(path(name), args&7), join(body...)...))...)
+}
+
+// Notify tells the drivers of a device of an event.
+func Notify(device string, event uint64) AML { return join(AML{opNotify}, path(device), Int(event)) }
+
 // Resources is a resource template for _CRS (6.4): descriptors and the end tag.
 func Resources(descriptors ...AML) AML {
 	b := append(join(descriptors...), 0x79, 0)
@@ -144,6 +154,11 @@ func IRQ(n uint8) AML { return AML{0x22, byte(1 << n), byte(uint16(1) << n >> 8)
 // Interrupt is a level-triggered, active-high, shared interrupt (6.4.3.6).
 func Interrupt(gsi uint32) AML {
 	return binary.LittleEndian.AppendUint32(AML{0x89, 6, 0, 0x09, 1}, gsi)
+}
+
+// EdgeInterrupt is an edge-triggered, active-high interrupt of one device (6.4.3.6).
+func EdgeInterrupt(gsi uint32) AML {
+	return binary.LittleEndian.AppendUint32(AML{0x89, 6, 0, 0x03, 1}, gsi)
 }
 
 // Memory32 is a fixed range of addresses (6.4.3.4).

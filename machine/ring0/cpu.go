@@ -247,6 +247,9 @@ func (c *CPU) KernelGSBase() (v uint64, changed bool) {
 	return c.kernelGSBase, changed
 }
 
+// SetKernelGSBase tells what the vCPU's IA32_KERNEL_GS_BASE holds.
+func (c *CPU) SetKernelGSBase(v uint64) { c.kernelGSBase, c.knownGSBase = v, v }
+
 // RIP returns the address of the next instruction.
 func (c *CPU) RIP() uint64 { return c.r[rIP] }
 

@@ -143,3 +143,5 @@ func BenchmarkExecute(b *testing.B) {
 		n += k
 	}
 }
+
+func (m fuzzMemory) WritePage(uint64) {}

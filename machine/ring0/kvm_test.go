@@ -272,3 +272,5 @@ func TestAgainstKVM(t *testing.T) {
 		t.Errorf("only %d of %d instructions were executed by both", compared, n)
 	}
 }
+
+func (m ram) WritePage(uint64) {}

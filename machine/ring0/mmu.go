@@ -39,6 +39,9 @@ type Memory interface {
 	Page(gpa uint64) *[pageSize]byte
 	// Size returns an address above all RAM.
 	Size() uint64
+	// WritePage tells that the page that holds gpa is about to be written to: it
+	// comes when a page becomes writable to an executor, not with every write.
+	WritePage(gpa uint64)
 }
 
 // tlbEntry maps one linear page. A tag is the page number plus one, so that
@@ -106,6 +109,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 		if !leaf {
 			if pte&pteA == 0 {
 				atomic.OrUint64(p, pteA)
+				c.tables.mem.WritePage(table)
 			}
 			table = pte & pteFrame
 			continue
@@ -121,6 +125,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 			if !atomic.CompareAndSwapUint64(p, pte, pte|set) {
 				return c.walk(addr, access) // somebody changed it meanwhile
 			}
+			c.tables.mem.WritePage(table)
 		}
 		mask := uint64(1)<<shift - 1
 		return pte&pteFrame&^mask | addr&mask, perm, true
@@ -165,6 +170,9 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	}
 	if c.journal != nil && access&pfWrite != 0 {
 		c.journal.note(unsafe.Pointer(page))
+	}
+	if access&pfWrite != 0 {
+		c.tables.mem.WritePage(gpa)
 	}
 	vpn := addr >> 12
 	e := &c.tlb[vpn%tlbSize]

@@ -166,3 +166,11 @@ func (t *Tables) forget(self *CPU, gpa uint64) error {
 	t.forgotten++
 	return nil
 }
+
+// FlushAll has every executor forget its translations before its next
+// instruction, and returns when none executes with old ones.
+func (t *Tables) FlushAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.synchronize(nil)
+}

@@ -95,6 +95,7 @@ type Gateway struct {
 	published       publications
 	names           *nameServer
 	tcpBusy         limiter
+	tcp             tcpConns
 	ctx             context.Context
 	cancel          context.CancelFunc
 	group           sync.WaitGroup
@@ -139,6 +140,7 @@ func New(cfg Config) (_ *Gateway, err error) {
 	if cfg.Hostname != "" {
 		g.leases.reserve(cfg.Guest, cfg.Hostname)
 	}
+	g.tcp.open = map[Conn]bool{}
 	g.udp.flows, g.echo.flows = map[udpKey]*udpFlow{}, map[echoKey]*echoFlow{}
 	g.published.open, g.published.clients = map[Publication]*published{}, map[udpKey]*udpClient{}
 	g.published.known = map[udpClientKey]netip.AddrPort{}

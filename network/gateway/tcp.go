@@ -157,6 +157,7 @@ func (g *Gateway) relay(ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPCon
 		ep.Abort()
 		return
 	}
+	defer g.tcp.add(ep)()
 	stop := context.AfterFunc(g.ctx, func() { ep.Abort(); host.Close() })
 	defer stop()
 	broken := func() { // both sides see a reset

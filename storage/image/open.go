@@ -193,12 +193,16 @@ func openSnapshot(path string, o Options) (*Image, error) {
 
 // TempFile makes an empty file for a disk that is not kept: in $TMPDIR, or in
 // /var/tmp, which is on a disk where /tmp may be memory.
-func TempFile(prefix string) (*os.File, error) {
-	dir := os.Getenv("TMPDIR")
-	if dir == "" {
-		dir = "/var/tmp"
+func TempFile(prefix string) (*os.File, error) { return os.CreateTemp(tempDir(), prefix) }
+
+// TempDir makes an empty directory there.
+func TempDir(prefix string) (string, error) { return os.MkdirTemp(tempDir(), prefix) }
+
+func tempDir() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
 	}
-	return os.CreateTemp(dir, prefix)
+	return "/var/tmp"
 }
 
 // temporary makes an empty image in a file that has no name.

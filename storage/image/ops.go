@@ -447,3 +447,39 @@ func describe(path string) (n *Node, below string) {
 	}
 	return n, below
 }
+
+// SaveChanges makes a qcow2 image that has what the top image of the chain has of
+// its own, over the same backing file. It is for a top image in a file without a
+// name.
+func (i *Image) SaveChanges(path string) error {
+	backing, err := filepath.Abs(i.Backing.File.Name())
+	if err != nil {
+		return err
+	}
+	if err := Create(path, CreateOptions{Format: Qcow2, Size: i.Size(), Backing: backing, BackingFormat: i.Backing.Format}); err != nil {
+		return err
+	}
+	to, err := Open(path, Options{Format: Qcow2, AnyBacking: true})
+	if err != nil {
+		return err
+	}
+	err = i.own(func(off, n int64, e storage.Extent) error {
+		if !e.Data {
+			return to.WriteZeroes(off, n, true)
+		}
+		return copyRange(i.Qcow2, to.Disk, off, n)
+	})
+	return errors.Join(err, to.Close())
+}
+
+// SaveCopy makes a qcow2 image of all that the chain has.
+func (i *Image) SaveCopy(path string) error {
+	if err := Create(path, CreateOptions{Format: Qcow2, Size: i.Size()}); err != nil {
+		return err
+	}
+	to, err := Open(path, Options{Format: Qcow2})
+	if err != nil {
+		return err
+	}
+	return errors.Join(Copy(i.Disk, to.Disk, nil), to.Close())
+}

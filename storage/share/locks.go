@@ -150,6 +150,8 @@ func (f *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 			case <-time.After(wait):
 			case <-cancel:
 				return unix.EINTR
+			case <-*f.interrupt.Load():
+				return unix.EINTR
 			case <-f.done:
 				return unix.EIO
 			}

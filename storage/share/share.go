@@ -50,7 +50,8 @@ type FS struct {
 	uid, gid           uint32 // the process's
 	rootDev            uint64
 	names, attrs       time.Duration
-	done               chan struct{} // closed by Close
+	done               chan struct{}                 // closed by Close
+	interrupt          atomic.Pointer[chan struct{}] // closed while nothing may wait for a lock
 
 	mu     sync.RWMutex
 	nodes  map[uint64]*node
@@ -117,7 +118,18 @@ func New(dir string, o Options) (*FS, error) {
 	root.uses.Store(1)
 	descriptors.Add(1)
 	f.nodes[root.id], f.byFile[root.file] = root, root
+	f.Continue()
 	return f, nil
+}
+
+// Interrupt ends what waits for a lock with EINTR, and lets nothing wait, until
+// Continue.
+func (f *FS) Interrupt() { close(*f.interrupt.Load()) }
+
+// Continue ends an Interrupt.
+func (f *FS) Continue() {
+	c := make(chan struct{})
+	f.interrupt.Store(&c)
 }
 
 // String implements fuse.RawFileSystem.

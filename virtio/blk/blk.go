@@ -7,6 +7,7 @@ package blk
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -205,6 +206,30 @@ func (d *Device) Reset() {
 	d.writeback.Store(!d.opts.Writethrough)
 }
 
+// State is what the driver has set.
+type State struct {
+	Writeback bool `json:"writeback"` // the cache mode that it chose
+}
+
+// Save implements virtio.Device.
+func (d *Device) Save() (any, error) { return &State{d.writeback.Load()}, nil }
+
+// Load implements virtio.Device.
+func (d *Device) Load(state []byte) error {
+	var s State
+	err := json.Unmarshal(state, &s)
+	d.writeback.Store(s.Writeback)
+	return err
+}
+
+// Swap puts another backend of the same disk in the place of the one there is,
+// which it returns. All queues must be stopped.
+func (d *Device) Swap(b Backend) Backend {
+	old := d.backend
+	d.backend = b
+	return old
+}
+
 // Size is the disk's, in bytes.
 func (d *Device) Size() int64 { return d.backend.Size() }
 
@@ -242,6 +267,7 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 		}
 		r.device, r.queue, r.virtqueue = d, s, q
 		if d.limit.Bounded() && !ratelimit.Sleep(d.limit.Take(r.bytes()), q.Done()) {
+			q.Rewind(1)
 			s.put(r)
 			return nil
 		}

@@ -236,6 +236,6 @@ func (r *request) finish() {
 	case r.kind == typeOut:
 		r.device.written.Add(uint64(r.bytes()))
 	}
-	r.virtqueue.PushHead(r.chain.Head(), r.in+1)
+	r.virtqueue.Push(&r.chain, r.in+1)
 	r.queue.put(r)
 }

@@ -5,6 +5,7 @@
 package fs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -68,6 +69,13 @@ const (
 type FileSystem interface {
 	fuse.RawFileSystem
 	io.Closer
+	// Interrupt ends what waits for a lock, and lets nothing wait, until Continue.
+	Interrupt()
+	Continue()
+	// Save returns which files the guest knows and has open, and Load makes them
+	// known again.
+	Save() ([]byte, error)
+	Load(state []byte) error
 }
 
 // Device is a virtio file system device.
@@ -79,12 +87,17 @@ type Device struct {
 	waiting chan struct{}
 	waits   sync.WaitGroup
 	queues  [2]queue
+
+	mu       sync.Mutex
+	stopping bool     // the request queue is: what waits is to be parked
+	parked   []uint16 // chains of what waited for a lock when the queue was stopped
 }
 
 // session is one mount of the guest: it begins with nothing known.
 type session struct {
 	fs     FileSystem
 	server *fuse.ProtocolServer
+	init   []byte // the request that began it
 }
 
 // queue is what the goroutine of a queue uses again and again.
@@ -131,12 +144,11 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 func (d *Device) Start(uint64, virtio.Control) {}
 
 // begin makes a session, in the place of an earlier one.
-func (d *Device) begin() {
+func (d *Device) begin(init []byte) error {
 	d.end()
 	f, err := d.open()
 	if err != nil {
-		d.log(err) // the guest's mount fails
-		return
+		return err
 	}
 	d.session.Store(&session{f, fuse.NewProtocolServer(f, &fuse.MountOptions{
 		MaxWrite:             maxWrite,
@@ -148,7 +160,8 @@ func (d *Device) begin() {
 			d.log(fmt.Errorf("virtio-fs: %v", p))
 			return fuse.EIO
 		},
-	})})
+	}), bytes.Clone(init)})
+	return nil
 }
 
 // end closes the session's files. What waits for a lock is ended by that.
@@ -164,14 +177,23 @@ func (d *Device) end() {
 
 // StopQueue implements virtio.Device.
 func (d *Device) StopQueue(i int) {
-	if i != queueHiprio {
-		d.end()
-		d.waits.Wait()
+	if i == queueHiprio {
+		return
 	}
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	if s := d.session.Load(); s != nil {
+		s.fs.Interrupt()
+	}
+	d.waits.Wait()
 }
 
 // Reset implements virtio.Device.
-func (d *Device) Reset() {}
+func (d *Device) Reset() {
+	d.end()
+	d.parked = nil
+}
 
 // Close implements virtio.Device.
 func (d *Device) Close() error { return nil }
@@ -180,6 +202,11 @@ func (d *Device) Close() error { return nil }
 func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 	defer q.Notify()
 	s := &d.queues[i]
+	if i != queueHiprio {
+		if err := d.goOn(s, q); err != nil {
+			return err
+		}
+	}
 	for {
 		ok, err := q.Pop(&s.chain)
 		if err != nil || !ok {
@@ -189,6 +216,39 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 			return err
 		}
 	}
+}
+
+// goOn begins again what waited for a lock when the queue was stopped.
+func (d *Device) goOn(s *queue, q *virtio.Queue) error {
+	d.mu.Lock()
+	parked, stopped := d.parked, d.stopping
+	d.parked, d.stopping = nil, false
+	d.mu.Unlock()
+	if !stopped {
+		return nil
+	}
+	if s := d.session.Load(); s != nil {
+		s.fs.Continue()
+	}
+	for _, head := range parked {
+		if err := q.Again(&s.chain, head); err != nil {
+			return err
+		}
+		if err := d.request(s, q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// park keeps a request for the time when the queue goes on; false if it does now.
+func (d *Device) park(head uint16) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		d.parked = append(d.parked, head)
+	}
+	return d.stopping
 }
 
 // request serves one request. All but those that may wait long are served at once:
@@ -205,10 +265,13 @@ func (d *Device) request(s *queue, q *virtio.Queue) error {
 	case opSetLkw, opFsync, opFsyncDir:
 		d.aside(&head, s, q)
 		return nil
-	case opInit:
-		d.begin()
 	}
 	in := s.copyMessage(s.chain.Readable)
+	if binary.LittleEndian.Uint32(head[inOpcode:]) == opInit {
+		if err := d.begin(in[0]); err != nil {
+			d.log(err) // the guest's mount fails
+		}
+	}
 	q.Push(&s.chain, d.serve(&head, in, s.chain.Writable))
 	if binary.LittleEndian.Uint32(head[inOpcode:]) == opDestroy {
 		d.end()
@@ -244,7 +307,11 @@ func (d *Device) aside(head *[inHeaderSize]byte, s *queue, q *virtio.Queue) {
 	}
 	d.waits.Go(func() {
 		defer func() { <-d.waiting }()
-		q.Push(&chain, d.serve(head, [][]byte{message}, chain.Writable))
+		n := d.serve(head, [][]byte{message}, chain.Writable)
+		if binary.LittleEndian.Uint32(head[inOpcode:]) == opSetLkw && interrupted(chain.Writable) && d.park(chain.Head()) {
+			return
+		}
+		q.Push(&chain, n)
 		q.Notify()
 	})
 }
@@ -266,6 +333,12 @@ func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) (size uint32)
 		return refuse(head, out, unix.Errno(s))
 	}
 	return uint32(n)
+}
+
+// interrupted tells whether an answer is EINTR.
+func interrupted(out [][]byte) bool {
+	var b [outHeaderSize]byte
+	return gather(b[:], out) == outHeaderSize && int32(binary.LittleEndian.Uint32(b[4:])) == -int32(unix.EINTR)
 }
 
 // refuse answers with an error.

@@ -37,6 +37,7 @@ func (d *Device) transmit(i int, q *virtio.Queue) error {
 		case size < ether.FrameHeader || size > ether.MaxFrame || !d.linked():
 			d.counters.sent.dropped.Add(1)
 		case !d.mayTransmit(i, size, q):
+			q.Rewind(1)
 			return nil
 		default:
 			d.link.Send(i, ether.Decode(b[:]), t.parts)

@@ -49,6 +49,12 @@ func (d *Device) Reset() {}
 // Close implements virtio.Device.
 func (d *Device) Close() error { return nil }
 
+// Save implements virtio.Device: there is no state.
+func (d *Device) Save() (any, error) { return nil, nil }
+
+// Load implements virtio.Device.
+func (d *Device) Load([]byte) error { return nil }
+
 // HandleQueue fills the buffers.
 func (d *Device) HandleQueue(_ int, q *virtio.Queue) error {
 	for {

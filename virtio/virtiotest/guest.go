@@ -54,6 +54,9 @@ func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
 	return m.Bytes[gpa : gpa+n : gpa+n], nil
 }
 
+// Wrote implements virtio.Memory.
+func (m *Memory) Wrote([]byte) {}
+
 // Guest drives one device through its PCI transport.
 type Guest struct {
 	Mem    *Memory

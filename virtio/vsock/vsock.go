@@ -15,6 +15,7 @@ import (
 const (
 	queueReceive  = 0
 	queueTransmit = 1
+	queueEvent    = 2
 
 	queueSize      = 128
 	eventQueueSize = 16
@@ -59,6 +60,10 @@ type Device struct {
 	conns    map[key]*Conn
 	waiting  []header // for a receive buffer, in front of all data
 	nextPort uint32
+	// oldCID is the guest's address before it was loaded, which its driver may
+	// still use; moved is set until it was told of the new one.
+	oldCID uint64
+	moved  bool
 }
 
 // New returns a device.
@@ -70,6 +75,9 @@ func New(o Options) (*Device, error) {
 	d.room.L = &d.mu
 	return d, nil
 }
+
+// CID is the guest's address.
+func (d *Device) CID() uint64 { return d.opts.CID }
 
 // Type implements virtio.Device.
 func (d *Device) Type() virtio.DeviceType { return virtio.TypeVsock }
@@ -108,6 +116,9 @@ func (d *Device) StopQueue(i int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if i == queueReceive {
+		if d.haveRx {
+			d.rx.Rewind(1)
+		}
 		d.rx, d.haveRx = nil, false
 	}
 }
@@ -138,8 +149,10 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 		q.DisableKicks()
 		d.flush()
 		d.room.Broadcast()
+	case queueEvent:
+		return d.sendEvent(q)
 	}
-	return nil // the event queue's buffers are for what has not happened yet
+	return nil
 }
 
 // transmit takes the guest's packets.
@@ -179,7 +192,7 @@ func (d *Device) transmit(q *virtio.Queue) error {
 
 // handle takes one packet of the guest's; mu is held.
 func (d *Device) handle(h header, data [][]byte) {
-	if h.srcCID != d.opts.CID {
+	if h.srcCID != d.opts.CID && h.srcCID != d.oldCID {
 		return // nobody to tell
 	}
 	if h.dstCID != HostCID || h.kind != typeStream {

@@ -1,0 +1,299 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/kvm"
+	"vmm/machine/ring0"
+)
+
+// msrDeadline must be set after the local APIC, whose timer it arms.
+const msrDeadline = 0x6e0
+
+// settle has KVM finish the instruction whose exit was served last: its result
+// is not in the registers before. The vCPU's own goroutine calls it at the gate.
+func (v *vcpu) settle() error {
+	if v.in != nil {
+		return v.in.settle()
+	}
+	run := v.kvm.Shared()
+	run.SetImmediateExit(true)
+	defer func() { run.SetImmediateExit(v.kicked.Load()) }()
+	for {
+		err := v.kvm.Run()
+		if err != nil && interruptedRun(err) {
+			return nil
+		}
+		if err == nil {
+			err = v.handleExit() // a further part of a string instruction
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// settle is vcpu.settle where kernel mode is interpreted: there, what kernel mode
+// does is complete at once.
+func (in *interpreter) settle() error {
+	if !in.entered || !in.cpu.User() || in.changed {
+		return nil
+	}
+	return in.complete()
+}
+
+// save returns the vCPU's state; it stands at the gate.
+func (v *vcpu) save(indices []uint32) (*CPUState, error) {
+	s := &CPUState{CPUID: v.cpuid, XSave: make([]byte, v.kvm.XSaveSize())}
+	if v.in != nil {
+		if err := v.in.flush(); err != nil {
+			return nil, err
+		}
+	}
+	var errs [9]error
+	s.Features, errs[0] = v.kvm.CPUID()
+	s.Regs, errs[1] = v.kvm.Regs()
+	s.Sregs, errs[2] = v.kvm.Sregs()
+	s.Events, errs[3] = v.kvm.Events()
+	if v.in != nil && v.in.entered { // KVM takes these with the next entry
+		s.Regs, s.Sregs, s.Events = v.in.shared.Regs, v.in.shared.Sregs, v.in.shared.Events
+	}
+	errs[4] = v.kvm.XSave(s.XSave)
+	xcrs, err := v.kvm.XCRs()
+	errs[5] = err
+	s.XCRs = xcrs.XCR[:min(int(xcrs.Count), len(xcrs.XCR))]
+	lapic, err := v.kvm.LAPIC()
+	errs[6], s.LAPIC = err, lapic.Regs[:]
+	mp, err := v.kvm.MPState()
+	errs[7], s.MPState = err, mp.State
+	s.DebugRegs, errs[8] = v.kvm.DebugRegs()
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	s.MSRs, err = v.saveMSRs(indices)
+	return s, err
+}
+
+// saveMSRs reads those MSRs that can be read.
+func (v *vcpu) saveMSRs(indices []uint32) ([]kvm.MSREntry, error) {
+	list := make([]kvm.MSREntry, len(indices))
+	for i, n := range indices {
+		list[i].Index = n
+	}
+	var out []kvm.MSREntry
+	for len(list) > 0 {
+		n, err := v.kvm.SomeMSRs(list)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list[:n]...)
+		list = list[min(n+1, len(list)):] // without the one that could not be
+	}
+	return out, nil
+}
+
+// loadMSRs writes MSRs. One that cannot be written is no loss if it has the value
+// already, or none.
+func (v *vcpu) loadMSRs(list []kvm.MSREntry) error {
+	for len(list) > 0 {
+		n, err := v.kvm.SetSomeMSRs(list)
+		if err != nil {
+			return err
+		}
+		if n == len(list) {
+			return nil
+		}
+		if m := list[n]; m.Data != 0 {
+			if now, err := v.kvm.MSR(m.Index); err != nil || now != m.Data {
+				return fmt.Errorf("this host's KVM does not take the value %#x for MSR %#x", m.Data, m.Index)
+			}
+		}
+		list = list[n+1:]
+	}
+	return nil
+}
+
+// alignTSC gives all vCPUs the TSC of the first, if they were the same but for the
+// time that reading them takes: KVM then keeps them so.
+func alignTSC(cpus []CPUState) {
+	tsc := func(c *CPUState) *uint64 {
+		if i := slices.IndexFunc(c.MSRs, func(m kvm.MSREntry) bool { return m.Index == ring0.MSRTSC }); i >= 0 {
+			return &c.MSRs[i].Data
+		}
+		return nil
+	}
+	const close = 1 << 30 // ticks: less than a second
+	first := tsc(&cpus[0])
+	for i := range cpus[1:] {
+		if t := tsc(&cpus[i+1]); first != nil && t != nil && *t-*first < close {
+			*t = *first
+		}
+	}
+}
+
+// load makes the vCPU what the state says.
+func (v *vcpu) load(s *CPUState) error {
+	if len(s.XCRs) > 16 || len(s.LAPIC) != 1024 || len(s.XSave) < 576 {
+		return errors.New("the state of the CPU is not whole")
+	}
+	xcrs := &kvm.XCRs{Count: uint32(len(s.XCRs))}
+	copy(xcrs.XCR[:], s.XCRs)
+	area := make([]byte, max(v.kvm.XSaveSize(), len(s.XSave)))
+	copy(area, s.XSave)
+	lapic := &kvm.LAPICState{}
+	copy(lapic.Regs[:], s.LAPIC)
+	first, last := splitMSRs(s.MSRs)
+	steps := []func() error{
+		func() error { return v.kvm.SetMPState(kvm.MPState{State: s.MPState}) },
+		func() error { return v.kvm.SetRegs(&s.Regs) },
+		func() error { return v.kvm.SetSregs(&s.Sregs) },
+		func() error { return v.kvm.SetXCRs(xcrs) },
+		func() error { return v.kvm.SetXSave(area) },
+		func() error { return v.kvm.SetDebugRegs(&s.DebugRegs) },
+		func() error { return v.loadMSRs(first) },
+		func() error { return v.kvm.SetLAPIC(lapic) },
+		func() error { return v.loadMSRs(last) },
+		func() error { return v.kvm.SetEvents(&s.Events) },
+	}
+	for _, do := range steps {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	// The guest's watchdogs must not take the gap for a hang. It needs a clock
+	// that the guest may not have.
+	v.kvm.KVMClockCtrl()
+	if v.in != nil {
+		return v.in.load(s)
+	}
+	return nil
+}
+
+// splitMSRs keeps apart what must come after the local APIC.
+func splitMSRs(list []kvm.MSREntry) (first, last []kvm.MSREntry) {
+	for _, m := range list {
+		if m.Index == msrDeadline {
+			last = append(last, m)
+		} else {
+			first = append(first, m)
+		}
+	}
+	return first, last
+}
+
+// load gives the interpreter the state that KVM was given.
+func (in *interpreter) load(s *CPUState) (err error) {
+	sh := in.shared
+	sh.Regs, sh.Sregs, sh.Events = s.Regs, s.Sregs, s.Events
+	sh.Sregs.InterruptBitmap = [4]uint64{}
+	in.cpu.Load(&sh.Regs, &sh.Sregs)
+	in.cpu.InNMI = s.Events.NMI.Masked != 0
+	in.entered = s.MPState != kvm.MPStateUninitialized
+	in.halted = s.MPState == kvm.MPStateHalted
+	in.window = true // an interrupt may be waiting
+	for msr, to := range map[uint32]*uint64{ring0.MSRLStar: &in.lstar, ring0.MSRStar: &in.star} {
+		if *to, err = in.v.kvm.MSR(msr); err != nil {
+			return err
+		}
+	}
+	gs, err := in.v.kvm.MSR(ring0.MSRKernelGSBase)
+	if err != nil {
+		return err
+	}
+	in.cpu.SetKernelGSBase(gs)
+	return in.readTSCOffset()
+}
+
+// CPUError is the error for a host whose CPU lacks what a state's has.
+type CPUError struct{ Missing []string }
+
+// Error implements error.
+func (e *CPUError) Error() string {
+	return fmt.Sprintf("this host's CPU lacks what the one has that the guest was saved on: %v", e.Missing)
+}
+
+// comparedLeaves are the feature bits of CPUID that a guest may rely on: leaf,
+// subleaf, and which bits of EAX, EBX, ECX and EDX count.
+var comparedLeaves = []struct {
+	leaf, sub uint32
+	mask      [4]uint32
+}{
+	{1, 0, [4]uint32{0, 0, ^uint32(1<<31 | 1<<27 | 1<<24 | 1<<3), ^uint32(1 << 28)}}, // not OSXSAVE and what is vmm's choice
+	{7, 0, [4]uint32{0, ^uint32(0), ^uint32(1 << 4), ^uint32(0)}},                    // not OSPKE
+	{7, 1, [4]uint32{^uint32(0), 0, 0, ^uint32(0)}},
+	{0xd, 1, [4]uint32{0xf, 0, 0, 0}},
+	{0x80000001, 0, [4]uint32{0, 0, ^uint32(0), ^uint32(0)}},
+}
+
+// checkCPU compares the features that the guest has seen with the host's.
+func (m *Machine) checkCPU(s *State) error {
+	v := m.cpus[0]
+	if err := v.kvm.SetCPUID(m.hostCPUID); err != nil {
+		return err
+	}
+	have, err := v.kvm.CPUID()
+	if err != nil {
+		return err
+	}
+	if err := v.kvm.SetCPUID(v.cpuid); err != nil {
+		return err
+	}
+	want := s.CPUs[0].Features
+	if a, b := vendor(want), vendor(have); a != b {
+		return &CPUError{[]string{fmt.Sprintf("a CPU by %s, not %s", a, b)}}
+	}
+	var missing []string
+	for _, l := range comparedLeaves {
+		a, b := leaf(want, l.leaf, l.sub), leaf(have, l.leaf, l.sub)
+		for i, name := range []string{"EAX", "EBX", "ECX", "EDX"} {
+			for bit, lost := 0, a[i]&^b[i]&l.mask[i]; lost != 0; bit, lost = bit+1, lost>>1 {
+				if lost&1 != 0 {
+					missing = append(missing, fmt.Sprintf("CPUID.%X.%d:%s.%d", l.leaf, l.sub, name, bit))
+				}
+			}
+		}
+	}
+	if missing != nil {
+		return &CPUError{missing}
+	}
+	return nil
+}
+
+func leaf(ids []kvm.CPUIDEntry, function, index uint32) (r [4]uint32) {
+	for _, e := range ids {
+		if e.Function == function && (e.Index == index || e.Flags&kvm.CPUIDSignificantIndex == 0 && index == 0) {
+			return [4]uint32{e.EAX, e.EBX, e.ECX, e.EDX}
+		}
+	}
+	return r
+}
+
+// vendor is the string of leaf 0.
+func vendor(ids []kvm.CPUIDEntry) string {
+	r := leaf(ids, 0, 0)
+	var b []byte
+	for _, w := range []uint32{r[1], r[3], r[2]} {
+		b = append(b, byte(w), byte(w>>8), byte(w>>16), byte(w>>24))
+	}
+	return string(b)
+}
+
+// checkTSC refuses a host whose TSC runs at another speed and cannot be told
+// otherwise; small differences are those of measuring it.
+func (v *vcpu) checkTSC(khz int) error {
+	now, err := v.kvm.TSCKHz()
+	if err != nil || khz <= 0 || now <= 0 {
+		return nil
+	}
+	if d := now - khz; d*d <= (khz/4000)*(khz/4000) {
+		return nil
+	}
+	if err := v.kvm.SetTSCKHz(khz); err != nil && !errors.Is(err, unix.ENOTTY) {
+		return fmt.Errorf("the guest's TSC runs at %d kHz, this host's at %d, and cannot be made to: %w", khz, now, err)
+	}
+	return nil
+}

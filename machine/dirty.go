@@ -1,0 +1,130 @@
+package machine
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"unsafe"
+
+	"vmm/kvm"
+	"vmm/machine/ring0"
+)
+
+// Pages of guest memory are written to by three parties: the guest in KVM, which
+// logs them, this process's devices, which tell by Memory.Wrote, and on
+// interpreting hosts the executor, which tells by Memory.WritePage.
+
+// dirtyPages are the pages that this process has written to, a bit each, by
+// their number in RAM.
+type dirtyPages struct {
+	on   atomic.Bool
+	bits []uint64
+}
+
+func (d *dirtyPages) set(page uint64) {
+	word, bit := &d.bits[page/64], uint64(1)<<(page%64)
+	if atomic.LoadUint64(word)&bit == 0 {
+		atomic.OrUint64(word, bit)
+	}
+}
+
+// Bitmap is a set of RAM's pages, a bit each.
+type Bitmap []uint64
+
+// Has tells whether a page is in the set.
+func (b Bitmap) Has(page int) bool { return b[page/64]>>(page%64)&1 != 0 }
+
+// Wrote implements virtio.Memory.
+func (m *Memory) Wrote(b []byte) {
+	if !m.dirty.on.Load() || len(b) == 0 {
+		return
+	}
+	at, start := uintptr(unsafe.Pointer(&b[0])), uint64(0)
+	for _, r := range m.regions {
+		host := uintptr(unsafe.Pointer(&r.host[0]))
+		if off := uint64(at - host); at >= host && off < uint64(len(r.host)) {
+			for p := (start + off) / pageSize; p <= (start+off+uint64(len(b))-1)/pageSize; p++ {
+				m.dirty.set(p)
+			}
+			return
+		}
+		start += uint64(len(r.host))
+	}
+}
+
+// WritePage implements ring0.Memory.
+func (m *Memory) WritePage(gpa uint64) {
+	if !m.dirty.on.Load() {
+		return
+	}
+	start := uint64(0)
+	for _, r := range m.regions {
+		if off := gpa - r.gpa; gpa >= r.gpa && off < uint64(len(r.host)) {
+			m.dirty.set((start + off) / pageSize)
+			return
+		}
+		start += uint64(len(r.host))
+	}
+}
+
+// pages is how many pages of RAM there are.
+func (m *Memory) pages() uint64 { return m.size / pageSize }
+
+// track begins to note which pages are written to.
+func (m *Memory) track() {
+	m.dirty.bits = make([]uint64, (m.pages()+63)/64)
+	m.dirty.on.Store(true)
+}
+
+// takeDirty returns the pages that were written to since the last time, or since
+// track. What is written meanwhile is in this set or in the next one. tables is
+// nil on hardware.
+func (m *Memory) takeDirty(vm *kvm.VM, tables *ring0.Tables) (Bitmap, error) {
+	out := make(Bitmap, len(m.dirty.bits))
+	for i := range m.dirty.bits {
+		out[i] = atomic.SwapUint64(&m.dirty.bits[i], 0)
+	}
+	if tables != nil {
+		tables.FlushAll() // so that the executors tell again
+	}
+	start := uint64(0)
+	for slot, r := range m.regions {
+		n := uint64(len(r.host)) / pageSize
+		log := make([]uint64, (n+63)/64)
+		if err := vm.DirtyLog(uint32(slot), log); err != nil {
+			return nil, err
+		}
+		for i, w := range log {
+			for ; w != 0; w &= w - 1 {
+				p := start + uint64(i*64) + uint64(bits.TrailingZeros64(w))
+				out[p/64] |= 1 << (p % 64)
+			}
+		}
+		start += n
+	}
+	return out, nil
+}
+
+// TrackDirty begins to note which pages of memory are written to, as TakeDirty
+// then tells.
+func (m *Machine) TrackDirty() error {
+	if m.mem.dirty.on.Load() {
+		return nil
+	}
+	m.mem.track()
+	if m.tables != nil {
+		m.tables.FlushAll()
+	}
+	return m.mem.register(m.vm)
+}
+
+// TakeDirty returns the pages that were written to since the last time, or since
+// TrackDirty: nil if nobody kept track.
+func (m *Machine) TakeDirty() (Bitmap, error) {
+	if !m.mem.dirty.on.Load() {
+		return nil, nil
+	}
+	return m.mem.takeDirty(m.vm, m.tables)
+}
+
+// Memory is the guest's RAM.
+func (m *Machine) Memory() *Memory { return m.mem }

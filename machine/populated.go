@@ -1,0 +1,113 @@
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+const (
+	pagemapPresent = 1 << 63
+	pagemapSwapped = 1 << 62
+	pagemapFile    = 1 << 61
+	pagemapEntry   = 8
+)
+
+// Populated returns which blocks of RAM may hold something else than zeros: what
+// was never touched, and is not in a file, does not. block is a number of bytes,
+// whole pages.
+func (m *Memory) Populated(block int) ([]bool, error) {
+	out := make([]bool, (int(m.size)+block-1)/block)
+	err := m.eachPage(func(page int, entry uint64) {
+		if entry&(pagemapPresent|pagemapSwapped) != 0 {
+			out[page*pageSize/block] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range m.backed {
+		if err := eachData(b, func(from, to int64) {
+			for i := from / int64(block); i*int64(block) < to; i++ {
+				out[i] = true
+			}
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Touched returns the pages of RAM that are mapped: for one that a file backs,
+// those that were used.
+func (m *Memory) Touched() (Bitmap, error) {
+	out := make(Bitmap, (m.pages()+63)/64)
+	err := m.eachPage(func(page int, entry uint64) {
+		if entry&pagemapPresent != 0 {
+			out[page/64] |= 1 << (page % 64)
+		}
+	})
+	return out, err
+}
+
+// Private returns how much of RAM is this process's own, in bytes: what no file
+// backs, or was written to.
+func (m *Memory) Private() (n int64, err error) {
+	err = m.eachPage(func(_ int, entry uint64) {
+		if entry&pagemapPresent != 0 && entry&pagemapFile == 0 {
+			n += pageSize
+		}
+	})
+	return n, err
+}
+
+// eachPage calls do for every page of RAM with its entry of the pagemap.
+func (m *Memory) eachPage(do func(page int, entry uint64)) error {
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 64<<10)
+	page := 0
+	for _, r := range m.regions {
+		at := int64(uintptr(unsafe.Pointer(&r.host[0]))) / pageSize * pagemapEntry
+		for left := len(r.host) / pageSize * pagemapEntry; left > 0; {
+			n, err := f.ReadAt(buf[:min(left, len(buf))], at)
+			if err != nil {
+				return fmt.Errorf("which memory is in use: %w", err)
+			}
+			for i := 0; i < n; i += pagemapEntry {
+				do(page, binary.NativeEndian.Uint64(buf[i:]))
+				page++
+			}
+			at, left = at+int64(n), left-n
+		}
+	}
+	return nil
+}
+
+// eachData calls do for what a backing's file holds of RAM, holes left out.
+func eachData(b Backing, do func(from, to int64)) error {
+	for at, end := b.FileOffset, b.FileOffset+b.Length; at < end; {
+		from, err := unix.Seek(int(b.File.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) || err == nil && from >= end {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		to, err := unix.Seek(int(b.File.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		at = min(to, end)
+		do(b.Offset+from-b.FileOffset, b.Offset+at-b.FileOffset)
+	}
+	return nil
+}

@@ -1,0 +1,258 @@
+package share
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// State is the files that a guest knows and has open.
+type State struct {
+	Nodes      []NodeState   `json:"nodes"`
+	Handles    []HandleState `json:"handles,omitempty"`
+	NextNode   uint64        `json:"nextNode"`
+	NextHandle uint64        `json:"nextHandle"`
+}
+
+// NodeState is a file that the guest knows. One without a name any more is lost
+// to the guest when the state is loaded: ESTALE.
+type NodeState struct {
+	ID      uint64      `json:"id"`
+	Path    string      `json:"path"` // below the shared directory
+	Dev     uint64      `json:"dev"`
+	Ino     uint64      `json:"ino"`
+	Mode    uint32      `json:"mode"`
+	Lookups uint64      `json:"lookups"`
+	Locks   []LockState `json:"locks,omitempty"`
+}
+
+// LockState is a POSIX lock of an owner in the guest.
+type LockState struct {
+	Owner uint64 `json:"owner"`
+	Write bool   `json:"write"`
+	Start int64  `json:"start"`
+	Len   int64  `json:"len"` // 0 is up to the end
+}
+
+// HandleState is an open file or directory.
+type HandleState struct {
+	ID    uint64 `json:"id"`
+	Node  uint64 `json:"node"`
+	Flags int    `json:"flags"`           // of open(2)
+	Flock string `json:"flock,omitempty"` // READ or WRITE
+}
+
+// GoneError is the error of Load for a file of the guest's that is not where it
+// was, or is another one now.
+type GoneError struct{ Path string }
+
+// Error implements error.
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("the guest uses %s, which is not the file any more that it was", e.Path)
+}
+
+// deletedMark is what the kernel adds to the path of a file without a name.
+const deletedMark = " (deleted)"
+
+// Save returns the state. Nothing may use the file system meanwhile.
+func (f *FS) Save() ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.handleMu.Lock()
+	defer f.handleMu.Unlock()
+	s := State{NextNode: f.nextID, NextHandle: f.nextHandle}
+	root, err := os.Readlink(f.nodes[fuse.FUSE_ROOT_ID].path())
+	if err != nil {
+		return nil, err
+	}
+	for id, n := range f.nodes {
+		if id == fuse.FUSE_ROOT_ID {
+			continue
+		}
+		o := NodeState{ID: id, Dev: n.file.dev, Ino: n.file.ino, Mode: n.mode, Lookups: n.lookups}
+		path, err := os.Readlink(n.path())
+		if err != nil {
+			return nil, err
+		}
+		if rest, ok := below(path, root); ok && !strings.HasSuffix(path, deletedMark) {
+			o.Path = rest
+		}
+		if o.Locks, err = n.locks.save(); err != nil {
+			return nil, err
+		}
+		s.Nodes = append(s.Nodes, o)
+	}
+	for id, h := range f.handles {
+		o := HandleState{ID: id, Node: h.node.id}
+		if o.Flags, err = unix.FcntlInt(uintptr(h.fd), unix.F_GETFL, 0); err != nil {
+			return nil, err
+		}
+		held, err := locksOf(h.fd)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range held {
+			if l.kind == "FLOCK" {
+				o.Flock = l.mode
+			}
+		}
+		s.Handles = append(s.Handles, o)
+	}
+	slices.SortFunc(s.Nodes, func(a, b NodeState) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(s.Handles, func(a, b HandleState) int { return cmp.Compare(a.ID, b.ID) })
+	return json.Marshal(&s)
+}
+
+// below returns a path relative to a directory that it is in.
+func below(path, dir string) (string, bool) {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+	return rest, ok
+}
+
+// Load makes files known again, to a file system that knows none. Locks that
+// somebody else has by now are lost to the guest.
+func (f *FS) Load(state []byte) error {
+	var s State
+	if err := json.Unmarshal(state, &s); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.handleMu.Lock()
+	defer f.handleMu.Unlock()
+	root := f.nodes[fuse.FUSE_ROOT_ID]
+	for _, o := range s.Nodes {
+		if o.Path == "" {
+			continue
+		}
+		if o.ID <= fuse.FUSE_ROOT_ID || f.nodes[o.ID] != nil {
+			return errors.New("a file that is known twice")
+		}
+		if full() {
+			return unix.ENFILE
+		}
+		fd, err := openAt(root.fd, o.Path, unix.O_PATH, 0)
+		if err != nil {
+			return fmt.Errorf("%w: %w", &GoneError{o.Path}, err)
+		}
+		n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, fd: fd, lookups: o.Lookups}
+		n.uses.Store(1)
+		descriptors.Add(1)
+		f.nodes[n.id] = n
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		if (fileID{st.Dev, st.Ino}) != n.file || st.Mode&unix.S_IFMT != n.mode&unix.S_IFMT {
+			return &GoneError{o.Path}
+		}
+		if f.byFile[n.file] == nil {
+			f.byFile[n.file] = n
+		}
+		for _, l := range o.Locks {
+			n.locks.load(n, l)
+		}
+	}
+	for _, o := range s.Handles {
+		n := f.nodes[o.Node]
+		if n == nil {
+			continue // of a file without a name: EBADF
+		}
+		fd, err := n.reopen(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
+		if err != nil {
+			return fmt.Errorf("%s: %w", o.path(&s), err)
+		}
+		n.uses.Add(1)
+		h := &handle{node: n, fd: fd}
+		h.uses.Store(1)
+		descriptors.Add(1)
+		f.handles[o.ID] = h
+		if how := map[string]int{"READ": unix.LOCK_SH, "WRITE": unix.LOCK_EX}[o.Flock]; how != 0 {
+			unix.Flock(fd, how|unix.LOCK_NB)
+		}
+	}
+	f.nextID, f.nextHandle = s.NextNode, s.NextHandle
+	return nil
+}
+
+// path is that of a handle's file, for messages.
+func (o *HandleState) path(s *State) string {
+	for _, n := range s.Nodes {
+		if n.ID == o.Node {
+			return n.Path
+		}
+	}
+	return "the shared directory"
+}
+
+// heldLock is a lock as /proc shows it.
+type heldLock struct {
+	kind, mode string // OFDLCK or FLOCK, READ or WRITE
+	start, n   int64  // n is 0 up to the end
+}
+
+// locksOf are the locks that an open file has (proc_pid_fdinfo(5)).
+func locksOf(fd int) ([]heldLock, error) {
+	info, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil, err
+	}
+	defer info.Close()
+	var out []heldLock
+	for lines := bufio.NewScanner(info); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) != 9 || fields[0] != "lock:" {
+			continue
+		}
+		l := heldLock{kind: fields[2], mode: fields[4]}
+		l.start, _ = strconv.ParseInt(fields[7], 10, 64)
+		if end, err := strconv.ParseInt(fields[8], 10, 64); err == nil && end < math.MaxInt64 { // else EOF
+			l.n = end - l.start + 1
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// save returns the locks of all owners.
+func (t *lockTable) save() ([]LockState, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []LockState
+	for owner, fd := range t.owners {
+		held, err := locksOf(fd)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range held {
+			out = append(out, LockState{owner, l.mode == "WRITE", l.start, l.n})
+		}
+	}
+	return out, nil
+}
+
+// load takes a lock again, if it is free.
+func (t *lockTable) load(n *node, s LockState) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fd, err := t.descriptor(n, s.Owner)
+	if err != nil {
+		return
+	}
+	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: s.Start, Len: s.Len}
+	if s.Write {
+		l.Type = unix.F_WRLCK
+	}
+	unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l)
+}
