@@ -104,7 +104,11 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 			return fmt.Errorf("--modules: %w", err)
 		}
 	}
-	config, err := json.Marshal(guest)
+	now := *guest
+	if guest.AgentOnly {
+		now.Mounts = nil // the agent has them mounted, also where nothing is booted
+	}
+	config, err := json.Marshal(&now)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,17 +92,23 @@ func (f *runFlags) shellCommand() []string {
 }
 
 // runJob runs the command in the guest and saves what that has written.
-func (f *runFlags) runJob(ctx context.Context, p *parts) (int, error) {
+func (f *runFlags) runJob(ctx context.Context, p *parts, saver *saver) (int, error) {
 	argv := f.command
 	if len(argv) == 0 {
 		argv = f.shellCommand()
 	}
 	ready := func(ctx context.Context) error {
 		err := p.guest.wait(ctx)
-		p.result.Started = err == nil
+		if p.result.Started = err == nil; err == nil && f.warm != nil && f.restored == nil {
+			frozen := make(chan struct{})
+			p.saving.Go(func() { f.warm.save(saver, sync.OnceFunc(func() { close(frozen) })) })
+			<-frozen
+		}
 		return err
 	}
-	status, err := runInGuest(ctx, ready, p.guest.client(), f.execFlags.request(argv), p.stdout, p.stderr)
+	client := p.guest.client()
+	client.Before = f.warmSetup(p)
+	status, err := runInGuest(ctx, ready, client, f.execFlags.request(argv), p.stdout, p.stderr)
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():

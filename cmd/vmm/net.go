@@ -215,6 +215,11 @@ func (f *runFlags) openNetworks(log func(error)) (_ *networks, err error) {
 		}
 	}
 	for i := range n.flags {
+		// What starts warm has the addresses of the one that booted, on a network that
+		// is its own.
+		if r := f.restored; r != nil && (r.warm || !r.copies) && i < len(r.vm.NICs) && n.flags[i].nic.MAC == (ether.MAC{}) {
+			n.flags[i].nic.MAC = r.vm.NICs[i].MAC
+		}
 		if err := n.open(i, f.name, f.cpus, log); err != nil {
 			return nil, fmt.Errorf("--net %s: %w", n.flags[i].mode, err)
 		}

@@ -32,7 +32,9 @@ type restored struct {
 	// copies makes the guest another one than the saved one, whatever its name.
 	copies bool
 	moved  bool // the saved VM is no more
-	setup  *agent.Setup
+	// warm is a start of another VM's: the flags are the new one's, and the guest is
+	// told what it does not know together with its command.
+	warm bool
 }
 
 // openSnapshot reads what a snapshot says of its VM.
@@ -56,7 +58,7 @@ func (r *restored) close() {
 
 // id is the snapshot's; "" where there is none.
 func (r *restored) id() string {
-	if r == nil || r.snapshot == nil {
+	if r == nil || r.snapshot == nil || r.warm {
 		return ""
 	}
 	return r.snapshot.ID
@@ -171,7 +173,7 @@ func (r *restored) overlay(i int, path, format string) (string, error) {
 // machineConfig is that of the machine.
 func (r *restored) machineConfig(f *runFlags) *machine.Config {
 	return &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Transport: machine.Transport(f.transport),
-		State: r.state, RAM: r.ram, Moved: r.moved, TrackDirty: true}
+		State: r.state, RAM: r.ram, Moved: r.moved, TrackDirty: !r.warm}
 }
 
 // setupPatience is how long a restored guest's agent may take to answer.
@@ -181,7 +183,7 @@ const setupPatience = 30 * time.Second
 // if it is a copy, and its connections of before end.
 func (r *restored) settle(ctx context.Context, f *runFlags, p *parts) {
 	go r.probe(ctx, p)
-	if !r.vm.Agent || r.setup != nil { // or somebody else does it
+	if !r.vm.Agent || r.warm {
 		if r.vm.Agent {
 			p.guest.hello(nil)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,7 +60,9 @@ type runFlags struct {
 	gdb       string
 	execFlags
 
-	restored *restored // not nil if the VM goes on from a saved one
+	cold     bool
+	restored *restored  // not nil if the VM goes on from a saved one
+	warm     *warmStart // nil if its kind cannot start warm
 
 	command             []string
 	named, consoleGiven bool // by the user
@@ -125,6 +128,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
 	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
+	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
 	fl.StringVar(&f.name, "name", defaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
@@ -221,7 +225,7 @@ func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	}
 	f.name = dir.info.Name
 	ready := false
-	err = f.run(ctx, dir, &ready)
+	err = f.runWarm(ctx, dir, &ready)
 	dir.close(err, f.remove || !ready)
 	return err
 }
@@ -269,7 +273,8 @@ type parts struct {
 	ports      *ports
 	nets       *networks
 	guest      *guestAgent
-	gdb        *gdbListener // nil without --gdb
+	saving     sync.WaitGroup // of a warm start
+	gdb        *gdbListener   // nil without --gdb
 	space      *spaceWatch
 	stdout     io.Writer // of a command
 	stderr     io.Writer
@@ -300,9 +305,6 @@ func (p *parts) close() {
 
 // open makes the parts and the machine's configuration.
 func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, symbols string, err error) {
-	if err = f.chooseRoot(); err != nil {
-		return
-	}
 	cid := uint64(guestCID)
 	if f.restored != nil {
 		cid = f.restored.cid(f.name)
@@ -372,6 +374,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	spareForCPUs(f.cpus)
 	m, err := machine.New(*cfg)
 	if err != nil {
+		if f.restored != nil && f.restored.warm {
+			return errCold
+		}
 		return failed(f.restored.explain(err))
 	}
 	p.space.attach(m)
@@ -413,10 +418,11 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	}
 	var job func(context.Context) (int, error)
 	if f.sandbox() {
-		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p) }
+		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p, control.saver) }
 	}
 	result, status, err := f.drive(ctx, m, p.console, p.ports.input(m), job)
 	p.console.restore()
+	p.saving.Wait()
 	if err != nil {
 		return failed(err)
 	}

@@ -37,6 +37,9 @@ type snapshotRequest struct {
 	Zstd     bool   `json:"zstd,omitempty"`     //
 	DiskCopy bool   `json:"diskCopy,omitempty"` // copy the disks into the snapshot
 	Stop     bool   `json:"stop,omitempty"`     // end the VM when it is saved
+	// warm is called when the guest can go on, for a warm start's snapshot: nobody
+	// asks for a difference to it, nor that it survives the host's crash.
+	warm func()
 }
 
 // snapshotEvent is a line of the answer: how far it is, or the end.
@@ -140,7 +143,9 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 		w.Abort()
 		return nil, err
 	}
-	s.base = w.ID()
+	if req.warm == nil {
+		s.base = w.ID()
+	}
 	return result, nil
 }
 
@@ -158,6 +163,11 @@ func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.Memory
 		return nil, err
 	}
 	result.Paused = time.Since(start)
+	if req.warm != nil {
+		thaw()
+		req.warm()
+		w.NoSync = true
+	}
 	if !req.Stop {
 		thaw()
 		return result, w.Commit(versionString(), vm, state)
@@ -175,7 +185,7 @@ func (s *saver) collect(w *snapshot.Writer, req *snapshotRequest, o snapshot.Mem
 	if o.Dirty, err = s.machine.TakeDirty(); err != nil {
 		return nil, nil, err
 	}
-	if o.Dirty == nil {
+	if o.Dirty == nil && req.warm == nil {
 		if err := s.machine.TrackDirty(); err != nil {
 			return nil, nil, err
 		}

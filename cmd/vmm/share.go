@@ -66,7 +66,7 @@ func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(
 // openShares makes the shares that the flags ask for.
 func (f *runFlags) openShares(log func(error)) (*shares, error) {
 	s := &shares{}
-	if f.restored != nil {
+	if f.restored != nil && !f.restored.warm {
 		return s, s.restore(f.restored.vm.Shares, log)
 	}
 	uid, gid := f.guestIDs()
@@ -113,6 +113,16 @@ func (f *runFlags) openShares(log func(error)) (*shares, error) {
 		}
 	}
 	return s, f.shareCwd(s, options, log)
+}
+
+// countShares is how many directories the guest will have.
+func (f *runFlags) countShares() (int, error) {
+	g := *f
+	s, err := g.openShares(func(error) {})
+	if err != nil {
+		return 0, err
+	}
+	return len(s.devices), nil
 }
 
 // hidden are the directories in which the guest has file systems of its own, so

@@ -18,6 +18,8 @@ import (
 type Client struct {
 	// Dial connects to Port of the guest.
 	Dial func(context.Context) (net.Conn, error)
+	// Before is done before each request; nil is nothing.
+	Before *Setup
 }
 
 // Greet answers an agent's Hello on a connection, and returns when the agent has
@@ -54,6 +56,9 @@ func (c *Client) begin(ctx context.Context, r Request) (net.Conn, *Link, error) 
 	}
 	l := NewLink(conn)
 	r.Version = Version
+	if r.Setup == nil {
+		r.Setup = c.Before
+	}
 	if err := l.SendJSON(FrameRequest, r); err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}

@@ -130,7 +130,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 // setup is what a restored guest's init has to do: its network may have other
 // hardware addresses, and there may be directories to mount.
 func setup(s *agent.Setup) error {
-	if len(s.MACs) > 0 || s.Hostname != "" {
+	if len(s.MACs) > 0 {
 		askDHCP()
 	}
 	if s.Config == nil {

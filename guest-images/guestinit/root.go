@@ -53,8 +53,11 @@ func enterRoot(r *Root) error {
 		warn("%v", err)
 	}
 	// The host's user may not look into the home of the host's root, which the
-	// guest's root would have.
-	if _, err := os.ReadDir(newRoot + "/root"); errors.Is(err, unix.EACCES) {
+	// guest's root would have. Its entries are not read: the guest would keep them.
+	home, err := os.Open(newRoot + "/root")
+	if err == nil {
+		home.Close()
+	} else if errors.Is(err, unix.EACCES) {
 		if err := unix.Mount("vmm", newRoot+"/root", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
 			warn("/root: %v", err)
 		}

@@ -132,16 +132,11 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 			s.Close()
 		}
 	}()
-	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, ErrNone
-	}
-	if err == nil {
-		err = parse(b, &s.Manifest)
-	}
+	m, err := ReadManifest(dir)
 	if err != nil {
 		return nil, err
 	}
+	s.Manifest = *m
 	if s.Memory.Parent != "" {
 		path := s.Memory.Parent
 		if !filepath.IsAbs(path) {
@@ -170,6 +165,19 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 		return s, s.unpack(o.Progress)
 	}
 	return s, nil
+}
+
+// ReadManifest reads what a snapshot says of itself, and looks at nothing else.
+func ReadManifest(dir string) (*Manifest, error) {
+	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNone
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := &Manifest{}
+	return m, parse(b, m)
 }
 
 // parse reads a manifest with its checksum.
@@ -271,13 +279,15 @@ func (s *Snapshot) checked() []string {
 // look describes the files as the file system has them: what changes a file
 // changes this.
 func (s *Snapshot) look() (string, error) {
-	var out bytes.Buffer
+	// What was not on the disk when the host crashed is missing after it.
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	out := bytes.NewBuffer(boot)
 	for _, name := range s.checked() {
 		var st unix.Stat_t
 		if err := unix.Stat(s.Path(name), &st); err != nil {
 			return "", &os.PathError{Op: "stat", Path: s.Path(name), Err: err}
 		}
-		fmt.Fprintln(&out, name, st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
+		fmt.Fprintln(out, name, st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
 	}
 	return out.String(), nil
 }

@@ -20,6 +20,8 @@ type Writer struct {
 	m        Manifest
 	replace  bool
 	files    []string
+	// NoSync does not wait until the snapshot is on the disk.
+	NoSync bool
 }
 
 // Create begins a snapshot in a directory that does not exist yet, or in the place
@@ -141,7 +143,7 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 		return err
 	}
 	for _, e := range entries {
-		if err := syncFile(filepath.Join(w.tmp, e.Name())); err != nil {
+		if err := w.sync(filepath.Join(w.tmp, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -153,7 +155,7 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 		return err
 	}
 	defer s.Close()
-	return errors.Join(s.stamp(), syncFile(filepath.Dir(w.dir)))
+	return errors.Join(s.stamp(), w.sync(filepath.Dir(w.dir)))
 }
 
 // rename gives the snapshot its name.
@@ -175,7 +177,10 @@ func (w *Writer) rename() error {
 // Abort leaves nothing of a snapshot that is not finished.
 func (w *Writer) Abort() { os.RemoveAll(w.tmp) }
 
-func syncFile(path string) error {
+func (w *Writer) sync(path string) error {
+	if w.NoSync {
+		return nil
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return err
