@@ -51,6 +51,10 @@ type Config struct {
 	RAM   []Backing
 	// TrackDirty notes from the start which pages of memory are written to.
 	TrackDirty bool
+	// Prefetch are pages that the guest will use soon.
+	Prefetch WorkingSet
+	// Ending is called when Run ends, while memory is still there.
+	Ending func(*Memory)
 	// Moved tells that the machine of State is no more: else this is a copy, whose
 	// guest is told so by its VM generation ID.
 	Moved bool
@@ -182,6 +186,9 @@ func New(cfg Config) (_ *Machine, err error) {
 	}
 	if cfg.TrackDirty {
 		m.mem.track()
+	}
+	if len(cfg.Prefetch) > 0 {
+		go m.mem.Prefetch(cfg.Prefetch)
 	}
 	if err = m.createVM(interpreted); err != nil {
 		return nil, err
@@ -341,6 +348,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	var failed []error
 	for range m.cpus {
 		failed = append(failed, <-errs)
+	}
+	if m.cfg.Ending != nil {
+		m.cfg.Ending(m.mem)
 	}
 	failed = append(failed, m.Close())
 	// Closing has flushed the console, where a panic may just have shown up.

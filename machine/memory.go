@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +52,7 @@ type Memory struct {
 	regions []region
 	size    uint64
 	backed  []Backing
+	inUse   sync.RWMutex // by Prefetch
 	dirty   dirtyPages
 }
 
@@ -137,6 +139,8 @@ func mapRAM(size uint64, huge bool) ([]byte, error) {
 }
 
 func (m *Memory) close() error {
+	m.inUse.Lock()
+	defer m.inUse.Unlock()
 	var errs []error
 	for _, r := range m.regions {
 		errs = append(errs, unix.Munmap(r.host))

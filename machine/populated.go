@@ -43,16 +43,59 @@ func (m *Memory) Populated(block int) ([]bool, error) {
 	return out, nil
 }
 
-// Touched returns the pages of RAM that are mapped: for one that a file backs,
-// those that were used.
-func (m *Memory) Touched() (Bitmap, error) {
-	out := make(Bitmap, (m.pages()+63)/64)
+// WorkingSet are the pages that were used, and which of them were written to.
+type WorkingSet []Run
+
+// Run is pages of RAM that follow each other.
+type Run struct {
+	Page, Pages uint32
+	Written     bool
+}
+
+// maxWorkingSet bounds a working set, in pages: what reads all of its memory is not
+// helped.
+const maxWorkingSet = 64 << 20 / pageSize
+
+// WorkingSet returns what of a RAM that files back was used until now.
+func (m *Memory) WorkingSet() (WorkingSet, error) {
+	var out WorkingSet
+	total := 0
 	err := m.eachPage(func(page int, entry uint64) {
-		if entry&pagemapPresent != 0 {
-			out[page/64] |= 1 << (page % 64)
+		if entry&pagemapPresent == 0 || total == maxWorkingSet {
+			return
+		}
+		total++
+		written := entry&pagemapFile == 0
+		if n := len(out); n > 0 && out[n-1].Page+out[n-1].Pages == uint32(page) && out[n-1].Written == written {
+			out[n-1].Pages++
+		} else {
+			out = append(out, Run{uint32(page), 1, written})
 		}
 	})
 	return out, err
+}
+
+// Prefetch brings pages in as if they were used again, so that the guest need not
+// wait for each. It may be called while the guest runs.
+func (m *Memory) Prefetch(set WorkingSet) {
+	m.inUse.RLock() // until close
+	defer m.inUse.RUnlock()
+	for _, r := range set {
+		advice := unix.MADV_POPULATE_READ
+		if r.Written {
+			advice = unix.MADV_POPULATE_WRITE
+		}
+		start := uint64(0)
+		for _, region := range m.regions {
+			size := uint64(len(region.host))
+			at, n := uint64(r.Page)*pageSize, uint64(r.Pages)*pageSize
+			if at >= start && at-start < size {
+				off := at - start
+				unix.Madvise(region.host[off:off+min(n, size-off)], advice) // best effort: before Linux 5.14 there is none
+			}
+			start += size
+		}
+	}
 }
 
 // Private returns how much of RAM is this process's own, in bytes: what no file

@@ -100,6 +100,7 @@ func (f *runFlags) runJob(ctx context.Context, p *parts, saver *saver) (int, err
 	ready := func(ctx context.Context) error {
 		err := p.guest.wait(ctx)
 		if p.result.Started = err == nil; err == nil && f.warm != nil && f.restored == nil {
+			f.warm.exercise(ctx, p)
 			frozen := make(chan struct{})
 			p.saving.Go(func() { f.warm.save(saver, sync.OnceFunc(func() { close(frozen) })) })
 			<-frozen

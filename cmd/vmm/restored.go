@@ -172,8 +172,23 @@ func (r *restored) overlay(i int, path, format string) (string, error) {
 
 // machineConfig is that of the machine.
 func (r *restored) machineConfig(f *runFlags) *machine.Config {
-	return &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Transport: machine.Transport(f.transport),
-		State: r.state, RAM: r.ram, Moved: r.moved, TrackDirty: !r.warm}
+	c := &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Transport: machine.Transport(f.transport),
+		State: r.state, RAM: r.ram, TrackDirty: !r.warm,
+		Moved: r.moved || r.warm} // warm, the agent gets new randomness before anything is run
+	if r.snapshot != nil && (r.prefetch || r.warm) {
+		c.Prefetch = r.snapshot.WorkingSet()
+		if c.Prefetch == nil || r.prefetch {
+			c.Ending = r.noteWorkingSet
+		}
+	}
+	return c
+}
+
+// noteWorkingSet keeps which memory the guest has used, for the next prefetch.
+func (r *restored) noteWorkingSet(mem *machine.Memory) {
+	if set, err := mem.WorkingSet(); err == nil {
+		r.snapshot.NoteWorkingSet(set) // best effort: the snapshot may be another user's
+	}
 }
 
 // setupPatience is how long a restored guest's agent may take to answer.

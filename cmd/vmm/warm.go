@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -171,6 +172,19 @@ func (w *warmStart) open(f *runFlags) bool {
 	f.restored = r
 	return true
 }
+
+// exercise has the guest run a command that does nothing: what every command needs
+// is in the guest's memory then.
+func (w *warmStart) exercise(ctx context.Context, p *parts) {
+	client := p.guest.client()
+	client.Before = &agent.Setup{Now: time.Now(), Entropy: make([]byte, 1)}
+	for range exercises {
+		client.Exec(ctx, agent.Exec{Argv: []string{"true"}}, agent.Streams{Out: io.Discard, Err: io.Discard}) // a root may have none
+	}
+}
+
+// exercises is how often: some things are kept only when they are used again.
+const exercises = 2
 
 // save makes the snapshot of a VM whose command is about to run, and calls then as
 // soon as that can go on. It returns when the snapshot is there.

@@ -14,6 +14,7 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 	defer dir.put()
 	s := f.lookup(dir, name, out)
 	if s == fuse.ENOENT && f.opts.Static {
+		dir.missed.Store(true)
 		out.NodeId = 0 // the guest keeps in mind that there is none
 		out.SetEntryTimeout(f.names)
 		return fuse.OK
@@ -190,6 +191,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	var s fuse.Status
 	out.Fh, s = f.addHandle(n, fd)
 	if f.opts.Static {
+		n.missed.Store(true) // it keeps the whole directory
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
 	}
 	return s

@@ -73,7 +73,8 @@ type node struct {
 	file    fileID
 	mode    uint32
 	fd      int
-	lookups uint64 // guarded by FS.mu
+	lookups uint64      // guarded by FS.mu
+	missed  atomic.Bool // the guest was told that a name is not in it
 	uses    atomic.Int64
 
 	locks lockTable

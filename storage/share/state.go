@@ -28,12 +28,15 @@ type State struct {
 // NodeState is a file that the guest knows. One without a name any more is lost
 // to the guest when the state is loaded: ESTALE.
 type NodeState struct {
-	ID      uint64      `json:"id"`
-	Path    string      `json:"path"` // below the shared directory
-	Dev     uint64      `json:"dev"`
-	Ino     uint64      `json:"ino"`
-	Mode    uint32      `json:"mode"`
-	Lookups uint64      `json:"lookups"`
+	ID      uint64 `json:"id"`
+	Path    string `json:"path"` // below the shared directory
+	Dev     uint64 `json:"dev"`
+	Ino     uint64 `json:"ino"`
+	Mode    uint32 `json:"mode"`
+	Lookups uint64 `json:"lookups"`
+	// Changed is when the file was, in nanoseconds since 1970, if the guest may keep
+	// in mind what is in it.
+	Changed int64       `json:"changed,omitempty"`
 	Locks   []LockState `json:"locks,omitempty"`
 }
 
@@ -88,6 +91,9 @@ func (f *FS) Save() ([]byte, error) {
 		if rest, ok := below(path, root); ok && !strings.HasSuffix(path, deletedMark) {
 			o.Path = rest
 		}
+		if o.Changed, err = f.changed(n); err != nil {
+			return nil, err
+		}
 		if o.Locks, err = n.locks.save(); err != nil {
 			return nil, err
 		}
@@ -112,6 +118,17 @@ func (f *FS) Save() ([]byte, error) {
 	slices.SortFunc(s.Nodes, func(a, b NodeState) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(s.Handles, func(a, b HandleState) int { return cmp.Compare(a.ID, b.ID) })
 	return json.Marshal(&s)
+}
+
+// changed is when a file was that must not have changed when the guest goes on: one
+// of a static directory, of which the guest keeps what it has read.
+func (f *FS) changed(n *node) (int64, error) {
+	if !f.opts.Static || n.mode&unix.S_IFMT == unix.S_IFDIR && !n.missed.Load() {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(n.fd, &st)
+	return st.Ctim.Nano(), err
 }
 
 // below returns a path relative to a directory that it is in.
@@ -156,6 +173,11 @@ func (f *FS) Load(state []byte) error {
 		}
 		if (fileID{st.Dev, st.Ino}) != n.file || st.Mode&unix.S_IFMT != n.mode&unix.S_IFMT {
 			return &GoneError{o.Path}
+		}
+		if o.Changed != 0 {
+			if n.missed.Store(true); o.Changed != st.Ctim.Nano() {
+				return &GoneError{o.Path}
+			}
 		}
 		if f.byFile[n.file] == nil {
 			f.byFile[n.file] = n
