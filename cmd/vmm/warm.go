@@ -176,6 +176,8 @@ func (w *warmStart) open(f *runFlags) bool {
 // exercise has the guest run a command that does nothing: what every command needs
 // is in the guest's memory then.
 func (w *warmStart) exercise(ctx context.Context, p *parts) {
+	ctx, cancel := context.WithTimeout(ctx, exerciseTime) // whatever it is that is called so there
+	defer cancel()
 	client := p.guest.client()
 	client.Before = &agent.Setup{Now: time.Now(), Entropy: make([]byte, 1)}
 	for range exercises {
@@ -185,6 +187,9 @@ func (w *warmStart) exercise(ctx context.Context, p *parts) {
 
 // exercises is how often: some things are kept only when they are used again.
 const exercises = 2
+
+// exerciseTime bounds them.
+const exerciseTime = 2 * time.Second
 
 // save makes the snapshot of a VM whose command is about to run, and calls then as
 // soon as that can go on. It returns when the snapshot is there.

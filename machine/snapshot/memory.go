@@ -49,7 +49,12 @@ func each(n int, do func(i int) error) error {
 		})
 	}
 	group.Wait()
-	return errors.Join(errs...)
+	for _, err := range errs {
+		if err != nil {
+			return err // the others' are of the same kind
+		}
+	}
+	return nil
 }
 
 // pieces finds a range of RAM in its regions.

@@ -5,7 +5,7 @@
 // What it expects comes as arguments: name=value; skip names checks to leave
 // out, with commas, and only is the one to do; disks=N makes the checks those of
 // disks, net=1 those of the network, share=PATH those of a shared directory, vsock=PORT
-// those of sockets to the host.
+// those of sockets to the host; endure=FILE keeps the guest busy instead.
 package main
 
 import (
@@ -56,6 +56,8 @@ func main() {
 		checks = shareChecks
 	case want["vsock"] != "":
 		checks = vsockChecks
+	case want["endure"] != "":
+		checks = []check{{"endure", endure}}
 	}
 	for _, c := range checks {
 		if slices.Contains(strings.Split(want["skip"], ","), c.name) || want["only"] != "" && want["only"] != c.name {
