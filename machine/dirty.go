@@ -33,6 +33,15 @@ type Bitmap []uint64
 // Has tells whether a page is in the set.
 func (b Bitmap) Has(page int) bool { return b[page/64]>>(page%64)&1 != 0 }
 
+// Len is how many pages are in the set.
+func (b Bitmap) Len() int {
+	n := 0
+	for _, w := range b {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
 // Wrote implements virtio.Memory.
 func (m *Memory) Wrote(b []byte) {
 	if !m.dirty.on.Load() || len(b) == 0 {

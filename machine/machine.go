@@ -49,6 +49,8 @@ type Config struct {
 	// then, and Memory and CPUs are as there. RAM is that machine's memory.
 	State *State
 	RAM   []Backing
+	// Received is the machine's memory in the place of RAM; New takes it over.
+	Received *Memory
 	// TrackDirty notes from the start which pages of memory are written to.
 	TrackDirty bool
 	// Prefetch are pages that the guest will use soon.
@@ -181,7 +183,11 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.mem, err = newMemory(cfg.Memory, cfg.HugePages, cfg.RAM...); err != nil {
+	if m.mem = cfg.Received; m.mem != nil {
+		if m.mem.size != cfg.Memory {
+			return nil, fmt.Errorf("%d bytes of memory were received, not %d", m.mem.size, cfg.Memory)
+		}
+	} else if m.mem, err = newMemory(cfg.Memory, cfg.HugePages, cfg.RAM...); err != nil {
 		return nil, err
 	}
 	if cfg.TrackDirty {

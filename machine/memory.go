@@ -121,6 +121,9 @@ func (m *Memory) RAM() [][]byte {
 	return out
 }
 
+// NewMemory reserves memory for a machine that is made later, with Config.Received.
+func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
+
 func mapRAM(size uint64, huge bool) ([]byte, error) {
 	const prot = unix.PROT_READ | unix.PROT_WRITE
 	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE

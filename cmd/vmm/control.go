@@ -129,6 +129,7 @@ func (c *control) handler() http.Handler {
 	mux.HandleFunc("POST /pause", c.saver.servePause)
 	mux.HandleFunc("POST /resume", c.saver.serveResume)
 	mux.HandleFunc("POST /snapshot", c.saver.serveSnapshot)
+	mux.HandleFunc("POST /migrate", c.saver.serveMigrate)
 	mux.HandleFunc("POST /kill", c.kill)
 	mux.HandleFunc("POST /agent", c.joinAgent)
 	mux.HandleFunc("POST /console", c.joinConsole)

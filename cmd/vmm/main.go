@@ -98,7 +98,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), cacheCommand(),
+	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
 		pauseCommand("pause", "Stop VMs where they are"), pauseCommand("resume", "Let paused VMs go on"),
 		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vmm/machine/snapshot"
 )
@@ -39,14 +40,21 @@ func restoreCommand() *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
-	fl.BoolVarP(&r.detach, "detach", "d", false, "run the VM in the background, and print its name")
-	fl.BoolVar(&r.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
-	fl.StringVar(&r.name, "name", "", "the VM's `NAME`; that of the saved one if not given")
+	r.addRestore(fl)
 	fl.IntVar(&f.count, "count", 1, "make a `NUMBER` of VMs in the background, called NAME-1, NAME-2, ...")
 	fl.BoolVar(&f.asCopy, "copy", false, "make it another one than the saved VM, also under the same name")
 	fl.BoolVar(&f.verify, "verify", false, "compare all checksums, also of files that have not been touched since they were written")
 	fl.BoolVar(&f.prefetch, "prefetch", false, "read the memory ahead that the last restore with --prefetch has used")
 	fl.StringVar(&f.overlays, "disk-overlay", "", "keep what the guest writes to its disks in `DIRECTORY`; without it, it is gone with the VM")
+	return cmd
+}
+
+// addRestore makes the flags of commands that go on with a VM.
+func (r *runFlags) addRestore(fl *pflag.FlagSet) {
+	fl.SortFlags = false
+	fl.BoolVarP(&r.detach, "detach", "d", false, "run the VM in the background, and print its name")
+	fl.BoolVar(&r.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
+	fl.StringVar(&r.name, "name", "", "the VM's `NAME`; that of the saved one if not given")
 	fl.StringArrayVar(&r.nets, "net", nil, "networks in the place of the saved ones, as with vmm run")
 	fl.StringArrayVarP(&r.publish, "publish", "p", nil, "publish ports, as with vmm run, in the place of the saved ones")
 	fl.StringArrayVar(&r.ports, "port", nil, "where a virtio-serial port leads, in the place of where it led: `NAME=FILE`, NAME=unix:PATH or NAME=none")
@@ -55,7 +63,6 @@ func restoreCommand() *cobra.Command {
 	fl.DurationVar(&r.timeout, "timeout", 0, "end the VM after `DURATION`")
 	fl.StringVar(&r.gdb, "gdb", "", gdbUsage)
 	fl.BoolVarP(&r.verbose, "verbose", "v", false, "report times and exits at the end")
-	return cmd
 }
 
 // start restores one VM here, or has others made.

@@ -32,6 +32,11 @@ type restored struct {
 	// copies makes the guest another one than the saved one, whatever its name.
 	copies bool
 	moved  bool // the saved VM is no more
+	// Of a VM that comes from another process: its memory, and what lets it run here,
+	// once it could.
+	received  *machine.Memory
+	confirm   func() error
+	confirmed bool
 	// warm is a start of another VM's: the flags are the new one's, and the guest is
 	// told what it does not know together with its command.
 	warm bool
@@ -86,7 +91,7 @@ func (r *restored) take(f *runFlags) error {
 	}
 	if f.name == "" {
 		f.name = vm.Name
-	} else if f.name != vm.Name {
+	} else if f.name != vm.Name && !r.moved { // what has moved is there only once
 		r.copies = true
 	}
 	for i, spec := range vm.Ports {
@@ -173,7 +178,7 @@ func (r *restored) overlay(i int, path, format string) (string, error) {
 // machineConfig is that of the machine.
 func (r *restored) machineConfig(f *runFlags) *machine.Config {
 	c := &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Transport: machine.Transport(f.transport),
-		State: r.state, RAM: r.ram, TrackDirty: !r.warm,
+		State: r.state, RAM: r.ram, TrackDirty: !r.warm, Received: r.received,
 		Moved: r.moved || r.warm} // warm, the agent gets new randomness before anything is run
 	if r.snapshot != nil && (r.prefetch || r.warm) {
 		c.Prefetch = r.snapshot.WorkingSet()

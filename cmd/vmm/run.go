@@ -420,11 +420,22 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	if f.sandbox() {
 		job = func(ctx context.Context) (int, error) { return f.runJob(ctx, p, control.saver) }
 	}
+	if r := f.restored; r != nil && r.confirm != nil {
+		if err := r.confirm(); err != nil {
+			return failed(errors.Join(err, m.Close()))
+		}
+		r.confirmed = true
+	}
 	result, status, err := f.drive(ctx, m, p.console, p.ports.input(m), job)
 	p.console.restore()
 	p.saving.Wait()
 	if err != nil {
 		return failed(err)
+	}
+	if to := control.saver.hasMoved(); to != "" {
+		fmt.Fprintf(p.console.messages(), "vmm: the VM has moved to %s\n", to)
+		f.remove = true
+		return nil
 	}
 	if killed.Load() && result.End == machine.EndStopped {
 		status = 128 + int(unix.SIGKILL)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 	"vmm/machine"
 	"vmm/machine/snapshot"
 	"vmm/storage/image"
+	"vmm/virtio/blk"
 )
 
 // saver saves a running VM.
@@ -25,6 +25,9 @@ type saver struct {
 	mu     sync.Mutex // one at a time
 	base   string     // the snapshot since which written pages are tracked
 	paused bool       // by the user; pauseMu
+	// released is set while another process may have the disks; pauseMu.
+	released bool
+	movedTo  string // where the VM is now; it is none here any more
 	// pauseMu is its own: a VM can be looked at while it is saved.
 	pauseMu sync.Mutex
 }
@@ -56,36 +59,49 @@ type snapshotResult struct {
 	Disks  map[string]string `json:"disks,omitempty"` // where the VM writes now, by the files that the snapshot has
 }
 
+// hasMoved returns where the VM is that is not here any more; "" if it is.
+func (s *saver) hasMoved() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.movedTo
+}
+
 func (s *saver) isPaused() bool {
 	s.pauseMu.Lock()
 	defer s.pauseMu.Unlock()
 	return s.paused
 }
 
-// setPaused pauses the VM or lets it go on; false if it is so already.
-func (s *saver) setPaused(on bool) bool {
+// setPaused pauses the VM or lets it go on.
+func (s *saver) setPaused(on bool) error {
 	s.pauseMu.Lock()
 	defer s.pauseMu.Unlock()
 	if s.paused == on {
-		return false
+		return errPaused[on]
+	}
+	if s.released {
+		if err := s.parts.disks.reopen(); err != nil {
+			return err
+		}
+		s.released = false
 	}
 	if s.paused = on; on {
 		s.machine.Pause()
 	} else {
 		s.machine.Resume()
 	}
-	return true
+	return nil
 }
 
-func (s *saver) servePause(w http.ResponseWriter, _ *http.Request) {
-	if !s.setPaused(true) {
-		http.Error(w, "the VM is paused already", http.StatusConflict)
-	}
-}
+// errPaused says why a VM cannot be paused, or go on.
+var errPaused = map[bool]error{true: errors.New("the VM is paused already"), false: errors.New("the VM is not paused")}
 
-func (s *saver) serveResume(w http.ResponseWriter, _ *http.Request) {
-	if !s.setPaused(false) {
-		http.Error(w, "the VM is not paused", http.StatusConflict)
+func (s *saver) servePause(w http.ResponseWriter, _ *http.Request)  { s.answerPaused(w, true) }
+func (s *saver) serveResume(w http.ResponseWriter, _ *http.Request) { s.answerPaused(w, false) }
+
+func (s *saver) answerPaused(w http.ResponseWriter, on bool) {
+	if err := s.setPaused(on); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
 	}
 }
 
@@ -95,25 +111,13 @@ func (s *saver) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &req) {
 		return
 	}
-	var mu sync.Mutex
-	out := json.NewEncoder(w)
-	control := http.NewResponseController(w)
-	last := time.Now()
-	result, err := s.snapshot(&req, func(done, total int64) {
-		mu.Lock()
-		defer mu.Unlock()
-		if time.Since(last) > 200*time.Millisecond {
-			last = time.Now()
-			out.Encode(snapshotEvent{Done: done, Total: total})
-			control.Flush()
-		}
-	})
-	e := snapshotEvent{Finished: result}
+	events := newEventStream(w)
+	result, err := s.snapshot(&req, func(done, total int64) { events.progress(snapshotEvent{Done: done, Total: total}) })
 	if err != nil {
-		e = snapshotEvent{Error: err.Error()}
+		events.end(snapshotEvent{Error: err.Error()})
+		return
 	}
-	out.Encode(e)
-	control.Flush()
+	events.end(snapshotEvent{Finished: result})
 }
 
 // snapshot saves the VM, which goes on after that unless it is to stop.
@@ -234,7 +238,7 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, req *snapshotRequest, moved map
 	switch {
 	case o.ReadOnly:
 	case req.Stop:
-		err = d.image.Close() // its last word
+		err = d.release() // its last word
 	default:
 		moved[path], err = d.moveOn(path)
 	}
@@ -293,13 +297,26 @@ func (d *vmDisk) reopen() error {
 	return err
 }
 
+// released is a disk whose file is closed.
+type released struct{ blk.Backend }
+
+// Close implements blk.Backend.
+func (released) Close() error { return nil }
+
+// release closes the disk's file. The VM must stand still until reopen.
+func (d *vmDisk) release() error {
+	err := d.image.Close()
+	d.device.Swap(released{d.image})
+	return err
+}
+
 // release closes the files of the disks that are kept, so that another process can
 // have them; the VM must stand still. reopen opens them again.
 func (s *diskSet) release() error {
 	var errs []error
 	for _, d := range s.disks {
 		if !d.temporary() {
-			errs = append(errs, d.image.Close())
+			errs = append(errs, d.release())
 		}
 	}
 	return errors.Join(errs...)

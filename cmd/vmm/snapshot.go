@@ -1,18 +1,13 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,39 +58,23 @@ func askSnapshot(ctx context.Context, vm vmInfo, req *snapshotRequest) (*snapsho
 	if err != nil {
 		return nil, err
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialVM(ctx, vm)
-	}}}
-	defer client.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://vmm/snapshot", bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	response, err := client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(response.Body, maxBody))
-		return nil, errors.New(strings.TrimSpace(string(b)))
-	}
 	bar := newGauge("saving")
 	defer bar.end()
-	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+	var result *snapshotResult
+	err = follow(ctx, vm, "/snapshot", body, func(line []byte) (bool, error) {
 		var e snapshotEvent
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			return nil, err
+		if err := json.Unmarshal(line, &e); err != nil {
+			return false, err
 		}
-		switch {
-		case e.Error != "":
-			return nil, errors.New(e.Error)
-		case e.Finished != nil:
-			return e.Finished, nil
+		if e.Error != "" {
+			return false, errors.New(e.Error)
 		}
-		bar.show(e.Done, e.Total)
-	}
-	return nil, fmt.Errorf("VM %q has ended", vm.Name)
+		if result = e.Finished; result == nil {
+			bar.show(e.Done, e.Total)
+		}
+		return result == nil, nil
+	})
+	return result, err
 }
 
 // gauge shows on a terminal how far something is that takes long.

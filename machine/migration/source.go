@@ -1,0 +1,235 @@
+package migration
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"vmm/machine"
+)
+
+// Options say how a machine is moved.
+type Options struct {
+	Hello
+	// Downtime is how long the guest may stand still, as far as that can be told
+	// before.
+	Downtime time.Duration
+	// Progress is told how much memory was sent in all; nil drops it.
+	Progress func(sent int64, round int)
+	// Release gives up what only one process can have, such as the disks, and
+	// Reclaim takes it back. The guest stands still.
+	Release func() error
+	Reclaim func() error
+	// Config returns how the machine is made again.
+	Config func() ([]byte, error)
+}
+
+// Result tells how it went.
+type Result struct {
+	Rounds   int           `json:"rounds"`
+	Sent     int64         `json:"sent"`     // bytes of memory
+	Downtime time.Duration `json:"downtime"` // until the other side was running
+}
+
+const (
+	// maxRounds is when a guest is taken for one that writes faster than can be sent.
+	maxRounds = 40
+	chunk     = 1 << 20
+)
+
+// source is one that sends its machine.
+type source struct {
+	*link
+	m      *machine.Machine
+	o      Options
+	result Result
+	took   time.Duration // of sending memory
+}
+
+// Send moves a machine over a connection, which it closes. If it returns nil, the
+// machine runs at the other side, and here it stands still for ever: the caller
+// stops it. Else it goes on here, but for ErrUnknown, after which it stands still
+// too, frozen no more.
+func Send(ctx context.Context, c net.Conn, m *machine.Machine, o Options) (*Result, error) {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	s := &source{link: newLink(c), m: m, o: o}
+	err := s.send()
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrUnknown) {
+		err = context.Cause(ctx)
+	}
+	return &s.result, err
+}
+
+func (s *source) send() error {
+	s.o.Version = Version
+	if err := s.sendJSON(frameHello, s.o.Hello); err != nil {
+		return err
+	}
+	if err := s.want(frameAccept, nil); err != nil {
+		return err
+	}
+	if err := s.m.TrackDirty(); err != nil {
+		return err
+	}
+	if _, err := s.m.TakeDirty(); err != nil {
+		return err
+	}
+	if err := s.all(); err != nil {
+		return err
+	}
+	for {
+		dirty, err := s.m.TakeDirty()
+		if err != nil {
+			return err
+		}
+		s.result.Rounds++
+		if s.fits(dirty.Len()) {
+			return s.handOver(dirty)
+		}
+		if s.result.Rounds >= maxRounds {
+			return fmt.Errorf("the guest writes to its memory faster than it can be sent: %d MiB are left after %d rounds; "+
+				"a longer --downtime than %v would do", dirty.Len()*pageSize>>20, maxRounds, s.o.Downtime)
+		}
+		if err := s.pages(dirty); err != nil {
+			return err
+		}
+	}
+}
+
+// fits tells whether so many pages can be sent in the time that the guest may stand
+// still. Half of it is for all else.
+func (s *source) fits(pages int) bool {
+	if s.result.Sent == 0 || s.took == 0 {
+		return pages == 0
+	}
+	perByte := float64(s.took) / float64(s.result.Sent)
+	return time.Duration(float64(pages*pageSize)*perByte) <= s.o.Downtime/2
+}
+
+// all sends all of memory but what was never used.
+func (s *source) all() error {
+	populated, err := s.m.Memory().Populated(chunk)
+	if err != nil {
+		return err
+	}
+	return s.each(func(off int64) bool { return populated[off/chunk] })
+}
+
+// pages sends some.
+func (s *source) pages(set machine.Bitmap) error {
+	return s.each(func(off int64) bool { return set.Has(int(off / pageSize)) })
+}
+
+var zeroPage [pageSize]byte
+
+// each sends the pages of which wanted says so, as runs of those that are zero and
+// those that are not.
+func (s *source) each(wanted func(off int64) bool) error {
+	start := time.Now()
+	base := int64(0)
+	for _, ram := range s.m.Memory().RAM() {
+		for at := 0; at < len(ram); {
+			if !wanted(base + int64(at)) {
+				at += pageSize
+				continue
+			}
+			zero := bytes.Equal(ram[at:at+pageSize], zeroPage[:])
+			end := at + pageSize
+			for end < len(ram) && end-at < maxPages && wanted(base+int64(end)) && bytes.Equal(ram[end:end+pageSize], zeroPage[:]) == zero {
+				end += pageSize
+			}
+			offset := binary.LittleEndian.AppendUint64(nil, uint64(base)+uint64(at))
+			var err error
+			if zero {
+				err = s.link.send(frameZeros, binary.LittleEndian.AppendUint64(offset, uint64(end-at)))
+			} else {
+				// The guest may write to it meanwhile: then it is sent again.
+				err = s.link.send(framePages, offset, ram[at:end])
+			}
+			if err != nil {
+				return err
+			}
+			s.result.Sent += int64(end - at)
+			at = end
+			if s.o.Progress != nil {
+				s.o.Progress(s.result.Sent, s.result.Rounds)
+			}
+		}
+		base += int64(len(ram))
+	}
+	err := s.w.Flush()
+	s.took += time.Since(start)
+	return err
+}
+
+// handOver stops the guest, sends the rest, and lets the other side go on.
+func (s *source) handOver(dirty machine.Bitmap) error {
+	start := time.Now()
+	if err := s.m.Freeze(); err != nil {
+		return err
+	}
+	defer s.m.Thaw()
+	released := false
+	err := s.rest(dirty, &released)
+	if err == nil {
+		s.result.Downtime = time.Since(start)
+		s.m.Stop()
+		return nil
+	}
+	if errors.Is(err, ErrUnknown) {
+		s.m.Pause()
+		return err
+	}
+	if released {
+		err = errors.Join(err, s.o.Reclaim())
+	}
+	return err
+}
+
+func (s *source) rest(dirty machine.Bitmap, released *bool) error {
+	last, err := s.m.TakeDirty()
+	if err != nil {
+		return err
+	}
+	for i := range last {
+		last[i] |= dirty[i]
+	}
+	if err := s.pages(last); err != nil {
+		return err
+	}
+	state, err := s.m.Save()
+	if err != nil {
+		return err
+	}
+	*released = true
+	if err := s.o.Release(); err != nil {
+		return err
+	}
+	config, err := s.o.Config()
+	if err != nil {
+		return err
+	}
+	if err := s.sendJSON(frameFinal, &Final{config, state}); err != nil {
+		return err
+	}
+	if err := s.want(frameReady, nil); err != nil {
+		return err
+	}
+	// From here on the other side may run it.
+	if err := s.signal(frameGo); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	var remote RemoteError
+	if err := s.want(frameRunning, nil); errors.As(err, &remote) {
+		return err
+	} else if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return nil
+}
