@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,9 +28,26 @@ var isDetached = sync.OnceValue(func() bool {
 	if is {
 		os.Unsetenv(detachedEnv)
 		unix.CloseOnExec(readyFD)
+		go endWithStarter()
 	}
 	return is
 })
+
+// isReady is set once the one who started this process need not be there any more.
+var isReady atomic.Bool
+
+// endWithStarter ends a process whose starter has gone before it was ready.
+func endWithStarter() {
+	fds := []unix.PollFd{{Fd: readyFD}}
+	for {
+		if _, err := unix.Poll(fds, -1); err == nil || !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if fds[0].Revents&unix.POLLERR != 0 && !isReady.Load() {
+		os.Exit(statusFailed)
+	}
+}
 
 // detach starts this very command again in the background, and returns when its VM
 // runs, with the VM's name.
@@ -92,6 +110,7 @@ func (b *background) ready(name string) error {
 			return err
 		}
 	}
+	isReady.Store(true)
 	w := os.NewFile(readyFD, "ready")
 	if w == nil {
 		return errors.New(detachedEnv + " is for vmm itself")
