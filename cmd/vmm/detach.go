@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -67,11 +68,12 @@ func detach() (name string, err error) {
 		return "", err
 	}
 	w.Close()
-	said, err := io.ReadAll(r)
-	if err != nil {
+	// A line and not all: the other side looks at the pipe for longer.
+	said, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil && err != io.EOF {
 		return "", err
 	}
-	if name, ok := strings.CutPrefix(string(said), readyWord+" "); ok {
+	if name, ok := strings.CutPrefix(said, readyWord+" "); ok {
 		return strings.TrimSpace(name), nil
 	}
 	// It has told why on standard error.
