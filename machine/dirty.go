@@ -137,3 +137,17 @@ func (m *Machine) TakeDirty() (Bitmap, error) {
 
 // Memory is the guest's RAM.
 func (m *Machine) Memory() *Memory { return m.mem }
+
+// PrivateMemory is Memory.Private of a machine that may be about to end.
+func (m *Machine) PrivateMemory() int64 {
+	m.life.Lock()
+	defer m.life.Unlock()
+	if m.mem == nil {
+		return 0
+	}
+	n, err := m.mem.Private()
+	if err != nil {
+		return 0
+	}
+	return n
+}

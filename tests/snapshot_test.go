@@ -107,6 +107,7 @@ func clockIsRight(t *testing.T, name string) {
 // startLoad runs a VM in the background with all kinds of load in it.
 func startLoad(t *testing.T, name string) {
 	t.Helper()
+	t.Cleanup(func() { gone(t, name) })
 	disk := filepath.Join(t.TempDir(), "load.qcow2")
 	ok(t, "image", "create", "-s", "64M", disk)
 	port := echoServer(t)

@@ -37,6 +37,11 @@ func snapshotCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), killTime)
+			defer cancel()
+			if req.Stop && !waitEnded(ctx, vm.Name) {
+				return failed(fmt.Errorf("VM %q is saved, but does not end: kill -9 %d", vm.Name, vm.PID))
+			}
 			for from, to := range result.Disks {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s belongs to the snapshot; the VM goes on in %s\n", from, to)
 			}

@@ -24,6 +24,7 @@ type vmStats struct {
 	CPUSeconds []float64         `json:"cpuSeconds"` // of each virtual CPU's thread
 	Exits      map[string]uint64 `json:"exits"`
 	Resident   uint64            `json:"resident"` // bytes of the process, the guest's memory included
+	Private    int64             `json:"private"`  // bytes of the guest's memory that are not shared with a snapshot's file
 	Disks      []ioStats         `json:"disks,omitempty"`
 	NICs       []ioStats         `json:"nics,omitempty"`
 }
@@ -37,7 +38,7 @@ type ioStats struct {
 
 // stats collects them.
 func (c *control) stats() vmStats {
-	s := vmStats{Exits: c.machine.Exits(), Resident: residentBytes()}
+	s := vmStats{Exits: c.machine.Exits(), Resident: residentBytes(), Private: c.machine.PrivateMemory()}
 	for _, d := range c.machine.CPUTimes() {
 		s.CPUSeconds = append(s.CPUSeconds, d.Seconds())
 	}

@@ -1,5 +1,6 @@
-/* A guest without a kernel, entered by PVH in 32-bit mode, built thrice:
-   OFF ends it by isa-debug-exit at once, SPIN loops for ever, and EXITS=n
+/* A guest without a kernel, entered by PVH in 32-bit mode, built four times:
+   OFF ends it by isa-debug-exit at once, SPIN loops for ever, LATER ends when
+   something comes in at the serial port, and EXITS=n
    goes to user mode, does n writes to where nothing is, and ends by a triple
    fault. */
 	.section .note.Xen, "a", @note
@@ -18,6 +19,21 @@ _start:
 	hlt
 #elif defined(SPIN)
 1:	jmp 1b
+#elif defined(LATER)
+	mov $0x3f9, %dx /* IER: receive */
+	mov $1, %al
+	out %al, %dx
+	mov $0x3fc, %dx /* MCR: OUT2, without which nobody listens */
+	mov $8, %al
+	out %al, %dx
+	mov $0x3fd, %dx /* LSR: data ready */
+1:	in %dx, %al
+	test $1, %al
+	jz 1b
+	mov $0x501, %dx
+	xor %eax, %eax
+	out %al, %dx
+	hlt
 #else
 	/* Tables that map the first 4 GiB to themselves, open to user mode. */
 	movl $(pdpt + 7), pml4
