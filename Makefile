@@ -63,6 +63,8 @@ test-stock: vmm tools
 	$(call need,$(STOCK_TOOLS))
 	./vmm setup --stock
 	VMM_TEST_STOCK=1 go test -timeout 60m -v -run Stock ./tests
+	VMM_TEST_ROUNDS=50 go test -timeout 60m -v -run 'SnapshotRounds|Clones' ./tests
+	VMM_TEST_ROUNDS=20 go test -timeout 30m -v -run 'Migration$$' ./tests
 	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image
 
 bench: setup tools
@@ -94,6 +96,8 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./cmd/vmm/ktap
 	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./cmd/vmm/crash
 	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./cmd/vmm
+	go test -run '^$$' -fuzz FuzzManifest -fuzztime $(FUZZTIME) ./machine/snapshot
+	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:

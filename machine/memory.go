@@ -124,6 +124,9 @@ func (m *Memory) RAM() [][]byte {
 // NewMemory reserves memory for a machine that is made later, with Config.Received.
 func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
 
+// Close frees memory that no machine has taken over.
+func (m *Memory) Close() error { return m.close() }
+
 func mapRAM(size uint64, huge bool) ([]byte, error) {
 	const prot = unix.PROT_READ | unix.PROT_WRITE
 	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE

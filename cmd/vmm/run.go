@@ -61,6 +61,8 @@ type runFlags struct {
 	execFlags
 
 	cold     bool
+	// warmConsole allows a warm start where the console is wanted.
+	warmConsole bool
 	restored *restored  // not nil if the VM goes on from a saved one
 	warm     *warmStart // nil if its kind cannot start warm
 
@@ -129,6 +131,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
 	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
 	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
+	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
 	fl.StringVar(&f.name, "name", defaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")

@@ -32,6 +32,7 @@ const defaultTestTimeout = 5 * time.Minute
 // testFlags are the flags of vmm test, and what its file has.
 type testFlags struct {
 	Jobs    int          `toml:"jobs"`
+	Warm    bool         `toml:"warm"`
 	Timeout duration     `toml:"timeout"`
 	JUnit   string       `toml:"junit"`
 	Memory  string       `toml:"memory"`
@@ -87,6 +88,7 @@ func testCommand() *cobra.Command {
 	fl.StringArrayVar(&f.RW, "rw", nil, "a `DIRECTORY` of the host that the commands may write to")
 	fl.StringArrayVar(&f.Shares, "share", nil, shareUsage)
 	fl.StringVar(&f.config, "config", "", "take kernels, tests and flags from a TOML `FILE`")
+	fl.BoolVar(&f.Warm, "warm", false, "boot a kernel only once, and go on from a snapshot for its other tests; what boots is tested once then")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the commands print as they print it")
 	return cmd
 }
@@ -180,6 +182,9 @@ func (f *testFlags) load(cmd *cobra.Command) error {
 // shape is what all VMs have in common, as flags of vmm run.
 func (f *testFlags) shape() []string {
 	args := []string{"-m", f.Memory, "-c", fmt.Sprint(f.CPUs)}
+	if f.Warm {
+		args = append(args, "--warm")
+	}
 	if f.Root != "" {
 		args = append(args, "--root", f.Root)
 	}

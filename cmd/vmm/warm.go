@@ -92,7 +92,7 @@ func buildID() (string, error) {
 // this one's alone before the command runs.
 func (f *runFlags) canWarm() bool {
 	switch {
-	case !f.sandbox(), f.cold, f.rootDisk, f.consoleGiven:
+	case !f.sandbox(), f.cold, f.rootDisk, f.consoleGiven && !f.warmConsole: // who wants the console wants the boot's messages
 		return false
 	case len(f.disks)+len(f.initrds)+len(f.ports) > 0, f.modules != "", f.gdb != "", f.profile != "", f.hugePages, f.terminal != "serial":
 		return false

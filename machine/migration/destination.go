@@ -47,6 +47,9 @@ func (d *Destination) Receive() (err error) {
 	defer func() {
 		if err != nil {
 			d.Refuse(err)
+			if d.Memory != nil {
+				d.Memory.Close()
+			}
 		}
 	}()
 	if d.Memory, err = machine.NewMemory(d.Hello.Memory); err != nil {

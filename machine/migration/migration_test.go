@@ -69,6 +69,7 @@ func TestReceive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer d.Memory.Close()
 	ram := d.Memory.RAM()[0]
 	if !bytes.Equal(ram[pageSize:2*pageSize], page) || ram[5*pageSize] != 0 || d.Final.State.Version != 1 {
 		t.Error("not what was sent")
@@ -102,8 +103,12 @@ func TestReceive(t *testing.T) {
 // FuzzReceive takes whatever a source sends.
 func FuzzReceive(f *testing.F) {
 	hello := helloFrame(f, Hello{Version: Version, Memory: testSize})
-	f.Add(append(bytes.Clone(hello), frame(framePages, make([]byte, 8+pageSize))...))
-	f.Add(append(bytes.Clone(hello), frame(frameZeros, make([]byte, 16))...))
-	f.Add(append(bytes.Clone(hello), frame(frameFinal, []byte(`{"config":{},"state":{"version":1}}`))...))
-	f.Fuzz(func(_ *testing.T, sent []byte) { receive(sent, "") })
+	f.Add(frame(framePages, make([]byte, 8+pageSize)))
+	f.Add(frame(frameZeros, make([]byte, 16)))
+	f.Add(frame(frameFinal, []byte(`{"config":{},"state":{"version":1}}`)))
+	f.Fuzz(func(_ *testing.T, sent []byte) {
+		if d, err := receive(append(bytes.Clone(hello), sent...), ""); err == nil {
+			d.Memory.Close()
+		}
+	})
 }
