@@ -60,11 +60,11 @@ type runFlags struct {
 	gdb       string
 	execFlags
 
-	cold     bool
+	cold bool
 	// warmConsole allows a warm start where the console is wanted.
 	warmConsole bool
-	restored *restored  // not nil if the VM goes on from a saved one
-	warm     *warmStart // nil if its kind cannot start warm
+	restored    *restored  // not nil if the VM goes on from a saved one
+	warm        *warmStart // nil if its kind cannot start warm
 
 	command             []string
 	named, consoleGiven bool // by the user
