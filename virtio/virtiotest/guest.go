@@ -5,6 +5,7 @@ package virtiotest
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -139,11 +140,7 @@ func (pin) Set(bool) {}
 // take all features but those in without. Queue i lies at i*queueSpace.
 func Start(dev virtio.Device, mem *Memory, n uint16, without uint64) (*Guest, error) {
 	g := &Guest{Mem: mem, kicks: map[uint64]int{}}
-	g.PCI = virtio.NewPCI(dev, mem, g, func(err error) {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.errs = append(g.errs, err)
-	})
+	g.PCI = virtio.NewPCI(dev, mem, g, g.note)
 	g.PCI.Place(barBase, 0, pin{})
 	g.PCI.ConfigWrite(command, []byte{6, 0})
 	features := uint64(0)
@@ -172,10 +169,51 @@ func Start(dev virtio.Device, mem *Memory, n uint16, without uint64) (*Guest, er
 	}
 	g.enableMSIX()
 	g.write(regStatus, 1, statusOK)
+	g.connectKicks()
+	return g, nil
+}
+
+// Move gives the guest another device, which goes on where the one was that it has,
+// as a restored machine's does.
+func (g *Guest) Move(dev virtio.Device) error {
+	g.PCI.Suspend()
+	s, err := g.PCI.Save()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := g.PCI.Close(); err != nil {
+		return err
+	}
+	var saved virtio.State
+	if err := json.Unmarshal(b, &saved); err != nil {
+		return err
+	}
+	g.PCI = virtio.NewPCI(dev, g.Mem, g, g.note)
+	g.PCI.Place(barBase, 0, pin{})
+	if err := g.PCI.Load(&saved); err != nil {
+		return err
+	}
+	g.PCI.Resume()
+	g.connectKicks()
+	return nil
+}
+
+// note keeps what the driver did wrong.
+func (g *Guest) note(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.errs = append(g.errs, err)
+}
+
+// connectKicks finds the events of the queues.
+func (g *Guest) connectKicks() {
 	for i, d := range g.Queues {
 		d.kick = g.kicks[barBase+notifyArea+4*uint64(i)]
 	}
-	return g, nil
 }
 
 func (g *Guest) enable(i int, d *Driver) {

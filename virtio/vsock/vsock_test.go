@@ -106,6 +106,12 @@ func (p *peer) send(h header, data []byte) {
 // next is the next packet for the guest; its buffer is supplied again.
 func (p *peer) next() (header, []byte) {
 	p.t.Helper()
+	return p.nextFor(guestCID)
+}
+
+// nextFor is next, to an address.
+func (p *peer) nextFor(cid uint64) (header, []byte) {
+	p.t.Helper()
 	q := p.g.Queues[queueReceive]
 	head, n, ok := q.WaitFor(20 * time.Second)
 	if !ok {
@@ -118,7 +124,7 @@ func (p *peer) next() (header, []byte) {
 	var h header
 	h.decode(&b)
 	data := bytes.Clone(p.mem.Bytes[addr+headerSize : addr+uint64(n)])
-	if int(h.size) != len(data) || h.srcCID != HostCID || h.dstCID != guestCID || h.kind != typeStream {
+	if int(h.size) != len(data) || h.srcCID != HostCID || h.dstCID != cid || h.kind != typeStream {
 		p.t.Fatalf("packet %+v with %d bytes", h, len(data))
 	}
 	from := q.Added()
