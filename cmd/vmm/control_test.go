@@ -18,13 +18,13 @@ import (
 // FuzzControl sends the control socket requests with any bodies. Those that need a
 // machine are left to the tests with a guest.
 func FuzzControl(f *testing.F) {
-	needMachine := []string{"/stats", "/metrics", "/stop", "/kill", "/gdb"}
+	needMachine := []string{"/stats", "/metrics", "/stop", "/kill", "/gdb", "/pause", "/resume", "/snapshot", "/migrate"}
 	for _, path := range []string{"/vm", "/disks/resize", "/ports", "/nics", "/nics/link", "/agent", "/console", "/nowhere"} {
 		for _, method := range []string{"GET", "POST", "DELETE"} {
 			f.Add(method, path, `{"path":"/x","size":1,"nic":0,"up":true,"host":"127.0.0.1:1","guest":2}`)
 		}
 	}
-	h := (&control{dir: &vmDir{}, nets: &networks{}}).handler()
+	h := (&control{dir: &vmDir{}, nets: &networks{}, saver: &saver{flags: newRunFlags(), parts: &parts{disks: &diskSet{}}}}).handler()
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		r, err := http.NewRequest(method, "http://vmm", strings.NewReader(body))
 		if err != nil {

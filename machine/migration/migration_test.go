@@ -36,7 +36,7 @@ func receive(sent []byte, token string) (*Destination, error) {
 	defer theirs.Close()
 	answered := make(chan struct{})
 	go func() {
-		io.ReadFull(theirs, make([]byte, 1))
+		io.ReadFull(theirs, make([]byte, frameHeader)) // all of the first write but a message
 		close(answered)
 		io.Copy(io.Discard, theirs)
 	}()
