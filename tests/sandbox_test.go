@@ -201,7 +201,7 @@ func TestRunSignals(t *testing.T) {
 	if s := g.cmd.ProcessState.ExitCode(); s != 33 {
 		t.Errorf("exit status %d", s)
 	}
-	g = startGuest(t, "run", "--name", "early", "--timeout", bootLimit, "--", "true")
+	g = startGuest(t, "run", "--cold", "--name", "early", "--timeout", bootLimit, "--", "true")
 	for range 600 { // the guest begins when there is the socket, and takes seconds
 		if _, err := os.Stat(filepath.Join(runtime, "vmm", "early", "control.sock")); err == nil {
 			break

@@ -31,11 +31,16 @@ type guestAgent struct {
 	once  sync.Once
 	ready chan struct{} // closed when the agent can be used, or never can
 	err   error
+	// setUp has the guest set up by the one who runs its command, before anybody else
+	// uses the agent; open is closed then.
+	setUp  bool
+	opened sync.Once
+	open   chan struct{}
 }
 
 // openAgent makes the guest's vsock, with unix sockets at path unless that is empty.
 func openAgent(path string, cid uint64) (*guestAgent, error) {
-	g := &guestAgent{ready: make(chan struct{})}
+	g := &guestAgent{ready: make(chan struct{}), open: make(chan struct{})}
 	others := func(uint32) (func(*vsock.Conn), error) { return nil, unix.ECONNREFUSED }
 	if path != "" {
 		others = vsock.ConnectUnix(path)
@@ -71,7 +76,13 @@ func (g *guestAgent) hello(err error) {
 		g.err = err
 		close(g.ready)
 	})
+	if err != nil || !g.setUp {
+		g.letIn()
+	}
 }
+
+// letIn lets others use the agent.
+func (g *guestAgent) letIn() { g.opened.Do(func() { close(g.open) }) }
 
 func (g *guestAgent) close() {
 	if g.listener != nil {
@@ -89,10 +100,30 @@ func (g *guestAgent) wait(ctx context.Context) error {
 	}
 }
 
+// waitOpen returns when others than the one who runs the command can use the agent.
+func (g *guestAgent) waitOpen(ctx context.Context) error {
+	select {
+	case <-g.open:
+		return g.wait(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// greeted tells whether the agent has said hello.
+func (g *guestAgent) greeted() bool {
+	select {
+	case <-g.ready:
+		return g.err == nil
+	default:
+		return false
+	}
+}
+
 // alive tells whether the agent can be used now.
 func (g *guestAgent) alive() bool {
 	select {
-	case <-g.ready:
+	case <-g.open:
 		return g.err == nil
 	default:
 		return false

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/guest-images/agent"
 	"vmm/machine"
 )
 
@@ -97,6 +98,7 @@ func (f *runFlags) runJob(ctx context.Context, p *parts, saver *saver) (int, err
 	if len(argv) == 0 {
 		argv = f.shellCommand()
 	}
+	client := p.guest.client()
 	ready := func(ctx context.Context) error {
 		err := p.guest.wait(ctx)
 		if p.result.Started = err == nil; err == nil && f.warm != nil && f.restored == nil {
@@ -105,10 +107,11 @@ func (f *runFlags) runJob(ctx context.Context, p *parts, saver *saver) (int, err
 			p.saving.Go(func() { f.warm.save(saver, sync.OnceFunc(func() { close(frozen) })) })
 			<-frozen
 		}
+		if err == nil {
+			err = f.prepare(ctx, client, p)
+		}
 		return err
 	}
-	client := p.guest.client()
-	client.Before = f.warmSetup(p)
 	status, err := runInGuest(ctx, ready, client, f.execFlags.request(argv), p.stdout, p.stderr)
 	if err != nil {
 		select { // the guest may be about to end, which says more
@@ -127,6 +130,18 @@ func (f *runFlags) runJob(ctx context.Context, p *parts, saver *saver) (int, err
 		fmt.Fprintf(p.stderr, "vmm: status %d is the command's own\n", status)
 	}
 	return status, nil
+}
+
+// prepare tells the guest what it does not know, before anybody else uses its agent:
+// together with the command where nobody else is likely to, which is faster.
+func (f *runFlags) prepare(ctx context.Context, client *agent.Client, p *parts) error {
+	defer p.guest.letIn()
+	setup := f.warmSetup(p)
+	if setup == nil || !f.detach && len(p.shares.config.Mounts) == 0 {
+		client.Before = setup
+		return nil
+	}
+	return client.Setup(ctx, setup)
 }
 
 // lastWords is how long a guest may take to end when its agent has hung up.

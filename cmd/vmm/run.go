@@ -339,6 +339,7 @@ func (f *runFlags) open(ctx context.Context, p *parts) (cfg *machine.Config, sym
 	if p.guest, err = openAgent(f.vsock, cid); err != nil {
 		return
 	}
+	p.guest.setUp = f.sandbox()
 	if p.gdb, err = listenGDB(f.gdb); err != nil {
 		return
 	}

@@ -70,7 +70,7 @@ func (f *runFlags) describe(p *parts) *savedVM {
 	}
 	vm := &savedVM{Name: f.name, CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: f.kernel,
 		Transport: f.transport, Terminal: f.terminal, OnENOSPC: f.onENOSPC, Nets: f.nets, Publish: f.publish, Ports: f.ports,
-		Shares: p.shares.saved, Vsock: abs(f.vsock), NoAgent: f.noAgent, Agent: !f.noAgent && p.guest.alive(), CID: p.guest.device.CID()}
+		Shares: p.shares.saved, Vsock: abs(f.vsock), NoAgent: f.noAgent, Agent: !f.noAgent && p.guest.greeted(), CID: p.guest.device.CID()}
 	for _, n := range p.nets.nics {
 		s := savedNIC{MAC: n.device.MAC()}
 		if g := n.gateway.Load(); g != nil {

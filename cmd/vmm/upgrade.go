@@ -59,7 +59,7 @@ func (c *control) joinAgent(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeoutCause(r.Context(), agentPatience,
 		errors.New("the guest's agent does not answer: a guest with a system of its own needs it installed (vmm agent --install there)"))
 	defer cancel()
-	err := c.agent.wait(ctx)
+	err := c.agent.waitOpen(ctx)
 	var guest net.Conn
 	if err == nil {
 		guest, err = c.agent.client().Dial(ctx)
