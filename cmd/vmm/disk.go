@@ -135,6 +135,7 @@ type vmDisk struct {
 	flag   diskFlag
 	image  *image.Image
 	device *blk.Device
+	closed bool // the image is, for now
 }
 
 // openDisks opens the images of --rootfs and --disk.
@@ -198,7 +199,7 @@ func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virt
 			return nil, err
 		}
 		out = append(out, dev)
-		s.disks = append(s.disks, &vmDisk{d, s.open[i], dev})
+		s.disks = append(s.disks, &vmDisk{flag: d, image: s.open[i], device: dev})
 		if path, err := realPath(s.open[i].File.Name()); err == nil { // a file without a name cannot be asked for
 			s.controlled = append(s.controlled, controlledDisk{path, dev})
 		}

@@ -141,8 +141,11 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 	if err != nil {
 		return nil, err
 	}
-	result, err := s.save(w, req, o)
-	if err != nil {
+	result := &snapshotResult{Disks: map[string]string{}}
+	if err := s.save(w, req, o, result); err != nil {
+		for from, to := range result.Disks { // no harm is done, but it must be known
+			err = fmt.Errorf("%w; what was in %s goes on in %s", err, from, to)
+		}
 		s.base = "" // what was written since is not known any more
 		w.Abort()
 		return nil, err
@@ -154,17 +157,19 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 }
 
 // save saves the VM. It need not stand still for all of it, unless it ends.
-func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions) (_ *snapshotResult, err error) {
+func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *snapshotResult) error {
 	start := time.Now()
 	if err := s.machine.Freeze(); err != nil {
-		return nil, err
+		return err
 	}
 	thaw := sync.OnceFunc(s.machine.Thaw)
 	defer thaw()
-	result := &snapshotResult{Disks: map[string]string{}}
 	state, vm, err := s.collect(w, req, o, result)
+	if err != nil && req.Stop {
+		return errors.Join(err, s.parts.disks.reopen())
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	result.Paused = time.Since(start)
 	if req.warm != nil {
@@ -174,13 +179,13 @@ func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.Memory
 	}
 	if !req.Stop {
 		thaw()
-		return result, w.Commit(versionString(), vm, state)
+		return w.Commit(versionString(), vm, state)
 	}
 	if err := w.Commit(versionString(), vm, state); err != nil {
-		return nil, errors.Join(err, s.parts.disks.reopen())
+		return errors.Join(err, s.parts.disks.reopen())
 	}
 	s.machine.Stop()
-	return result, nil
+	return nil
 }
 
 // collect saves what needs the guest to stand still.
@@ -240,7 +245,10 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, req *snapshotRequest, moved map
 	case req.Stop:
 		err = d.release() // its last word
 	default:
-		moved[path], err = d.moveOn(path)
+		var overlay string
+		if overlay, err = d.moveOn(path); err == nil {
+			moved[path] = overlay
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -270,7 +278,7 @@ func (d *vmDisk) moveOn(path string) (string, error) {
 	o := d.flag.image
 	back := func(err error) (string, error) { return "", errors.Join(err, d.reopen()) }
 	// The lock on the file must go before it can be read as a backing file.
-	if err := d.image.Close(); err != nil {
+	if err := d.release(); err != nil {
 		return back(err)
 	}
 	if err := image.Create(overlay, image.CreateOptions{Backing: path, BackingFormat: d.image.Format}); err != nil {
@@ -282,16 +290,19 @@ func (d *vmDisk) moveOn(path string) (string, error) {
 	if err != nil {
 		return back(errors.Join(err, os.Remove(overlay)))
 	}
-	d.image, d.flag.image, d.flag.path = img, next, overlay
+	d.image, d.flag.image, d.flag.path, d.closed = img, next, overlay, false
 	d.device.Swap(img)
 	return overlay, nil
 }
 
 // reopen opens the disk's file again.
 func (d *vmDisk) reopen() error {
+	if !d.closed {
+		return nil
+	}
 	img, err := image.Open(d.flag.path, d.flag.image)
 	if err == nil {
-		d.image = img
+		d.image, d.closed = img, false
 		d.device.Swap(img)
 	}
 	return err
@@ -306,6 +317,7 @@ func (released) Close() error { return nil }
 // release closes the disk's file. The VM must stand still until reopen.
 func (d *vmDisk) release() error {
 	err := d.image.Close()
+	d.closed = true
 	d.device.Swap(released{d.image})
 	return err
 }
