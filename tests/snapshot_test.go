@@ -327,6 +327,37 @@ func TestBadSnapshots(t *testing.T) {
 	}
 }
 
+// TestSnapshotDisks: memory and disk of a snapshot agree, whatever is written later.
+func TestSnapshotDisks(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	t.Chdir(t.TempDir())
+	defer gone(t, "disks", "back")
+	ok(t, "image", "create", "-s", "32M", "d.qcow2")
+	ok(t, "run", "-d", "--name", "disks", "-m", "96M", "--kernel", "default", "--disk", "d.qcow2")
+	write := func(vm, word string) {
+		ok(t, "exec", vm, "sh", "-c", "echo "+word+" >/tmp/word; echo "+word+" | dd of=/dev/vda conv=fsync 2>/dev/null")
+	}
+	write("disks", "one")
+	ok(t, "snapshot", "disks", "pinned")
+	write("disks", "two")
+	ok(t, "snapshot", "--disk-copy", "disks", "copied")
+	write("disks", "six")
+	ok(t, "snapshot", "--stop", "disks", "stopped")
+	ok(t, "rm", "disks")
+	for _, c := range []struct{ dir, want string }{{"pinned", "one"}, {"copied", "two"}, {"stopped", "six"}} {
+		for _, flags := range [][]string{nil, {"--disk-overlay", "overlay-" + c.dir}} {
+			ok(t, append(append([]string{"restore", "-d", "--name", "back"}, flags...), c.dir)...)
+			out := ok(t, "exec", "back", "sh", "-c", "echo 1 >/proc/sys/vm/drop_caches; cat /tmp/word; head -c 4 /dev/vda")
+			if out != c.want+"\n"+c.want {
+				t.Errorf("%s %v: %q, want %q", c.dir, flags, out, c.want)
+			}
+			write("back", "later")
+			gone(t, "back")
+		}
+	}
+}
+
 // wantRefusal runs vmm and wants one line and a status.
 func wantRefusal(t *testing.T, args []string, status int, want string) {
 	t.Helper()

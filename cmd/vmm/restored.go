@@ -140,7 +140,10 @@ func (r *restored) openDisks(s *diskSet) (err error) {
 	for i, d := range r.vm.Disks {
 		path := d.Path
 		if !filepath.IsAbs(path) {
-			path = r.snapshot.Path(path)
+			// An overlay names it, wherever that is.
+			if path, err = filepath.Abs(r.snapshot.Path(path)); err != nil {
+				return err
+			}
 		}
 		if !r.moved {
 			if err := d.check(path); err != nil {
