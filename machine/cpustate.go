@@ -186,7 +186,7 @@ func splitMSRs(list []kvm.MSREntry) (first, last []kvm.MSREntry) {
 }
 
 // load gives the interpreter the state that KVM was given.
-func (in *interpreter) load(s *CPUState) (err error) {
+func (in *interpreter) load(s *CPUState) error {
 	sh := in.shared
 	sh.Regs, sh.Sregs, sh.Events = s.Regs, s.Sregs, s.Events
 	sh.Sregs.InterruptBitmap = [4]uint64{}
@@ -195,8 +195,8 @@ func (in *interpreter) load(s *CPUState) (err error) {
 	in.entered = s.MPState != kvm.MPStateUninitialized
 	in.halted = s.MPState == kvm.MPStateHalted
 	in.window = true // an interrupt may be waiting
-	for msr, to := range map[uint32]*uint64{ring0.MSRLStar: &in.lstar, ring0.MSRStar: &in.star} {
-		if *to, err = in.v.kvm.MSR(msr); err != nil {
+	for _, msr := range []uint32{ring0.MSRLStar, ring0.MSRStar, ring0.MSRTSC} {
+		if err := in.wrote(msr); err != nil {
 			return err
 		}
 	}
@@ -205,7 +205,7 @@ func (in *interpreter) load(s *CPUState) (err error) {
 		return err
 	}
 	in.cpu.SetKernelGSBase(gs)
-	return in.readTSCOffset()
+	return nil
 }
 
 // CPUError is the error for a host whose CPU lacks what a state's has.
@@ -230,9 +230,9 @@ var comparedLeaves = []struct {
 }
 
 // checkCPU compares the features that the guest has seen with the host's.
-func (m *Machine) checkCPU(s *State) error {
+func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
 	v := m.cpus[0]
-	if err := v.kvm.SetCPUID(m.hostCPUID); err != nil {
+	if err := v.kvm.SetCPUID(host); err != nil {
 		return err
 	}
 	have, err := v.kvm.CPUID()

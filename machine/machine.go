@@ -8,7 +8,6 @@ package machine
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -113,8 +112,6 @@ type Machine struct {
 	slots    []mmioSlot
 	virtio   []virtio.Transport
 	loaded   int // of them, by a State: they are suspended until Run
-
-	hostCPUID []kvm.CPUIDEntry // what this host gives a guest's first CPU
 
 	life    sync.Mutex // held by Freeze, so that nothing is closed meanwhile
 	pauseMu sync.Mutex
@@ -260,11 +257,11 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 // restore makes the machine go on from Config.State.
 func (m *Machine) restore(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 	s := m.cfg.State
-	m.hostCPUID = guestCPUID(cpuid, 0, m.cfg.CPUs, m.kvm.Has(kvm.CapTSCDeadlineTimer), interpreted)
+	host := guestCPUID(cpuid, 0, m.cfg.CPUs, m.kvm.Has(kvm.CapTSCDeadlineTimer), interpreted)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return s.CPUs[id].CPUID }); err != nil {
 		return err
 	}
-	return m.loadState(s)
+	return m.loadState(s, host)
 }
 
 // createVM makes the VM with its memory and the chips that KVM emulates.
@@ -303,11 +300,12 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 		return nil, errors.New("the ACPI tables do not fit") // with MaxCPUs they do
 	}
 	copy(to, tables)
-	id, err := m.mem.Slice(generationID, generationIDSize)
-	if err != nil || generationID < acpiBase+len(tables) {
+	if generationID < acpiBase+len(tables) {
 		return nil, errors.New("the ACPI tables leave no room") // with MaxCPUs they do
 	}
-	rand.Read(id)
+	if err := m.writeGeneration(); err != nil {
+		return nil, err
+	}
 	return m.cfg.Kernel.Load(m.mem, bootloader.Params{
 		E820:     m.e820(),
 		RSDP:     acpiBase,

@@ -120,15 +120,23 @@ const (
 	generationIDSize = 16
 )
 
-// newGeneration gives the guest another VM generation ID, and tells it so: it must
-// not use again what should be there only once, such as its random numbers.
-func (m *Machine) newGeneration() error {
+// writeGeneration gives the guest a VM generation ID that no other has.
+func (m *Machine) writeGeneration() error {
 	id, err := m.mem.Slice(generationID, generationIDSize)
 	if err != nil {
 		return err
 	}
 	rand.Read(id) // never fails
 	m.mem.Wrote(id)
+	return nil
+}
+
+// newGeneration gives the guest another VM generation ID, and tells it so: it must
+// not use again what should be there only once, such as its random numbers.
+func (m *Machine) newGeneration() error {
+	if err := m.writeGeneration(); err != nil {
+		return err
+	}
 	line := irqLine{m, irqGED}
 	line.Set(true)
 	line.Set(false)

@@ -85,15 +85,8 @@ func (m *Memory) Prefetch(set WorkingSet) {
 		if r.Written {
 			advice = unix.MADV_POPULATE_WRITE
 		}
-		start := uint64(0)
-		for _, region := range m.regions {
-			size := uint64(len(region.host))
-			at, n := uint64(r.Page)*pageSize, uint64(r.Pages)*pageSize
-			if at >= start && at-start < size {
-				off := at - start
-				unix.Madvise(region.host[off:off+min(n, size-off)], advice) // best effort: before Linux 5.14 there is none
-			}
-			start += size
+		for _, p := range m.Range(int64(r.Page)*pageSize, int64(r.Pages)*pageSize) {
+			unix.Madvise(p, advice) // best effort: before Linux 5.14 there is none
 		}
 	}
 }

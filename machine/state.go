@@ -154,10 +154,10 @@ func (s *State) check(cfg *Config) error {
 	return nil
 }
 
-// loadState makes the machine what the state says. The devices are suspended after
-// that, until Run.
-func (m *Machine) loadState(s *State) error {
-	if err := m.checkCPU(s); err != nil {
+// loadState makes the machine what the state says; host is what this host would give
+// its first CPU. The devices are suspended after that, until Run.
+func (m *Machine) loadState(s *State, host []kvm.CPUIDEntry) error {
+	if err := m.checkCPU(s, host); err != nil {
 		return err
 	}
 	for i, id := range chips {

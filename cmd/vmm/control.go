@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -222,6 +223,29 @@ func dialVM(ctx context.Context, vm vmInfo) (net.Conn, error) {
 
 // askVM sends a request to a VM; the answer goes to answer, if that is not nil.
 func askVM(ctx context.Context, vm vmInfo, method, path string, request, answer any) error {
+	return talk(ctx, vm, method, path, request, func(r io.Reader) error {
+		if answer == nil {
+			return nil
+		}
+		return json.NewDecoder(io.LimitReader(r, maxBody)).Decode(answer)
+	})
+}
+
+// follow sends a request whose answer is lines, and calls each with them until it
+// returns false.
+func follow(ctx context.Context, vm vmInfo, path string, request any, each func(line []byte) (more bool, err error)) error {
+	return talk(ctx, vm, http.MethodPost, path, request, func(r io.Reader) error {
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			if more, err := each(lines.Bytes()); err != nil || !more {
+				return err
+			}
+		}
+		return fmt.Errorf("VM %q has ended", vm.Name)
+	})
+}
+
+// talk sends a request to a VM and has its answer read, unless that is an error.
+func talk(ctx context.Context, vm vmInfo, method, path string, request any, read func(io.Reader) error) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
@@ -239,15 +263,11 @@ func askVM(ctx context.Context, vm vmInfo, method, path string, request, answer 
 		return err
 	}
 	defer response.Body.Close()
-	text := io.LimitReader(response.Body, maxBody)
 	if response.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(text)
+		b, _ := io.ReadAll(io.LimitReader(response.Body, maxBody))
 		return errors.New(strings.TrimSpace(string(b)))
 	}
-	if answer == nil {
-		return nil
-	}
-	return json.NewDecoder(text).Decode(answer)
+	return read(response.Body)
 }
 
 // realPath makes a path absolute and free of symbolic links.

@@ -50,9 +50,18 @@ func endWithStarter() {
 	}
 }
 
-// detach starts this very command again in the background, and returns when its VM
-// runs, with the VM's name.
-func detach() (name string, err error) {
+// detach starts this very command again in the background, and prints the name of
+// its VM when that runs.
+func detach(out io.Writer) error {
+	name, err := startDetached()
+	if err == nil {
+		fmt.Fprintln(out, name)
+	}
+	return failed(err)
+}
+
+// startDetached is detach without a word.
+func startDetached() (name string, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return "", err

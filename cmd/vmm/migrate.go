@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -112,14 +109,10 @@ func splitAddress(s string) (network, addr string, err error) {
 
 // askMigrate has a VM move.
 func askMigrate(ctx context.Context, vm vmInfo, req *migrateRequest) (*migration.Result, error) {
-	body, err := json.Marshal(req)
-	if err != nil {
-		return nil, err
-	}
 	bar := newGauge("moving")
 	defer bar.end()
 	var result *migration.Result
-	err = follow(ctx, vm, "/migrate", body, func(line []byte) (bool, error) {
+	err := follow(ctx, vm, "/migrate", req, func(line []byte) (bool, error) {
 		var e migrateEvent
 		if err := json.Unmarshal(line, &e); err != nil {
 			return false, err
@@ -133,33 +126,6 @@ func askMigrate(ctx context.Context, vm vmInfo, req *migrateRequest) (*migration
 		return result == nil, nil
 	})
 	return result, err
-}
-
-// follow sends a request whose answer is lines, until each returns false.
-func follow(ctx context.Context, vm vmInfo, path string, body []byte, each func(line []byte) (more bool, err error)) error {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialVM(ctx, vm)
-	}}}
-	defer client.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://vmm"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(r)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(response.Body, maxBody))
-		return errors.New(strings.TrimSpace(string(b)))
-	}
-	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		if more, err := each(lines.Bytes()); err != nil || !more {
-			return err
-		}
-	}
-	return fmt.Errorf("VM %q has ended", vm.Name)
 }
 
 // eventStream sends lines of JSON as an answer. Of those that only tell how far

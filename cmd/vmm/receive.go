@@ -45,12 +45,7 @@ func (f *receiveFlags) start(cmd *cobra.Command, address string) error {
 		return &exitError{statusUsage, err}
 	}
 	if f.run.detach && !isDetached() {
-		name, err := detach()
-		if err != nil {
-			return failed(err)
-		}
-		fmt.Fprintln(cmd.OutOrStdout(), name)
-		return nil
+		return detach(cmd.OutOrStdout())
 	}
 	d, err := f.accept(cmd.Context(), network, addr)
 	if err != nil {

@@ -71,12 +71,7 @@ func (f *restoreFlags) start(cmd *cobra.Command, dir string) error {
 		return f.startMany(cmd.OutOrStdout(), dir)
 	}
 	if f.run.detach && !isDetached() {
-		name, err := detach()
-		if err != nil {
-			return failed(err)
-		}
-		fmt.Fprintln(cmd.OutOrStdout(), name)
-		return nil
+		return detach(cmd.OutOrStdout())
 	}
 	bar := newGauge("unpacking")
 	r, err := openSnapshot(dir, snapshot.Options{Verify: f.verify, Progress: bar.show})

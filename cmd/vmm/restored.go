@@ -96,16 +96,12 @@ func (r *restored) take(f *runFlags) error {
 	}
 	for i, spec := range vm.Ports {
 		name, _, _ := strings.Cut(spec, "=")
-		given := false
-		for _, g := range f.ports {
-			given = given || strings.HasPrefix(g, name+"=")
-		}
-		if r.copies || given { // which must not write to the same file
+		if r.copies { // which must not write to the same file
 			vm.Ports[i] = name + "=" + portNone
 		}
-		for _, g := range f.ports {
-			if strings.HasPrefix(g, name+"=") {
-				vm.Ports[i] = g
+		for _, given := range f.ports {
+			if strings.HasPrefix(given, name+"=") {
+				vm.Ports[i] = given
 			}
 		}
 	}

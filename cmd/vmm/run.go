@@ -208,12 +208,7 @@ func (f *runFlags) check() error {
 // start runs the VM here or in the background.
 func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	if f.detach && !isDetached() {
-		name, err := detach()
-		if err != nil {
-			return failed(err)
-		}
-		fmt.Fprintln(out, name)
-		return nil
+		return detach(out)
 	}
 	kernel := f.kernel
 	if kernel == "" {

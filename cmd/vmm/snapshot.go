@@ -59,14 +59,10 @@ func snapshotCommand() *cobra.Command {
 
 // askSnapshot has a VM saved, and shows how far that is.
 func askSnapshot(ctx context.Context, vm vmInfo, req *snapshotRequest) (*snapshotResult, error) {
-	body, err := json.Marshal(req)
-	if err != nil {
-		return nil, err
-	}
 	bar := newGauge("saving")
 	defer bar.end()
 	var result *snapshotResult
-	err = follow(ctx, vm, "/snapshot", body, func(line []byte) (bool, error) {
+	err := follow(ctx, vm, "/snapshot", req, func(line []byte) (bool, error) {
 		var e snapshotEvent
 		if err := json.Unmarshal(line, &e); err != nil {
 			return false, err

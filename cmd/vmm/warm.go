@@ -130,10 +130,7 @@ func (f *runFlags) warmKey(shares int) (string, error) {
 }
 
 // warmStart is what a VM needs for it.
-type warmStart struct {
-	dir    string
-	exists bool
-}
+type warmStart struct{ dir string }
 
 // findWarm looks for a snapshot of the VM's kind.
 func (f *runFlags) findWarm() *warmStart {
@@ -152,14 +149,11 @@ func (f *runFlags) findWarm() *warmStart {
 	if err != nil {
 		return nil
 	}
-	w := &warmStart{dir: filepath.Join(dir, key)}
-	_, err = os.Stat(w.dir)
-	w.exists = err == nil
-	return w
+	return &warmStart{filepath.Join(dir, key)}
 }
 
-// open makes the flags those of a VM that goes on from the snapshot. One that
-// cannot be used is removed.
+// open makes the flags those of a VM that goes on from the snapshot; false if there
+// is none. One that cannot be used is removed.
 func (w *warmStart) open(f *runFlags) bool {
 	r, err := openSnapshot(w.dir, snapshot.Options{})
 	if err != nil {
@@ -292,7 +286,7 @@ func (f *runFlags) runWarm(ctx context.Context, dir *vmDir, ready *bool) error {
 		}
 	}
 	plain := *f
-	if f.warm = f.findWarm(); f.warm != nil && f.warm.exists && f.warm.open(f) {
+	if f.warm = f.findWarm(); f.warm != nil && f.warm.open(f) {
 		err := f.run(ctx, dir, ready)
 		f.restored.close()
 		if !errors.Is(err, errCold) {

@@ -101,19 +101,12 @@ func (d *Destination) pages(kind byte, size int) error {
 	if at > d.Hello.Memory || n > d.Hello.Memory-at || n > maxPages {
 		return errProtocol
 	}
-	for _, ram := range d.Memory.RAM() {
-		size := uint64(len(ram))
-		if at < size && n > 0 {
-			part := ram[at:min(at+n, size)]
-			if kind == frameZeros {
-				clear(part)
-			} else if _, err := io.ReadFull(d.link.r, part); err != nil {
-				return err
-			}
-			n -= uint64(len(part))
-			at += uint64(len(part))
+	for _, part := range d.Memory.Range(int64(at), int64(n)) {
+		if kind == frameZeros {
+			clear(part)
+		} else if _, err := io.ReadFull(d.link.r, part); err != nil {
+			return err
 		}
-		at -= min(at, size)
 	}
 	return nil
 }

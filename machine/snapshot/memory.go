@@ -57,25 +57,10 @@ func each(n int, do func(i int) error) error {
 	return nil
 }
 
-// pieces finds a range of RAM in its regions.
-func pieces(ram [][]byte, off, n int64) [][]byte {
-	var out [][]byte
-	for _, r := range ram {
-		size := int64(len(r))
-		if off < size && n > 0 {
-			k := min(n, size-off)
-			out = append(out, r[off:off+k])
-			off, n = off+k, n-k
-		}
-		off -= min(off, size)
-	}
-	return out
-}
-
 // memoryWriter writes a memory's file and its checksums.
 type memoryWriter struct {
 	file     *os.File
-	ram      [][]byte
+	mem      *machine.Memory
 	size     int64
 	sums     []byte // 4 bytes a chunk, little-endian
 	progress func(done, total int64)
@@ -100,7 +85,7 @@ func (w *memoryWriter) full(populated []bool) error {
 			return nil
 		}
 		at := off
-		for _, p := range pieces(w.ram, off, n) {
+		for _, p := range w.mem.Range(off, n) {
 			sum = crc32.Update(sum, castagnoli, p)
 			if err := w.write(p, at); err != nil {
 				return err
@@ -163,7 +148,7 @@ func parts(dirty machine.Bitmap, size int64) [][2]int64 {
 func (w *memoryWriter) difference(parts [][2]int64) error {
 	if err := each(len(parts), func(i int) error {
 		at := parts[i][0]
-		for _, p := range pieces(w.ram, at, parts[i][1]) {
+		for _, p := range w.mem.Range(at, parts[i][1]) {
 			if _, err := w.file.WriteAt(p, at); err != nil {
 				return err
 			}
@@ -246,7 +231,7 @@ func (w *memoryWriter) compressed(populated []bool) ([]int64, error) {
 				return nil
 			}
 			var b []byte
-			for _, p := range pieces(w.ram, off, min(chunk, w.size-off)) {
+			for _, p := range w.mem.Range(off, min(chunk, w.size-off)) {
 				b = append(b, p...)
 			}
 			sum := crc32.Checksum(b, castagnoli)

@@ -57,8 +57,8 @@ type MemoryOptions struct {
 
 // Memory saves the memory of a frozen machine.
 func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
-	m := &memoryWriter{ram: mem.RAM(), progress: o.Progress}
-	for _, r := range m.ram {
+	m := &memoryWriter{mem: mem, progress: o.Progress}
+	for _, r := range mem.RAM() {
 		m.size += int64(len(r))
 	}
 	m.sums = make([]byte, 4*chunks(m.size))
