@@ -42,10 +42,10 @@ func (b *Builder) progress(step string, done, total int) {
 	}
 }
 
-// once returns dir/name, and makes it first if it is not there: make fills an
-// empty directory, which then takes the name. A lock keeps a second process
-// from doing the same work at the same time.
-func (b *Builder) once(ctx context.Context, name string, make func(ctx context.Context, dir string) error) (string, error) {
+// Once returns the directory of that name in the cache, and makes it first if it is
+// not there: make fills an empty directory, which then takes the name. A lock keeps
+// a second process from doing the same work at the same time.
+func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.Context, dir string) error) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err
@@ -91,7 +91,13 @@ func (b *Builder) once(ctx context.Context, name string, make func(ctx context.C
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
 	c := exec.CommandContext(ctx, name, args...)
 	c.Dir = dir
-	c.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	// Programs of administrators are not in everybody's PATH.
+	c.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if c.Err != nil {
+		if path, err := exec.LookPath("/usr/sbin/" + name); err == nil {
+			c.Path, c.Err = path, nil
+		}
+	}
 	out, err := c.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, lastLines(string(out), 10))

@@ -39,11 +39,11 @@ func TestOnce(t *testing.T) {
 	var b Builder
 	made := 0
 	broken := errors.New("broken")
-	if _, err := b.once(context.Background(), "x", func(context.Context, string) error { return broken }); !errors.Is(err, broken) {
+	if _, err := b.Once(context.Background(), "x", func(context.Context, string) error { return broken }); !errors.Is(err, broken) {
 		t.Errorf("err = %v", err)
 	}
 	for range 2 {
-		dir, err := b.once(context.Background(), "x", func(_ context.Context, dir string) error {
+		dir, err := b.Once(context.Background(), "x", func(_ context.Context, dir string) error {
 			made++
 			return os.WriteFile(filepath.Join(dir, "file"), nil, 0o644)
 		})

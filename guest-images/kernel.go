@@ -33,12 +33,16 @@ type Kernel struct {
 	Image     string // bzImage
 	SystemMap string // symbols, "" where there are none
 	ELF       string // vmlinux, for debuggers; "" where there is none
+	Modules   string // their directory, with a modules.dep; "" where all is built in
 }
+
+// Version is the kernel's release, as uname -r shows it, of one with modules.
+func (k *Kernel) Version() string { return filepath.Base(k.Modules) }
 
 // SlimKernel returns the slim kernel, built from Debian's linux-source.
 func (b *Builder) SlimKernel(ctx context.Context) (Kernel, error) {
-	dir, err := b.once(ctx, slimName(), b.buildKernel)
-	return Kernel{filepath.Join(dir, "bzImage"), filepath.Join(dir, "System.map"), filepath.Join(dir, "vmlinux")}, err
+	dir, err := b.Once(ctx, slimName(), b.buildKernel)
+	return Kernel{Image: filepath.Join(dir, "bzImage"), SystemMap: filepath.Join(dir, "System.map"), ELF: filepath.Join(dir, "vmlinux")}, err
 }
 
 // slimName changes with the recipe.
@@ -158,11 +162,14 @@ func (b *Builder) make(ctx context.Context, src string) error {
 }
 
 // stockName is the cache's name of Debian's cloud kernel.
-const stockName = "kernel-debian-cloud"
+const stockName = "kernel-debian-cloud-2"
 
-// StockKernel returns Debian's linux-image-cloud-amd64 as it is.
+// StockKernel returns Debian's linux-image-cloud-amd64 as it is, with its modules.
 func (b *Builder) StockKernel(ctx context.Context) (Kernel, error) {
-	dir, err := b.once(ctx, stockName, func(ctx context.Context, dir string) error {
+	dir, err := b.Once(ctx, stockName, func(ctx context.Context, dir string) error {
+		if err := b.install(ctx, "kmod"); err != nil { // for depmod
+			return err
+		}
 		pkg, err := depends(ctx, "linux-image-cloud-amd64", "linux-image-")
 		if err != nil {
 			return err
@@ -170,13 +177,37 @@ func (b *Builder) StockKernel(ctx context.Context) (Kernel, error) {
 		if err := b.fetch(ctx, pkg, dir); err != nil {
 			return err
 		}
-		images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
-		if err != nil || len(images) != 1 {
-			return fmt.Errorf("package %s has %d kernels", pkg, len(images))
-		}
-		return os.Rename(images[0], filepath.Join(dir, "bzImage"))
+		return unpackedKernel(ctx, dir)
 	})
-	return Kernel{Image: filepath.Join(dir, "bzImage")}, err
+	if err != nil {
+		return Kernel{}, err
+	}
+	return packagedKernel(dir)
+}
+
+// unpackedKernel makes of a kernel's package what packagedKernel finds.
+func unpackedKernel(ctx context.Context, dir string) error {
+	images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
+	if err != nil || len(images) != 1 {
+		return fmt.Errorf("the kernel's package has %d kernels", len(images))
+	}
+	version := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
+	if err := os.Rename(images[0], filepath.Join(dir, "bzImage")); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "lib")); err != nil { // the modules are below /usr
+		if err := os.Symlink("usr/lib", filepath.Join(dir, "lib")); err != nil {
+			return err
+		}
+	}
+	_, err = command(ctx, "", "depmod", "-b", dir, version)
+	return err
+}
+
+// packagedKernel is a kernel that a package was unpacked to.
+func packagedKernel(dir string) (Kernel, error) {
+	modules, err := ModuleTree(dir)
+	return Kernel{Image: filepath.Join(dir, "bzImage"), Modules: modules}, err
 }
 
 // HasStockKernel tells whether Debian's kernel is in the cache, and where.

@@ -16,6 +16,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	guestimages "vmm/guest-images"
+	"vmm/tests/programs"
 )
 
 // vmmPath is the binary under test, guestCheck the program for the guest.
@@ -32,18 +33,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	vmmPath, guestCheck = filepath.Join(dir, "vmm"), filepath.Join(dir, "guestcheck")
-	for _, b := range []struct{ out, pkg string }{
-		{"../guest-images/embedded/init", "vmm/guest-images/init"}, // which vmm embeds
-		{vmmPath, "vmm/cmd/vmm"}, {guestCheck, "vmm/tests/guestcheck"},
-	} {
-		out, pkg := b.out, b.pkg
-		c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg) // as make does: the guest keeps it in memory
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if b, err := c.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", pkg, err, b)
-			return 1
+	// The first is what vmm embeds.
+	if _, err = programs.Build("../guest-images/embedded", "init", "vmm/guest-images/init"); err == nil {
+		if vmmPath, err = programs.Build(dir, "vmm", "vmm/cmd/vmm"); err == nil {
+			guestCheck, err = programs.Build(dir, "guestcheck", "vmm/tests/guestcheck")
 		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
 }

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmm/tests/programs"
 )
 
 // It is no test of correctness, so it runs only when asked for.
@@ -46,11 +48,9 @@ func build(t *testing.T, define string) (vmm, payload string) {
 // buildVMM makes vmm as make does.
 func buildVMM(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "vmm")
-	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "vmm/cmd/vmm")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	path, err := programs.Build(t.TempDir(), "vmm", "vmm/cmd/vmm")
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }

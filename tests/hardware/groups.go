@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// job is what one host runs.
+type job struct {
+	name   string
+	cpus   int // of the host; 1 if 0
+	limit  time.Duration
+	script string // of a shell, in a copy of the source tree
+}
+
+// hostTest is a function of a test binary, with what it asks for.
+type hostTest struct {
+	name  string // of the function; a package's name stands for all of its own
+	dir   string // of the package
+	smoke bool   // part of make test
+	cpus  int
+	// limit is several times what the test needs on a quiet machine with two cores.
+	limit time.Duration
+	env   string
+}
+
+// allTests are the tests that need KVM. Longest first, so that two hosts end
+// together. The ones of the smoke set take some 15 minutes of one CPU.
+var allTests = []hostTest{
+	{name: "TestNet", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestRunCommand", dir: "tests", limit: 15 * time.Minute, smoke: true},
+	{name: "TestMigration", dir: "tests", limit: 15 * time.Minute, cpus: 2},
+	{name: "TestSnapshotRounds", dir: "tests", limit: 15 * time.Minute, cpus: 2},
+	{name: "TestClones", dir: "tests", limit: 15 * time.Minute, cpus: 2},
+	{name: "TestVMs", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestDisks", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestBootDisk", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestKernelTests", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestGuest", dir: "tests", limit: 15 * time.Minute},
+	{name: "machine", dir: "machine", limit: 10 * time.Minute, smoke: true, cpus: 2},
+	{name: "TestHardware", dir: "tests", limit: 10 * time.Minute, smoke: true},
+	{name: "TestShares", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestWarmStart", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestBadSnapshots", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestSnapshotDisks", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestBisect", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestGDB", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestSwitch", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestTap", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestMigrationBetweenNamespaces", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestEnds", dir: "tests", limit: 10 * time.Minute, smoke: true},
+	{name: "TestFullDisk", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestRootFS", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestDiskErrors", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestTerminal", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestVirtioConsole", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestAgent", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestKilled", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestRunBinary", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestRunSignals", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestRunShell", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestBadCommands", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestBadNetworks", dir: "tests", limit: 10 * time.Minute},
+	{name: "ring0", dir: "machine/ring0", limit: 10 * time.Minute},
+	{name: "kvm", dir: "kvm", limit: 5 * time.Minute, smoke: true},
+}
+
+func testNames() string {
+	var names []string
+	for _, t := range allTests {
+		names = append(names, t.name)
+	}
+	return strings.Join(names, " ")
+}
+
+// binary is the name of a package's test binary.
+func binary(dir string) string { return strings.ReplaceAll(dir, "/", "-") + ".test" }
+
+// job runs the test; filter is what the user gave to -run.
+func (t *hostTest) job(filter string) job {
+	pattern := "^" + t.name + "$"
+	if !strings.HasPrefix(t.name, "Test") {
+		pattern = "."
+	}
+	if _, rest, ok := strings.Cut(filter, "/"); ok {
+		pattern += "/" + rest
+	}
+	return job{name: t.name, cpus: t.cpus, limit: t.limit, script: fmt.Sprintf(
+		"cd %s && %s %s -test.v -test.count 1 -test.timeout %ds -test.run '%s'", t.dir, t.env, binary(t.dir), int(t.limit.Seconds()), pattern)}
+}
+
+// binaries are the packages whose tests run on the host.
+func packages() []string {
+	seen, out := map[string]bool{}, []string{}
+	for _, t := range allTests {
+		if !seen[t.dir] {
+			seen[t.dir] = true
+			out = append(out, t.dir)
+		}
+	}
+	return append(out, "tests/bench")
+}
+
+var benchJob, kernelJobs = job{}, []job(nil)

@@ -1,0 +1,141 @@
+// Hardware runs vmm's tests on a host with hardware virtualization, on a machine
+// that has none: QEMU's TCG emulates an AMD CPU with SVM and nested paging, and a
+// Debian in it has a real kvm-amd. vmm's guests are guests of that guest.
+//
+//	make test-hardware [RUN=REGEX]
+//	go run ./tests/hardware -exec 'vmm doctor'
+//
+// Its host is built once, of Debian's packages, and kept in vmm's cache directory.
+// A few tests at a time have a host to themselves: one that stands still, which
+// TCG does now and then, is ended and its tests get another.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type options struct {
+	run     string
+	smoke   bool
+	verbose bool
+	exec    string
+	bench   bool
+	kernels bool
+	cpus    int
+	hosts   int
+	keep    string
+	limit   time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.run, "run", "", "only tests whose name matches `REGEX`, as with go test")
+	flag.BoolVar(&o.smoke, "smoke", false, "only the tests that every run of make test has")
+	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
+	flag.StringVar(&o.exec, "exec", "", "run a shell `COMMAND` on the host instead of tests")
+	flag.BoolVar(&o.bench, "bench", false, "compare with QEMU instead of testing")
+	flag.BoolVar(&o.kernels, "kernels", false, "boot Debian's kernels instead")
+	flag.IntVar(&o.cpus, "cpus", 0, "give each host this `NUMBER` of CPUs, not what its tests ask for")
+	flag.IntVar(&o.hosts, "hosts", 2, "run this `NUMBER` of hosts at the same time")
+	flag.StringVar(&o.keep, "keep", "", "keep the hosts' consoles in this `DIRECTORY`")
+	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "end -exec after this time")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ok, err := run(ctx, &o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hardware:", err)
+		os.Exit(1)
+	}
+	if !ok {
+		os.Exit(1)
+	}
+}
+
+// run does what the options say, and reports whether all went well.
+func run(ctx context.Context, o *options) (bool, error) {
+	jobs, err := o.jobs()
+	if err != nil {
+		return false, err
+	}
+	dir, err := os.MkdirTemp("", "vmm-hardware-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	if o.keep == "" {
+		o.keep = dir
+	} else if err := os.MkdirAll(o.keep, 0o755); err != nil {
+		return false, err
+	}
+	h, err := prepare(ctx, dir, o.kernels)
+	if err != nil {
+		return false, err
+	}
+	r := &reporter{out: os.Stdout, verbose: o.verbose || o.exec != "" || o.bench, started: time.Now()}
+	work := make(chan job, len(jobs))
+	for _, j := range jobs {
+		work <- j
+	}
+	close(work)
+	var wg sync.WaitGroup
+	for range max(min(o.hosts, len(jobs)), 1) {
+		wg.Go(func() {
+			for j := range work {
+				if ctx.Err() == nil {
+					h.runJob(ctx, j, o.keep, r)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	return r.summary(), nil
+}
+
+// jobs are what the options ask for.
+func (o *options) jobs() ([]job, error) {
+	var jobs []job
+	switch {
+	case o.exec != "":
+		jobs = []job{{name: "exec", limit: o.limit, script: o.exec}}
+	case o.bench:
+		jobs = []job{benchJob}
+	case o.kernels:
+		jobs = kernelJobs
+	default:
+		// The part of an expression that names a test's function; the rest is for
+		// the test itself.
+		first, _, _ := strings.Cut(o.run, "/")
+		match, err := regexp.Compile(first)
+		if err != nil {
+			return nil, fmt.Errorf("-run: %w", err)
+		}
+		for _, t := range allTests {
+			if match.MatchString(t.name) && (t.smoke || !o.smoke) {
+				jobs = append(jobs, t.job(o.run))
+			}
+		}
+		if len(jobs) == 0 {
+			return nil, fmt.Errorf("-run %q: there is no such test; there are %s", o.run, testNames())
+		}
+	}
+	for i := range jobs {
+		if o.cpus > 0 {
+			jobs[i].cpus = o.cpus
+		}
+	}
+	return jobs, nil
+}
