@@ -20,9 +20,7 @@ func (v *vcpu) settle() error {
 	if v.in != nil {
 		return v.in.settle()
 	}
-	run := v.kvm.Shared()
-	run.SetImmediateExit(true)
-	defer func() { run.SetImmediateExit(v.kicked.Load()) }()
+	defer v.attention.hold()()
 	for {
 		err := v.kvm.Run()
 		if err != nil && interruptedRun(err) {

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// gate is where vCPUs learn that they must stop or pause. A vCPU passes it
-// before every entry into the guest.
+// gate is where vCPUs learn that they must stop or pause. A vCPU looks at
+// closed before every entry into the guest, and passes where that is set.
 type gate struct {
 	mu      sync.Mutex
 	changed sync.Cond
@@ -100,9 +100,6 @@ func (g *gate) resumeOnly(v *vcpu) {
 
 // pass waits while the gate is closed; false means that the vCPU must end.
 func (g *gate) pass(v *vcpu) bool {
-	if !g.closed.Load() {
-		return true
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.paused && !g.stopped && g.only != v {

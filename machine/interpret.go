@@ -149,7 +149,7 @@ func (in *interpreter) kernel() error {
 	if in.v.stepping.Load() {
 		most = 1
 	}
-	n, stop := in.cpu.Execute(most, in.window, &in.v.kicked)
+	n, stop := in.cpu.Execute(most, in.window, &in.v.attention.wanted)
 	if ev := &in.shared.Events; n > 0 && ev.Interrupt.Shadow != 0 {
 		// Of a MOV SS or STI that KVM did and that now lies behind. KVM would
 		// emulate an instruction of user mode for its sake, and knows few.
@@ -331,9 +331,9 @@ func (in *interpreter) after(err error) error {
 
 // complete lets KVM finish the instruction whose access was served.
 func (in *interpreter) complete() error {
-	in.shared.SetImmediateExit(true)
+	release := in.v.attention.hold()
 	err := in.enter()
-	in.shared.SetImmediateExit(in.v.kicked.Load())
+	release()
 	return in.after(err) // without an error: a further part of the instruction, or its single step
 }
 

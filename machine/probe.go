@@ -10,16 +10,59 @@ import (
 	"vmm/kvm"
 )
 
-// A host whose KVM interprets guest kernel mode is found by its speed: a
-// 64-bit loop of probeLoops iterations in ring 0 takes less than a microsecond
-// on hardware, beside some for the exit, and hundreds when interpreted.
+// A host whose KVM interprets guest kernel mode is found by what an iteration of a
+// loop in 64-bit ring 0 costs: below a nanosecond on hardware, some on an emulated
+// CPU, hundreds when interpreted. Not by what a run of the loop costs, for that
+// has an exit in it, which on a nested or busy host takes longer than many
+// iterations anywhere.
 const (
-	probeLoops  = 500
-	probeLimit  = 50 * time.Microsecond
-	probeTries  = 3 // a busy host can make hardware look slow, so the fastest counts
+	// An iteration is two instructions.
+	surelyHardware    = 50 * time.Nanosecond
+	surelyInterpreted = 200 * time.Nanosecond
+	betweenThem       = 100 * time.Nanosecond
+
+	probeTries  = 3 // the fastest counts: what else the host does only adds
 	probeCode   = 0x10000
 	probeMemory = 2 << 20
 )
+
+// probeLoops are the lengths of the loops that are tried. Noise that looks like
+// interpreting once does not grow with the loop.
+var probeLoops = []uint64{500, 2000, 8000}
+
+// verdict is what a probe says of the host.
+type verdict int
+
+const (
+	unsure verdict = iota
+	hardware
+	interpreting
+)
+
+// judge decides by the times that one iteration took and that loops[i] took; more
+// loops may follow.
+func judge(one time.Duration, loops []uint64, took []time.Duration) verdict {
+	slow := 0
+	for i, d := range took {
+		cost := (d - one) / time.Duration(loops[i]-1)
+		switch {
+		case cost < surelyHardware:
+			return hardware
+		case cost >= surelyInterpreted:
+			slow++
+		}
+		if slow == 2 {
+			return interpreting
+		}
+		if i == len(loops)-1 {
+			if cost < betweenThem {
+				return hardware
+			}
+			return interpreting
+		}
+	}
+	return unsure
+}
 
 var probed struct {
 	sync.Mutex
@@ -40,11 +83,22 @@ func interpretsRing0(sys *kvm.System) (bool, error) {
 	}
 	// The kernel takes milliseconds to free a VM; nobody need wait for it.
 	defer func() { go p.close() }()
-	d, err := p.time(probeLoops, false)
+	one, err := p.time(1, false)
 	if err != nil {
 		return false, err
 	}
-	probed.interpreted, probed.done = d > probeLimit, true
+	var took []time.Duration
+	for _, n := range probeLoops {
+		d, err := p.time(n, false)
+		if err != nil {
+			return false, err
+		}
+		took = append(took, d)
+		if v := judge(one, probeLoops, took); v != unsure {
+			probed.interpreted, probed.done = v == interpreting, true
+			break
+		}
+	}
 	return probed.interpreted, nil
 }
 
@@ -95,10 +149,12 @@ func (p *probe) close() error {
 	return errors.Join(errs...)
 }
 
-// Speed is how fast KVM runs a guest, in million instructions per second.
+// Speed is how fast KVM runs a guest.
 type Speed struct {
-	Ring0, Ring3 float64
+	Ring0, Ring3 float64 // million instructions per second
 	Interpreted  bool
+	// Exit is what it costs to leave the guest and enter it again.
+	Exit time.Duration
 }
 
 // MeasureSpeed measures both of the guest's modes; it takes some tens of
@@ -112,20 +168,25 @@ func MeasureSpeed(sys *kvm.System) (speed Speed, err error) {
 		return speed, err
 	}
 	defer p.close()
-	mips := func(n uint64, ring3 bool) float64 {
-		var d time.Duration
-		if err == nil {
-			d, err = p.time(n, ring3)
-		}
-		return 2 * float64(n) / float64(max(d, 1)) * 1e3
-	}
-	loops0 := uint64(20e6)
+	const many = 20e6
+	loops0 := uint64(many)
 	if speed.Interpreted {
 		loops0 = 20e3
 	}
-	speed.Ring0 = mips(loops0, false)
-	speed.Ring3 = mips(20e6, true)
+	if speed.Ring0, _, err = p.speed(loops0, false); err == nil {
+		speed.Ring3, speed.Exit, err = p.speed(many, true)
+	}
 	return speed, err
+}
+
+// speed returns the million instructions a second of a loop, and what an exit costs.
+func (p *probe) speed(n uint64, ring3 bool) (mips float64, exit time.Duration, err error) {
+	one, err := p.time(1, ring3)
+	if err != nil {
+		return 0, 0, err
+	}
+	all, err := p.time(n, ring3)
+	return 2 * float64(n) / float64(max(all-one, 1)) * 1e3, one, err
 }
 
 // time measures a loop of n iterations of two instructions in guest

@@ -26,8 +26,7 @@ type vcpu struct {
 
 	mu  sync.Mutex
 	tid int // of the thread that runs it, 0 while none does
-	// kicked asks the vCPU to come to the gate.
-	kicked atomic.Bool
+	attention attention
 	// sample asks it to note where it is.
 	sample atomic.Bool
 	// stepping has it tell the debugger after one step.
@@ -59,7 +58,7 @@ func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &vcpu{id: id, m: m, kvm: k, cpuid: cpuid}
+	v := &vcpu{id: id, m: m, kvm: k, cpuid: cpuid, attention: attention{exit: k.Shared()}}
 	err = k.SetCPUID(cpuid)
 	if err == nil {
 		err = v.initFirmwareState()
@@ -169,15 +168,15 @@ func (v *vcpu) close() error { return v.kvm.Close() }
 // where it comes unexpected.
 const kickSignal = unix.SIGURG
 
-// kick makes the vCPU come to the gate soon. Safe from any goroutine.
+// kick makes the vCPU look soon at what is wanted of it. Safe from any goroutine.
 func (v *vcpu) kick() {
-	v.kicked.Store(true)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.tid != 0 {
-		v.kvm.Shared().SetImmediateExit(true)
-		unix.Tgkill(unix.Getpid(), v.tid, kickSignal)
-	}
+	v.attention.raise(func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.tid != 0 {
+			unix.Tgkill(unix.Getpid(), v.tid, kickSignal)
+		}
+	})
 }
 
 func (v *vcpu) setThread(tid int) {
@@ -218,20 +217,20 @@ func (v *vcpu) run() error {
 		step = v.in.run
 	}
 	for {
-		if v.kicked.Swap(false) {
-			v.kvm.Shared().SetImmediateExit(false)
-		}
-		if v.sample.Load() {
-			v.sample.Store(false)
-			v.m.profile.add(v)
-		}
+		v.attention.take()
+		// A gate that closes from here on is one of which attention will tell: the
+		// vCPU must not stand before it unsettled.
 		if v.m.gate.closed.Load() {
 			if err := v.settle(); err != nil {
 				return fmt.Errorf("vCPU %d: %w", v.id, err)
 			}
+			if !v.m.gate.pass(v) {
+				return nil
+			}
 		}
-		if !v.m.gate.pass(v) {
-			return nil
+		if v.sample.Load() {
+			v.sample.Store(false)
+			v.m.profile.add(v)
 		}
 		if err := step(); err != nil {
 			return fmt.Errorf("vCPU %d: %w", v.id, err)

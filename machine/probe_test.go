@@ -1,0 +1,44 @@
+package machine
+
+import (
+	"testing"
+	"time"
+)
+
+// TestJudge decides for all kinds of host by what they took: one iteration, and
+// loops of 500, 2000 and 8000.
+func TestJudge(t *testing.T) {
+	us := func(n ...float64) (d []time.Duration) {
+		for _, v := range n {
+			d = append(d, time.Duration(v*1e3))
+		}
+		return d
+	}
+	for _, c := range []struct {
+		name string
+		one  float64 // microseconds
+		took []time.Duration
+		want verdict
+	}{
+		{"bare metal", 1.1, us(1.3), hardware},
+		{"nested on a cloud's machine", 9, us(9.4), hardware},
+		{"nested, loaded", 60, us(64), hardware},
+		{"nested, descheduled once", 40, us(310, 44), hardware},
+		{"nested, descheduled twice", 40, us(310, 300, 52), hardware},
+		{"under TCG", 85, us(88), hardware},
+		{"the short loop was the slow one", 400, us(70), hardware},
+		{"one slow run says nothing yet", 1, us(900), unsure},
+		{"in between says nothing yet", 30, us(80), unsure},
+		{"in between to the end", 30, us(80, 230, 700), hardware},
+		{"interpreted, a fast machine", 12, us(245, 950), interpreting},
+		{"interpreted, a busy machine", 40, us(1100, 4300), interpreting},
+		{"interpreted slowly", 30, us(2000, 8000), interpreting},
+		{"a fast interpreter", 10, us(80, 320, 1250), interpreting},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := judge(us(c.one)[0], probeLoops, c.took); got != c.want {
+				t.Errorf("judged %v, want %v", got, c.want)
+			}
+		})
+	}
+}
