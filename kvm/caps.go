@@ -46,7 +46,9 @@ const (
 	CapDirtyLogRing       Cap = 192
 	CapExitOnEmulFailure  Cap = 204
 	CapXSave2             Cap = 208
+	CapPMUCapability      Cap = 212
 	CapX86TripleFault     Cap = 218
+	CapNestedState        Cap = 157
 )
 
 var capNames = map[Cap]string{
@@ -65,6 +67,7 @@ var capNames = map[Cap]string{
 	CapX86UserSpaceMSR: "X86_USER_SPACE_MSR", CapX86MSRFilter: "X86_MSR_FILTER",
 	CapDirtyLogRing: "DIRTY_LOG_RING", CapExitOnEmulFailure: "EXIT_ON_EMULATION_FAILURE",
 	CapXSave2: "XSAVE2", CapX86TripleFault: "X86_TRIPLE_FAULT_EVENT",
+	CapPMUCapability: "PMU_CAPABILITY", CapNestedState: "NESTED_STATE",
 }
 
 // String returns the kernel's name without KVM_CAP_.

@@ -204,7 +204,7 @@ func TestVMDevices(t *testing.T) {
 		"CreateIRQChip":      vm.CreateIRQChip(),
 		"CreatePIT2":         vm.CreatePIT2(PITConfig{Flags: PITSpeakerDummy}),
 		"IRQLine":            vm.IRQLine(4, false),
-		"DenyMSRs":           vm.DenyMSRs(MSRFilterWrite, 0xc0000082),
+		"RefuseMSRs":         vm.RefuseMSRs([]MSRFilterRange{{Base: 0xc0010000, NMSRs: 8}}),
 		"SetGSIRouting": vm.SetGSIRouting([]IRQRoutingEntry{
 			{GSI: 4, Type: RoutingIRQChip, U: [8]uint32{IRQChipIOAPIC, 4}}}),
 	} {

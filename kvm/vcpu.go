@@ -40,6 +40,8 @@ var (
 	reqGetXCRs       = ior[XCRs]("KVM_GET_XCRS", 0xa6)
 	reqSetXCRs       = iow[XCRs]("KVM_SET_XCRS", 0xa7)
 	reqKVMClockCtrl  = io("KVM_KVMCLOCK_CTRL", 0xad)
+	reqGetNested     = iowr[nestedHeader]("KVM_GET_NESTED_STATE", 0xbe)
+	reqSetNested     = iow[nestedHeader]("KVM_SET_NESTED_STATE", 0xbf)
 )
 
 // VCPU is one virtual processor. All its methods but Run().SetImmediateExit
@@ -50,6 +52,8 @@ type VCPU struct {
 	run *Run
 	// xsaveSize is the size of the XSAVE area, in bytes.
 	xsaveSize int
+	// nestedSize is the most that NestedState can be, in bytes; 0 if it cannot be had.
+	nestedSize int
 }
 
 // CreateVCPU makes a vCPU; id is its APIC ID.
@@ -67,6 +71,7 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	if n, err := vm.CheckExtension(CapXSave2); err == nil && n > v.xsaveSize {
 		v.xsaveSize = n
 	}
+	v.nestedSize, _ = vm.CheckExtension(CapNestedState)
 	return v, nil
 }
 
@@ -163,6 +168,38 @@ func (v *VCPU) XCRs() (XCRs, error) { return get[XCRs](v, reqGetXCRs) }
 
 // SetXCRs writes the extended control registers.
 func (v *VCPU) SetXCRs(x *XCRs) error { return set(v, reqSetXCRs, x) }
+
+// nestedHeader is struct kvm_nested_state without the data behind it.
+type nestedHeader struct {
+	flags, format uint16
+	size          uint32
+	_             [120]byte
+}
+
+// NestedState reads the state of the guest's own VMs, as KVM has it. The error is
+// unix.ENOTTY or unix.EINVAL where the host cannot save it.
+func (v *VCPU) NestedState() ([]byte, error) {
+	size := v.nestedSize
+	if size < int(unsafe.Sizeof(nestedHeader{})) {
+		return nil, &Error{reqGetNested.name, unix.ENOTTY}
+	}
+	b := make([]byte, size)
+	h := (*nestedHeader)(unsafe.Pointer(&b[0]))
+	h.size = uint32(size)
+	if _, err := call(v.fd, reqGetNested, uintptr(unsafe.Pointer(&b[0]))); err != nil {
+		return nil, err
+	}
+	return b[:min(int(h.size), size)], nil
+}
+
+// SetNestedState writes what NestedState reads.
+func (v *VCPU) SetNestedState(b []byte) error {
+	if len(b) < int(unsafe.Sizeof(nestedHeader{})) || int((*nestedHeader)(unsafe.Pointer(&b[0])).size) > len(b) {
+		return fmt.Errorf("KVM_SET_NESTED_STATE: %d bytes are no state", len(b))
+	}
+	_, err := call(v.fd, reqSetNested, uintptr(unsafe.Pointer(&b[0])))
+	return err
+}
 
 // Translate walks the guest's page tables for a linear address.
 func (v *VCPU) Translate(linear uint64) (Translation, error) {

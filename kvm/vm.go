@@ -199,26 +199,22 @@ func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []ui
 	return err
 }
 
-// DenyMSRs makes the guest's accesses to these MSRs exit to userspace;
-// access is MSRFilterRead, MSRFilterWrite or both. It replaces an earlier
-// filter. All other MSRs stay with KVM.
-func (vm *VM) DenyMSRs(access uint32, msrs ...uint32) error {
+// RefuseMSRs makes the guest's accesses to these MSRs faults (#GP). Only Base and
+// NMSRs of the ranges count. It replaces an earlier filter; all other MSRs stay with KVM.
+func (vm *VM) RefuseMSRs(ranges []MSRFilterRange) error {
 	f := &MSRFilter{}
-	if len(msrs) > len(f.Ranges) {
-		return fmt.Errorf("KVM_X86_SET_MSR_FILTER: %d ranges, at most %d", len(msrs), len(f.Ranges))
+	if len(ranges) > len(f.Ranges) {
+		return fmt.Errorf("KVM_X86_SET_MSR_FILTER: %d ranges, at most %d", len(ranges), len(f.Ranges))
 	}
-	denied := new(uint64) // one clear bit
-	for i, m := range msrs {
-		f.Ranges[i] = MSRFilterRange{Flags: access, NMSRs: 1, Base: m,
-			Bitmap: uint64(uintptr(unsafe.Pointer(denied)))}
-	}
-	if err := vm.EnableCap(CapX86UserSpaceMSR, msrExitReasonFilter); err != nil {
-		return err
+	denied := new([8]uint64) // clear bits
+	for i, r := range ranges {
+		if r.NMSRs > uint32(8*unsafe.Sizeof(*denied)) {
+			return fmt.Errorf("KVM_X86_SET_MSR_FILTER: a range of %d MSRs", r.NMSRs)
+		}
+		r.Flags, r.Bitmap = MSRFilterRead|MSRFilterWrite, uint64(uintptr(unsafe.Pointer(denied)))
+		f.Ranges[i] = r
 	}
 	_, err := callPtr(vm.fd, reqSetMSRFilter, f)
 	runtime.KeepAlive(denied)
 	return err
 }
-
-// msrExitReasonFilter is KVM_MSR_EXIT_REASON_FILTER: exit for filtered MSRs.
-const msrExitReasonFilter = 1 << 2

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -11,8 +12,11 @@ import (
 	"vmm/machine/ring0"
 )
 
-// msrDeadline must be set after the local APIC, whose timer it arms.
-const msrDeadline = 0x6e0
+// MSRs that are loaded in an order of their own (SDM 4).
+const (
+	msrFeatureControl = 0x3a  // IA32_FEATURE_CONTROL
+	msrDeadline       = 0x6e0 // IA32_TSC_DEADLINE: arms a timer of the local APIC
+)
 
 // settle has KVM finish the instruction whose exit was served last: its result
 // is not in the registers before. The vCPU's own goroutine calls it at the gate.
@@ -52,7 +56,7 @@ func (v *vcpu) save(indices []uint32) (*CPUState, error) {
 			return nil, err
 		}
 	}
-	var errs [9]error
+	var errs [8]error
 	s.Features, errs[0] = v.kvm.CPUID()
 	s.Regs, errs[1] = v.kvm.Regs()
 	s.Sregs, errs[2] = v.kvm.Sregs()
@@ -61,16 +65,25 @@ func (v *vcpu) save(indices []uint32) (*CPUState, error) {
 		s.Regs, s.Sregs, s.Events = v.in.shared.Regs, v.in.shared.Sregs, v.in.shared.Events
 	}
 	errs[4] = v.kvm.XSave(s.XSave)
-	xcrs, err := v.kvm.XCRs()
-	errs[5] = err
-	s.XCRs = xcrs.XCR[:min(int(xcrs.Count), len(xcrs.XCR))]
 	lapic, err := v.kvm.LAPIC()
-	errs[6], s.LAPIC = err, lapic.Regs[:]
+	errs[5], s.LAPIC = err, lapic.Regs[:]
 	mp, err := v.kvm.MPState()
-	errs[7], s.MPState = err, mp.State
-	s.DebugRegs, errs[8] = v.kvm.DebugRegs()
+	errs[6], s.MPState = err, mp.State
+	s.DebugRegs, errs[7] = v.kvm.DebugRegs()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
+	}
+	if v.m.kvm.Has(kvm.CapXCRS) {
+		xcrs, err := v.kvm.XCRs()
+		if err != nil {
+			return nil, err
+		}
+		s.XCRs = xcrs.XCR[:min(int(xcrs.Count), len(xcrs.XCR))]
+	}
+	if offersNested(v.cpuid) {
+		if s.Nested, err = v.kvm.NestedState(); err != nil {
+			return nil, fmt.Errorf("this host's KVM cannot save the VMs that the guest has of its own: %w", err)
+		}
 	}
 	s.MSRs, err = v.saveMSRs(indices)
 	return s, err
@@ -144,12 +157,25 @@ func (v *vcpu) load(s *CPUState) error {
 	copy(area, s.XSave)
 	lapic := &kvm.LAPICState{}
 	copy(lapic.Regs[:], s.LAPIC)
-	first, last := splitMSRs(s.MSRs)
+	control, first, last := splitMSRs(s.MSRs)
 	steps := []func() error{
 		func() error { return v.kvm.SetMPState(kvm.MPState{State: s.MPState}) },
 		func() error { return v.kvm.SetRegs(&s.Regs) },
 		func() error { return v.kvm.SetSregs(&s.Sregs) },
-		func() error { return v.kvm.SetXCRs(xcrs) },
+		// Behind EFER.SVME, and what allows VMXON.
+		func() error { return v.loadMSRs(control) },
+		func() error {
+			if s.Nested == nil {
+				return nil
+			}
+			return v.kvm.SetNestedState(s.Nested)
+		},
+		func() error {
+			if xcrs.Count == 0 { // of a CPU without XSAVE
+				return nil
+			}
+			return v.kvm.SetXCRs(xcrs)
+		},
 		func() error { return v.kvm.SetXSave(area) },
 		func() error { return v.kvm.SetDebugRegs(&s.DebugRegs) },
 		func() error { return v.loadMSRs(first) },
@@ -171,16 +197,20 @@ func (v *vcpu) load(s *CPUState) error {
 	return nil
 }
 
-// splitMSRs keeps apart what must come after the local APIC.
-func splitMSRs(list []kvm.MSREntry) (first, last []kvm.MSREntry) {
+// splitMSRs keeps apart what must come before the state of nested virtualization,
+// and what must come after the local APIC.
+func splitMSRs(list []kvm.MSREntry) (control, first, last []kvm.MSREntry) {
 	for _, m := range list {
-		if m.Index == msrDeadline {
+		switch m.Index {
+		case msrFeatureControl:
+			control = append(control, m)
+		case msrDeadline:
 			last = append(last, m)
-		} else {
+		default:
 			first = append(first, m)
 		}
 	}
-	return first, last
+	return control, first, last
 }
 
 // load gives the interpreter the state that KVM was given.
@@ -211,7 +241,7 @@ type CPUError struct{ Missing []string }
 
 // Error implements error.
 func (e *CPUError) Error() string {
-	return fmt.Sprintf("this host's CPU lacks what the one has that the guest was saved on: %v", e.Missing)
+	return "this host's CPU lacks what the one has that the guest was saved on: " + strings.Join(e.Missing, ", ")
 }
 
 // comparedLeaves are the feature bits of CPUID that a guest may rely on: leaf,
@@ -250,7 +280,7 @@ func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
 		for i, name := range []string{"EAX", "EBX", "ECX", "EDX"} {
 			for bit, lost := 0, a[i]&^b[i]&l.mask[i]; lost != 0; bit, lost = bit+1, lost>>1 {
 				if lost&1 != 0 {
-					missing = append(missing, fmt.Sprintf("CPUID.%X.%d:%s.%d", l.leaf, l.sub, name, bit))
+					missing = append(missing, featureName(l.leaf, l.sub, i, bit, name))
 				}
 			}
 		}
@@ -259,6 +289,27 @@ func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
 		return &CPUError{missing}
 	}
 	return nil
+}
+
+// features names bits of CPUID that people know by name (SDM 2, CPUID; APM 3, E.3).
+var features = map[[4]uint32]string{
+	{1, 0, 2, 0}: "SSE3", {1, 0, 2, 5}: "VMX", {1, 0, 2, 9}: "SSSE3", {1, 0, 2, 12}: "FMA", {1, 0, 2, 13}: "CMPXCHG16B",
+	{1, 0, 2, 17}: "PCID", {1, 0, 2, 19}: "SSE4.1", {1, 0, 2, 20}: "SSE4.2", {1, 0, 2, 21}: "x2APIC", {1, 0, 2, 22}: "MOVBE",
+	{1, 0, 2, 23}: "POPCNT", {1, 0, 2, 25}: "AES", {1, 0, 2, 26}: "XSAVE", {1, 0, 2, 28}: "AVX", {1, 0, 2, 29}: "F16C", {1, 0, 2, 30}: "RDRAND",
+	{7, 0, 1, 0}: "FSGSBASE", {7, 0, 1, 3}: "BMI1", {7, 0, 1, 5}: "AVX2", {7, 0, 1, 7}: "SMEP", {7, 0, 1, 8}: "BMI2", {7, 0, 1, 9}: "ERMS",
+	{7, 0, 1, 10}: "INVPCID", {7, 0, 1, 16}: "AVX-512F", {7, 0, 1, 18}: "RDSEED", {7, 0, 1, 19}: "ADX", {7, 0, 1, 20}: "SMAP",
+	{7, 0, 1, 23}: "CLFLUSHOPT", {7, 0, 1, 29}: "SHA", {7, 0, 1, 30}: "AVX-512BW", {7, 0, 1, 31}: "AVX-512VL", {7, 0, 2, 3}: "PKU", {7, 0, 2, 16}: "LA57",
+	{0xd, 1, 0, 0}: "XSAVEOPT", {0xd, 1, 0, 1}: "XSAVEC", {0xd, 1, 0, 3}: "XSAVES",
+	{0x80000001, 0, 2, 2}: "SVM", {0x80000001, 0, 2, 5}: "LZCNT", {0x80000001, 0, 3, 11}: "SYSCALL", {0x80000001, 0, 3, 20}: "NX",
+	{0x80000001, 0, 3, 26}: "1-GiB pages", {0x80000001, 0, 3, 27}: "RDTSCP", {0x80000001, 0, 3, 29}: "64-bit mode",
+}
+
+// featureName is the name of a bit, or where it is.
+func featureName(leaf, sub uint32, register, bit int, registerName string) string {
+	if n, ok := features[[4]uint32{leaf, sub, uint32(register), uint32(bit)}]; ok {
+		return n
+	}
+	return fmt.Sprintf("CPUID.%X.%d:%s.%d", leaf, sub, registerName, bit)
 }
 
 func leaf(ids []kvm.CPUIDEntry, function, index uint32) (r [4]uint32) {

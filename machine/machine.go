@@ -31,6 +31,7 @@ type Config struct {
 	CPUs      int    // 1 if 0
 	Memory    uint64 // bytes; 512 MiB if 0
 	HugePages bool
+	Nested    bool // the guest may have VMs of its own
 	Kernel    *bootloader.Kernel
 	Initrd    []byte
 	// Cmdline is the user's kernel arguments; they win over the defaults.
@@ -112,6 +113,8 @@ type Machine struct {
 	slots    []mmioSlot
 	virtio   []virtio.Transport
 	loaded   int // of them, by a State: they are suspended until Run
+
+	perfmon bool // the guest has performance counters
 
 	life    sync.Mutex // held by Freeze, so that nothing is closed meanwhile
 	pauseMu sync.Mutex
@@ -206,6 +209,9 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = m.offerPerfmon(cpuid, interpreted); err != nil {
+		return nil, err
+	}
 	if interpreted {
 		if err = m.helper.start(m.vm, cpuid); err != nil {
 			return nil, err
@@ -245,10 +251,8 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 	if err != nil {
 		return err
 	}
-	tscDeadline := m.kvm.Has(kvm.CapTSCDeadlineTimer)
-	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry {
-		return guestCPUID(cpuid, id, m.cfg.CPUs, tscDeadline, interpreted)
-	}); err != nil {
+	offer := m.cpuOffer(interpreted)
+	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(cpuid, id) }); err != nil {
 		return err
 	}
 	return m.cpus[0].enter(entry)
@@ -257,7 +261,9 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 // restore makes the machine go on from Config.State.
 func (m *Machine) restore(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 	s := m.cfg.State
-	host := guestCPUID(cpuid, 0, m.cfg.CPUs, m.kvm.Has(kvm.CapTSCDeadlineTimer), interpreted)
+	offer := m.cpuOffer(interpreted)
+	offer.nested, offer.perfmon = true, true // as far as the host has them
+	host := offer.cpuid(cpuid, 0)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return s.CPUs[id].CPUID }); err != nil {
 		return err
 	}

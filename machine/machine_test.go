@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"vmm/bootloader"
 	"vmm/kvm"
@@ -229,16 +230,23 @@ func TestMemory(t *testing.T) {
 			t.Errorf("Slice(%#x, %d): %d bytes, %v", c.gpa, c.n, len(b), err)
 		}
 	}
+	for _, r := range m.regions {
+		if at := uint64(uintptr(unsafe.Pointer(&r.host[0]))); at%giantPage != r.gpa%giantPage {
+			t.Errorf("RAM at %#x is at %#x in the host: no huge pages", r.gpa, at)
+		}
+	}
 	if m.Page(lowRAMEnd) != nil || m.Page(highRAM) == nil || m.Page(1<<63) != nil {
 		t.Error("Page")
 	}
 }
 
 func TestGuestCPUID(t *testing.T) {
-	host := []kvm.CPUIDEntry{{Function: 1, EBX: 0x12340800}, {Function: 0xb}, {Function: 0xb, Index: 1},
-		{Function: 0x40000001, EAX: 0xffffffff}, {Function: 0x80000008, ECX: 0xffff}}
+	host := []kvm.CPUIDEntry{{Function: 1, EBX: 0x12340800, ECX: 1 << 5}, {Function: 0xb}, {Function: 0xb, Index: 1},
+		{Function: 0x40000001, EAX: 0xffffffff}, {Function: 0x80000008, ECX: 0xffff}, {Function: 0x80000001, ECX: 1<<2 | 1<<23},
+		{Function: 0x8000000a, EAX: 1, EBX: 8, EDX: 1}, {Function: 0xa, EAX: 0x08300402}}
 	for _, interpreted := range []bool{false, true} {
-		ids := guestCPUID(host, 5, 6, true, interpreted)
+		offer := cpuOffer{cpus: 6, tscDeadline: true, interpreted: interpreted}
+		ids := offer.cpuid(host, 5)
 		if e := ids[0]; e.EBX != 0x05060800 || e.ECX != 1<<31|1<<24 || e.EDX != 1<<28 {
 			t.Errorf("leaf 1: %+v", e)
 		}
@@ -251,6 +259,14 @@ func TestGuestCPUID(t *testing.T) {
 		if got := ids[3].EAX == 0xffffffff; got == interpreted {
 			t.Errorf("KVM's features: %#x", ids[3].EAX)
 		}
+		if ids[5].ECX != 0 || ids[6].EAX|ids[6].EBX|ids[6].EDX != 0 || ids[7].EAX != 0 {
+			t.Errorf("virtualization or counters are offered: %+v", ids[5:])
+		}
+	}
+	offer := cpuOffer{cpus: 1, nested: true, perfmon: true}
+	ids := offer.cpuid(host, 0)
+	if ids[0].ECX&(1<<5) == 0 || ids[5] != host[5] || ids[6] != host[6] || ids[7] != host[7] {
+		t.Errorf("virtualization and counters are missing: %+v", ids)
 	}
 	if host[0].EBX != 0x12340800 {
 		t.Error("the host's list was changed")

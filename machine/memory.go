@@ -15,11 +15,14 @@ import (
 // The guest's physical address space. RAM fills it from 0 up to the PCI hole
 // and goes on at 4 GiB.
 const (
-	lowRAMEnd  = 0xc0000000  // 3 GiB: where the PCI hole begins
-	highRAM    = 0x100000000 // 4 GiB
-	pciWindow  = 0xc0000000  // 32-bit memory of PCI devices, up to ECAM
-	ecamBase   = 0xe0000000
-	ecamSize   = 256 << 20
+	lowRAMEnd = 0xc0000000  // 3 GiB: where the PCI hole begins
+	highRAM   = 0x100000000 // 4 GiB
+	pciWindow = 0xc0000000  // 32-bit memory of PCI devices, up to ECAM
+	ecamBase  = 0xe0000000
+	// A guest looks at every function number of every bus that there could be, so no
+	// more are offered than there are: the root's.
+	pciBuses   = 1
+	ecamSize   = pciBuses << 20 // PCI Express 5.0, 7.2.2
 	ioapicBase = 0xfec00000
 	lapicBase  = 0xfee00000
 	identityPg = 0xfffbc000 // KVM_SET_IDENTITY_MAP_ADDR
@@ -29,8 +32,9 @@ const (
 	biosEnd    = 0x100000
 	ebdaBase   = 0x9fc00
 
-	pageSize = 4096
-	hugePage = 2 << 20
+	pageSize  = 4096
+	hugePage  = 2 << 20
+	giantPage = 1 << 30
 
 	// MinMemory and MaxMemory bound Config.Memory, in bytes.
 	MinMemory = 16 << 20
@@ -145,21 +149,52 @@ func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
 // Close frees memory that no machine has taken over.
 func (m *Memory) Close() error { return m.close() }
 
+// mapRAM reserves memory whose address agrees with the guest's, which is a multiple
+// of every size of page: KVM maps a huge page only where the two agree below its size.
 func mapRAM(size uint64, huge bool) ([]byte, error) {
 	const prot = unix.PROT_READ | unix.PROT_WRITE
-	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED
+	align := uintptr(pageSize)
+	for _, page := range []uint64{hugePage, giantPage} {
+		if size >= page {
+			align = uintptr(page)
+		}
+	}
+	at, err := reserve(uintptr(size), align)
+	if err != nil {
+		return nil, err
+	}
 	if huge && size%hugePage == 0 {
 		// Without NORESERVE, so that a pool too small is an error now and not
 		// a SIGBUS later.
-		if b, err := unix.Mmap(-1, 0, int(size), prot, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB); err == nil {
-			return b, nil
+		if _, err := unix.MmapPtr(-1, 0, at, uintptr(size), prot, flags|unix.MAP_HUGETLB); err == nil {
+			return unsafe.Slice((*byte)(at), size), nil
 		}
 	}
-	b, err := unix.Mmap(-1, 0, int(size), prot, flags)
-	if err == nil && huge {
+	if _, err := unix.MmapPtr(-1, 0, at, uintptr(size), prot, flags|unix.MAP_NORESERVE); err != nil {
+		unix.MunmapPtr(at, uintptr(size))
+		return nil, err
+	}
+	b := unsafe.Slice((*byte)(at), size)
+	if huge {
 		unix.Madvise(b, unix.MADV_HUGEPAGE) // best effort: THP may be off
 	}
-	return b, err
+	return b, nil
+}
+
+// reserve finds room for size bytes of address space at a multiple of align.
+func reserve(size, align uintptr) (unsafe.Pointer, error) {
+	const none, flags = unix.PROT_NONE, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	start, err := unix.MmapPtr(-1, 0, nil, size+align, none, flags)
+	if err != nil {
+		return nil, err
+	}
+	before := -uintptr(start) & (align - 1)
+	at := unsafe.Add(start, before)
+	if before > 0 {
+		err = unix.MunmapPtr(start, before)
+	}
+	return at, errors.Join(err, unix.MunmapPtr(unsafe.Add(at, size), align-before))
 }
 
 func (m *Memory) close() error {
@@ -167,7 +202,7 @@ func (m *Memory) close() error {
 	defer m.inUse.Unlock()
 	var errs []error
 	for _, r := range m.regions {
-		errs = append(errs, unix.Munmap(r.host))
+		errs = append(errs, unix.MunmapPtr(unsafe.Pointer(&r.host[0]), uintptr(len(r.host))))
 	}
 	m.regions = nil
 	return errors.Join(errs...)

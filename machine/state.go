@@ -44,6 +44,7 @@ type CPUState struct {
 	MPState   uint32           `json:"mpState"`   //
 	Events    kvm.VCPUEvents   `json:"events"`    //
 	DebugRegs kvm.DebugRegs    `json:"debugRegs"` //
+	Nested    []byte           `json:"nested"`    // KVM_GET_NESTED_STATE; null without nested virtualization
 }
 
 // The errors of states.

@@ -3,7 +3,6 @@ package machine
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -24,8 +23,8 @@ type vcpu struct {
 	// cpuid is what KVM was told that the guest sees.
 	cpuid []kvm.CPUIDEntry
 
-	mu  sync.Mutex
-	tid int // of the thread that runs it, 0 while none does
+	mu        sync.Mutex
+	tid       int // of the thread that runs it, 0 while none does
 	attention attention
 	// sample asks it to note where it is.
 	sample atomic.Bool
@@ -35,22 +34,15 @@ type vcpu struct {
 
 // MSRs that a PC's firmware sets up (SDM 4).
 const (
-	msrMiscEnable     = 0x1a0
-	miscFastString    = 1 << 0
-	msrMTRRDefType    = 0x2ff
-	mtrrEnable        = 1 << 11
-	mtrrWriteBack     = 6
-	lapicLVT0         = 0x350
-	lapicLVT1         = 0x360
-	lapicModeExtINT   = 7 << 8
-	lapicModeNMI      = 4 << 8
-	cpuidFeatures     = 1
-	cpuidTopology     = 0xb
-	cpuidTopologyV2   = 0x1f
-	cpuidKVMFeatures  = 0x40000001
-	cpuidAMDSizes     = 0x80000008
-	cpuidAMDTopology  = 0x8000001e
-	cpuid1APICIDShift = 24
+	msrMiscEnable   = 0x1a0
+	miscFastString  = 1 << 0
+	msrMTRRDefType  = 0x2ff
+	mtrrEnable      = 1 << 11
+	mtrrWriteBack   = 6
+	lapicLVT0       = 0x350
+	lapicLVT1       = 0x360
+	lapicModeExtINT = 7 << 8
+	lapicModeNMI    = 4 << 8
 )
 
 func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
@@ -96,58 +88,6 @@ func (v *vcpu) initFirmwareState() error {
 	v.kvm.SetMSR(msrMTRRDefType, mtrrEnable|mtrrWriteBack)
 	return nil
 }
-
-// guestCPUID is what the host supports, made fit for CPU id of n. tscDeadline
-// tells that the in-kernel APIC has that timer, of which KVM's list is silent.
-func guestCPUID(host []kvm.CPUIDEntry, id, n int, tscDeadline, interpreted bool) []kvm.CPUIDEntry {
-	out := append([]kvm.CPUIDEntry(nil), host...)
-	for i := range out {
-		e := &out[i]
-		switch e.Function {
-		case cpuidFeatures:
-			const hypervisor, deadline, htt = 1 << 31, 1 << 24, 1 << 28
-			e.EBX = e.EBX&0x0000ffff | uint32(n)<<16 | uint32(id)<<cpuid1APICIDShift
-			e.ECX |= hypervisor
-			if tscDeadline {
-				e.ECX |= deadline
-			}
-			if n > 1 {
-				e.EDX |= htt
-			}
-		case cpuidTopology, cpuidTopologyV2:
-			topologyLeaf(e, id, n)
-		case cpuidAMDSizes: // APM 3, E.4.7: cores less one, and the bits of an APIC ID
-			e.ECX = e.ECX&^0xf0ff | uint32(n-1) | coreBits(n)<<12
-		case cpuidAMDTopology: // APM 3, E.4.16
-			e.EAX, e.EBX, e.ECX = uint32(id), uint32(id), 0
-		case cpuidKVMFeatures:
-			if interpreted {
-				// Such hosts never come back from a hypercall, so only the
-				// features that need none are left: the clocks.
-				const clocks = 1<<0 | 1<<3 | 1<<24
-				e.EAX &= clocks
-			}
-		}
-	}
-	return out
-}
-
-// topologyLeaf makes all CPUs cores of one package (SDM 2, CPUID leaf 0xb).
-func topologyLeaf(e *kvm.CPUIDEntry, id, n int) {
-	const smt, core = 1, 2
-	e.EDX = uint32(id)
-	e.EAX, e.EBX, e.ECX = 0, 0, e.Index
-	switch e.Index {
-	case 0:
-		e.EBX, e.ECX = 1, e.Index|smt<<8
-	case 1:
-		e.EAX = coreBits(n)
-		e.EBX, e.ECX = uint32(n), e.Index|core<<8
-	}
-}
-
-// coreBits is how many bits number n CPUs.
-func coreBits(n int) uint32 { return uint32(bits.Len(uint(n - 1))) }
 
 // enter puts the CPU into the kernel's entry state.
 func (v *vcpu) enter(e *bootloader.Entry) error {

@@ -144,7 +144,7 @@ func (f *runFlags) machineConfig(ctx context.Context, disks *diskSet, guest *gue
 		b.initrds = append(b.initrds, initrd)
 	}
 	return &machine.Config{
-		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: b.kernel,
+		CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Nested: f.nested, Kernel: b.kernel,
 		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
 		Protocol:  bootloader.Protocol(f.protocol),
 		Transport: machine.Transport(f.transport),

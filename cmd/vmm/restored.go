@@ -82,7 +82,7 @@ func (r *restored) explain(err error) error {
 func (r *restored) take(f *runFlags) error {
 	vm := &r.vm
 	f.restored = r
-	f.cpus, f.memory, f.hugePages = vm.CPUs, byteSize(vm.Memory), vm.HugePages
+	f.cpus, f.memory, f.hugePages, f.nested = vm.CPUs, byteSize(vm.Memory), vm.HugePages, vm.Nested
 	f.transport, f.terminal, f.onENOSPC, f.noAgent, f.kernel = vm.Transport, vm.Terminal, vm.OnENOSPC, vm.NoAgent, vm.Kernel
 	if len(f.nets) == 0 {
 		f.nets = vm.Nets
@@ -176,7 +176,7 @@ func (r *restored) overlay(i int, path, format string) (string, error) {
 
 // machineConfig is that of the machine.
 func (r *restored) machineConfig(f *runFlags) *machine.Config {
-	c := &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Transport: machine.Transport(f.transport),
+	c := &machine.Config{CPUs: f.cpus, Memory: uint64(f.memory), Nested: f.nested, Transport: machine.Transport(f.transport),
 		State: r.state, RAM: r.ram, TrackDirty: !r.warm, Received: r.received,
 		Moved: r.moved || r.warm} // warm, the agent gets new randomness before anything is run
 	if r.snapshot != nil && (r.prefetch || r.warm) {

@@ -30,6 +30,7 @@ type runFlags struct {
 	args      []string
 	memory    byteSize
 	hugePages bool
+	nested    bool
 	cpus      int
 	timeout   time.Duration
 	console   string
@@ -115,6 +116,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
 	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
 	fl.BoolVar(&f.hugePages, "huge-pages", false, "back guest memory with huge pages")
+	fl.BoolVar(&f.nested, "nested", false, "show the guest the CPU's virtualization, so that it can have VMs of its own")
 	fl.IntVarP(&f.cpus, "cpus", "c", 1, "`NUMBER` of virtual CPUs")
 	fl.DurationVar(&f.timeout, "timeout", 0, "end the VM after `DURATION`, such as 90s")
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")

@@ -18,6 +18,7 @@ type savedVM struct {
 	CPUs      int          `json:"cpus"`
 	Memory    uint64       `json:"memory"` // bytes
 	HugePages bool         `json:"hugePages,omitempty"`
+	Nested    bool         `json:"nested,omitempty"`
 	Kernel    string       `json:"kernel,omitempty"` // for people
 	Transport string       `json:"transport"`        // pci, mmio or mmio-cmdline
 	Terminal  string       `json:"terminal"`         // serial or virtio
@@ -68,7 +69,7 @@ func (f *runFlags) describe(p *parts) *savedVM {
 		}
 		return path
 	}
-	vm := &savedVM{Name: f.name, CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Kernel: f.kernel,
+	vm := &savedVM{Name: f.name, CPUs: f.cpus, Memory: uint64(f.memory), HugePages: f.hugePages, Nested: f.nested, Kernel: f.kernel,
 		Transport: f.transport, Terminal: f.terminal, OnENOSPC: f.onENOSPC, Nets: f.nets, Publish: f.publish, Ports: f.ports,
 		Shares: p.shares.saved, Vsock: abs(f.vsock), NoAgent: f.noAgent, Agent: !f.noAgent && p.guest.greeted(), CID: p.guest.device.CID()}
 	for _, n := range p.nets.nics {

@@ -19,6 +19,9 @@ import (
 	"vmm/storage/rootfs"
 )
 
+// hostRecipe changes when what buildHost does changes its result.
+const hostRecipe = 1
+
 // suite is the Debian of the host.
 const suite = "bookworm"
 
@@ -61,7 +64,7 @@ func prepare(ctx context.Context, dir string, kernels bool) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	recipe := sha256.Sum256(fmt.Append(nil, suite, hostPackages, hostInit, initrdInit, rootRoom, kernel.Version()))
+	recipe := sha256.Sum256(fmt.Append(nil, hostRecipe, suite, hostPackages, hostInit, initrdInit, rootRoom, kernel.Version()))
 	made, err := b.Once(ctx, fmt.Sprintf("svm-host-%.6x", recipe), func(ctx context.Context, dir string) error {
 		return buildHost(ctx, kernel, dir)
 	})
@@ -80,7 +83,7 @@ func buildHost(ctx context.Context, kernel guestimages.Kernel, dir string) error
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "building the host with SVM (some minutes, once)\n")
-	c := exec.CommandContext(ctx, "mmdebstrap", "--variant=apt", "--include="+strings.Join(hostPackages, ","),
+	c := exec.CommandContext(ctx, "mmdebstrap", "--variant=minbase", "--include="+strings.Join(hostPackages, ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook=copy-in "+filepath.Dir(kernel.Image)+"/lib/modules /usr/lib/", "--customize-hook=copy-in "+init+" /sbin/",
 		`--customize-hook=chroot "$1" depmod `+kernel.Version(),
