@@ -1,5 +1,6 @@
 # make run    boots the default guest to a shell; ARGS='...' are further flags
-# make test   runs every test; make test-stock the slow one with Debian's kernel
+# make test   runs every test; make test-stock the slow one with Debian's kernel;
+#             make test-hardware [RUN=REGEX] all that need KVM, on an emulated host with kvm-amd
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each
 #
@@ -12,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
-.PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
+.PHONY: run setup tools hardware-tools test test-stock test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
@@ -21,6 +22,8 @@ TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark p
 # The same for make bench and make test-stock.
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
 STOCK_TOOLS := debootstrap:debootstrap depmod:kmod
+# What the emulated host is built with and runs on.
+HARDWARE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap depmod:kmod
 
 # $(call need,LIST) installs what is missing of a list, or says what to install.
 need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \
@@ -45,7 +48,10 @@ setup: vmm
 tools:
 	$(call need,$(TOOLS))
 
-test: setup tools lint unit e2e
+hardware-tools:
+	$(call need,$(HARDWARE_TOOLS))
+
+test: setup tools lint unit e2e smoke
 
 lint:
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
@@ -59,6 +65,13 @@ unit: setup tools
 e2e: setup tools
 	go test -timeout 40m -v ./tests/...
 
+# The tests that need KVM, where there is none: some of them, and all.
+smoke: setup hardware-tools
+	go run ./tests/hardware -smoke
+
+test-hardware: setup hardware-tools
+	go run ./tests/hardware -run '$(RUN)'
+
 test-stock: vmm tools
 	$(call need,$(STOCK_TOOLS))
 	./vmm setup --stock
@@ -71,6 +84,10 @@ bench: setup tools
 	$(call need,$(BENCH_TOOLS))
 	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices ./virtio/net
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
+
+# The same beside QEMU on the emulated host: exits, which are exact, and times, which are not.
+bench-hardware: setup hardware-tools
+	go run ./tests/hardware -bench
 
 fuzz:
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader

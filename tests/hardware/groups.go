@@ -19,27 +19,26 @@ type hostTest struct {
 	name  string // of the function; a package's name stands for all of its own
 	dir   string // of the package
 	smoke bool   // part of make test
-	cpus  int
+	cpus  int  // with two, TCG makes a host stand still more often
 	// limit is several times what the test needs on a quiet machine with two cores.
 	limit time.Duration
-	env   string
 }
 
 // allTests are the tests that need KVM. Longest first, so that two hosts end
-// together. The ones of the smoke set take some 15 minutes of one CPU.
+// together.
 var allTests = []hostTest{
 	{name: "TestNet", dir: "tests", limit: 15 * time.Minute},
-	{name: "TestRunCommand", dir: "tests", limit: 15 * time.Minute, smoke: true},
-	{name: "TestMigration", dir: "tests", limit: 15 * time.Minute, cpus: 2},
-	{name: "TestSnapshotRounds", dir: "tests", limit: 15 * time.Minute, cpus: 2},
-	{name: "TestClones", dir: "tests", limit: 15 * time.Minute, cpus: 2},
+	{name: "TestRunCommand", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestMigration", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestSnapshotRounds", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestClones", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestVMs", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestDisks", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestBootDisk", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestKernelTests", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestGuest", dir: "tests", limit: 15 * time.Minute},
 	{name: "machine", dir: "machine", limit: 10 * time.Minute, smoke: true, cpus: 2},
-	{name: "TestHardware", dir: "tests", limit: 10 * time.Minute, smoke: true},
+	{name: "TestSmoke", dir: "tests", limit: 10 * time.Minute, smoke: true},
 	{name: "TestShares", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestWarmStart", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestBadSnapshots", dir: "tests", limit: 10 * time.Minute},
@@ -87,7 +86,7 @@ func (t *hostTest) job(filter string) job {
 		pattern += "/" + rest
 	}
 	return job{name: t.name, cpus: t.cpus, limit: t.limit, script: fmt.Sprintf(
-		"cd %s && %s %s -test.v -test.count 1 -test.timeout %ds -test.run '%s'", t.dir, t.env, binary(t.dir), int(t.limit.Seconds()), pattern)}
+		"cd %s && %s -test.v -test.count 1 -test.timeout %ds -test.run '%s'", t.dir, binary(t.dir), int(t.limit.Seconds()), pattern)}
 }
 
 // binaries are the packages whose tests run on the host.

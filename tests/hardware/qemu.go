@@ -25,9 +25,9 @@ const cpuModel = "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowpr
 const (
 	hostMemory = "6G"
 	// standstill is how long a host may say nothing; it does so every five seconds.
-	standstill = 90 * time.Second
+	standstill = 45 * time.Second
 	// bootTime is how long it may take to its first word.
-	bootTime = 4 * time.Minute
+	bootTime = 2 * time.Minute
 	// nudge is how often a host gets an interrupt: TCG loses one of its APIC's now
 	// and then, and any other brings it back.
 	nudge = time.Second
