@@ -157,7 +157,9 @@ func (m *Machine) SetIOEvent(e virtio.IOEvent, fd int, on bool) error {
 	if e.Value != virtio.AnyValue {
 		k.Datamatch, k.Flags = uint64(e.Value), kvm.IOEventFDDatamatch
 	}
-	if !on {
+	if on {
+		m.driven.Store(true)
+	} else {
 		k.Flags |= kvm.IOEventFDDeassign
 	}
 	return m.vm.IOEventFD(&k)

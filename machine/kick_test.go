@@ -79,7 +79,7 @@ func TestAttention(t *testing.T) {
 		var askers sync.WaitGroup
 		for range 2 {
 			askers.Go(func() {
-				for range 60 {
+				for range 20 {
 					want := wish.Add(1)
 					a.raise(f.signal)
 					for end := time.Now().Add(20 * time.Second); seen.Load() < want; {

@@ -106,7 +106,9 @@ type Machine struct {
 	pm    *devices.PM
 	rtc   *devices.RTC
 	pci   *devices.PCI
-	panic *panicWatcher
+	words *lastWords
+	// driven is set once the guest has started a virtio device.
+	driven atomic.Bool
 
 	shared   [ioapicPins]*sharedLine
 	messages *messages
@@ -364,7 +366,7 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	}
 	failed = append(failed, m.Close())
 	// Closing has flushed the console, where a panic may just have shown up.
-	if r := &m.result; m.panic.seen() && r.End != EndPowerOff && r.End != EndDebugExit {
+	if r := &m.result; m.words.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
 		*r = Result{End: EndCrash, Detail: "kernel panic"}
 	}
 	return m.result, errors.Join(failed...)

@@ -58,7 +58,8 @@ var (
 	codeHalt     = []byte{0xfa, 0xf4}                      // cli; hlt
 	codeDebug    = []byte{0x66, 0xba, 1, 5, 0xb0, 7, 0xee} // isa-debug-exit with 7
 	codeReset    = []byte{0xb0, 0xfe, 0xe6, 0x64}
-	codeTriple   = []byte{0x0f, 0x0b} // ud2 without an IDT
+	codeSay      = []byte{0x66, 0xba, 0xf8, 3, 0xb0, 'x', 0xee} // mov dx, 0x3f8; mov al, 'x'; out dx, al
+	codeTriple   = []byte{0x0f, 0x0b}                           // ud2 without an IDT
 )
 
 func runPayload(t *testing.T, cfg Config, code []byte, during func(m *Machine)) (Result, error) {
@@ -89,7 +90,8 @@ func TestEnds(t *testing.T) {
 		{"power off", codePowerOff, EndPowerOff},
 		{"reset", codeReset, EndReset},
 		{"debug exit", codeDebug, EndDebugExit},
-		{"triple fault", codeTriple, EndCrash},
+		{"triple fault without a word", codeTriple, EndCrash},
+		{"triple fault as a reset", append(codeSay, codeTriple...), EndReset},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, err := runPayload(t, Config{}, append(c.code, codeForever...), nil)
@@ -315,16 +317,28 @@ func TestBus(t *testing.T) {
 	}
 }
 
-func TestPanicWatcher(t *testing.T) {
-	p := &panicWatcher{out: new(strings.Builder)}
-	for _, s := range []string{"fine\nKernel pan", "ic - not sync", "ing: test\n"} {
-		if p.seen() {
-			t.Error("seen too early")
+func TestLastWords(t *testing.T) {
+	for _, c := range []struct {
+		said              []string
+		faulted, panicked bool
+	}{
+		{[]string{"fine\nKernel pan", "ic - not sync", "ing: test\n"}, true, true},
+		{[]string{"[    1.0] reboot: Restarting system\n"}, false, false},
+		{[]string{"Oo", "ps: 0002 [#1] SMP\n", "more"}, true, false},
+		{[]string{"BUG: kernel NULL pointer dereference, address: 0\n"}, true, false},
+		{[]string{"general protection fault, probably for non-canonical address\n"}, true, false},
+		{[]string{"traps: x[12] general protection fault ip:401000 sp:7ffd error:0\n"}, false, false},
+		{[]string{"traps: x[12] trap invalid opcode ip:401000\n", "x[13]: segfault at 0 ip 0\n"}, false, false},
+		{[]string{"PANIC: early exception 0x0d IP 10:ffffffff\n"}, true, false},
+		{nil, false, false},
+	} {
+		w := &lastWords{out: new(strings.Builder)}
+		for _, s := range c.said {
+			w.Write([]byte(s))
 		}
-		p.Write([]byte(s))
-	}
-	if !p.seen() {
-		t.Error("not seen across writes")
+		if w.faulted.Load() != c.faulted || w.panicked.Load() != c.panicked || w.spoke.Load() != (c.said != nil) {
+			t.Errorf("%q: faulted %v, panicked %v", c.said, w.faulted.Load(), w.panicked.Load())
+		}
 	}
 }
 

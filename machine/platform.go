@@ -1,10 +1,7 @@
 package machine
 
 import (
-	"bytes"
 	"crypto/rand"
-	"io"
-	"sync/atomic"
 
 	"vmm/bootloader"
 	"vmm/devices"
@@ -30,8 +27,8 @@ const (
 
 // addPlatform puts the devices of a PC on the buses.
 func (m *Machine) addPlatform() error {
-	m.panic = &panicWatcher{out: m.cfg.Console}
-	m.uart = devices.NewUART(irqLine{m, irqUART}, m.panic)
+	m.words = &lastWords{out: m.cfg.Console}
+	m.uart = devices.NewUART(irqLine{m, irqUART}, m.words)
 	m.pm = devices.NewPM(irqLine{m, irqSCI}, func() { m.end(Result{End: EndPowerOff}) })
 	m.rtc = devices.NewRTC(m.cfg.Now)
 	m.pci = devices.NewPCI()
@@ -165,32 +162,4 @@ func (m *Machine) e820() []bootloader.E820 {
 		out = append(out, bootloader.E820{Addr: highRAM, Size: m.mem.size - low, Type: bootloader.E820RAM})
 	}
 	return out
-}
-
-// panicText begins the last report of a Linux kernel.
-const panicText = "Kernel panic - not syncing"
-
-// panicWatcher passes the console's output on and looks for a panic in it, so
-// that the reboot that follows is not taken for an ordinary one by kernels
-// without a pvpanic driver.
-type panicWatcher struct {
-	out      io.Writer
-	tail     []byte
-	panicked atomic.Bool
-}
-
-func (p *panicWatcher) seen() bool { return p != nil && p.panicked.Load() }
-
-// Write implements io.Writer.
-func (p *panicWatcher) Write(b []byte) (int, error) {
-	if !p.panicked.Load() {
-		p.tail = append(p.tail, b...)
-		if bytes.Contains(p.tail, []byte(panicText)) {
-			p.panicked.Store(true)
-		}
-		if n := len(p.tail) - len(panicText); n > 0 {
-			p.tail = p.tail[:copy(p.tail, p.tail[n:])]
-		}
-	}
-	return p.out.Write(b)
 }

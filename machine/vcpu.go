@@ -226,7 +226,7 @@ func (v *vcpu) handleExit() error {
 		}
 	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT:
 	case kvm.ExitShutdown:
-		v.m.end(Result{End: EndCrash, Detail: "triple fault: " + v.where()})
+		v.m.end(v.m.tripleFault(v.where()))
 	case kvm.ExitSystemEvent:
 		v.systemEvent(run.SystemEvent())
 	case kvm.ExitFailEntry:

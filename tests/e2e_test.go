@@ -176,6 +176,9 @@ func TestEnds(t *testing.T) {
 	}{
 		{name: "poweroff", script: "poweroff; sleep 100"},
 		{name: "reboot", script: "reboot; sleep 100"},
+		{name: "reboot by a triple fault", script: "reboot; sleep 100", args: []string{"--append", "reboot=t"}},
+		{name: "triple fault after an oops", script: "mount -t debugfs none /sys/kernel/debug; echo 0 > /proc/sys/kernel/panic_on_oops; (echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT); reboot; sleep 100",
+			args: []string{"--append", "reboot=t"}, status: 123, want: "the guest crashed: triple fault"},
 		{name: "shell ends", input: "exit\n"},
 		{name: "panic", script: "echo c >/proc/sysrq-trigger", status: 123, want: "the guest crashed: kernel panic"},
 		{name: "no init", args: []string{"--append", "rdinit=/nowhere init=/nowhere"}, status: 123, want: "the guest crashed: kernel panic"},

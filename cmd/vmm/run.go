@@ -376,7 +376,7 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	m, err := machine.New(*cfg)
 	if err != nil {
 		if f.restored != nil && f.restored.warm {
-			return errCold
+			return &coldError{err}
 		}
 		return failed(f.restored.explain(err))
 	}

@@ -132,6 +132,35 @@ func (f *runFlags) warmKey(shares int) (string, error) {
 // warmStart is what a VM needs for it.
 type warmStart struct{ dir string }
 
+// unusable is the file in the place of a snapshot that this host could not go on
+// from: its content is why. The next try would be no better.
+const unusable = "unusable"
+
+// unusableFor is how long such a file counts: what was wrong may have been the moment.
+const unusableFor = 24 * time.Hour
+
+// giveUp puts a reason in the place of the snapshot.
+func (w *warmStart) giveUp(why error) {
+	os.RemoveAll(w.dir)
+	os.MkdirAll(w.dir, 0o700)
+	os.WriteFile(filepath.Join(w.dir, unusable), []byte(why.Error()+"\n"), 0o600)
+}
+
+// givenUp returns the reason why no snapshot is to be tried or made.
+func (w *warmStart) givenUp() (why string, ok bool) {
+	path := filepath.Join(w.dir, unusable)
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", false
+	}
+	if time.Since(st.ModTime()) > unusableFor {
+		os.RemoveAll(w.dir)
+		return "", false
+	}
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err == nil
+}
+
 // findWarm looks for a snapshot of the VM's kind.
 func (f *runFlags) findWarm() *warmStart {
 	if !f.canWarm() {
@@ -286,19 +315,36 @@ func (f *runFlags) runWarm(ctx context.Context, dir *vmDir, ready *bool) error {
 		}
 	}
 	plain := *f
-	if f.warm = f.findWarm(); f.warm != nil && f.warm.open(f) {
+	if f.warm = f.findWarm(); f.warm == nil {
+		return f.run(ctx, dir, ready)
+	}
+	if why, ok := f.warm.givenUp(); ok {
+		f.sayCold(f.warm, why)
+		f.warm = nil
+	} else if f.warm.open(f) {
 		err := f.run(ctx, dir, ready)
 		f.restored.close()
-		if !errors.Is(err, errCold) {
+		var cold *coldError
+		if !errors.As(err, &cold) {
 			return err
 		}
-		os.RemoveAll(f.warm.dir)
 		warm := f.warm
+		warm.giveUp(cold.err)
 		*f = plain
-		f.warm = warm
+		f.sayCold(warm, cold.err.Error())
 	}
 	return f.run(ctx, dir, ready)
 }
 
-// errCold is the error for a snapshot that the VM cannot go on from: it has to boot.
-var errCold = fmt.Errorf("the warm start does not fit")
+// sayCold tells who wants to know why the VM does not start from a snapshot.
+func (f *runFlags) sayCold(w *warmStart, why string) {
+	if f.verbose {
+		fmt.Fprintf(os.Stderr, "vmm: this VM boots, for a snapshot of its kind could not be used: %s (vmm cache rm %s has it tried again)\n", why, filepath.Base(w.dir))
+	}
+}
+
+// coldError is the error for a snapshot that the VM cannot go on from: it has to boot.
+type coldError struct{ err error }
+
+func (e *coldError) Error() string { return "the warm start does not fit: " + e.err.Error() }
+func (e *coldError) Unwrap() error { return e.err }
