@@ -67,7 +67,7 @@ func TestSmoke(t *testing.T) {
 	ok(t, "snapshot", "all", snap)
 	ok(t, "kill", "all")
 	ok(t, "restore", "-d", "--name", "again", snap)
-	in("again", "n=$(cat /tmp/n); sleep 1; [ $(cat /tmp/n) -gt ${n:-0} ] && nproc; cat /src/in", "2\nshared\n")
+	in("again", "n=$(cat /tmp/n); while [ \"$(cat /tmp/n)\" = \"$n\" ]; do :; done; nproc; cat /src/in", "2\nshared\n")
 	in("again", "dd if=/dev/vda bs=1000000 count=1 iflag=direct,fullblock 2>/dev/null | cmp - /tmp/data && wget -q -O - "+url, "from the host")
 	clockIsRight(t, "again")
 	gone(t, "again")

@@ -48,9 +48,16 @@ func ok(t *testing.T, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// gone ends VMs, whatever state they are in.
+// gone ends VMs, whatever state they are in; of a test that failed, it shows first
+// what is known of them.
 func gone(t *testing.T, names ...string) {
 	for _, n := range names {
+		if t.Failed() {
+			for _, args := range [][]string{{"inspect", n}, {"logs", n}, {"logs", "--console", n}} {
+				out, _ := vmm(t, args...)
+				t.Logf("vmm %s:\n%s", strings.Join(args, " "), out[max(0, len(out)-3000):])
+			}
+		}
 		vmm(t, "rm", "-f", n)
 	}
 }

@@ -37,7 +37,7 @@ var allTests = []hostTest{
 	{name: "TestBootDisk", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestKernelTests", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestGuest", dir: "tests", limit: 15 * time.Minute},
-	{name: "machine", dir: "machine", limit: 10 * time.Minute, smoke: true, cpus: 2},
+	{name: "machine", dir: "machine", limit: 10 * time.Minute, smoke: true},
 	{name: "TestSmoke", dir: "tests", limit: 10 * time.Minute, smoke: true},
 	{name: "TestShares", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestWarmStart", dir: "tests", limit: 10 * time.Minute},
@@ -101,4 +101,8 @@ func packages() []string {
 	return append(out, "tests/bench")
 }
 
-var benchJob, kernelJobs = job{}, []job(nil)
+// benchJob compares with QEMU. With one CPU, for the counts.
+var benchJob = job{name: "bench", limit: 60 * time.Minute, script: "cd tests/bench && " + binary("tests/bench") +
+	" -test.count 1 -test.timeout 55m -test.run 'CompareBoot|CompareStart|CompareExits|CompareRestore' -compare"}
+
+var kernelJobs = []job(nil)
