@@ -203,10 +203,28 @@ func TestRTC(t *testing.T) {
 	}
 }
 
+// pulses counts rising edges.
+type pulses struct {
+	level bool
+	n     int
+}
+
+// Set implements IRQ.
+func (p *pulses) Set(level bool) {
+	if level && !p.level {
+		p.n++
+	}
+	p.level = level
+}
+
 func TestPM(t *testing.T) {
 	l, off := &line{}, 0
-	p := NewPM(l, func() { off++ })
+	button := &pulses{}
+	p := NewPM(l, button, func() { off++ })
 	p.PressPowerButton()
+	if button.n != 1 || button.level {
+		t.Errorf("the button's interrupt: %+v, want one edge", button)
+	}
 	if l.get() {
 		t.Error("an SCI that is not enabled")
 	}
@@ -232,6 +250,15 @@ func TestPM(t *testing.T) {
 	p.Out(PMControl, []byte{0, PMSleepOff<<2 | 1<<5})
 	if off != 1 {
 		t.Error("not off")
+	}
+	p.Out(PMSleepControl, []byte{PMSleepOff << 2})
+	p.Out(PMSleepControl, []byte{1<<2 | 1<<5})
+	if off != 1 {
+		t.Error("off without SLP_EN, or in another state than S5")
+	}
+	p.Out(PMSleepControl, []byte{PMSleepOff<<2 | 1<<5})
+	if off != 2 {
+		t.Error("not off by the sleep register")
 	}
 	p.Out(PMPorts+3, []byte{1, 2, 3, 4}) // beyond the block
 	p.In(PMPorts+3, b[:])

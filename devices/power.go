@@ -6,10 +6,13 @@ import (
 	"time"
 )
 
-// PM is ACPI's fixed hardware (ACPI 6.5, 4.8): the PM1a event and control
-// blocks with the power button, and the power-management timer.
+// PM is ACPI's power management: the sleep registers of hardware-reduced ACPI (ACPI
+// 6.5, 4.8.3.7), the power-management timer, and an interrupt for the power button.
+// Guests that were saved when fixed hardware was offered to them have that too: the
+// PM1a event and control blocks, with the button (4.8).
 type PM struct {
 	irq      IRQ
+	button   IRQ
 	powerOff func()
 	start    time.Time
 
@@ -25,7 +28,10 @@ const (
 	PMEvent   = 0 // PM1a_EVT_BLK: status, enable
 	PMControl = 4 // PM1a_CNT_BLK
 	PMTimer   = 8 // PM_TMR_BLK
-	PMPorts   = 12
+	// SLEEP_CONTROL_REG and SLEEP_STATUS_REG
+	PMSleepControl = 12
+	PMSleepStatus  = 13
+	PMPorts        = 14
 
 	// PMSleepOff is SLP_TYP of \_S5.
 	PMSleepOff = 5
@@ -41,10 +47,16 @@ const (
 	pmSleepEnable = 1 << 13
 )
 
-// NewPM returns the block; irq is the SCI, and powerOff is called when the
-// guest enters S5.
-func NewPM(irq IRQ, powerOff func()) *PM {
-	return &PM{irq: irq, powerOff: powerOff, start: time.Now(), control: pmSCIEnable}
+// Bits of SLEEP_CONTROL_REG (4.8.3.7).
+const (
+	sleepTypeShift = 2
+	sleepEnable    = 1 << 5
+)
+
+// NewPM returns the block; irq is the SCI, button the edge-triggered interrupt of the
+// power button, and powerOff is called when the guest enters S5.
+func NewPM(irq, button IRQ, powerOff func()) *PM {
+	return &PM{irq: irq, button: button, powerOff: powerOff, start: time.Now(), control: pmSCIEnable}
 }
 
 // PressPowerButton asks the guest to shut down.
@@ -53,6 +65,8 @@ func (p *PM) PressPowerButton() {
 	defer p.mu.Unlock()
 	p.status |= pmPowerButton
 	p.update()
+	p.button.Set(true)
+	p.button.Set(false)
 }
 
 // update drives the SCI, which is level-triggered.
@@ -99,6 +113,9 @@ func (p *PM) Out(offset uint16, data []byte) {
 func (p *PM) write(offset uint16, data []byte) bool {
 	b := p.registers()
 	binary.LittleEndian.PutUint16(b[PMEvent:], 0) // status bits are cleared by writing ones
+	if offset == PMSleepControl {
+		return data[0]&sleepEnable != 0 && data[0]>>sleepTypeShift&7 == PMSleepOff
+	}
 	if int(offset) >= PMTimer {
 		return false
 	}

@@ -21,15 +21,18 @@ const (
 	portPVPanic = 0x505
 
 	irqUART = 4
-	irqSCI  = 9
-	irqGED  = 13 // on a PC the coprocessor's, of which nobody has asked for long
+	irqSCI  = 9 // of machines that were saved when ACPI's fixed hardware was offered
+	// Of generic event devices (ACPI 6.5, 5.6.9): on a PC the mouse's and the
+	// coprocessor's.
+	irqPower      = 12
+	irqGeneration = 13
 )
 
 // addPlatform puts the devices of a PC on the buses.
 func (m *Machine) addPlatform() error {
 	m.words = &lastWords{out: m.cfg.Console}
 	m.uart = devices.NewUART(irqLine{m, irqUART}, m.words)
-	m.pm = devices.NewPM(irqLine{m, irqSCI}, func() { m.end(Result{End: EndPowerOff}) })
+	m.pm = devices.NewPM(irqLine{m, irqSCI}, irqLine{m, irqPower}, func() { m.end(Result{End: EndPowerOff}) })
 	m.rtc = devices.NewRTC(m.cfg.Now)
 	m.pci = devices.NewPCI()
 	reset := func() { m.end(Result{End: EndReset}) }
@@ -63,15 +66,16 @@ func (m *Machine) addPlatform() error {
 // firmware returns the ACPI tables, to be placed at acpiBase.
 func (m *Machine) firmware() []byte {
 	p := acpi.Platform{
-		CPUs:       m.cfg.CPUs,
-		LAPIC:      lapicBase,
-		IOAPIC:     ioapicBase,
-		ECAM:       ecamBase,
-		LastBus:    pciBuses - 1,
-		SCI:        irqSCI,
-		PMEvent:    portPM + devices.PMEvent,
-		PMControl:  portPM + devices.PMControl,
-		PMTimer:    portPM + devices.PMTimer,
+		CPUs:    m.cfg.CPUs,
+		LAPIC:   lapicBase,
+		IOAPIC:  ioapicBase,
+		ECAM:    ecamBase,
+		LastBus: pciBuses - 1,
+		PMTimer: portPM + devices.PMTimer,
+
+		SleepControl: portPM + devices.PMSleepControl,
+		SleepStatus:  portPM + devices.PMSleepStatus,
+
 		ResetPort:  portReset,
 		ResetValue: devices.ResetValue,
 		Century:    devices.RTCCentury,
@@ -85,6 +89,11 @@ func (m *Machine) firmware() []byte {
 func (m *Machine) dsdt() acpi.AML {
 	hid := func(id string) acpi.AML { return acpi.Name("_HID", acpi.EISAID(id)) }
 	crs := func(r ...acpi.AML) acpi.AML { return acpi.Name("_CRS", acpi.Resources(r...)) }
+	// An interrupt that tells a device's driver of its event.
+	event := func(name string, uid uint64, irq uint32, of string) acpi.AML {
+		return acpi.Device(name, acpi.Name("_HID", acpi.Str("ACPI0013")), acpi.Name("_UID", acpi.Int(uid)), crs(acpi.EdgeInterrupt(irq)),
+			acpi.Method("_EVT", 1, acpi.Notify(of, 0x80)))
+	}
 	window := m.pciWindow64()
 	return acpi.Scope(`\_SB`, append(m.virtioAML(),
 		acpi.Device("PCI0", hid("PNP0A08"), acpi.Name("_CID", acpi.EISAID("PNP0A03")),
@@ -104,8 +113,9 @@ func (m *Machine) dsdt() acpi.AML {
 		// device that tells of its changes (ACPI 6.5, 5.6.9).
 		acpi.Device("VGEN", acpi.Name("_HID", acpi.Str("VMMVGID")), acpi.Name("_CID", acpi.Str("VM_Gen_Counter")),
 			acpi.Name("_DDN", acpi.Str("VM_Gen_Counter")), acpi.Name("ADDR", acpi.Package(acpi.Int(generationID), acpi.Int(0)))),
-		acpi.Device("GED_", acpi.Name("_HID", acpi.Str("ACPI0013")), crs(acpi.EdgeInterrupt(irqGED)),
-			acpi.Method("_EVT", 1, acpi.Notify(`\_SB.VGEN`, 0x80))),
+		event("GED0", 0, irqGeneration, `\_SB.VGEN`),
+		acpi.Device("PWRB", hid("PNP0C0C")),
+		event("GED1", 1, irqPower, `\_SB.PWRB`),
 		acpi.Device("PEVT", acpi.Name("_HID", acpi.Str("QEMU0001")), crs(acpi.IO(portPVPanic, 1))),
 	)...)
 }
@@ -134,7 +144,7 @@ func (m *Machine) newGeneration() error {
 	if err := m.writeGeneration(); err != nil {
 		return err
 	}
-	line := irqLine{m, irqGED}
+	line := irqLine{m, irqGeneration}
 	line.Set(true)
 	line.Set(false)
 	return nil

@@ -29,7 +29,7 @@ func TestAML(t *testing.T) {
 func TestTables(t *testing.T) {
 	for _, cpus := range []int{1, 64, 300} {
 		const base = 0xe0000
-		p := Platform{CPUs: cpus, SCI: 9, ECAM: 0xe0000000, LastBus: 255, SleepOff: 5,
+		p := Platform{CPUs: cpus, ECAM: 0xe0000000, LastBus: 0, SleepOff: 5, SleepControl: 0x60c,
 			DSDT: Scope(`\_SB`, Device("COM1", Name("_HID", EISAID("PNP0501"))))}
 		b := p.Build(base)
 		at := func(addr uint64) []byte {
@@ -49,7 +49,8 @@ func TestTables(t *testing.T) {
 			tab := at(le.Uint64(xsdt[i:]))
 			names += string(tab[:4]) + " "
 			if string(tab[:4]) == "FACP" {
-				if dsdt := at(le.Uint64(tab[140:])); string(dsdt[:4]) != "DSDT" || len(tab) != 276 {
+				if dsdt := at(le.Uint64(tab[140:])); string(dsdt[:4]) != "DSDT" || len(tab) != 276 ||
+					le.Uint32(tab[112:])&fadtHWReduced == 0 || le.Uint64(tab[248:]) != 0x60c || le.Uint32(tab[56:]) != 0 {
 					t.Error("FADT")
 				}
 			}

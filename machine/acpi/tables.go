@@ -7,19 +7,18 @@ import (
 
 // Platform is the hardware that the tables tell of.
 type Platform struct {
-	CPUs       int
-	LAPIC      uint32
-	IOAPIC     uint32
-	ECAM       uint64 // of bus 0 to LastBus
-	LastBus    uint8
-	SCI        uint8 // its interrupt
-	PMEvent    uint16
-	PMControl  uint16
-	PMTimer    uint16
-	ResetPort  uint16
-	ResetValue uint8
-	Century    uint8 // CMOS register
-	SleepOff   uint8 // SLP_TYP of \_S5
+	CPUs    int
+	LAPIC   uint32
+	IOAPIC  uint32
+	ECAM    uint64 // of bus 0 to LastBus
+	LastBus uint8
+	PMTimer uint16
+	// Ports of the sleep registers (4.8.3.7).
+	SleepControl, SleepStatus uint16
+	ResetPort                 uint16
+	ResetValue                uint8
+	Century                   uint8 // CMOS register
+	SleepOff                  uint8 // SLP_TYP of \_S5
 	// DSDT is the definitions; \_S5 is added.
 	DSDT AML
 }
@@ -105,11 +104,13 @@ func gas(space, bits, access uint8, addr uint64) []byte {
 
 // Bits of the FADT (5.2.9).
 const (
-	fadtWBINVD    = 1 << 0
-	fadtProcC1    = 1 << 2
-	fadtSleepBtn  = 1 << 5 // no sleep button as fixed hardware
-	fadtTimerExt  = 1 << 8
-	fadtReset     = 1 << 10
+	fadtWBINVD   = 1 << 0
+	fadtProcC1   = 1 << 2
+	fadtTimerExt = 1 << 8
+	fadtReset    = 1 << 10
+	// Without it Linux sets the interrupts of a PC's legacy devices up one by one:
+	// 600 exits of a boot.
+	fadtHWReduced = 1 << 20
 	bootLegacyDev = 1 << 0 // legacy devices, such as the serial port
 	bootNoVGA     = 1 << 2
 )
@@ -122,25 +123,20 @@ func (p *Platform) fadt(dsdt, facs uint64) []byte {
 	u8 := func(off int, v uint8) { b[off-headerSize] = v }
 	u32(36, uint32(facs))
 	u32(40, uint32(dsdt))
-	u16(46, uint16(p.SCI))
-	u32(56, uint32(p.PMEvent))
-	u32(64, uint32(p.PMControl))
 	u32(76, uint32(p.PMTimer))
-	u8(88, 4)       // PM1_EVT_LEN
-	u8(89, 2)       // PM1_CNT_LEN
 	u8(91, 4)       // PM_TMR_LEN
 	u16(96, 0xfff)  // P_LVL2_LAT: no C2
 	u16(98, 0xffff) // P_LVL3_LAT: no C3
 	u8(108, p.Century)
 	u16(109, bootLegacyDev|bootNoVGA)
-	u32(112, fadtWBINVD|fadtProcC1|fadtSleepBtn|fadtTimerExt|fadtReset)
+	u32(112, fadtWBINVD|fadtProcC1|fadtTimerExt|fadtReset|fadtHWReduced)
 	put(116, gas(1, 8, 1, uint64(p.ResetPort)))
 	u8(128, p.ResetValue)
 	u8(131, 3) // minor version: 6.3
 	le.PutUint64(b[140-headerSize:], dsdt)
-	put(148, gas(1, 32, 2, uint64(p.PMEvent)))
-	put(172, gas(1, 16, 2, uint64(p.PMControl)))
 	put(208, gas(1, 32, 3, uint64(p.PMTimer)))
+	put(244, gas(1, 8, 1, uint64(p.SleepControl)))
+	put(256, gas(1, 8, 1, uint64(p.SleepStatus)))
 	return b
 }
 
@@ -150,7 +146,6 @@ func (p *Platform) madt() []byte {
 		pcatCompat  = 1
 		enabled     = 1
 		edgeHigh    = 0
-		levelHigh   = 0x0d
 		allCPUs     = 0xff
 		ioapicID    = 0
 		maxXAPIC    = 255
@@ -173,9 +168,7 @@ func (p *Platform) madt() []byte {
 		}
 	}
 	w([]uint8{1, 12, ioapicID, 0}, p.IOAPIC, uint32(0))
-	// The PIT is at pin 2, and the SCI is level-triggered.
-	w([]uint8{2, 10, 0, 0}, uint32(2), uint16(edgeHigh))
-	w([]uint8{2, 10, 0, p.SCI}, uint32(p.SCI), uint16(levelHigh))
+	w([]uint8{2, 10, 0, 0}, uint32(2), uint16(edgeHigh)) // the PIT is at pin 2
 	w([]uint8{4, 6, allCPUs}, uint16(0), uint8(nmiLINT))
 	return b.Bytes()
 }
