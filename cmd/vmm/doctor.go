@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,11 @@ type diagnosis struct {
 	MaxCPUs      int             `json:"max_cpus,omitempty"`
 	Capabilities map[string]bool `json:"capabilities,omitempty"`
 	KernelMode   string          `json:"kernel_mode,omitempty"` // hardware or interpreted
+	Host         string          `json:"host,omitempty"`        // its kind, for people
+	Backend      string          `json:"backend,omitempty"`     // kvm_intel or kvm_amd, where it can be seen
+	Nested       bool            `json:"nested"`                // the host is a virtual machine itself
+	ExitNS       int64           `json:"exit_ns,omitempty"`     // what an exit costs
+	Slow         []string        `json:"slow,omitempty"`        // what makes guests slow here
 	// Speeds in million instructions per second.
 	Ring0MIPS   float64          `json:"ring0_mips,omitempty"`
 	Ring3MIPS   float64          `json:"ring3_mips,omitempty"`
@@ -56,7 +62,7 @@ func doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check what stands between this host and a VM",
 		Long: "doctor checks /dev/kvm and its permissions, the KVM capabilities that vmm uses, whether guest\n" +
-			"kernel mode runs on hardware, memory, and which guest images are there.\n" +
+			"kernel mode runs on hardware and what is slow about the host, memory, and which guest images are there.\n" +
 			"Its exit status is 0 if a VM can run.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -122,6 +128,9 @@ func (d *diagnosis) examineKVM() error {
 	if d.KernelMode = "hardware"; speed.Interpreted {
 		d.KernelMode = "interpreted"
 	}
+	host := readHost(os.DirFS("/"))
+	d.Host, d.Backend, d.Nested = host.kind(speed.Interpreted), host.Module, host.Nested
+	d.ExitNS, d.Slow = speed.Exit.Nanoseconds(), host.slow(speed)
 	return nil
 }
 
@@ -149,6 +158,11 @@ func (d *diagnosis) print(w io.Writer) {
 		}
 	}
 	if d.KernelMode != "" {
+		line("host", "%s", d.Host)
+		line("an exit", "takes %v", (time.Duration(d.ExitNS) * time.Nanosecond).Round(100*time.Nanosecond))
+		for _, s := range d.Slow {
+			line("slow", "%s", s)
+		}
 		line("kernel mode", "%s: %.4g million instructions/s in KVM, user mode %.4g", d.KernelMode, d.Ring0MIPS, d.Ring3MIPS)
 		if d.KernelMode == "interpreted" {
 			line("", "so vmm executes it itself; see docs/hosts.md")
