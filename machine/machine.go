@@ -60,6 +60,9 @@ type Config struct {
 	// Moved tells that the machine of State is no more: else this is a copy, whose
 	// guest is told so by its VM generation ID.
 	Moved bool
+	// HostNotes is a file of the user's own in which machines note what kind of host
+	// this is, until it boots again; without one each process finds out anew.
+	HostNotes string
 	// Now is the clock that the guest's CMOS shows; time.Now if nil.
 	Now func() time.Time
 }
@@ -181,7 +184,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if n, err := m.kvm.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {
 		return nil, fmt.Errorf("%d CPUs: this host's KVM allows %d", cfg.CPUs, n)
 	}
-	interpreted, err := interpretsRing0(m.kvm)
+	interpreted, err := interpretsRing0(m.kvm, cfg.HostNotes)
 	if err != nil {
 		return nil, err
 	}

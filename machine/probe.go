@@ -3,6 +3,9 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +32,9 @@ const (
 // probeLoops are the lengths of the loops that are tried. Noise that looks like
 // interpreting once does not grow with the loop.
 var probeLoops = []uint64{500, 2000, 8000}
+
+// quickLoop is a loop that most hosts are known by at once.
+const quickLoop = 2000
 
 // verdict is what a probe says of the host.
 type verdict int
@@ -70,12 +76,24 @@ var probed struct {
 	interpreted bool
 }
 
-// interpretsRing0 probes the host, once for the process.
-func interpretsRing0(sys *kvm.System) (bool, error) {
+// interpretsRing0 probes the host, once for the process. notes is a file that keeps
+// what was found out until the host boots again; "" if there is none.
+func interpretsRing0(sys *kvm.System, notes string) (bool, error) {
 	probed.Lock()
 	defer probed.Unlock()
 	if probed.done {
 		return probed.interpreted, nil
+	}
+	if notes != "" {
+		if v := readNote(notes); v != unsure {
+			probed.interpreted, probed.done = v == interpreting, true
+			return probed.interpreted, nil
+		}
+		defer func() {
+			if probed.done {
+				writeNote(notes, probed.interpreted)
+			}
+		}()
 	}
 	p, err := newProbe(sys)
 	if err != nil {
@@ -83,23 +101,70 @@ func interpretsRing0(sys *kvm.System) (bool, error) {
 	}
 	// The kernel takes milliseconds to free a VM; nobody need wait for it.
 	defer func() { go p.close() }()
+	v, err := p.kind()
+	probed.interpreted, probed.done = v == interpreting, err == nil
+	return probed.interpreted, err
+}
+
+// kind finds out what kind of host this is.
+func (p *probe) kind() (v verdict, err error) {
+	// One run tells enough where exits are cheap: with its exit it takes less than
+	// its iterations alone would elsewhere.
+	if once, err := p.fastest(quickLoop, false, 1); err != nil || once < quickLoop*surelyHardware {
+		return hardware, err
+	}
 	one, err := p.time(1, false)
-	if err != nil {
-		return false, err
-	}
 	var took []time.Duration
-	for _, n := range probeLoops {
-		d, err := p.time(n, false)
-		if err != nil {
-			return false, err
-		}
+	for i := 0; v == unsure && err == nil; i++ { // the last loop's verdict is not unsure
+		var d time.Duration
+		d, err = p.time(probeLoops[i], false)
 		took = append(took, d)
-		if v := judge(one, probeLoops, took); v != unsure {
-			probed.interpreted, probed.done = v == interpreting, true
-			break
+		v = judge(one, probeLoops, took)
+	}
+	return v, err
+}
+
+// bootID names the time since the host's kernel was started.
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// noteText is what a note says, with the boot's ID before it.
+var noteText = map[verdict]string{hardware: " hardware\n", interpreting: " interpreting\n"}
+
+// readNote returns what was noted since the host has booted.
+func readNote(path string) verdict {
+	note, err := os.ReadFile(path)
+	id, bad := os.ReadFile(bootID)
+	if err == nil && bad == nil {
+		for v, text := range noteText {
+			if string(note) == strings.TrimSpace(string(id))+text {
+				return v
+			}
 		}
 	}
-	return probed.interpreted, nil
+	return unsure
+}
+
+// writeNote is for the next process: one that cannot be written costs that a probe.
+func writeNote(path string, interpreted bool) {
+	v := hardware
+	if interpreted {
+		v = interpreting
+	}
+	id, err := os.ReadFile(bootID)
+	if err != nil {
+		return
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".probe-")
+	if err != nil {
+		return
+	}
+	_, err = f.WriteString(strings.TrimSpace(string(id)) + noteText[v])
+	if err := errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
 }
 
 // probe is a VM that runs a loop.
@@ -160,7 +225,7 @@ type Speed struct {
 // MeasureSpeed measures both of the guest's modes; it takes some tens of
 // milliseconds.
 func MeasureSpeed(sys *kvm.System) (speed Speed, err error) {
-	if speed.Interpreted, err = interpretsRing0(sys); err != nil {
+	if speed.Interpreted, err = interpretsRing0(sys, ""); err != nil {
 		return speed, err
 	}
 	p, err := newProbe(sys)
@@ -191,7 +256,12 @@ func (p *probe) speed(n uint64, ring3 bool) (mips float64, exit time.Duration, e
 
 // time measures a loop of n iterations of two instructions in guest
 // kernel or user mode.
-func (p *probe) time(n uint64, ring3 bool) (d time.Duration, err error) {
+func (p *probe) time(n uint64, ring3 bool) (time.Duration, error) {
+	return p.fastest(n, ring3, probeTries)
+}
+
+// fastest is the shortest of some runs of a loop.
+func (p *probe) fastest(n uint64, ring3 bool, tries int) (d time.Duration, err error) {
 	e, err := p.enter(ring3)
 	if err != nil {
 		return 0, err
@@ -199,7 +269,7 @@ func (p *probe) time(n uint64, ring3 bool) (d time.Duration, err error) {
 	if _, err := p.run(e, 1); err != nil { // brings the pages in
 		return 0, err
 	}
-	for range probeTries {
+	for range tries {
 		once, err := p.run(e, n)
 		if err != nil {
 			return 0, err

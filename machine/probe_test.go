@@ -1,8 +1,12 @@
 package machine
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"vmm/kvm"
 )
 
 // TestJudge decides for all kinds of host by what they took: one iteration, and
@@ -40,5 +44,61 @@ func TestJudge(t *testing.T) {
 				t.Errorf("judged %v, want %v", got, c.want)
 			}
 		})
+	}
+}
+
+// TestNotes keeps what was found out, until the host boots again.
+func TestNotes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "host")
+	if v := readNote(path); v != unsure {
+		t.Errorf("no note: %v", v)
+	}
+	for _, interpreted := range []bool{true, false} {
+		writeNote(path, interpreted)
+		if v := readNote(path); (v == interpreting) != interpreted || v == unsure {
+			t.Errorf("noted %v: %v", interpreted, v)
+		}
+	}
+	for _, other := range []string{"", "00000000-0000-0000-0000-000000000000 hardware\n", "hardware\n"} {
+		os.WriteFile(path, []byte(other), 0o600)
+		if v := readNote(path); v != unsure {
+			t.Errorf("%q: %v", other, v)
+		}
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// BenchmarkProbe is what finding out about the host costs a process.
+func BenchmarkProbe(b *testing.B) {
+	needKVM(b)
+	sys, err := kvm.Open()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sys.Close()
+	for b.Loop() {
+		p, err := newProbe(sys)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := p.kind(); err != nil {
+			b.Fatal(err)
+		}
+		p.close()
+	}
+}
+
+// BenchmarkNew is what making a machine costs, and freeing it, without the probe.
+func BenchmarkNew(b *testing.B) {
+	needKVM(b)
+	k := payload(b, codePowerOff...)
+	for b.Loop() {
+		m, err := New(Config{Kernel: k, Memory: 128 << 20})
+		if err != nil {
+			b.Fatal(err)
+		}
+		m.Close()
 	}
 }

@@ -373,6 +373,7 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 		return failed(err)
 	}
 	spareForCPUs(f.cpus)
+	cfg.HostNotes = hostNotes()
 	m, err := machine.New(*cfg)
 	if err != nil {
 		if f.restored != nil && f.restored.warm {
