@@ -217,6 +217,9 @@ func TestDebugger(t *testing.T) {
 	if n, rip, dr6 := note(debugNotes+0x100), note(debugNotes+0x108), note(debugNotes+0x110); n != 1 || rip != p.stepped || dr6&0xf00f != dr6Step {
 		t.Errorf("the guest had %d #DB, returning to %#x, with DR6 %#x; want one, %#x, and its step", n, rip, dr6, p.stepped)
 	}
+	if n := note(debugNotes); n != 1 {
+		t.Errorf("the guest had %d int3", n)
+	}
 	if err := d.ClearBreakpoint(last); err != nil {
 		t.Fatal(err)
 	}
@@ -224,9 +227,6 @@ func TestDebugger(t *testing.T) {
 	d.Detach()
 	if e := <-end; e.err != nil || e.End != EndPowerOff {
 		t.Errorf("the end: %+v", e)
-	}
-	if n := note(debugNotes); n != 1 {
-		t.Errorf("the guest had %d int3", n)
 	}
 }
 
