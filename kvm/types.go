@@ -282,6 +282,8 @@ const (
 	GuestDebugSingleStep = 1 << 1  // KVM_GUESTDBG_SINGLESTEP
 	GuestDebugUseSWBP    = 1 << 16 // KVM_GUESTDBG_USE_SW_BP
 	GuestDebugUseHWBP    = 1 << 17 // KVM_GUESTDBG_USE_HW_BP
+	GuestDebugInjectDB   = 1 << 18 // KVM_GUESTDBG_INJECT_DB
+	GuestDebugInjectBP   = 1 << 19 // KVM_GUESTDBG_INJECT_BP
 )
 
 // MPState is struct kvm_mp_state.

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"vmm/kvm"
 )
@@ -18,12 +20,20 @@ type Debugger struct {
 
 	mu       sync.Mutex // held while the machine is looked into
 	attached bool
-	closed   bool // the machine is
-	// Of a host whose KVM executes kernel mode natively:
-	patched map[uint64]byte // what a breakpoint in software stands on
-	inHW    []uint64        // breakpoints in debug registers
-	// Else:
-	breaks map[uint64]bool
+	closed   bool             // the machine is
+	patches  map[uint64]patch // breakpoints in software, by their linear address
+	inHW     []Breakpoint     // all others
+	late     []DebugEvent     // that no Wait has returned, and that will not come again
+	// armed is what the vCPUs were resumed with: they read it as they stop, also
+	// while the machine ends and nobody waits for them.
+	armed atomic.Pointer[armed]
+}
+
+// patch is where a breakpoint in software stands. The physical address is the one
+// that was written to, whatever the linear one has become since.
+type patch struct {
+	gpa uint64
+	old byte
 }
 
 // StopReason is why a vCPU stopped.
@@ -41,14 +51,20 @@ const (
 type DebugEvent struct {
 	CPU    int
 	Reason StopReason
+	// Breakpoint is the one of a StopBreakpoint, as it was set but for one in
+	// software, of which nothing but its address is known.
+	Breakpoint Breakpoint
+	// Addr is where it was hit: the instruction, or within the data.
+	Addr uint64
 }
 
 // Debugger returns the machine's debugger.
 func (m *Machine) Debugger() *Debugger { return m.debug }
 
 func newDebugger(m *Machine) *Debugger {
-	return &Debugger{m: m, events: make(chan DebugEvent, MaxCPUs), stop: make(chan struct{}, 1),
-		patched: map[uint64]byte{}, breaks: map[uint64]bool{}}
+	d := &Debugger{m: m, events: make(chan DebugEvent, MaxCPUs), stop: make(chan struct{}, 1), patches: map[uint64]patch{}}
+	d.armed.Store(&armed{})
+	return d
 }
 
 // errAttached is the error for a second debugger.
@@ -75,11 +91,10 @@ func (d *Debugger) isAttached() bool {
 
 // Detach removes all breakpoints and lets the machine go on.
 func (d *Debugger) Detach() {
-	for addr := range d.patched {
-		d.removePatch(0, addr)
+	for addr := range d.patches {
+		d.removePatch(addr)
 	}
-	d.inHW = nil
-	clear(d.breaks)
+	d.inHW, d.late = nil, nil
 	d.Resume(-1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -96,19 +111,21 @@ func (d *Debugger) Resume(step int) error {
 	if d.closed {
 		return errClosed
 	}
-	for len(d.events) > 0 {
-		<-d.events // of CPUs that stopped beside: they will again
+	if d.keepLate(step < 0); len(d.events) > 0 {
+		return nil // the machine stands still until Wait has told of them
 	}
 	select {
 	case <-d.stop: // one that came too late for the last stop
 	default:
 	}
+	a := d.newArmed()
+	d.armed.Store(a)
 	d.m.cpuMu.Lock()
 	cpus := d.m.cpus
 	d.m.cpuMu.Unlock()
 	var only *vcpu
 	for _, v := range cpus {
-		if err := d.arm(v, v.id == step); err != nil {
+		if err := v.arm(a, v.id == step); err != nil {
 			return err
 		}
 		if v.id == step {
@@ -119,31 +136,84 @@ func (d *Debugger) Resume(step int) error {
 	return nil
 }
 
-// arm gives a vCPU its breakpoints, and has it stop after an instruction.
-func (d *Debugger) arm(v *vcpu, step bool) error {
-	v.stepping.Store(step)
-	if v.in != nil {
-		v.in.cpu.Breakpoints = nil
-		if len(d.breaks) > 0 && !step {
-			v.in.cpu.Breakpoints = d.breaks
+// keepLate deals with events of vCPUs that stopped beside another. One that stands
+// before an instruction will stop there again. Data was touched, and is not again:
+// such an event is kept until all vCPUs are to go on, and then comes first if its
+// breakpoint is still there.
+func (d *Debugger) keepLate(all bool) {
+	for len(d.events) > 0 {
+		if e := <-d.events; e.Breakpoint.ofData() {
+			d.late = append(d.late, e)
 		}
-		return nil
 	}
-	var g kvm.GuestDebug
-	if step {
-		g.Control |= kvm.GuestDebugEnable | kvm.GuestDebugSingleStep
+	if !all {
+		return
 	}
-	if len(d.patched) > 0 {
-		g.Control |= kvm.GuestDebugEnable | kvm.GuestDebugUseSWBP
+	for _, e := range d.late {
+		if slices.Contains(d.inHW, e.Breakpoint) {
+			d.events <- e
+		}
 	}
-	// SDM 3, 17.2: DR0 to DR3 have the addresses, and DR7 two bits for each; the
-	// length and kind of an instruction's breakpoint are 0.
-	for i, addr := range d.inHW {
-		g.Control |= kvm.GuestDebugEnable | kvm.GuestDebugUseHWBP
-		g.DebugReg[i] = addr
-		g.DebugReg[7] |= 2 << (2 * i)
+	d.late = nil
+}
+
+// newArmed is what the vCPUs need of the breakpoints as they are now.
+func (d *Debugger) newArmed() *armed {
+	a := &armed{at: map[uint64]bool{}}
+	for addr := range d.patches {
+		a.at[addr] = true
 	}
-	return v.kvm.SetGuestDebug(&g)
+	if d.m.tables != nil { // ring0 looks before every instruction
+		for _, b := range d.inHW {
+			a.at[b.Addr] = true
+		}
+		return a
+	}
+	a.registers, _ = debugRegisters(d.inHW) // SetBreakpoint has tried
+	return a
+}
+
+// arm gives a vCPU its breakpoints, and has it stop after an instruction.
+func (v *vcpu) arm(a *armed, step bool) error {
+	v.stepping.Store(step)
+	if v.in == nil {
+		g := a.guestDebug(step)
+		return v.kvm.SetGuestDebug(&g)
+	}
+	v.in.cpu.Breakpoints = nil
+	if len(a.at) > 0 && !step {
+		v.in.cpu.Breakpoints = a.at
+	}
+	return nil
+}
+
+// debugExit deals with an exception for whose sake KVM came back: it is the
+// debugger's, or the guest's own.
+func (v *vcpu) debugExit(e *kvm.DebugExit) error {
+	regs, err := v.kvm.DebugRegs()
+	if err != nil {
+		return err
+	}
+	a, stepping := v.m.debug.armed.Load(), v.stepping.Load()
+	to := a.judge(e, stepping, regs.DR7)
+	if to.inject != 0 {
+		if to.inject == kvm.GuestDebugInjectDB {
+			regs.DR6 = regs.DR6&^dr6Breakpoints | to.causes
+			if err := v.kvm.SetDebugRegs(&regs); err != nil {
+				return err
+			}
+		}
+		g := a.guestDebug(stepping)
+		g.Control |= to.inject
+		if err := v.kvm.SetGuestDebug(&g); err != nil {
+			return err
+		}
+	}
+	if to.stop {
+		v.stepping.Store(false)
+		v.m.debug.hit(v, to.event)
+	}
+	return nil
 }
 
 // Wait returns when a vCPU stops, Interrupt was called, or the machine ends.
@@ -172,10 +242,11 @@ func (d *Debugger) Interrupt() {
 }
 
 // hit stops the machine because of a vCPU, on whose thread it runs.
-func (d *Debugger) hit(v *vcpu, reason StopReason) {
+func (d *Debugger) hit(v *vcpu, e DebugEvent) {
 	d.m.gate.hold()
+	e.CPU = v.id
 	select {
-	case d.events <- DebugEvent{v.id, reason}:
+	case d.events <- e:
 	default:
 	}
 }
@@ -277,7 +348,7 @@ func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, do func(memory, p
 		n, addr = n+k, addr+uint64(k)
 	}
 	if n == 0 && len(data) > 0 {
-		return 0, fmt.Errorf("nothing is mapped at %#x", addr)
+		return 0, errNothing(addr)
 	}
 	return n, nil
 }
@@ -285,74 +356,86 @@ func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, do func(memory, p
 // int3 is the instruction of a breakpoint in software.
 const int3 = 0xcc
 
-// maxHWBreakpoints is how many the debug registers hold.
-const maxHWBreakpoints = 4
+// errNoWatch is the error for breakpoints of data where ring0 executes the guest.
+var errNoWatch = errors.New("there are no watchpoints on this host, whose KVM interprets the guest's kernel mode")
 
-// SetBreakpoint stops every vCPU that is about to execute what is at addr. In
-// hardware it changes no memory.
-func (d *Debugger) SetBreakpoint(cpu int, addr uint64, hardware bool) error {
+// SetBreakpoint stops every vCPU that is about to execute what is at an address, or
+// has touched the data there. One in software is a change of memory, as that vCPU
+// sees it.
+func (d *Debugger) SetBreakpoint(cpu int, b Breakpoint) error {
 	switch {
-	case d.m.tables != nil: // ring0 looks before every instruction
-		// A new map: vCPUs may still have the old one.
-		next := map[uint64]bool{addr: true}
-		for a := range d.breaks {
-			next[a] = true
-		}
-		d.breaks = next
-	case hardware:
-		if len(d.inHW) >= maxHWBreakpoints {
-			return fmt.Errorf("a CPU has %d breakpoints in hardware", maxHWBreakpoints)
-		}
-		d.inHW = append(d.inHW, addr)
-	default:
-		var old [1]byte
-		if _, there := d.patched[addr]; there {
-			return nil
-		}
-		if _, err := d.ReadMemory(cpu, addr, old[:]); err != nil {
-			return err
-		}
-		if _, err := d.WriteMemory(cpu, addr, []byte{int3}); err != nil {
-			return err
-		}
-		d.patched[addr] = old[0]
+	case b.Kind == BreakSoftware:
+		return d.setPatch(cpu, b.Addr)
+	case slices.Contains(d.inHW, b):
+		return nil
 	}
+	next := append(slices.Clone(d.inHW), b)
+	if d.m.tables == nil {
+		if _, err := debugRegisters(next); err != nil {
+			return err
+		}
+	} else if b.ofData() {
+		return errNoWatch
+	}
+	d.inHW = next
 	return nil
 }
 
 // ClearBreakpoint takes a breakpoint back.
-func (d *Debugger) ClearBreakpoint(cpu int, addr uint64, hardware bool) error {
-	switch {
-	case d.m.tables != nil:
-		next := map[uint64]bool{}
-		for a := range d.breaks {
-			if a != addr {
-				next[a] = true
-			}
-		}
-		d.breaks = next
-	case hardware:
-		for i, a := range d.inHW {
-			if a == addr {
-				d.inHW = append(d.inHW[:i], d.inHW[i+1:]...)
-				return nil
-			}
-		}
-	default:
-		return d.removePatch(cpu, addr)
+func (d *Debugger) ClearBreakpoint(b Breakpoint) error {
+	if b.Kind == BreakSoftware {
+		return d.removePatch(b.Addr)
 	}
+	d.inHW = slices.DeleteFunc(d.inHW, func(c Breakpoint) bool { return c == b })
 	return nil
 }
 
-func (d *Debugger) removePatch(cpu int, addr uint64) error {
-	old, there := d.patched[addr]
-	if !there {
+func (d *Debugger) setPatch(cpu int, addr uint64) error {
+	if _, there := d.patches[addr]; there {
 		return nil
 	}
-	delete(d.patched, addr)
-	_, err := d.WriteMemory(cpu, addr, []byte{old})
+	if d.m.tables != nil { // ring0 needs no int3
+		d.patches[addr] = patch{}
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, s, err := d.registers(cpu)
+	if err != nil {
+		return err
+	}
+	gpa, ok := translate(d.m.mem, &s, addr)
+	b, err := d.m.mem.Slice(gpa, 1)
+	if !ok || err != nil {
+		return errNothing(addr)
+	}
+	d.patches[addr] = patch{gpa, b[0]}
+	b[0] = int3
+	return nil
+}
+
+// removePatch gives an instruction its first byte back, unless the guest has put
+// another in its place meanwhile.
+func (d *Debugger) removePatch(addr uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, there := d.patches[addr]
+	delete(d.patches, addr)
+	if !there || d.m.tables != nil {
+		return nil
+	}
+	if d.closed {
+		return errClosed
+	}
+	b, err := d.m.mem.Slice(p.gpa, 1)
+	if err == nil && b[0] == int3 {
+		b[0] = p.old
+	}
 	return err
 }
+
+// errNothing is the error for an address without memory.
+func errNothing(addr uint64) error { return fmt.Errorf("nothing is mapped at %#x", addr) }
 
 // Bits of control registers and page-table entries (SDM 3, 2.5 and 4.5).
 const (

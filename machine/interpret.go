@@ -187,7 +187,7 @@ func (in *interpreter) kernel() error {
 		}
 		return in.step()
 	case ring0.StopBreakpoint:
-		in.v.m.debug.hit(in.v, StopBreakpoint)
+		in.v.m.debug.hit(in.v, DebugEvent{Reason: StopBreakpoint, Breakpoint: Breakpoint{Kind: BreakSoftware, Addr: in.cpu.RIP()}, Addr: in.cpu.RIP()})
 		return nil
 	case ring0.StopInject:
 		in.inject(in.cpu.Inject)

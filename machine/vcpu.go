@@ -176,7 +176,7 @@ func (v *vcpu) run() error {
 			return fmt.Errorf("vCPU %d: %w", v.id, err)
 		}
 		if v.in != nil && v.stepping.Swap(false) {
-			v.m.debug.hit(v, StopStep)
+			v.m.debug.hit(v, DebugEvent{Reason: StopStep})
 		}
 	}
 }
@@ -218,11 +218,7 @@ func (v *vcpu) handleExit() error {
 		v.m.mmio.access(e.PhysAddr, e.Data[:min(e.Len, 8)], e.IsWrite != 0)
 	case kvm.ExitDebug:
 		if v.in == nil { // else it is the interpreter's own
-			reason := StopBreakpoint
-			if v.stepping.Swap(false) {
-				reason = StopStep
-			}
-			v.m.debug.hit(v, reason)
+			return v.debugExit(run.Debug())
 		}
 	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT:
 	case kvm.ExitShutdown:

@@ -20,7 +20,7 @@ import (
 type fake struct {
 	regs    [2]kvm.Regs
 	memory  [4096]byte
-	breaks  map[uint64]bool
+	breaks  map[machine.Breakpoint]bool
 	stops   chan machine.DebugEvent
 	resumed []int
 	detach  bool
@@ -29,7 +29,7 @@ type fake struct {
 const fakeBase = 0x1000
 
 func newFake() *fake {
-	f := &fake{breaks: map[uint64]bool{}, stops: make(chan machine.DebugEvent, 4)}
+	f := &fake{breaks: map[machine.Breakpoint]bool{}, stops: make(chan machine.DebugEvent, 4)}
 	f.regs[0].RAX, f.regs[1].RIP = 0x1122334455667788, 0xffffffff81000000
 	return f
 }
@@ -64,8 +64,14 @@ func (f *fake) WriteMemory(_ int, addr uint64, from []byte) (int, error) {
 	m, err := f.at(addr, from)
 	return copy(m, from), err
 }
-func (f *fake) SetBreakpoint(_ int, addr uint64, _ bool) error   { f.breaks[addr] = true; return nil }
-func (f *fake) ClearBreakpoint(_ int, addr uint64, _ bool) error { delete(f.breaks, addr); return nil }
+func (f *fake) SetBreakpoint(_ int, b machine.Breakpoint) error {
+	if len(f.breaks) == 2 {
+		return errors.New("no more, of #2")
+	}
+	f.breaks[b] = true
+	return nil
+}
+func (f *fake) ClearBreakpoint(b machine.Breakpoint) error { delete(f.breaks, b); return nil }
 
 // client is gdb's side.
 type client struct {
@@ -142,13 +148,16 @@ func TestServe(t *testing.T) {
 		{"P12=00", "E01"}, {"pffff", "E01"},
 		{"M1000,3:414243", "OK"}, {"m1000,4", "41424300"}, {"X1003,2:}\x03x", "OK"}, {"m1003,2", "2378"},
 		{"m1ffe,10", "0000"}, {"m5000,1", "E01"}, {"mxyz", "E01"}, {"M1000,5:41", "E01"},
-		{"Z0,1010,1", "OK"}, {"z0,1010,1", "OK"}, {"Z1,ffffffff81000000,1", "OK"}, {"Z2,1010,8", ""}, {"vMustReplyEmpty", ""}, {"!", ""},
+		{"Z0,1010,1", "OK"}, {"z0,1010,1", "OK"}, {"Z1,ffffffff81000000,1", "OK"},
+		{"Z2,1010,18", "OK"}, {"Z4,1010,4", "E.no more, of #2"}, {"z2,1010,18", "OK"}, {"Z4,1010,4", "OK"}, {"Z3,1010,4", ""}, {"z3,1010,4", ""},
+		{"Z5,1010,4", ""}, {"Z2,1010", "E01"}, {"Z", ""}, {"vMustReplyEmpty", ""}, {"!", ""},
 	} {
 		if got := c.ask(x.ask); got != x.want {
 			t.Errorf("%q: %q, want %q", x.ask, got, x.want)
 		}
 	}
-	if !f.breaks[0xffffffff81000000] || len(f.breaks) != 1 {
+	if !f.breaks[machine.Breakpoint{Kind: machine.BreakHardware, Addr: 0xffffffff81000000}] ||
+		!f.breaks[machine.Breakpoint{Kind: machine.BreakAccess, Addr: 0x1010, Len: 4}] || len(f.breaks) != 2 {
 		t.Errorf("breakpoints %v", f.breaks)
 	}
 	g := c.ask("g")
@@ -164,17 +173,27 @@ func TestServe(t *testing.T) {
 	if s := c.receive(); s != "T05thread:2;" {
 		t.Errorf("after a step: %s", s)
 	}
-	c.send("vCont;c")
-	f.stops <- machine.DebugEvent{CPU: 0, Reason: machine.StopBreakpoint}
-	if s := c.receive(); s != "T05thread:1;swbreak:;" {
-		t.Errorf("at a breakpoint: %s", s)
+	for _, x := range []struct {
+		hit  machine.Breakpoint
+		want string
+	}{
+		{machine.Breakpoint{Kind: machine.BreakSoftware}, "T05thread:1;swbreak:;"},
+		{machine.Breakpoint{Kind: machine.BreakHardware}, "T05thread:1;hwbreak:;"},
+		{machine.Breakpoint{Kind: machine.BreakWrite, Addr: 0x1010, Len: 24}, "T05thread:1;watch:1018;"},
+		{machine.Breakpoint{Kind: machine.BreakAccess, Addr: 0x1010, Len: 24}, "T05thread:1;awatch:1018;"},
+	} {
+		c.send("vCont;c")
+		f.stops <- machine.DebugEvent{CPU: 0, Reason: machine.StopBreakpoint, Breakpoint: x.hit, Addr: 0x1018}
+		if s := c.receive(); s != x.want {
+			t.Errorf("at %+v: %s", x.hit, s)
+		}
 	}
 	c.send("c")
 	c.c.Write([]byte{interrupt})
 	if s := c.receive(); s != "T02thread:1;" {
 		t.Errorf("interrupted: %s", s)
 	}
-	if fmt.Sprint(f.resumed) != "[1 -1 -1]" {
+	if fmt.Sprint(f.resumed) != "[1 -1 -1 -1 -1 -1]" {
 		t.Errorf("resumed %v", f.resumed)
 	}
 	if s := c.ask("D"); s != "OK" {
@@ -221,7 +240,7 @@ func TestAcknowledge(t *testing.T) {
 
 // FuzzServe sends a server anything.
 func FuzzServe(f *testing.F) {
-	for _, s := range []string{"$qSupported#37", "$m1000,4#8e+$g#67\x03$c#63", "$Z0,1000,1#xx", "$QStartNoAckMode#b0$X1000,1:}#00$P0=#00"} {
+	for _, s := range []string{"$qSupported#37", "$m1000,4#8e+$g#67\x03$c#63", "$Z0,1000,1#xx", "$Z2,1000,18#xx+$z2,1000,18#xx", "$QStartNoAckMode#b0$X1000,1:}#00$P0=#00"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

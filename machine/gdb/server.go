@@ -24,8 +24,8 @@ type Target interface {
 	SetRegisters(cpu int, r kvm.Regs) error
 	ReadMemory(cpu int, addr uint64, to []byte) (int, error)
 	WriteMemory(cpu int, addr uint64, from []byte) (int, error)
-	SetBreakpoint(cpu int, addr uint64, hardware bool) error
-	ClearBreakpoint(cpu int, addr uint64, hardware bool) error
+	SetBreakpoint(cpu int, b machine.Breakpoint) error
+	ClearBreakpoint(b machine.Breakpoint) error
 }
 
 // server serves one gdb.
@@ -37,7 +37,8 @@ type server struct {
 	// running is while the target runs: gdb sends nothing but an interrupt then.
 	running chan machine.DebugEvent
 	end     func()
-	swbreak bool // gdb knows the stop reason of that name
+	// gdb knows the stop reasons of these names.
+	swbreak, hwbreak bool
 }
 
 // The replies of the protocol.
@@ -157,7 +158,7 @@ func (s *server) named(p string) (leave bool, err error) {
 	name, args, _ := strings.Cut(p, ":")
 	switch name {
 	case "qSupported":
-		s.swbreak = strings.Contains(args, "swbreak+")
+		s.swbreak, s.hwbreak = strings.Contains(args, "swbreak+"), strings.Contains(args, "hwbreak+")
 		reply = fmt.Sprintf("PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+", maxPacket)
 	case "QStartNoAckMode":
 		err := s.send(replyOK)
@@ -270,14 +271,33 @@ func (s *server) stopped(e machine.DebugEvent) string {
 		return "W00"
 	}
 	signal, why := sigTrap, ""
-	switch {
-	case e.Reason == machine.StopInterrupted:
+	switch e.Reason {
+	case machine.StopInterrupted:
 		signal = sigInt
-	case e.Reason == machine.StopBreakpoint && s.swbreak:
-		why = "swbreak:;"
+	case machine.StopBreakpoint:
+		why = s.reason(e)
 	}
 	s.cpu = e.CPU
 	return fmt.Sprintf("T%02xthread:%x;%s", signal, e.CPU+1, why)
+}
+
+// reason tells what kind of breakpoint was hit, and at which data.
+func (s *server) reason(e machine.DebugEvent) string {
+	switch e.Breakpoint.Kind {
+	case machine.BreakSoftware:
+		if s.swbreak {
+			return "swbreak:;"
+		}
+	case machine.BreakHardware:
+		if s.hwbreak {
+			return "hwbreak:;"
+		}
+	case machine.BreakWrite:
+		return fmt.Sprintf("watch:%x;", e.Addr)
+	case machine.BreakAccess:
+		return fmt.Sprintf("awatch:%x;", e.Addr)
+	}
+	return ""
 }
 
 func (s *server) readAll() string {
@@ -375,19 +395,35 @@ func (s *server) writeMemory(text string, binary bool) string {
 	return replyOK
 }
 
-// breakpoint answers Z and z: type 0 is one in software, 1 in hardware. There are
-// none for data.
+// breakpointKinds are the types of Z and z. 3, data that is read, is missing, as x86
+// has none: gdb then takes one for all accesses, and passes over those that changed
+// the data.
+var breakpointKinds = map[string]machine.BreakKind{
+	"0": machine.BreakSoftware, "1": machine.BreakHardware, "2": machine.BreakWrite, "4": machine.BreakAccess,
+}
+
+// breakpoint answers Z and z.
 func (s *server) breakpoint(text string, set bool) string {
 	kind, span, _ := strings.Cut(text, ",")
-	if kind != "0" && kind != "1" {
+	var b machine.Breakpoint
+	var ok bool
+	if b.Kind, ok = breakpointKinds[kind]; !ok {
 		return replyUnknown
 	}
-	addr, _, ok := numbers(span, ",")
-	if !ok {
+	if b.Addr, b.Len, ok = numbers(span, ","); !ok {
 		return replyError
 	}
-	if set {
-		return result(s.t.SetBreakpoint(s.cpu, addr, kind == "1"))
+	if b.Kind == machine.BreakSoftware || b.Kind == machine.BreakHardware {
+		b.Len = 0 // gdb means the length of the instruction of a breakpoint
 	}
-	return result(s.t.ClearBreakpoint(s.cpu, addr, kind == "1"))
+	var err error
+	if set {
+		err = s.t.SetBreakpoint(s.cpu, b)
+	} else {
+		err = s.t.ClearBreakpoint(b)
+	}
+	if err != nil {
+		return "E." + err.Error()
+	}
+	return replyOK
 }
