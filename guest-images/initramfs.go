@@ -69,7 +69,7 @@ func (b *Builder) Busybox(ctx context.Context) ([]byte, error) {
 // busybox returns Debian's static busybox and the names of its applets.
 func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
 	dir, err := b.Once(ctx, "busybox", func(ctx context.Context, dir string) error {
-		if err := b.fetch(ctx, "busybox-static", dir); err != nil {
+		if err := b.fetch(ctx, &apt{}, "busybox-static", dir); err != nil {
 			return err
 		}
 		for _, p := range []string{"bin/busybox", "usr/bin/busybox"} {
