@@ -9,10 +9,34 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// ErrNoApt says that this is no Debian-like machine.
-var ErrNoApt = errors.New("apt-get is not here, and guest images are made of Debian's packages")
+// ErrNoApt says that this is no Debian-like machine, and what to boot there.
+var ErrNoApt error = noApt{}
+
+type noApt struct{}
+
+func (noApt) Error() string {
+	return "apt-get is not here, and guest images are made of Debian's packages: boot a kernel of this host's, with " + hostKernel("/")
+}
+
+// hostKernel returns the flags that boot the host's own kernel, if it is below root;
+// else what such flags look like.
+func hostKernel(root string) string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		release := unix.ByteSliceToString(u.Release[:])
+		modules := filepath.Join(root, "lib/modules", release)
+		for _, image := range []string{filepath.Join(root, "boot/vmlinuz-"+release), filepath.Join(modules, "vmlinuz")} {
+			if _, err := os.Stat(image); err == nil {
+				return "--kernel " + image + " --modules " + modules
+			}
+		}
+	}
+	return "--kernel /boot/vmlinuz-VERSION --modules /lib/modules/VERSION"
+}
 
 // updateLists makes sure that apt-get knows its packages.
 func updateLists(ctx context.Context) error {
@@ -46,10 +70,10 @@ func (b *Builder) install(ctx context.Context, packages ...string) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	b.log("installing %s", strings.Join(missing, " "))
 	if err := updateLists(ctx); err != nil {
 		return err
 	}
+	b.log("installing %s", strings.Join(missing, " "))
 	return asRoot(ctx, append([]string{"apt-get", "install", "-y", "-q", "--no-install-recommends"}, missing...)...)
 }
 

@@ -46,6 +46,15 @@ func (b *Builder) SlimKernel(ctx context.Context) (Kernel, error) {
 	return Kernel{Image: filepath.Join(dir, "bzImage"), SystemMap: filepath.Join(dir, "System.map"), ELF: filepath.Join(dir, "vmlinux")}, err
 }
 
+// DefaultKernel returns the kernel of the default guest: the slim one if it is
+// built, and else Debian's, which is there in seconds.
+func (b *Builder) DefaultKernel(ctx context.Context) (Kernel, error) {
+	if _, ok := HasSlimKernel(); ok {
+		return b.SlimKernel(ctx)
+	}
+	return b.StockKernel(ctx)
+}
+
 // slimName changes with the recipe.
 func slimName() string {
 	return fmt.Sprintf("kernel-slim-%.6x", sha256.Sum256(fmt.Appendf(nil, "%d\n%s", kernelRecipe, kernelConfig)))

@@ -93,7 +93,13 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if err := loadModules(cfg.Modules); err != nil {
 		return err
 	}
+	if cfg.Root != nil && cfg.Root.Boot {
+		return bootRoot(cfg)
+	}
 	linkPorts()
+	if len(cfg.Modules) > 0 {
+		go awaitPorts()
+	}
 	startNetwork()
 	if cfg.Root != nil {
 		if err := enterRoot(cfg.Root); err != nil {
@@ -167,13 +173,23 @@ func setHostname() {
 	}
 }
 
+// portPatience is how long a driver may take, once it is loaded, to find the ports.
+const portPatience = time.Second
+
+// awaitPorts links ports that a driver finds in its own time.
+func awaitPorts() {
+	for end := time.Now().Add(portPatience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		linkPorts()
+	}
+}
+
 // linkPorts makes the names of virtio console ports, as udev does.
 func linkPorts() {
 	const class = "/sys/class/virtio-ports/"
 	ports, _ := os.ReadDir(class)
 	for _, p := range ports {
 		name, err := os.ReadFile(class + p.Name() + "/name")
-		if err != nil {
+		if err != nil || len(name) == 0 {
 			continue // the console has none
 		}
 		os.MkdirAll("/dev/virtio-ports", 0o755)

@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
+
+	guestimages "vmm/guest-images"
 )
 
 // job is what one host runs.
@@ -102,4 +105,20 @@ func packages() []string {
 	return append(out, "tests/bench")
 }
 
-var benchJob, kernelJobs = job{}, []job(nil)
+// kernelJobs boot Debian's kernels, each on a host of its own; filter is what the user
+// gave to -run.
+func kernelJobs(filter *regexp.Regexp) []job {
+	var jobs []job
+	for _, suite := range guestimages.DebianSuites {
+		if !filter.MatchString(suite) {
+			continue
+		}
+		t := hostTest{name: "TestDebianKernels", dir: "tests", limit: 20 * time.Minute, env: "VMM_TEST_KERNELS=1"}
+		j := t.job("/" + suite)
+		j.name += "-" + suite
+		jobs = append(jobs, j)
+	}
+	return jobs
+}
+
+var benchJob = job{}
