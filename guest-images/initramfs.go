@@ -164,6 +164,8 @@ func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
 		cpio.StaticFile("bin/busybox", string(busybox.binary), 0o755),
 		// What the kernel gives PID 1 as its standard streams.
 		cpio.CharDev("dev/console", 0o600, 5, 1),
+		// What Go takes where there is no console yet: its driver may be a module.
+		cpio.CharDev("dev/null", 0o666, 1, 3),
 		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
 		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644),
 		cpio.StaticFile("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644),
