@@ -1,5 +1,7 @@
 # make run    boots the default guest to a shell; ARGS='...' are further flags
+# make setup  builds the default guest's own kernel, which boots faster (minutes)
 # make test   runs every test; make test-stock the slow one with Debian's kernel
+# make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each
 #
@@ -12,7 +14,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
-.PHONY: run setup tools test test-stock lint unit e2e bench fuzz clean
+.PHONY: run setup tools test test-stock test-kernels lint unit e2e bench fuzz clean
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
@@ -21,6 +23,8 @@ TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark p
 # The same for make bench and make test-stock.
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
 STOCK_TOOLS := debootstrap:debootstrap depmod:kmod
+# What an emulated host takes, where there is no /dev/kvm.
+HOST_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap depmod:kmod
 
 # $(call need,LIST) installs what is missing of a list, or says what to install.
 need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \
@@ -66,6 +70,14 @@ test-stock: vmm tools
 	VMM_TEST_ROUNDS=50 go test -timeout 60m -v -run 'SnapshotRounds|Clones' ./tests
 	VMM_TEST_ROUNDS=20 go test -timeout 30m -v -run 'Migration$$' ./tests
 	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image
+
+test-kernels: vmm
+ifneq ($(wildcard /dev/kvm),)
+	VMM_TEST_KERNELS=1 go test -timeout 90m -v -count 1 -run DebianKernels ./tests
+else
+	$(call need,$(HOST_TOOLS))
+	go run ./tests/hardware -kernels
+endif
 
 bench: setup tools
 	$(call need,$(BENCH_TOOLS))

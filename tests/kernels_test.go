@@ -23,8 +23,12 @@ func TestDebianKernels(t *testing.T) {
 	needKVM(t)
 	for _, suite := range guestimages.DebianSuites {
 		t.Run(suite, func(t *testing.T) {
-			kernel, err := (&guestimages.Builder{Log: os.Stderr}).DebianKernel(context.Background(), suite)
+			builder := &guestimages.Builder{Log: os.Stderr}
+			kernel, err := builder.DebianKernel(context.Background(), suite)
 			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := builder.Busybox(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("%s has %s", suite, kernel.Version())
