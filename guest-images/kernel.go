@@ -226,8 +226,8 @@ func (b *Builder) cloudKernel(ctx context.Context, name string, source func(dir 
 func (b *Builder) fetchKernel(ctx context.Context, a *apt, dir string) error {
 	const image = "linux-image-"
 	pkg, err := a.metapackage(ctx, "linux-image-cloud-amd64", image)
-	if err != nil {
-		return err
+	if err != nil { // only Debian has it
+		return fmt.Errorf("%w\nboot a kernel of this host's instead, with %s", err, hostKernel("/"))
 	}
 	parts, err := a.depends(ctx, pkg)
 	if err != nil {
