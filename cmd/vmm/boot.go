@@ -67,8 +67,8 @@ func (f *runFlags) takeDefault(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.kernel, f.stock = k.Image, true
-	if f.modules == "" {
+	f.kernel = k.Image
+	if f.stock = f.modules == ""; f.stock {
 		f.modules = k.Modules
 	}
 	return nil
@@ -89,7 +89,7 @@ func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guesti
 		if err := f.takeDefault(ctx); err != nil {
 			return nil, err
 		}
-		if f.stock {
+		if f.kernel != "" {
 			return f.givenKernel(ctx, guest)
 		}
 	}
@@ -104,7 +104,7 @@ func (f *runFlags) givenKernel(ctx context.Context, guest *guestinit.Config) (*b
 		return b, err
 	}
 	if f.stock && term.IsTerminal(int(os.Stderr.Fd())) {
-		fmt.Fprintln(os.Stderr, "vmm: this is Debian's own kernel; vmm setup builds one, in some minutes, that boots several times as fast")
+		fmt.Fprintln(os.Stderr, "vmm: this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster")
 	}
 	builder, finish := setupBuilder()
 	defer finish()
