@@ -1,6 +1,8 @@
 # make run    boots the default guest to a shell; ARGS='...' are further flags
-# make test   runs every test; make test-stock the slow one with Debian's kernel;
-#             make test-hardware [RUN=REGEX] all that need KVM, on an emulated host with kvm-amd
+# make setup  builds the default guest's own kernel, which boots faster (minutes)
+# make test   runs every test; make test-stock the slow one with Debian's kernel
+# make test-hardware [RUN=REGEX]  all that need KVM, on an emulated host with kvm-amd
+# make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each
 #
@@ -13,7 +15,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
-.PHONY: run setup tools hardware-tools test test-stock test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
+.PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
@@ -79,6 +81,14 @@ test-stock: vmm tools
 	VMM_TEST_ROUNDS=50 go test -timeout 60m -v -run 'SnapshotRounds|Clones' ./tests
 	VMM_TEST_ROUNDS=20 go test -timeout 30m -v -run 'Migration$$' ./tests
 	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image
+
+test-kernels: vmm
+ifneq ($(wildcard /dev/kvm),)
+	VMM_TEST_KERNELS=1 go test -timeout 90m -v -count 1 -run DebianKernels ./tests
+else
+	$(call need,$(HARDWARE_TOOLS))
+	go run ./tests/hardware -kernels
+endif
 
 bench: setup tools
 	$(call need,$(BENCH_TOOLS))

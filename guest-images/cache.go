@@ -77,7 +77,9 @@ func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.C
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	if err := make(ctx, work); err != nil {
+	if err := make(ctx, work); errors.Is(err, ErrNoApt) { // which says all
+		return "", ErrNoApt
+	} else if err != nil {
 		return "", fmt.Errorf("making %s: %w", name, err)
 	}
 	if err := os.Rename(work, final); err != nil {

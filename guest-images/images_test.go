@@ -26,7 +26,7 @@ func TestInitramfs(t *testing.T) {
 		got[r.Name] = r.Mode
 	}
 	for name, mode := range map[string]uint64{"init": 0o100755, "bin/busybox": 0o100755, "bin/sh": 0o120777, "bin/ls": 0o120777,
-		"dev/console": 0o020600, "proc": 0o040755, "dev": 0o040755} {
+		"dev/console": 0o020600, "dev/null": 0o020666, "proc": 0o040755, "dev": 0o040755} {
 		if got[name] != mode {
 			t.Errorf("%s has mode %o, want %o", name, got[name], mode)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -69,16 +70,16 @@ func (b *Builder) Busybox(ctx context.Context) ([]byte, error) {
 // busybox returns Debian's static busybox and the names of its applets.
 func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
 	dir, err := b.Once(ctx, "busybox", func(ctx context.Context, dir string) error {
-		if err := b.fetch(ctx, "busybox-static", dir); err != nil {
+		err := b.fetch(ctx, &apt{}, "busybox-static", dir)
+		if errors.Is(err, ErrNoApt) {
+			return hostBusybox(ctx, dir)
+		}
+		if err != nil {
 			return err
 		}
 		for _, p := range []string{"bin/busybox", "usr/bin/busybox"} {
 			if os.Rename(filepath.Join(dir, p), filepath.Join(dir, "busybox")) == nil {
-				out, err := exec.CommandContext(ctx, filepath.Join(dir, "busybox"), "--list").Output()
-				if err != nil {
-					return err
-				}
-				return os.WriteFile(filepath.Join(dir, "applets"), out, 0o644)
+				return listApplets(ctx, dir)
 			}
 		}
 		return fmt.Errorf("package busybox-static has no busybox")
@@ -94,6 +95,38 @@ func (b *Builder) busybox(ctx context.Context) (*busyboxFiles, error) {
 	return &busyboxFiles{binary, strings.Fields(string(list))}, err
 }
 
+// listApplets writes down the names of the applets of the busybox in dir.
+func listApplets(ctx context.Context, dir string) error {
+	out, err := exec.CommandContext(ctx, filepath.Join(dir, "busybox"), "--list").Output()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "applets"), out, 0o644)
+}
+
+// hostBusybox takes the static busybox of a host that has no apt-get. Distributions
+// call it by one of two names.
+func hostBusybox(ctx context.Context, dir string) error {
+	for _, name := range []string{"busybox.static", "busybox"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			continue
+		}
+		binary, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if static, err := isStatic(binary); err != nil || !static {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "busybox"), binary, 0o755); err != nil {
+			return err
+		}
+		return listApplets(ctx, dir)
+	}
+	return errors.New("neither apt-get nor a static busybox is here: install a package such as busybox or busybox-static")
+}
+
 // embedded has the guest's init, if make has built it.
 //
 //go:embed embedded
@@ -105,16 +138,20 @@ func selfStatic() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := elf.NewFile(bytes.NewReader(self))
+	static, err := isStatic(self)
+	if err == nil && !static {
+		err = errors.New("this vmm is linked dynamically, so it cannot be the guest's init: build it with CGO_ENABLED=0")
+	}
+	return self, err
+}
+
+// isStatic tells whether a program needs no dynamic linker.
+func isStatic(program []byte) (bool, error) {
+	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return nil, fmt.Errorf("this vmm is linked dynamically, so it cannot be the guest's init: build it with CGO_ENABLED=0")
-		}
-	}
-	return self, nil
+	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
 }
 
 func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
@@ -127,6 +164,8 @@ func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
 		cpio.StaticFile("bin/busybox", string(busybox.binary), 0o755),
 		// What the kernel gives PID 1 as its standard streams.
 		cpio.CharDev("dev/console", 0o600, 5, 1),
+		// What Go takes where there is no console yet: its driver may be a module.
+		cpio.CharDev("dev/null", 0o666, 1, 3),
 		cpio.StaticFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
 		cpio.StaticFile("etc/group", "root:x:0:\n", 0o644),
 		cpio.StaticFile("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644),

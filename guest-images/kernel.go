@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -45,6 +46,15 @@ func (b *Builder) SlimKernel(ctx context.Context) (Kernel, error) {
 	return Kernel{Image: filepath.Join(dir, "bzImage"), SystemMap: filepath.Join(dir, "System.map"), ELF: filepath.Join(dir, "vmlinux")}, err
 }
 
+// DefaultKernel returns the kernel of the default guest: the slim one if it is
+// built, and else Debian's, which is there in seconds.
+func (b *Builder) DefaultKernel(ctx context.Context) (Kernel, error) {
+	if _, ok := HasSlimKernel(); ok {
+		return b.SlimKernel(ctx)
+	}
+	return b.StockKernel(ctx)
+}
+
 // slimName changes with the recipe.
 func slimName() string {
 	return fmt.Sprintf("kernel-slim-%.6x", sha256.Sum256(fmt.Appendf(nil, "%d\n%s", kernelRecipe, kernelConfig)))
@@ -71,7 +81,8 @@ func (b *Builder) buildKernel(ctx context.Context, dir string) error {
 	if err := b.install(ctx, buildTools...); err != nil {
 		return err
 	}
-	pkg, err := depends(ctx, "linux-source", "linux-source-")
+	a := &apt{}
+	pkg, err := a.metapackage(ctx, "linux-source", "linux-source-")
 	if err != nil {
 		return err
 	}
@@ -79,7 +90,7 @@ func (b *Builder) buildKernel(ctx context.Context, dir string) error {
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
-	if err := b.fetch(ctx, pkg, work); err != nil {
+	if err := b.fetch(ctx, a, pkg, work); err != nil {
 		return err
 	}
 	tars, err := filepath.Glob(filepath.Join(work, "usr/src", pkg+".tar.*"))
@@ -161,23 +172,48 @@ func (b *Builder) make(ctx context.Context, src string) error {
 	return nil
 }
 
-// stockName is the cache's name of Debian's cloud kernel.
+// stockName is the cache's name of the cloud kernel of this machine's Debian.
 const stockName = "kernel-debian-cloud-2"
 
-// StockKernel returns Debian's linux-image-cloud-amd64 as it is, with its modules.
+// StockKernel returns this Debian's linux-image-cloud-amd64 as it is, with its
+// modules.
 func (b *Builder) StockKernel(ctx context.Context) (Kernel, error) {
-	dir, err := b.Once(ctx, stockName, func(ctx context.Context, dir string) error {
+	return b.cloudKernel(ctx, stockName, func(string) (*apt, error) { return &apt{}, nil })
+}
+
+// DebianSuites are those of which DebianKernel has a kernel, from the oldest on.
+var DebianSuites = []string{"bullseye", "bookworm", "trixie", "sid"}
+
+// DebianKernel returns the linux-image-cloud-amd64 of a suite of Debian as it is,
+// with its modules, whatever the machine's own Debian.
+func (b *Builder) DebianKernel(ctx context.Context, suite string) (Kernel, error) {
+	if !slices.Contains(DebianSuites, suite) {
+		return Kernel{}, fmt.Errorf("suite %q: there are %s", suite, strings.Join(DebianSuites, ", "))
+	}
+	return b.cloudKernel(ctx, "kernel-debian-"+suite+"-1", func(dir string) (*apt, error) {
+		return suiteApt(ctx, suite, dir)
+	})
+}
+
+// cloudKernel is Debian's cloud kernel, of the packages that source returns, which
+// may write to the directory that it is given.
+func (b *Builder) cloudKernel(ctx context.Context, name string, source func(dir string) (*apt, error)) (Kernel, error) {
+	dir, err := b.Once(ctx, name, func(ctx context.Context, dir string) error {
 		if err := b.install(ctx, "kmod"); err != nil { // for depmod
 			return err
 		}
-		pkg, err := depends(ctx, "linux-image-cloud-amd64", "linux-image-")
+		lists := filepath.Join(dir, "apt")
+		if err := os.Mkdir(lists, 0o755); err != nil {
+			return err
+		}
+		a, err := source(lists)
 		if err != nil {
 			return err
 		}
-		if err := b.fetch(ctx, pkg, dir); err != nil {
+		if err := b.fetchKernel(ctx, a, dir); err != nil {
 			return err
 		}
-		return unpackedKernel(ctx, dir)
+		return errors.Join(unpackedKernel(ctx, dir), os.RemoveAll(lists))
 	})
 	if err != nil {
 		return Kernel{}, err
@@ -185,23 +221,64 @@ func (b *Builder) StockKernel(ctx context.Context) (Kernel, error) {
 	return packagedKernel(dir)
 }
 
-// unpackedKernel makes of a kernel's package what packagedKernel finds.
-func unpackedKernel(ctx context.Context, dir string) error {
-	images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
-	if err != nil || len(images) != 1 {
-		return fmt.Errorf("the kernel's package has %d kernels", len(images))
+// fetchKernel unpacks the packages of the cloud kernel into dir. Newer ones have the
+// image and the modules in packages of their own, of the same version.
+func (b *Builder) fetchKernel(ctx context.Context, a *apt, dir string) error {
+	const image = "linux-image-"
+	pkg, err := a.metapackage(ctx, "linux-image-cloud-amd64", image)
+	if err != nil { // only Debian has it
+		return fmt.Errorf("%w\nboot a kernel of this host's instead, with %s", err, hostKernel("/"))
 	}
-	version := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
-	if err := os.Rename(images[0], filepath.Join(dir, "bzImage")); err != nil {
+	parts, err := a.depends(ctx, pkg)
+	if err != nil {
 		return err
 	}
+	for _, p := range append([]string{pkg}, parts...) {
+		if strings.HasSuffix(p, "-"+strings.TrimPrefix(pkg, image)) {
+			if err := b.fetch(ctx, a, p, dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// unpackedKernel makes of a kernel's packages what packagedKernel finds.
+func unpackedKernel(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, "lib")); err != nil { // the modules are below /usr
 		if err := os.Symlink("usr/lib", filepath.Join(dir, "lib")); err != nil {
 			return err
 		}
 	}
+	image, version, err := findImage(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(image, filepath.Join(dir, "bzImage")); err != nil {
+		return err
+	}
 	_, err = command(ctx, "", "depmod", "-b", dir, version)
 	return err
+}
+
+// findImage finds the only kernel below a root directory, in /boot or with its modules.
+func findImage(root string) (image, version string, err error) {
+	var found []string
+	for _, pattern := range []string{"boot/vmlinuz-*", "lib/modules/*/vmlinuz"} {
+		list, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			return "", "", err
+		}
+		found = append(found, list...)
+	}
+	if len(found) != 1 {
+		return "", "", fmt.Errorf("the kernel's package has %d kernels", len(found))
+	}
+	image = found[0]
+	if name, ok := strings.CutPrefix(filepath.Base(image), "vmlinuz-"); ok {
+		return image, name, nil
+	}
+	return image, filepath.Base(filepath.Dir(image)), nil
 }
 
 // packagedKernel is a kernel that a package was unpacked to.

@@ -20,8 +20,10 @@ import (
 // has it as modules. What the kernel has built in, or not at all, is left out: the
 // guest says what it misses.
 var guestModules = []string{
-	"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtiofs",
-	"vmw_vsock_virtio_transport", "overlay", "ext4", "squashfs",
+	"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtiofs",
+	"vmw_vsock_virtio_transport", "af_packet", "overlay", "ext4", "squashfs",
+	"button", "evdev", // of the power button
+	"pvpanic", "pvpanic_mmio", // the same, by kernel
 }
 
 // moduleDir is where the initial RAM disk has the modules.

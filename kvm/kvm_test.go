@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -53,6 +54,19 @@ func TestErrorNamesIoctl(t *testing.T) {
 	_, err := call(-1, reqGetAPIVersion, 0)
 	if err == nil || err.Error() != "KVM_GET_API_VERSION: bad file descriptor" || !errors.Is(err, unix.EBADF) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestPermissionHint has a way in for people, and one for machines of CI.
+func TestPermissionHint(t *testing.T) {
+	for _, c := range []struct {
+		group string
+		ci    bool
+		want  string
+	}{{"kvm", false, "usermod -aG kvm "}, {"kvm", true, "99-kvm4all.rules"}, {"", false, "99-kvm4all.rules"}, {"", true, "99-kvm4all.rules"}} {
+		if got := permissionHint(c.group, c.ci); !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+			t.Errorf("group %q, CI %v: %q", c.group, c.ci, got)
+		}
 	}
 }
 

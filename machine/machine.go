@@ -339,10 +339,6 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	defer cancel()
 	stop := context.AfterFunc(ctx, m.Stop)
 	defer stop()
-	if m.profile != nil {
-		defer m.profile.start(m.cpus)()
-	}
-
 	for _, d := range m.virtio[:m.loaded] {
 		d.Resume()
 	}
@@ -351,6 +347,10 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 		if err := m.newGeneration(); err != nil {
 			return Result{}, errors.Join(err, m.Close())
 		}
+	}
+	stopProfile := func() {}
+	if m.profile != nil {
+		stopProfile = m.profile.start(m.cpus)
 	}
 	errs := make(chan error, len(m.cpus))
 	for _, v := range m.cpus {
@@ -364,6 +364,7 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	for range m.cpus {
 		failed = append(failed, <-errs)
 	}
+	stopProfile() // before its vCPUs go
 	if m.cfg.Ending != nil {
 		m.cfg.Ending(m.mem)
 	}

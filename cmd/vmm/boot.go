@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/term"
 
 	"vmm/bootloader"
 	guestimages "vmm/guest-images"
@@ -45,18 +46,39 @@ func (f *runFlags) chooseRoot() error {
 	return err
 }
 
+// chooseKernel takes Debian's kernel with its modules for that of the default guest
+// where the slim one is not built.
+func (f *runFlags) chooseKernel(ctx context.Context) error {
+	isDefault := f.kernel == defaultKernel || f.kernel == "" && (f.sandbox() || f.rootfs != "" || len(f.disks) == 0)
+	if f.restored != nil || !isDefault {
+		return nil
+	}
+	return f.takeDefault(ctx)
+}
+
+// takeDefault is chooseKernel for a VM that has the default guest.
+func (f *runFlags) takeDefault(ctx context.Context) error {
+	if _, ok := guestimages.HasSlimKernel(); ok {
+		return nil
+	}
+	builder, finish := setupBuilder()
+	defer finish()
+	k, err := builder.StockKernel(ctx)
+	if err != nil {
+		return err
+	}
+	f.kernel = k.Image
+	if f.stock = f.modules == ""; f.stock {
+		f.modules = k.Modules
+	}
+	return nil
+}
+
 // chooseBoot finds what the flags say to boot. A guest that runs a command has our
-// init, whatever its kernel.
+// init, whatever its kernel, and so has one with modules: somebody has to load them.
 func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guestinit.Config) (*boot, error) {
 	if f.kernel != "" && f.kernel != defaultKernel {
-		kernel, err := bootloader.Open(f.kernel)
-		if err != nil || !f.sandbox() {
-			return &boot{kernel: kernel}, err
-		}
-		builder, finish := setupBuilder()
-		defer finish()
-		b := &boot{kernel: kernel}
-		return b, f.addInit(ctx, builder, b, guest)
+		return f.givenKernel(ctx, guest)
 	}
 	if f.kernel == "" && f.rootfs == "" && !f.sandbox() && len(disks.open) > 0 {
 		b, err := disks.boot(f.bootEntry)
@@ -64,8 +86,30 @@ func (f *runFlags) chooseBoot(ctx context.Context, disks *diskSet, guest *guesti
 			return b, err
 		}
 		fmt.Fprintf(os.Stderr, "vmm: %v: booting the default guest\n", err)
+		if err := f.takeDefault(ctx); err != nil {
+			return nil, err
+		}
+		if f.kernel != "" {
+			return f.givenKernel(ctx, guest)
+		}
 	}
 	return f.defaultGuest(ctx, guest)
+}
+
+// givenKernel is a kernel that the user names, or Debian's.
+func (f *runFlags) givenKernel(ctx context.Context, guest *guestinit.Config) (*boot, error) {
+	kernel, err := bootloader.Open(f.kernel)
+	b := &boot{kernel: kernel}
+	if err != nil || !f.sandbox() && f.modules == "" {
+		return b, err
+	}
+	if f.stock && term.IsTerminal(int(os.Stderr.Fd())) {
+		fmt.Fprintln(os.Stderr, "vmm: this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster")
+	}
+	builder, finish := setupBuilder()
+	defer finish()
+	f.addTerminal(b)
+	return b, f.addInit(ctx, builder, b, guest)
 }
 
 // defaultGuest is the slim kernel, with the initial RAM disk unless there is a
@@ -83,11 +127,16 @@ func (f *runFlags) defaultGuest(ctx context.Context, guest *guestinit.Config) (*
 		}
 	}
 	finish()
+	f.addTerminal(b)
+	b.kernel, err = bootloader.Open(slim.Image)
+	return b, err
+}
+
+// addTerminal tells the guest's init of this terminal.
+func (f *runFlags) addTerminal(b *boot) {
 	if t := terminalArgs(f.terminal == "serial"); t != "" && f.console == "serial" {
 		b.args = append(b.args, t)
 	}
-	b.kernel, err = bootloader.Open(slim.Image)
-	return b, err
 }
 
 // addInit gives a guest the default initial RAM disk, with what its init is to do.
@@ -98,6 +147,9 @@ func (f *runFlags) addInit(ctx context.Context, builder *guestimages.Builder, b 
 	}
 	guest.NoAgent, guest.AgentOnly = f.noAgent, f.sandbox()
 	guest.WaitNetwork = guest.AgentOnly && (len(f.nets) == 0 || strings.HasPrefix(f.nets[0], "user"))
+	if f.rootfs != "" {
+		guest.Root = &guestinit.Root{Disk: rootDevice, Boot: true}
+	}
 	var files []cpio.Record
 	if f.modules != "" {
 		if files, guest.Modules, err = guestimages.Modules(f.modules); err != nil {

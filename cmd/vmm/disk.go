@@ -240,8 +240,11 @@ func (s *diskSet) boot(name string) (*boot, error) {
 	return &boot{kernel: kernel, initrds: initrds, args: []string{e.Args}}, nil
 }
 
-// rootArgs boots from the first disk, which is rootDisk's.
-const rootArgs = "root=/dev/vda rootfstype=ext4 rw"
+// rootDevice is the first disk, which is rootDisk's, and rootArgs boots from it.
+const (
+	rootDevice = "/dev/vda"
+	rootArgs   = "root=" + rootDevice + " rootfstype=ext4 rw"
+)
 
 // rootFree is the room in a root disk beside its files, in bytes.
 const rootFree = 8 << 30

@@ -172,9 +172,9 @@ func (d *diagnosis) print(w io.Writer) {
 	for _, g := range d.GuestImages {
 		state := g.Path
 		if !g.Present {
-			state = "not there: vmm setup makes it"
+			state = "not there: vmm setup builds it, for guests that boot faster than with debian-cloud"
 			if g.Name != "slim" {
-				state = "not there: vmm setup --stock fetches it"
+				state = "not there: vmm run fetches it where slim is not there, and so does vmm setup --stock"
 			}
 		}
 		line("guest image", "%s: %s", g.Name, state)

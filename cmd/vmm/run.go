@@ -57,6 +57,7 @@ type runFlags struct {
 	verbose   bool
 	config    string
 	modules   string
+	stock     bool // kernel and modules are Debian's, in the place of the slim kernel
 	result    string
 	gdb       string
 	execFlags
@@ -83,7 +84,7 @@ func runCommand() *cobra.Command {
 		Short: "Boot a virtual machine, or run a command in one",
 		Long: "run boots a Linux kernel and connects this terminal to its serial console.\n" +
 			"Without --kernel it boots what the first --disk would boot, and without that the default\n" +
-			"guest, which is built once (see vmm setup).\n\n" +
+			"guest: with the kernel that vmm setup builds if it has, else with Debian's own.\n\n" +
 			"With a command, it runs that in the guest, with this process's standard streams, and ends\n" +
 			"with its exit status. The guest's root is then what this host has, and the current\n" +
 			"directory is the same; what the guest writes is gone with it (see --rw).\n\n" +
@@ -93,6 +94,7 @@ func runCommand() *cobra.Command {
 		Example: "  vmm run\n" +
 			"  vmm run -- make check\n" +
 			"  vmm run -it\n" +
+			"  vmm run --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)\n" +
 			"  vmm run --kernel arch/x86/boot/bzImage --append 'loglevel=7' -m 2G -c 4\n" +
 			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -111,7 +113,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.SortFlags = false
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
-	fl.StringVar(&f.modules, "modules", "", "the kernel's modules: `DIRECTORY` with a modules.dep; those that the guest needs are loaded, all are in its /lib/modules")
+	fl.StringVar(&f.modules, "modules", "", "the kernel's modules: `DIRECTORY` with a modules.dep; those that the guest needs are loaded by the default guest's init, and all are in its /lib/modules")
 	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
 	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
@@ -179,9 +181,6 @@ func (f *runFlags) check() error {
 	if f.onENOSPC != "report" && f.onENOSPC != "pause" {
 		return usage("--on-enospc %q: report or pause", f.onENOSPC)
 	}
-	if f.modules != "" && !f.sandbox() {
-		return usage("--modules is for a guest that runs a command: vmm run ... -- COMMAND")
-	}
 	if f.sandbox() {
 		if f.noAgent {
 			return usage("--no-agent: a command needs the agent")
@@ -211,6 +210,9 @@ func (f *runFlags) check() error {
 func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	if f.detach && !isDetached() {
 		return detach(out)
+	}
+	if err := f.chooseKernel(ctx); err != nil {
+		return failed(err)
 	}
 	kernel := f.kernel
 	if kernel == "" {

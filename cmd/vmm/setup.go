@@ -48,9 +48,10 @@ func setupCommand() *cobra.Command {
 	var stock bool
 	cmd := &cobra.Command{
 		Use:   "setup",
-		Short: "Make the default guest",
-		Long: "setup builds the default guest's kernel from Debian's kernel source and fetches its busybox.\n" +
-			"What is there already is left alone. vmm run does the same when it needs to.\n" +
+		Short: "Make the default guest's own kernel",
+		Long: "setup builds the default guest's kernel from Debian's kernel source, which takes minutes, and\n" +
+			"fetches its busybox. What is there already is left alone. Until then, vmm run boots Debian's\n" +
+			"own kernel, which it fetches itself: it is larger, and takes longer to boot.\n" +
 			"As root it installs the compilers that are missing; else it says which.",
 		Example: "  vmm setup\n  vmm setup --stock   # Debian's own cloud kernel too",
 		Args:    cobra.NoArgs,

@@ -79,7 +79,7 @@ func (f *runFlags) openShares(log func(error)) (*shares, error) {
 		}
 		s.config.Root = &guestinit.Root{Tag: rootTag}
 	} else if f.rootDisk {
-		s.config.Root = &guestinit.Root{Disk: "/dev/vda"}
+		s.config.Root = &guestinit.Root{Disk: rootDevice}
 	}
 	if f.modules != "" {
 		var err error

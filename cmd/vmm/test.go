@@ -247,7 +247,7 @@ func (f *testFlags) prepare(ctx context.Context, useDefault bool) error {
 	if _, err := builder.Initramfs(ctx); err != nil || !useDefault {
 		return err
 	}
-	_, err := builder.SlimKernel(ctx)
+	_, err := builder.DefaultKernel(ctx)
 	return err
 }
 

@@ -94,7 +94,7 @@ func (f *runFlags) canWarm() bool {
 	switch {
 	case !f.sandbox(), f.cold, f.rootDisk, f.consoleGiven && !f.warmConsole: // who wants the console wants the boot's messages
 		return false
-	case len(f.disks)+len(f.initrds)+len(f.ports) > 0, f.modules != "", f.gdb != "", f.profile != "", f.hugePages, f.nested, f.terminal != "serial":
+	case len(f.disks)+len(f.initrds)+len(f.ports) > 0, f.modules != "" && !f.stock, f.gdb != "", f.profile != "", f.hugePages, f.nested, f.terminal != "serial":
 		return false
 	}
 	return !slices.ContainsFunc(f.nets, func(n string) bool {

@@ -26,10 +26,12 @@ type Config struct {
 }
 
 // Root is a file system that becomes the guest's root. What is written to it goes
-// to the guest's memory.
+// to the guest's memory, but for one that boots.
 type Root struct {
 	Tag  string `json:"tag,omitempty"`  // of a virtio-fs device
 	Disk string `json:"disk,omitempty"` // or a disk, such as /dev/vda, or its first partition with a system on it
+	// Boot hands over to the init that the disk has.
+	Boot bool `json:"boot,omitempty"`
 }
 
 // Mount is a directory of the host in the guest.

@@ -93,7 +93,13 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if err := loadModules(cfg.Modules); err != nil {
 		return err
 	}
+	if cfg.Root != nil && cfg.Root.Boot {
+		return bootRoot(cfg)
+	}
 	linkPorts()
+	if len(cfg.Modules) > 0 {
+		go awaitPorts()
+	}
 	startNetwork()
 	if cfg.Root != nil {
 		if err := enterRoot(cfg.Root); err != nil {
@@ -167,13 +173,24 @@ func setHostname() {
 	}
 }
 
+// portPatience is how long a console's driver may take, once it is loaded, to find its
+// ports.
+const portPatience = time.Second
+
+// awaitPorts links ports that a driver finds in its own time.
+func awaitPorts() {
+	for end := time.Now().Add(portPatience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		linkPorts()
+	}
+}
+
 // linkPorts makes the names of virtio console ports, as udev does.
 func linkPorts() {
 	const class = "/sys/class/virtio-ports/"
 	ports, _ := os.ReadDir(class)
 	for _, p := range ports {
 		name, err := os.ReadFile(class + p.Name() + "/name")
-		if err != nil {
+		if err != nil || len(name) == 0 {
 			continue // the console has none
 		}
 		os.MkdirAll("/dev/virtio-ports", 0o755)
@@ -209,13 +226,7 @@ func session(login bool, name string, args ...string) {
 // openConsole opens the terminal behind /dev/console, which itself cannot be
 // a controlling one, and gives it the size that the host's has.
 func openConsole() (*os.File, error) {
-	path := "/dev/console"
-	if active, err := os.ReadFile("/sys/class/tty/console/active"); err == nil {
-		if names := strings.Fields(string(active)); len(names) > 0 {
-			path = "/dev/" + names[len(names)-1]
-		}
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	f, err := os.OpenFile(consolePath(), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +236,21 @@ func openConsole() (*os.File, error) {
 		unix.IoctlSetWinsize(int(f.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(cols)})
 	}
 	return f, nil
+}
+
+// consolePath is the terminal behind /dev/console, once there is one: its driver may
+// be a module.
+func consolePath() string {
+	for end := time.Now().Add(portPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		active, err := os.ReadFile("/sys/class/tty/console/active")
+		if err != nil {
+			break
+		}
+		if names := strings.Fields(string(active)); len(names) > 0 {
+			return "/dev/" + names[len(names)-1]
+		}
+	}
+	return "/dev/console"
 }
 
 // shutDown ends all processes, saves what is unsaved and reboots or powers

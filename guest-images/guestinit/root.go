@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +63,50 @@ func enterRoot(r *Root) error {
 			warn("/root: %v", err)
 		}
 	}
+	return switchRoot()
+}
+
+// bootRoot hands over to the system on a disk. It returns only if it cannot.
+func bootRoot(cfg *Config) error {
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
+		return err
+	}
+	if err := mountDisk(cfg.Root.Disk, newRoot); err != nil {
+		return err
+	}
+	if err := unix.Mount("", newRoot, "", unix.MS_REMOUNT, ""); err != nil {
+		return fmt.Errorf("%s for writing: %w", cfg.Root.Disk, err)
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
+		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(dir, newRoot+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("moving %s: %w", dir, err)
+		}
+	}
+	if err := switchRoot(); err != nil {
+		return err
+	}
+	if err := mountAll(cfg.Mounts); err != nil {
+		warn("%v", err)
+	}
+	programs := []string{"/sbin/init", "/etc/init", "/bin/init", "/bin/sh"}
+	args, _ := os.ReadFile("/proc/cmdline")
+	for _, a := range strings.Fields(string(args)) {
+		if v, ok := strings.CutPrefix(a, "init="); ok {
+			programs = []string{v}
+		}
+	}
+	var errs []error
+	for _, p := range programs {
+		errs = append(errs, fmt.Errorf("%s: %w", p, unix.Exec(p, []string{p}, os.Environ())))
+	}
+	return errors.Join(errs...)
+}
+
+// switchRoot makes newRoot the root.
+func switchRoot() error {
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
@@ -200,7 +245,8 @@ func mountAll(list []Mount) error {
 	return nil
 }
 
-// loadModules loads the kernel modules that the initial RAM disk has.
+// loadModules loads the kernel modules that the initial RAM disk has. One whose device
+// is not there is not needed.
 func loadModules(paths []string) error {
 	for _, p := range paths {
 		f, err := os.Open(p)
@@ -209,7 +255,7 @@ func loadModules(paths []string) error {
 		}
 		err = unix.FinitModule(int(f.Fd()), "", 0)
 		f.Close()
-		if err != nil && !errors.Is(err, unix.EEXIST) {
+		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("module %s: %w", filepath.Base(p), err)
 		}
 	}

@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
+
+	guestimages "vmm/guest-images"
 )
 
 // job is what one host runs.
@@ -19,9 +22,10 @@ type hostTest struct {
 	name  string // of the function; a package's name stands for all of its own
 	dir   string // of the package
 	smoke bool   // part of make test
-	cpus  int  // with two, TCG makes a host stand still more often
+	cpus  int    // with two, TCG makes a host stand still more often
 	// limit is several times what the test needs on a quiet machine with two cores.
 	limit time.Duration
+	env   string // of the test, as a shell has it
 }
 
 // allTests are the tests that need KVM. Longest first, so that two hosts end
@@ -86,10 +90,10 @@ func (t *hostTest) job(filter string) job {
 		pattern += "/" + rest
 	}
 	return job{name: t.name, cpus: t.cpus, limit: t.limit, script: fmt.Sprintf(
-		"cd %s && %s -test.v -test.count 1 -test.timeout %ds -test.run '%s'", t.dir, binary(t.dir), int(t.limit.Seconds()), pattern)}
+		"cd %s && %s %s -test.v -test.count 1 -test.timeout %ds -test.run '%s'", t.dir, t.env, binary(t.dir), int(t.limit.Seconds()), pattern)}
 }
 
-// binaries are the packages whose tests run on the host.
+// packages are those whose tests run on the host.
 func packages() []string {
 	seen, out := map[string]bool{}, []string{}
 	for _, t := range allTests {
@@ -105,4 +109,18 @@ func packages() []string {
 var benchJob = job{name: "bench", limit: 60 * time.Minute, script: "cd tests/bench && " + binary("tests/bench") +
 	" -test.count 1 -test.timeout 55m -test.run 'CompareBoot|CompareStart|CompareExits|CompareRestore' -compare"}
 
-var kernelJobs = []job(nil)
+// kernelJobs boot Debian's kernels, each on a host of its own; filter is what the user
+// gave to -run.
+func kernelJobs(filter *regexp.Regexp) []job {
+	var jobs []job
+	for _, suite := range guestimages.DebianSuites {
+		if !filter.MatchString(suite) {
+			continue
+		}
+		t := hostTest{name: "TestDebianKernels", dir: "tests", limit: 20 * time.Minute, env: "VMM_TEST_KERNELS=1"}
+		j := t.job("/" + suite)
+		j.name += "-" + suite
+		jobs = append(jobs, j)
+	}
+	return jobs
+}

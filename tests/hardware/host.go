@@ -182,7 +182,13 @@ func (h *host) makeBundle(ctx context.Context, b *guestimages.Builder, dir strin
 	}
 	names := []string{filepath.Base(filepath.Dir(slim.Image)), "busybox"}
 	if kernels {
-		return errors.New("not yet")
+		for _, suite := range guestimages.DebianSuites {
+			k, err := b.DebianKernel(ctx, suite)
+			if err != nil {
+				return err
+			}
+			names = append(names, filepath.Base(filepath.Dir(k.Image)))
+		}
 	}
 	for _, n := range names {
 		if err := copyTree(filepath.Join(cache, n), filepath.Join(dir, "cache/vmm", n), nil); err != nil {

@@ -44,7 +44,7 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.StringVar(&o.exec, "exec", "", "run a shell `COMMAND` on the host instead of tests")
 	flag.BoolVar(&o.bench, "bench", false, "compare with QEMU instead of testing")
-	flag.BoolVar(&o.kernels, "kernels", false, "boot Debian's kernels instead")
+	flag.BoolVar(&o.kernels, "kernels", false, "boot Debian's kernels instead, of the suites that -run matches; with -exec, have them in the cache")
 	flag.IntVar(&o.cpus, "cpus", 0, "give each host this `NUMBER` of CPUs, not what its tests ask for")
 	flag.IntVar(&o.hosts, "hosts", 2, "run this `NUMBER` of hosts at the same time")
 	flag.StringVar(&o.keep, "keep", "", "keep the hosts' consoles in this `DIRECTORY`")
@@ -114,7 +114,11 @@ func (o *options) jobs() ([]job, error) {
 	case o.bench:
 		jobs = []job{benchJob}
 	case o.kernels:
-		jobs = kernelJobs
+		match, err := regexp.Compile(o.run)
+		if err != nil {
+			return nil, fmt.Errorf("-run: %w", err)
+		}
+		jobs = kernelJobs(match)
 	default:
 		// The part of an expression that names a test's function; the rest is for
 		// the test itself.

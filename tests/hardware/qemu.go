@@ -35,6 +35,12 @@ const (
 	hostTries = 3
 )
 
+// epilogue shows what the host's kernel complains of that a guest has done.
+const epilogue = "\nstatus=$?\ndmesg | grep -i unhandled | sed 's/^/" + complaint + "/'\nexit $status"
+
+// complaint begins such a line.
+const complaint = "host: "
+
 // errStill is the error for a host that stands still.
 var errStill = errors.New("the host stood still")
 
@@ -69,7 +75,7 @@ func (h *host) start(ctx context.Context, j job, console string, out io.Writer) 
 	qmp := filepath.Join(dir, "qmp")
 	c := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", cpuModel, "-smp", strconv.Itoa(max(j.cpus, 1)), "-m", hostMemory,
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", h.kernel, "-initrd", h.initrd,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable vmm.job="+base64.StdEncoding.EncodeToString([]byte(j.script)),
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable vmm.job="+base64.StdEncoding.EncodeToString([]byte("("+j.script+"\n)"+epilogue)),
 		"-serial", "file:"+console, "-serial", "stdio", "-qmp", "unix:"+qmp+",server=on,wait=off",
 		"-drive", "file="+h.root+",format=raw,if=virtio,snapshot=on,cache=unsafe",
 		"-drive", "file="+h.bundle+",format=raw,if=virtio,snapshot=on,cache=unsafe")

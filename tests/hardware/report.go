@@ -49,7 +49,7 @@ func (f *follower) Write(p []byte) (int, error) {
 func (r *reporter) show(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.verbose || result.MatchString(line) {
+	if r.verbose || result.MatchString(line) || strings.HasPrefix(line, complaint) {
 		io.WriteString(r.out, line)
 	}
 }

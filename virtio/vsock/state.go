@@ -14,6 +14,9 @@ import (
 type State struct {
 	CID   uint64      `json:"cid"`
 	Conns []ConnState `json:"connections,omitempty"`
+	// NextPort is that of the host's next connection. The guest may still be about to
+	// end those before.
+	NextPort uint32 `json:"nextPort,omitempty"`
 }
 
 // ConnState is the ports of a connection.
@@ -26,7 +29,7 @@ type ConnState struct {
 func (d *Device) Save() (any, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := &State{CID: d.opts.CID}
+	s := &State{CID: d.opts.CID, NextPort: d.nextPort}
 	for k := range d.conns {
 		s.Conns = append(s.Conns, ConnState{k.host, k.guest})
 	}
@@ -49,6 +52,7 @@ func (d *Device) Load(state []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.oldCID, d.moved = s.CID, s.CID != d.opts.CID
+	d.nextPort = max(d.nextPort, s.NextPort)
 	for _, c := range s.Conns {
 		d.tell(header{srcCID: HostCID, dstCID: s.CID, srcPort: c.Host, dstPort: c.Guest, kind: typeStream, op: opReset})
 		d.nextPort = max(d.nextPort, c.Host+1)
