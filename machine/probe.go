@@ -20,18 +20,20 @@ import (
 // iterations anywhere.
 const (
 	// An iteration is two instructions.
-	surelyHardware    = 50 * time.Nanosecond
-	surelyInterpreted = 200 * time.Nanosecond
-	betweenThem       = 100 * time.Nanosecond
+	surelyHardware = 50 * time.Nanosecond
+	betweenThem    = 100 * time.Nanosecond
+	interpreted    = 200 * time.Nanosecond // at least
 
 	probeTries  = 3 // the fastest counts: what else the host does only adds
 	probeCode   = 0x10000
 	probeMemory = 2 << 20
 )
 
-// probeLoops are the lengths of the loops that are tried. Noise that looks like
-// interpreting once does not grow with the loop.
-var probeLoops = []uint64{500, 2000, 8000}
+// probeLoops are the lengths of the loops that are tried, until one is cheap enough.
+// Noise, of a host that is busy or emulated, can look like interpreting in a short
+// one, but does not grow with the loop; the last takes an interpreter tens of
+// milliseconds, once.
+var probeLoops = []uint64{500, 8000, 64000}
 
 // quickLoop is a loop that most hosts are known by at once.
 const quickLoop = 2000
@@ -48,22 +50,18 @@ const (
 // judge decides by the times that one iteration took and that loops[i] took; more
 // loops may follow.
 func judge(one time.Duration, loops []uint64, took []time.Duration) verdict {
-	slow := 0
 	for i, d := range took {
-		cost := (d - one) / time.Duration(loops[i]-1)
-		switch {
-		case cost < surelyHardware:
+		n := time.Duration(loops[i])
+		limit, last := surelyHardware, i == len(loops)-1
+		if last {
+			limit = betweenThem
+		}
+		// The loop as a whole must be shorter, too, than an interpreter's: one
+		// iteration may just have been disturbed.
+		if (d-one)/(n-1) < limit && d < n*interpreted {
 			return hardware
-		case cost >= surelyInterpreted:
-			slow++
 		}
-		if slow == 2 {
-			return interpreting
-		}
-		if i == len(loops)-1 {
-			if cost < betweenThem {
-				return hardware
-			}
+		if last {
 			return interpreting
 		}
 	}

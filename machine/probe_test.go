@@ -10,7 +10,7 @@ import (
 )
 
 // TestJudge decides for all kinds of host by what they took: one iteration, and
-// loops of 500, 2000 and 8000.
+// loops of 500, 8000 and 64000.
 func TestJudge(t *testing.T) {
 	us := func(n ...float64) (d []time.Duration) {
 		for _, v := range n {
@@ -28,16 +28,19 @@ func TestJudge(t *testing.T) {
 		{"nested on a cloud's machine", 9, us(9.4), hardware},
 		{"nested, loaded", 60, us(64), hardware},
 		{"nested, descheduled once", 40, us(310, 44), hardware},
-		{"nested, descheduled twice", 40, us(310, 300, 52), hardware},
+		{"nested, descheduled twice", 40, us(310, 900, 92), hardware},
 		{"under TCG", 85, us(88), hardware},
-		{"the short loop was the slow one", 400, us(70), hardware},
+		{"under TCG, both CPUs busy", 300, us(2100, 4700, 1900), hardware},
+		{"one iteration was the slow run", 400, us(70), hardware},
+		{"exits that take longer than an interpreter's loop", 900, us(910, 920), hardware},
 		{"one slow run says nothing yet", 1, us(900), unsure},
-		{"in between says nothing yet", 30, us(80), unsure},
-		{"in between to the end", 30, us(80, 230, 700), hardware},
-		{"interpreted, a fast machine", 12, us(245, 950), interpreting},
-		{"interpreted, a busy machine", 40, us(1100, 4300), interpreting},
-		{"interpreted slowly", 30, us(2000, 8000), interpreting},
-		{"a fast interpreter", 10, us(80, 320, 1250), interpreting},
+		{"two slow runs say nothing yet", 300, us(2100, 4700), unsure},
+		{"in between to the end", 30, us(80, 900, 5000), hardware},
+		{"interpreted, a fast machine", 12, us(245, 3800, 30100), interpreting},
+		{"interpreted, a busy machine", 40, us(1100, 17000, 130000), interpreting},
+		{"interpreted slowly", 30, us(2000, 32000, 256000), interpreting},
+		{"interpreted, one iteration was disturbed", 3700, us(245, 3800, 30100), interpreting},
+		{"a fast interpreter", 10, us(80, 1250, 10000), interpreting},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := judge(us(c.one)[0], probeLoops, c.took); got != c.want {
