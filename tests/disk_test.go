@@ -177,7 +177,7 @@ func echo(t *testing.T, network, address, say, want string) {
 		return
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Minute))
+	c.SetDeadline(time.Now().Add(patience(t, 2*time.Minute)))
 	fmt.Fprint(c, say)
 	b := make([]byte, len(want))
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != want {

@@ -167,6 +167,7 @@ func TestGuest(t *testing.T) {
 // TestEnds holds every way to end to its exit status.
 func TestEnds(t *testing.T) {
 	needKVM(t)
+	limit := patience(t, 15*time.Second).Round(time.Second).String()
 	for _, c := range []struct {
 		name, script string
 		input        string
@@ -183,7 +184,7 @@ func TestEnds(t *testing.T) {
 		{name: "panic", script: "echo c >/proc/sysrq-trigger", status: 123, want: "the guest crashed: kernel panic"},
 		{name: "no init", args: []string{"--append", "rdinit=/nowhere init=/nowhere"}, status: 123, want: "the guest crashed: kernel panic"},
 		{name: "debug exit", script: "printf '\\003' | dd of=/dev/port bs=1 seek=1281", status: 7},
-		{name: "timeout", script: "sleep 1000", args: []string{"--timeout", "15s"}, status: 124, want: "did not end within 15s"},
+		{name: "timeout", script: "sleep 1000", args: []string{"--timeout", limit}, status: 124, want: "did not end within " + limit},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

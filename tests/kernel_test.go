@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // provoke has the kernel's test module for crashes do one.
@@ -18,13 +19,14 @@ func TestKernelTests(t *testing.T) {
 	needKVM(t)
 	runtimeDirFor(t)
 	dir := t.TempDir()
+	hang := patience(t, 30*time.Second).Round(time.Second).String()
 	tests := []struct {
 		name, script, timeout, verdict, reason string
 	}{
 		{"good", "echo fine", "", "pass", ""},
 		{"status", "echo bad >&2; exit 5", "", "fail", "exit status 5"},
 		{"panics", "echo c > /proc/sysrq-trigger", "", "crash", "panic: Kernel panic - not syncing: sysrq triggered crash"},
-		{"hangs", "sleep 1000", "30s", "timeout", "did not end within 30s"},
+		{"hangs", "sleep 1000", hang, "timeout", "did not end within " + hang},
 		{"oopses", fmt.Sprintf(provoke, "EXCEPTION"), "", "crash", "oops: BUG: kernel NULL pointer dereference"},
 		{"warns", fmt.Sprintf(provoke, "WARNING"), "", "crash", "WARNING: "},
 		{"ktap", `printf 'KTAP version 1\n1..3\nok 1 a\nnot ok 2 b\nok 3 c # SKIP no\n'`, "", "fail", "1 of 3 tests failed"},

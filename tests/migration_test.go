@@ -42,7 +42,7 @@ func receiver(t *testing.T, name, address string, before ...string) (key string)
 // answers waits until a VM's guest answers.
 func answers(t *testing.T, name string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience(t, time.Minute)); ; time.Sleep(50 * time.Millisecond) {
 		if _, status := vmm(t, "exec", name, "true"); status == 0 {
 			return
 		}
@@ -97,7 +97,7 @@ func TestMigration(t *testing.T) {
 		} else {
 			receiver(t, to, address)
 		}
-		ok(t, append(args, "--downtime", "2s", from, address)...)
+		ok(t, append(args, "--downtime", patience(t, 2*time.Second).String(), from, address)...)
 		answers(t, to)
 		now := look(t, to)
 		if now["cpu"] < r["cpu"] || now["blocks"] < r["blocks"] {

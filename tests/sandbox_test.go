@@ -76,6 +76,7 @@ func busyboxPath(t *testing.T) string {
 func TestRunCommand(t *testing.T) {
 	needKVM(t)
 	needTools(t, "gcc", "make", "mke2fs")
+	limit := patience(t, 8*time.Second).Round(time.Second).String()
 	runtime := runtimeDirFor(t)
 	dir := t.TempDir()
 	project := filepath.Join(dir, "project")
@@ -110,7 +111,7 @@ func TestRunCommand(t *testing.T) {
 		{name: "network", script: "read x < /etc/resolv.conf; echo $x; ip -o addr show eth0 | grep -c 'inet '", out: "nameserver 10.0.2.3\n1\n"},
 		{name: "panic", script: "echo c > /proc/sysrq-trigger", status: 123, errs: "Kernel panic - not syncing: sysrq triggered crash"},
 		{name: "shuts down", script: "echo o > /proc/sysrq-trigger; sleep 100", status: 125, errs: "shut down before the command had ended"},
-		{name: "timeout", args: "--timeout 8s", script: "sleep 1000", status: 124, errs: "did not end within 8s"},
+		{name: "timeout", args: "--timeout " + limit, script: "sleep 1000", status: 124, errs: "did not end within " + limit},
 		{name: "other root destroyed", args: "--root " + root, script: "rm -rf /* 2>/dev/null; echo /bin/*; echo $((1+1)) left", out: "/bin/*\n2 left\n"},
 		{name: "tar root", args: "--root " + tar, script: "echo /bin/guest*; echo x > /bin/new && cat /bin/new", out: "/bin/guestcheck\nx\n"},
 		{name: "image root", args: "--root " + image, script: "echo /bin/guest*; echo x > /bin/new && cat /bin/new", out: "/bin/guestcheck\nx\n"},

@@ -84,7 +84,7 @@ func look(t *testing.T, name string) report {
 // progresses wants all parts of the load to go on.
 func progresses(t *testing.T, name string, since report) report {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); ; {
+	for end := time.Now().Add(patience(t, 2*time.Minute)); ; {
 		r := look(t, name)
 		stuck := ""
 		for _, k := range []string{"cpu", "ticks", "blocks", "sent"} {
@@ -121,11 +121,10 @@ func startLoad(t *testing.T, name string) {
 	ok(t, "run", "-d", "--name", name, "-c", "2", "-m", "256M", "--kernel", "default", "--disk", disk, "--net", "user,allow=host")
 	ok(t, "cp", guestCheck, name+":/tmp/guestcheck")
 	ok(t, "exec", name, "sh", "-c", fmt.Sprintf("/tmp/guestcheck endure=/tmp/report disk=/dev/vda echo=10.0.2.2:%d >/tmp/log 2>&1 &", port))
-	for range 100 {
+	for end := time.Now().Add(patience(t, 20*time.Second)); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if _, status := vmm(t, "exec", name, "test", "-e", "/tmp/report"); status == 0 {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
 	t.Fatal("the load does not start")
 }

@@ -65,7 +65,7 @@ func openTerminal(t *testing.T) *terminal {
 // expect waits until the text has been shown, and forgets what came before.
 func (p *terminal) expect(want string) {
 	p.t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience(p.t, 3*time.Minute)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		p.mu.Lock()
 		s := p.shown.String()
 		if i := strings.Index(s, want); i >= 0 {
