@@ -157,7 +157,7 @@ func writeNote(path string, interpreted bool) {
 		return
 	}
 	_, err = f.WriteString(strings.TrimSpace(string(id)) + noteText[v])
-	if err := errors.Join(err, f.Close()); err == nil {
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
