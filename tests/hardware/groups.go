@@ -49,6 +49,7 @@ var allTests = []hostTest{
 	{name: "TestSnapshotDisks", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestBisect", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestGDB", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestNested", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestSwitch", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestTap", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestMigrationBetweenNamespaces", dir: "tests", limit: 10 * time.Minute},
