@@ -167,7 +167,7 @@ func TestGuest(t *testing.T) {
 // TestEnds holds every way to end to its exit status.
 func TestEnds(t *testing.T) {
 	needKVM(t)
-	limit := patience(t, 15*time.Second).Round(time.Second).String()
+	limit := lapse(t, 15*time.Second).String()
 	for _, c := range []struct {
 		name, script string
 		input        string

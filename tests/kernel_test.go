@@ -19,7 +19,7 @@ func TestKernelTests(t *testing.T) {
 	needKVM(t)
 	runtimeDirFor(t)
 	dir := t.TempDir()
-	hang := patience(t, 30*time.Second).Round(time.Second).String()
+	hang := lapse(t, 30*time.Second).String()
 	tests := []struct {
 		name, script, timeout, verdict, reason string
 	}{

@@ -9,7 +9,7 @@ import (
 
 // usualStart is what it takes to start vmm and to end it on a host that tests usually
 // run on, with something else to do.
-const usualStart = 15 * time.Millisecond
+const usualStart = 50 * time.Millisecond
 
 // slowness is how many times slower than that this host is: 1 or more. An emulated
 // one is ten times as slow, and a busy one too.
@@ -31,4 +31,10 @@ var slowness = sync.OnceValue(func() float64 {
 func patience(t *testing.T, d time.Duration) time.Duration {
 	t.Helper()
 	return time.Duration(float64(d) * slowness()).Round(time.Millisecond)
+}
+
+// lapse is patience for what never ends, so that all of it passes.
+func lapse(t *testing.T, d time.Duration) time.Duration {
+	t.Helper()
+	return min(patience(t, d), 3*d).Round(time.Second)
 }

@@ -76,7 +76,7 @@ func busyboxPath(t *testing.T) string {
 func TestRunCommand(t *testing.T) {
 	needKVM(t)
 	needTools(t, "gcc", "make", "mke2fs")
-	limit := patience(t, 8*time.Second).Round(time.Second).String()
+	limit := lapse(t, 8*time.Second).String()
 	runtime := runtimeDirFor(t)
 	dir := t.TempDir()
 	project := filepath.Join(dir, "project")

@@ -70,15 +70,6 @@ func makeRuntimeDir() error {
 	return nil
 }
 
-// hostNotes is where machines note what kind of host this is; "" where nobody but
-// the user could be trusted with it.
-func hostNotes() string {
-	if makeRuntimeDir() != nil {
-		return ""
-	}
-	return filepath.Join(runtimeDir(), ".host")
-}
-
 // resizeRequest asks for a disk to be resized: to Size bytes, or by as many
 // where Sign is "+" or "-".
 type resizeRequest struct {

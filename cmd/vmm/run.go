@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
+	guestimages "vmm/guest-images"
 	"vmm/machine"
 	"vmm/virtio/rng"
 )
@@ -375,7 +377,9 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 		return failed(err)
 	}
 	spareForCPUs(f.cpus)
-	cfg.HostNotes = hostNotes()
+	if cache, err := guestimages.CacheDir(); err == nil {
+		cfg.HostNotes = filepath.Join(cache, "host")
+	}
 	m, err := machine.New(*cfg)
 	if err != nil {
 		if f.restored != nil && f.restored.warm {
