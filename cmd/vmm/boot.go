@@ -103,7 +103,8 @@ func (f *runFlags) givenKernel(ctx context.Context, guest *guestinit.Config) (*b
 	if err != nil || !f.sandbox() && f.modules == "" {
 		return b, err
 	}
-	if f.stock && term.IsTerminal(int(os.Stderr.Fd())) {
+	// A command's standard error is its own, where it goes to a file.
+	if f.stock && (!f.sandbox() || term.IsTerminal(int(os.Stderr.Fd()))) {
 		fmt.Fprintln(os.Stderr, "vmm: this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster")
 	}
 	builder, finish := setupBuilder()
