@@ -195,8 +195,13 @@ func (r *restored) noteWorkingSet(mem *machine.Memory) {
 	}
 }
 
-// setupPatience is how long a restored guest's agent may take to answer.
-const setupPatience = 30 * time.Second
+// setupPatience is how long a restored guest's agent may take to answer, on a host
+// that many others keep busy: until then nobody may take a copy for the original.
+const setupPatience = 2 * time.Minute
+
+// firstTry is how long it may take to answer the first time; each further try may
+// take twice as long.
+const firstTry = 5 * time.Second
 
 // settle does what a guest needs when it goes on: it is told the time, and who it is
 // if it is a copy, and its connections of before end.
@@ -211,10 +216,10 @@ func (r *restored) settle(ctx context.Context, f *runFlags, p *parts) {
 	ctx, cancel := context.WithTimeout(ctx, setupPatience)
 	defer cancel()
 	var err error
-	for ctx.Err() == nil {
+	for patience := firstTry; ctx.Err() == nil; patience *= 2 {
 		// A guest that has just got another address drops all connections, so it may
 		// need a second try.
-		try, end := context.WithTimeout(ctx, setupPatience/6)
+		try, end := context.WithTimeout(ctx, patience)
 		err = p.guest.client().Setup(try, r.newSetup(f, p))
 		if end(); err == nil {
 			break

@@ -31,11 +31,11 @@ type hostTest struct {
 // allTests are the tests that need KVM. Longest first, so that two hosts end
 // together.
 var allTests = []hostTest{
-	{name: "TestNet", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestNet", dir: "tests", limit: 30 * time.Minute},
 	{name: "TestRunCommand", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestMigration", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestSnapshotRounds", dir: "tests", limit: 15 * time.Minute},
-	{name: "TestClones", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestClones", dir: "tests", limit: 30 * time.Minute},
 	{name: "TestVMs", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestDisks", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestBootDisk", dir: "tests", limit: 15 * time.Minute},
