@@ -144,37 +144,61 @@ func TestBisect(t *testing.T) {
 	}
 }
 
-// TestGDB has gdb debug a running kernel with its symbols.
+// TestGDB has gdb debug a running kernel with its symbols, as far as the host's CPU
+// lets it.
 func TestGDB(t *testing.T) {
 	needKVM(t)
 	needTools(t, "gdb")
 	runtimeDirFor(t)
+	host := hostDebugging(t)
 	must(t, vmmPath, "run", "-d", "--name", "g", "-c", "2", "-m", "256M", "--timeout", bootLimit)
 	defer vmm(t, "rm", "-f", "g")
 	must(t, vmmPath, "exec", "g", "true")
-	script := filepath.Join(t.TempDir(), "commands")
-	if err := os.WriteFile(script, []byte(`set pagination off
+	commands := `set pagination off
 set confirm off
 info threads
-hbreak do_sys_openat2
-break ksys_write
 printf "banner %s\n", (char *)&linux_banner
-continue
-printf "at %#lx\n", $rip
 backtrace 3
-stepi
-printf "stepped %#lx\n", $rip
 set $old = $rax
 set $rax = 0x1234
 printf "rax %#lx\n", $rax
 set $rax = $old
+printf "cr3 is set %d\n", $cr3 != 0
+`
+	wants := []string{"(CPU 0)", "(CPU 1)", "banner Linux version ", "#0  0x", "rax 0x1234", "cr3 is set 1", "detached"}
+	if host.software {
+		if host.hardware {
+			commands += "hbreak do_sys_openat2\n"
+		}
+		commands += `break ksys_write
+continue
+printf "at %#lx\n", $rip
 delete
 tbreak ksys_write
 continue
 info symbol $rip
-printf "cr3 is set %d\n", $cr3 != 0
-detach
-`), 0o644); err != nil {
+set $old = $rip
+stepi
+printf "stepped %d\n", $rip != $old
+`
+		wants = append(wants, "hit Breakpoint", "ksys_write in section .text", "stepped 1")
+	}
+	if host.watch {
+		commands += `set $ticks = *(long *)&jiffies_64
+watch *(long *)&jiffies_64
+continue
+printf "ticked %d\n", *(long *)&jiffies_64 != $ticks
+info breakpoints
+delete
+awatch *(long *)&jiffies_64
+continue
+info breakpoints
+delete
+`
+		wants = append(wants, "Old value = ", "ticked 1", "acc watchpoint")
+	}
+	script := filepath.Join(t.TempDir(), "commands")
+	if err := os.WriteFile(script, []byte(commands+"detach\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	write := exec.Command("sh", "-c", fmt.Sprintf("sleep 2; while %s exec g sh -c 'echo x >/tmp/x'; do :; done", vmmPath))
@@ -182,11 +206,15 @@ detach
 		t.Fatal(err)
 	}
 	out, _ := vmm(t, "gdb", "g", "-batch", "-x", script)
-	for _, want := range []string{"(CPU 0)", "(CPU 1)", "banner Linux version ", "hit Breakpoint", "#0  0x", "rax 0x1234", "ksys_write in section .text", "cr3 is set 1", "detached"} {
+	for _, want := range wants {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in what gdb says:\n%s", want, out)
 		}
 	}
+	if n := strings.Count(out, "breakpoint already hit 1 time"); host.watch && n != 2 {
+		t.Errorf("%d watchpoints were hit, want 2:\n%s", n, out)
+	}
+	t.Logf("a debugger has on this host: %+v", host)
 	// The guest goes on as if nothing had been.
 	if out, status := vmm(t, "exec", "g", "echo", "alive"); status != 0 || out != "alive\n" {
 		t.Errorf("afterwards: status %d, %q", status, out)
