@@ -8,8 +8,8 @@ import (
 
 // PM is ACPI's power management: the sleep registers of hardware-reduced ACPI (ACPI
 // 6.5, 4.8.3.7), the power-management timer, and an interrupt for the power button.
-// Guests that were saved when fixed hardware was offered to them have that too: the
-// PM1a event and control blocks, with the button (4.8).
+// There is fixed hardware too, for guests that are told of it: the PM1a event and
+// control blocks, with the button (4.8).
 type PM struct {
 	irq      IRQ
 	button   IRQ

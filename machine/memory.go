@@ -152,40 +152,24 @@ func (m *Memory) Close() error { return m.close() }
 // mapRAM reserves memory whose address agrees with the guest's, which is a multiple
 // of every size of page: KVM maps a huge page only where the two agree below its size.
 func mapRAM(size uint64, huge bool) ([]byte, error) {
-	const prot = unix.PROT_READ | unix.PROT_WRITE
-	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED
+	const prot, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	if huge && size%hugePage == 0 {
+		// Wherever the kernel likes, which is a multiple of the page: one that does not
+		// succeed at a fixed address takes away what is there. Without NORESERVE, so that
+		// a pool too small is an error now and not a SIGBUS later.
+		const log2 = 21 << unix.MAP_HUGE_SHIFT
+		if at, err := unix.MmapPtr(-1, 0, nil, uintptr(size), prot, flags|unix.MAP_HUGETLB|log2); err == nil {
+			return unsafe.Slice((*byte)(at), size), nil
+		}
+	}
 	align := uintptr(pageSize)
 	for _, page := range []uint64{hugePage, giantPage} {
 		if size >= page {
 			align = uintptr(page)
 		}
 	}
-	at, err := reserve(uintptr(size), align)
-	if err != nil {
-		return nil, err
-	}
-	if huge && size%hugePage == 0 {
-		// Without NORESERVE, so that a pool too small is an error now and not
-		// a SIGBUS later.
-		if _, err := unix.MmapPtr(-1, 0, at, uintptr(size), prot, flags|unix.MAP_HUGETLB); err == nil {
-			return unsafe.Slice((*byte)(at), size), nil
-		}
-	}
-	if _, err := unix.MmapPtr(-1, 0, at, uintptr(size), prot, flags|unix.MAP_NORESERVE); err != nil {
-		unix.MunmapPtr(at, uintptr(size))
-		return nil, err
-	}
-	b := unsafe.Slice((*byte)(at), size)
-	if huge {
-		unix.Madvise(b, unix.MADV_HUGEPAGE) // best effort: THP may be off
-	}
-	return b, nil
-}
-
-// reserve finds room for size bytes of address space at a multiple of align.
-func reserve(size, align uintptr) (unsafe.Pointer, error) {
-	const none, flags = unix.PROT_NONE, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
-	start, err := unix.MmapPtr(-1, 0, nil, size+align, none, flags)
+	// More than is needed, of which the ends are given back.
+	start, err := unix.MmapPtr(-1, 0, nil, uintptr(size)+align, prot, flags|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +178,14 @@ func reserve(size, align uintptr) (unsafe.Pointer, error) {
 	if before > 0 {
 		err = unix.MunmapPtr(start, before)
 	}
-	return at, errors.Join(err, unix.MunmapPtr(unsafe.Add(at, size), align-before))
+	if err := errors.Join(err, unix.MunmapPtr(unsafe.Add(at, size), align-before)); err != nil {
+		return nil, errors.Join(err, unix.MunmapPtr(start, uintptr(size)+align))
+	}
+	b := unsafe.Slice((*byte)(at), size)
+	if huge {
+		unix.Madvise(b, unix.MADV_HUGEPAGE) // best effort: THP may be off
+	}
+	return b, nil
 }
 
 func (m *Memory) close() error {

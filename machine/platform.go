@@ -21,7 +21,7 @@ const (
 	portPVPanic = 0x505
 
 	irqUART = 4
-	irqSCI  = 9 // of machines that were saved when ACPI's fixed hardware was offered
+	irqSCI  = 9 // of ACPI's fixed hardware
 	// Of generic event devices (ACPI 6.5, 5.6.9): on a PC the mouse's and the
 	// coprocessor's.
 	irqPower      = 12
@@ -73,6 +73,10 @@ func (m *Machine) firmware() []byte {
 		LastBus: pciBuses - 1,
 		PMTimer: portPM + devices.PMTimer,
 
+		Reduced:      m.reducedACPI(),
+		SCI:          irqSCI,
+		PMEvent:      portPM + devices.PMEvent,
+		PMControl:    portPM + devices.PMControl,
 		SleepControl: portPM + devices.PMSleepControl,
 		SleepStatus:  portPM + devices.PMSleepStatus,
 
@@ -85,6 +89,11 @@ func (m *Machine) firmware() []byte {
 	return p.Build(acpiBase)
 }
 
+// reducedACPI tells whether the guest has hardware-reduced ACPI. Linux gives numbers
+// only to interrupts that ACPI tells it of then, and so none to those of devices on
+// its command line.
+func (m *Machine) reducedACPI() bool { return m.cfg.Transport != MMIOCmdline }
+
 // dsdt describes what a guest cannot find by itself.
 func (m *Machine) dsdt() acpi.AML {
 	hid := func(id string) acpi.AML { return acpi.Name("_HID", acpi.EISAID(id)) }
@@ -93,6 +102,10 @@ func (m *Machine) dsdt() acpi.AML {
 	event := func(name string, uid uint64, irq uint32, of string) acpi.AML {
 		return acpi.Device(name, acpi.Name("_HID", acpi.Str("ACPI0013")), acpi.Name("_UID", acpi.Int(uid)), crs(acpi.EdgeInterrupt(irq)),
 			acpi.Method("_EVT", 1, acpi.Notify(of, 0x80)))
+	}
+	var button acpi.AML // else fixed hardware
+	if m.reducedACPI() {
+		button = append(acpi.Device("PWRB", hid("PNP0C0C")), event("GED1", 1, irqPower, `\_SB.PWRB`)...)
 	}
 	window := m.pciWindow64()
 	return acpi.Scope(`\_SB`, append(m.virtioAML(),
@@ -114,8 +127,7 @@ func (m *Machine) dsdt() acpi.AML {
 		acpi.Device("VGEN", acpi.Name("_HID", acpi.Str("VMMVGID")), acpi.Name("_CID", acpi.Str("VM_Gen_Counter")),
 			acpi.Name("_DDN", acpi.Str("VM_Gen_Counter")), acpi.Name("ADDR", acpi.Package(acpi.Int(generationID), acpi.Int(0)))),
 		event("GED0", 0, irqGeneration, `\_SB.VGEN`),
-		acpi.Device("PWRB", hid("PNP0C0C")),
-		event("GED1", 1, irqPower, `\_SB.PWRB`),
+		button,
 		acpi.Device("PEVT", acpi.Name("_HID", acpi.Str("QEMU0001")), crs(acpi.IO(portPVPanic, 1))),
 	)...)
 }

@@ -137,7 +137,8 @@ func startGDB(vm vmInfo, symbols string, args []string) error {
 	if symbols != "" {
 		argv = append(argv, symbols)
 	}
-	argv = append(argv, "-ex", fmt.Sprintf("target remote | '%s' gdb --pipe %s", self, vm.Name))
+	argv = append(argv, "-ex", "set remotetimeout 30", // of a busy host; gdb's own is 2 s
+		"-ex", fmt.Sprintf("target remote | '%s' gdb --pipe %s", self, vm.Name))
 	return unix.Exec(path, append(argv, args...), os.Environ())
 }
 

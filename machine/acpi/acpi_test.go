@@ -27,9 +27,9 @@ func TestAML(t *testing.T) {
 
 // TestTables checks sums, lengths and pointers, with few and with many CPUs.
 func TestTables(t *testing.T) {
-	for _, cpus := range []int{1, 64, 300} {
+	for i, cpus := range []int{1, 64, 300} {
 		const base = 0xe0000
-		p := Platform{CPUs: cpus, ECAM: 0xe0000000, LastBus: 0, SleepOff: 5, SleepControl: 0x60c,
+		p := Platform{CPUs: cpus, ECAM: 0xe0000000, LastBus: 0, SleepOff: 5, Reduced: i > 0, SleepControl: 0x60c, SCI: 9, PMEvent: 0x600,
 			DSDT: Scope(`\_SB`, Device("COM1", Name("_HID", EISAID("PNP0501"))))}
 		b := p.Build(base)
 		at := func(addr uint64) []byte {
@@ -50,7 +50,8 @@ func TestTables(t *testing.T) {
 			names += string(tab[:4]) + " "
 			if string(tab[:4]) == "FACP" {
 				if dsdt := at(le.Uint64(tab[140:])); string(dsdt[:4]) != "DSDT" || len(tab) != 276 ||
-					le.Uint32(tab[112:])&fadtHWReduced == 0 || le.Uint64(tab[248:]) != 0x60c || le.Uint32(tab[56:]) != 0 {
+					p.Reduced != (le.Uint32(tab[112:])&fadtHWReduced != 0) || p.Reduced != (le.Uint64(tab[248:]) == 0x60c) ||
+					p.Reduced != (le.Uint32(tab[56:]) == 0) || p.Reduced != (le.Uint16(tab[46:]) == 0) {
 					t.Error("FADT")
 				}
 			}

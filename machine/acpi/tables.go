@@ -13,8 +13,12 @@ type Platform struct {
 	ECAM    uint64 // of bus 0 to LastBus
 	LastBus uint8
 	PMTimer uint16
-	// Ports of the sleep registers (4.8.3.7).
+	// Reduced is hardware-reduced ACPI (4.1), with the ports of its sleep registers
+	// (4.8.3.7); else there is fixed hardware, with its interrupt and ports (4.8.3).
+	Reduced                   bool
 	SleepControl, SleepStatus uint16
+	SCI                       uint8
+	PMEvent, PMControl        uint16
 	ResetPort                 uint16
 	ResetValue                uint8
 	Century                   uint8 // CMOS register
@@ -106,6 +110,7 @@ func gas(space, bits, access uint8, addr uint64) []byte {
 const (
 	fadtWBINVD   = 1 << 0
 	fadtProcC1   = 1 << 2
+	fadtSleepBtn = 1 << 5 // no sleep button as fixed hardware
 	fadtTimerExt = 1 << 8
 	fadtReset    = 1 << 10
 	// Without it Linux sets the interrupts of a PC's legacy devices up one by one:
@@ -129,14 +134,27 @@ func (p *Platform) fadt(dsdt, facs uint64) []byte {
 	u16(98, 0xffff) // P_LVL3_LAT: no C3
 	u8(108, p.Century)
 	u16(109, bootLegacyDev|bootNoVGA)
-	u32(112, fadtWBINVD|fadtProcC1|fadtTimerExt|fadtReset|fadtHWReduced)
 	put(116, gas(1, 8, 1, uint64(p.ResetPort)))
 	u8(128, p.ResetValue)
 	u8(131, 3) // minor version: 6.3
 	le.PutUint64(b[140-headerSize:], dsdt)
 	put(208, gas(1, 32, 3, uint64(p.PMTimer)))
-	put(244, gas(1, 8, 1, uint64(p.SleepControl)))
-	put(256, gas(1, 8, 1, uint64(p.SleepStatus)))
+	flags := uint32(fadtWBINVD | fadtProcC1 | fadtTimerExt | fadtReset)
+	if p.Reduced {
+		flags |= fadtHWReduced
+		put(244, gas(1, 8, 1, uint64(p.SleepControl)))
+		put(256, gas(1, 8, 1, uint64(p.SleepStatus)))
+	} else {
+		flags |= fadtSleepBtn
+		u16(46, uint16(p.SCI))
+		u32(56, uint32(p.PMEvent))
+		u32(64, uint32(p.PMControl))
+		u8(88, 4) // PM1_EVT_LEN
+		u8(89, 2) // PM1_CNT_LEN
+		put(148, gas(1, 32, 2, uint64(p.PMEvent)))
+		put(172, gas(1, 16, 2, uint64(p.PMControl)))
+	}
+	u32(112, flags)
 	return b
 }
 
@@ -146,6 +164,7 @@ func (p *Platform) madt() []byte {
 		pcatCompat  = 1
 		enabled     = 1
 		edgeHigh    = 0
+		levelHigh   = 0x0d
 		allCPUs     = 0xff
 		ioapicID    = 0
 		maxXAPIC    = 255
@@ -169,6 +188,9 @@ func (p *Platform) madt() []byte {
 	}
 	w([]uint8{1, 12, ioapicID, 0}, p.IOAPIC, uint32(0))
 	w([]uint8{2, 10, 0, 0}, uint32(2), uint16(edgeHigh)) // the PIT is at pin 2
+	if !p.Reduced {
+		w([]uint8{2, 10, 0, p.SCI}, uint32(p.SCI), uint16(levelHigh))
+	}
 	w([]uint8{4, 6, allCPUs}, uint16(0), uint8(nmiLINT))
 	return b.Bytes()
 }
