@@ -138,7 +138,8 @@ type Machine struct {
 	result  Result
 }
 
-// New builds a machine. Close it if it is never run.
+// New builds a machine. Close it if it is never run. The error is a *StateError if
+// Config.State is what is wrong.
 func New(cfg Config) (_ *Machine, err error) {
 	if cfg.CPUs == 0 {
 		cfg.CPUs = 1
@@ -167,7 +168,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	}
 	if cfg.State != nil {
 		if err := cfg.State.check(&cfg); err != nil {
-			return nil, err
+			return nil, &StateError{err}
 		}
 	}
 	m := &Machine{cfg: cfg, ended: make(chan struct{})}
@@ -224,7 +225,10 @@ func New(cfg Config) (_ *Machine, err error) {
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
 	}
 	if cfg.State != nil {
-		return m, m.restore(cpuid, interpreted)
+		if err = m.restore(cpuid, interpreted); err != nil {
+			return nil, &StateError{err}
+		}
+		return m, nil
 	}
 	return m, m.boot(cpuid, interpreted)
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmm/bootloader"
 	"vmm/kvm"
 )
@@ -82,16 +84,15 @@ func interpretsRing0(sys *kvm.System, notes string) (bool, error) {
 	if probed.done {
 		return probed.interpreted, nil
 	}
+	id, err := hostID()
+	if err != nil {
+		notes = ""
+	}
 	if notes != "" {
-		if v := readNote(notes); v != unsure {
+		if v := readNote(notes, id); v != unsure {
 			probed.interpreted, probed.done = v == interpreting, true
 			return probed.interpreted, nil
 		}
-		defer func() {
-			if probed.done {
-				writeNote(notes, probed.interpreted)
-			}
-		}()
 	}
 	p, err := newProbe(sys)
 	if err != nil {
@@ -100,8 +101,14 @@ func interpretsRing0(sys *kvm.System, notes string) (bool, error) {
 	// The kernel takes milliseconds to free a VM; nobody need wait for it.
 	defer func() { go p.close() }()
 	v, err := p.kind()
-	probed.interpreted, probed.done = v == interpreting, err == nil
-	return probed.interpreted, err
+	if err != nil {
+		return false, err
+	}
+	probed.interpreted, probed.done = v == interpreting, true
+	if notes != "" {
+		writeNote(notes, id, v)
+	}
+	return probed.interpreted, nil
 }
 
 // kind finds out what kind of host this is.
@@ -122,41 +129,48 @@ func (p *probe) kind() (v verdict, err error) {
 	return v, err
 }
 
-// bootID names the time since the host's kernel was started.
-const bootID = "/proc/sys/kernel/random/boot_id"
+// hostID names what a note is true of: /dev/kvm as its driver has made it, since the
+// host's kernel was started.
+func hostID() (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	err = unix.Stat(kvm.DevicePath, &st)
+	return fmt.Sprintf("%s %d %d", strings.TrimSpace(string(boot)), st.Ino, st.Ctim.Nano()), err
+}
 
-// noteText is what a note says, with the boot's ID before it.
+// maxNote bounds a note, in bytes.
+const maxNote = 200
+
+// noteText is what a note says, with the host's ID before it.
 var noteText = map[verdict]string{hardware: " hardware\n", interpreting: " interpreting\n"}
 
-// readNote returns what was noted since the host has booted.
-func readNote(path string) verdict {
+// readNote returns what was noted of this host, as id names it.
+func readNote(path, id string) verdict {
+	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() || st.Size() > maxNote {
+		return unsure
+	}
 	note, err := os.ReadFile(path)
-	id, bad := os.ReadFile(bootID)
-	if err == nil && bad == nil {
-		for v, text := range noteText {
-			if string(note) == strings.TrimSpace(string(id))+text {
-				return v
-			}
+	if err != nil {
+		return unsure
+	}
+	for v, text := range noteText {
+		if string(note) == id+text {
+			return v
 		}
 	}
 	return unsure
 }
 
 // writeNote is for the next process: one that cannot be written costs that a probe.
-func writeNote(path string, interpreted bool) {
-	v := hardware
-	if interpreted {
-		v = interpreting
-	}
-	id, err := os.ReadFile(bootID)
-	if err != nil {
-		return
-	}
+func writeNote(path, id string, v verdict) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".probe-")
 	if err != nil {
 		return
 	}
-	_, err = f.WriteString(strings.TrimSpace(string(id)) + noteText[v])
+	_, err = f.WriteString(id + noteText[v])
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmm/kvm"
 )
 
@@ -50,26 +52,36 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestNotes keeps what was found out, until the host boots again.
+// TestNotes keeps what was found out of a host, and nothing else.
 func TestNotes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "host")
-	if v := readNote(path); v != unsure {
+	if v := readNote(path, "here"); v != unsure {
 		t.Errorf("no note: %v", v)
 	}
-	for _, interpreted := range []bool{true, false} {
-		writeNote(path, interpreted)
-		if v := readNote(path); (v == interpreting) != interpreted || v == unsure {
-			t.Errorf("noted %v: %v", interpreted, v)
+	for _, v := range []verdict{interpreting, hardware} {
+		writeNote(path, "here", v)
+		if got := readNote(path, "here"); got != v {
+			t.Errorf("noted %v: %v", v, got)
+		}
+		if got := readNote(path, "there"); got != unsure {
+			t.Errorf("noted %v of another host: %v", v, got)
 		}
 	}
-	for _, other := range []string{"", "00000000-0000-0000-0000-000000000000 hardware\n", "hardware\n"} {
+	for _, other := range []string{"", "here", "here hard", "here hardware\nhere hardware\n"} {
 		os.WriteFile(path, []byte(other), 0o600)
-		if v := readNote(path); v != unsure {
+		if v := readNote(path, "here"); v != unsure {
 			t.Errorf("%q: %v", other, v)
 		}
 	}
 	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
 		t.Errorf("left behind: %v", left)
+	}
+	os.Remove(path)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if v := readNote(path, "here"); v != unsure { // and it does not wait for a writer
+		t.Errorf("a FIFO: %v", v)
 	}
 }
 

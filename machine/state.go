@@ -64,6 +64,15 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("the state is of version %d, which this vmm cannot load any more (it knows %d)", e.Version, StateVersion)
 }
 
+// StateError is the error for a state that no machine can be made of on this host.
+type StateError struct{ Err error }
+
+// Error implements error.
+func (e *StateError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *StateError) Unwrap() error { return e.Err }
+
 // Freeze stops the guest and its devices where they are, until Thaw. Save and
 // TakeDirty can be called meanwhile, and memory stays as it is. A machine that
 // ends meanwhile waits for Thaw before it goes.

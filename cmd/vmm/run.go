@@ -382,7 +382,8 @@ func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
 	}
 	m, err := machine.New(*cfg)
 	if err != nil {
-		if f.restored != nil && f.restored.warm {
+		var state *machine.StateError
+		if f.restored != nil && f.restored.warm && errors.As(err, &state) {
 			return &coldError{err}
 		}
 		return failed(f.restored.explain(err))

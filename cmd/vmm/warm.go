@@ -153,12 +153,23 @@ func (w *warmStart) givenUp() (why string, ok bool) {
 	if err != nil {
 		return "", false
 	}
-	if time.Since(st.ModTime()) > unusableFor {
+	if age := time.Since(st.ModTime()); age > unusableFor || age < 0 {
 		os.RemoveAll(w.dir)
 		return "", false
 	}
 	b, err := os.ReadFile(path)
 	return strings.TrimSpace(string(b)), err == nil
+}
+
+// ofThisBoot reports whether the snapshot was made since the host has booted. One
+// from before may only be too old: CPUs get new microcode, and clocks another speed.
+func (w *warmStart) ofThisBoot() bool {
+	st, err := os.Stat(filepath.Join(w.dir, snapshot.ManifestFile))
+	var host unix.Sysinfo_t
+	if bad := unix.Sysinfo(&host); err != nil || bad != nil {
+		return false
+	}
+	return time.Since(st.ModTime()) < time.Duration(host.Uptime)*time.Second
 }
 
 // findWarm looks for a snapshot of the VM's kind.
@@ -329,9 +340,14 @@ func (f *runFlags) runWarm(ctx context.Context, dir *vmDir, ready *bool) error {
 			return err
 		}
 		warm := f.warm
-		warm.giveUp(cold.err)
 		*f = plain
 		f.sayCold(warm, cold.err.Error())
+		if warm.ofThisBoot() {
+			warm.giveUp(cold.err)
+		} else { // a new one will do
+			os.RemoveAll(warm.dir)
+			f.warm = warm
+		}
 	}
 	return f.run(ctx, dir, ready)
 }

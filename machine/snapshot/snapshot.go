@@ -25,7 +25,7 @@ import (
 
 // The files of a snapshot.
 const (
-	manifestFile = "snapshot.json" // the Manifest, and its checksum on a second line
+	ManifestFile = "snapshot.json" // the Manifest, and its checksum on a second line
 	memoryFile   = "memory"
 	sumsFile     = "memory.crc"  // CRC-32C of every chunk of the memory
 	zstdFile     = "memory.zst"  // in the place of memory: its chunks, compressed
@@ -169,7 +169,7 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 
 // ReadManifest reads what a snapshot says of itself, and looks at nothing else.
 func ReadManifest(dir string) (*Manifest, error) {
-	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
+	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNone
 	}
@@ -191,13 +191,13 @@ func parse(b []byte, m *Manifest) error {
 		return fmt.Errorf("it is of format %d, and this vmm knows format %d: use the vmm that made it", head.Version, Version)
 	}
 	if want := digest(text); !ok || string(sum) != want+"\n" {
-		return corrupt("%s does not match its checksum", manifestFile)
+		return corrupt("%s does not match its checksum", ManifestFile)
 	}
 	if err := json.Unmarshal(text, m); err != nil {
-		return corrupt("%s: %v", manifestFile, err)
+		return corrupt("%s: %v", ManifestFile, err)
 	}
 	if m.Format != Format || m.State == nil || m.ID == "" {
-		return corrupt("%s is no snapshot's", manifestFile)
+		return corrupt("%s is no snapshot's", ManifestFile)
 	}
 	return m.Memory.check()
 }
@@ -269,7 +269,7 @@ func (s *Snapshot) Close() error {
 
 // checked are the files that a stamp is of.
 func (s *Snapshot) checked() []string {
-	names := []string{manifestFile, filepath.Base(s.memory.Name())}
+	names := []string{ManifestFile, filepath.Base(s.memory.Name())}
 	for _, f := range s.Files {
 		names = append(names, f.Name)
 	}

@@ -113,7 +113,7 @@ func mustOpen(t *testing.T, dir string) *Snapshot {
 func TestEveryBit(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	save(t, dir, memoryOf(t, 0, 300), MemoryOptions{})
-	for _, name := range []string{manifestFile, memoryFile, sumsFile} {
+	for _, name := range []string{ManifestFile, memoryFile, sumsFile} {
 		path := filepath.Join(dir, name)
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -143,7 +143,7 @@ func TestEveryBit(t *testing.T) {
 func FuzzManifest(f *testing.F) {
 	dir := filepath.Join(f.TempDir(), "s")
 	save(f, dir, memoryOf(f, 1), MemoryOptions{Zstd: true})
-	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
+	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func FuzzManifest(f *testing.F) {
 			text = text[:i]
 		}
 		whole := append(append(append([]byte{}, text...), '\n'), digest(text)...)
-		os.WriteFile(filepath.Join(dir, manifestFile), append(whole, '\n'), 0o600)
+		os.WriteFile(filepath.Join(dir, ManifestFile), append(whole, '\n'), 0o600)
 		if s, err := Open(dir, Options{}); err == nil {
 			s.Backings()
 			s.Close()

@@ -135,7 +135,7 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 		return err
 	}
 	text = append(append(append(text, '\n'), digest(text)...), '\n')
-	if err := os.WriteFile(filepath.Join(w.tmp, manifestFile), text, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(w.tmp, ManifestFile), text, 0o600); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(w.tmp)
