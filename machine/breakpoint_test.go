@@ -190,19 +190,19 @@ func TestLateEvents(t *testing.T) {
 		at(cpu, b)
 	}
 	wait(0)
-	if resume(2); len(d.events) != 0 || d.m.gate.paused {
+	if resume(2); len(d.events) != 0 || d.m.gate.held {
 		t.Error("a step does not go")
 	}
 	at(2, soft)
 	wait(2)
 	resume(-1) // the data that CPU 1 has written comes first
-	if !d.m.gate.paused {
+	if !d.m.gate.held {
 		t.Error("the machine runs")
 	}
 	wait(1)
 	resume(-1)
 	wait(3)
-	if resume(-1); d.m.gate.paused || len(d.events) != 0 {
+	if resume(-1); d.m.gate.held || len(d.events) != 0 {
 		t.Error("the machine stands")
 	}
 
@@ -212,7 +212,7 @@ func TestLateEvents(t *testing.T) {
 	if err := d.ClearBreakpoint(write); err != nil || slices.Contains(d.inHW, write) {
 		t.Error(d.inHW, err)
 	}
-	if resume(-1); d.m.gate.paused || len(d.events) != 0 {
+	if resume(-1); d.m.gate.held || len(d.events) != 0 {
 		t.Error("a breakpoint that is gone was hit")
 	}
 }

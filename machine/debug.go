@@ -78,9 +78,13 @@ func (d *Debugger) Attach() error {
 		return errAttached
 	}
 	d.attached = true
-	d.m.gate.pause()
+	d.m.gate.halt()
 	return nil
 }
+
+// Await makes a machine that does not run yet stand still until a debugger lets it go
+// on.
+func (d *Debugger) Await() { d.m.gate.hold() }
 
 // isAttached tells whether somebody debugs the machine.
 func (d *Debugger) isAttached() bool {
@@ -132,7 +136,7 @@ func (d *Debugger) Resume(step int) error {
 			only = v
 		}
 	}
-	d.m.gate.resumeOnly(only)
+	d.m.gate.release(only)
 	return nil
 }
 
@@ -226,7 +230,7 @@ func (d *Debugger) Wait() DebugEvent {
 	case <-d.m.ended:
 		return DebugEvent{Reason: StopEnded}
 	}
-	d.m.gate.pause()
+	d.m.gate.halt()
 	if d.m.gate.isStopped() {
 		e.Reason = StopEnded
 	}

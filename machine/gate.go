@@ -14,8 +14,9 @@ type gate struct {
 	// closed is set while vCPUs may not pass: read without the lock.
 	closed  atomic.Bool
 	stopped bool
-	paused  bool
-	only    *vcpu // may pass while the others are paused
+	paused  bool  // by Machine.Pause
+	held    bool  // by a debugger, which is another reason: who ends one leaves the other
+	only    *vcpu // may pass while the others are held
 	waiting int
 }
 
@@ -63,38 +64,66 @@ func (g *gate) kickAll() {
 	}
 }
 
-// pause closes the gate and waits until every running vCPU stands before it.
+// pause closes the gate and waits until every running vCPU stands before it, or
+// somebody has opened it again.
 func (g *gate) pause() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.stopped {
-		return
-	}
-	g.paused, g.only = true, nil
+	g.close(&g.paused)
+	g.await(&g.paused)
+}
+
+// resume ends a pause.
+func (g *gate) resume() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.paused = false
+	g.update()
+}
+
+// halt is pause for a debugger.
+func (g *gate) halt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.only = nil
+	g.close(&g.held)
+	g.await(&g.held)
+}
+
+// hold is halt for a vCPU itself: it does not wait.
+func (g *gate) hold() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.only = nil
+	g.close(&g.held)
+}
+
+// release lets one vCPU pass that a debugger holds, or all if it is nil.
+func (g *gate) release(v *vcpu) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held, g.only = v != nil, v
+	g.update()
+}
+
+// close closes the gate for a reason; mu is held.
+func (g *gate) close(reason *bool) {
+	*reason = true
 	g.closed.Store(true)
 	g.kickAll()
-	for !g.stopped && g.waiting < len(g.cpus) {
+}
+
+// await waits until all vCPUs stand before the gate, for as long as the reason is
+// one; mu is held.
+func (g *gate) await(reason *bool) {
+	for *reason && !g.stopped && g.waiting < len(g.cpus) {
 		g.changed.Wait()
 	}
 }
 
-// hold is pause for a vCPU itself: it does not wait.
-func (g *gate) hold() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.paused, g.only = true, nil
-	g.closed.Store(true)
-	g.kickAll()
-}
-
-func (g *gate) resume() { g.resumeOnly(nil) }
-
-// resumeOnly lets one vCPU pass, or all if it is nil.
-func (g *gate) resumeOnly(v *vcpu) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.paused, g.only = v != nil, v
-	g.closed.Store(g.stopped || g.paused)
+// update opens the gate if there is no reason left; mu is held.
+func (g *gate) update() {
+	g.closed.Store(g.stopped || g.paused || g.held)
 	g.changed.Broadcast()
 }
 
@@ -102,7 +131,7 @@ func (g *gate) resumeOnly(v *vcpu) {
 func (g *gate) pass(v *vcpu) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.paused && !g.stopped && g.only != v {
+	for !g.stopped && (g.paused || g.held && g.only != v) {
 		g.waiting++
 		g.changed.Broadcast()
 		g.changed.Wait()

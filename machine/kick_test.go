@@ -106,6 +106,72 @@ func TestAttention(t *testing.T) {
 	}
 }
 
+// TestGate closes a gate for two reasons: who takes one back does not open it for the
+// other, nor leaves somebody waiting.
+func TestGate(t *testing.T) {
+	var g gate
+	g.init()
+	v := &vcpu{attention: attention{exit: &fakeRun{}}}
+	var passed atomic.Int64
+	var over sync.WaitGroup
+	g.join(v)
+	over.Go(func() {
+		for {
+			v.attention.take()
+			if g.closed.Load() && !g.pass(v) {
+				g.leave(v)
+				return
+			}
+			passed.Add(1)
+			time.Sleep(10 * time.Microsecond)
+		}
+	})
+	goesOn := func(want bool, when string) {
+		t.Helper()
+		before := passed.Load()
+		for end := time.Now().Add(time.Second); passed.Load() == before && time.Now().Before(end); {
+			if time.Sleep(time.Millisecond); !want && time.Until(end) < 980*time.Millisecond {
+				break
+			}
+		}
+		if (passed.Load() != before) != want {
+			t.Errorf("%s: the vCPU goes on: %v", when, !want)
+		}
+	}
+	g.pause()
+	g.halt()
+	g.release(nil)
+	goesOn(false, "paused, and let go by a debugger")
+	g.halt()
+	g.resume()
+	goesOn(false, "held by a debugger, and resumed")
+	g.release(v)
+	goesOn(true, "the only one that may")
+	g.halt()
+	g.release(nil)
+	goesOn(true, "open")
+	// A pause that somebody ends before the vCPU has come.
+	slow := &vcpu{attention: attention{exit: &fakeRun{}}}
+	g.join(slow) // never comes
+	done := make(chan struct{})
+	go func() {
+		g.pause()
+		close(done)
+	}()
+	for !g.closed.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	g.resume()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("a pause that was ended still waits")
+	}
+	g.leave(slow)
+	g.stop()
+	over.Wait()
+}
+
 // TestPauseGaps pauses a guest that exits all the time, with each gap widened in
 // turn, and wants it to go on each time.
 func TestPauseGaps(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"vmm/bootloader"
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
+	"vmm/kvm"
 	"vmm/machine"
 )
 
@@ -60,6 +61,13 @@ func (f *runFlags) chooseKernel(ctx context.Context) error {
 func (f *runFlags) takeDefault(ctx context.Context) error {
 	if _, ok := guestimages.HasSlimKernel(); ok {
 		return nil
+	}
+	if _, ok := guestimages.HasStockKernel(); !ok { // nothing is fetched for a guest that cannot run
+		sys, err := kvm.Open()
+		if err != nil {
+			return err
+		}
+		sys.Close()
 	}
 	builder, finish := setupBuilder()
 	defer finish()

@@ -60,7 +60,7 @@ func listenGDB(spec string) (*gdbListener, error) {
 // machine, which does not run yet, stands still until the first lets it go on.
 func (g *gdbListener) serve(m *machine.Machine, out io.Writer) {
 	if g.wait {
-		m.Pause()
+		m.Debugger().Await()
 		fmt.Fprintf(out, "vmm: waiting for gdb at %v\n", g.l.Addr())
 	}
 	go func() {

@@ -12,11 +12,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +37,7 @@ type options struct {
 	hosts   int
 	keep    string
 	limit   time.Duration
+	given   []string // names of the flags that were
 }
 
 func main() {
@@ -50,9 +53,17 @@ func main() {
 	flag.StringVar(&o.keep, "keep", "", "keep the hosts' consoles in this `DIRECTORY`")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "end -exec after this time")
 	flag.Parse()
+	flag.Visit(func(f *flag.Flag) { o.given = append(o.given, f.Name) })
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "hardware: %q: tests are named with -run\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	ok, err := run(ctx, &o)
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "hardware:", err)
 		os.Exit(1)
@@ -93,6 +104,9 @@ func run(ctx context.Context, o *options) (bool, error) {
 		wg.Go(func() {
 			for j := range work {
 				if ctx.Err() == nil {
+					if o.exec == "" {
+						r.note("=== %s (%d more to start)", j.name, len(work))
+					}
 					h.runJob(ctx, j, o.keep, r)
 				}
 			}
@@ -108,25 +122,32 @@ func run(ctx context.Context, o *options) (bool, error) {
 // jobs are what the options ask for.
 func (o *options) jobs() ([]job, error) {
 	var jobs []job
+	if o.hosts < 1 {
+		return nil, fmt.Errorf("-hosts %d: one at least", o.hosts)
+	}
+	if slices.Contains(o.given, "exec") && o.exec == "" {
+		return nil, errors.New("-exec: no command")
+	}
+	if o.exec != "" && (o.smoke || o.bench || o.run != "") {
+		return nil, errors.New("-exec runs a command in the place of tests: without -run, -smoke and -bench")
+	}
+	for _, part := range strings.Split(o.run, "/") { // as go test does, each for a level
+		if _, err := regexp.Compile(part); err != nil {
+			return nil, fmt.Errorf("-run: %w", err)
+		}
+	}
 	switch {
 	case o.exec != "":
 		jobs = []job{{name: "exec", limit: o.limit, script: o.exec}}
 	case o.bench:
 		jobs = []job{benchJob}
 	case o.kernels:
-		match, err := regexp.Compile(o.run)
-		if err != nil {
-			return nil, fmt.Errorf("-run: %w", err)
-		}
-		jobs = kernelJobs(match)
+		jobs = kernelJobs(regexp.MustCompile(o.run))
 	default:
 		// The part of an expression that names a test's function; the rest is for
 		// the test itself.
 		first, _, _ := strings.Cut(o.run, "/")
-		match, err := regexp.Compile(first)
-		if err != nil {
-			return nil, fmt.Errorf("-run: %w", err)
-		}
+		match := regexp.MustCompile(first)
 		for _, t := range allTests {
 			if match.MatchString(t.name) && (t.smoke || !o.smoke) {
 				jobs = append(jobs, t.job(o.run))

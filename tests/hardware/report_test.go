@@ -68,19 +68,23 @@ func TestJobs(t *testing.T) {
 		jobs int
 		err  bool
 	}{
-		{options{run: "^TestEnds$"}, 1, false},
-		{options{run: "TestEnds$/panic"}, 1, false},
-		{options{run: "TestNothing"}, 0, true},
-		{options{run: "("}, 0, true},
-		{options{exec: "true"}, 1, false},
+		{options{hosts: 1, run: "^TestEnds$"}, 1, false},
+		{options{hosts: 1, run: "TestEnds$/panic"}, 1, false},
+		{options{hosts: 1, run: "TestNothing"}, 0, true},
+		{options{hosts: 1, run: "("}, 0, true},
+		{options{hosts: 1, run: "TestEnds/("}, 0, true},
+		{options{hosts: 1, exec: "true"}, 1, false},
+		{options{hosts: 1, exec: "true", smoke: true}, 0, true},
+		{options{hosts: 1, given: []string{"exec"}}, 0, true},
+		{options{run: "TestEnds"}, 0, true},
 	} {
 		jobs, err := c.o.jobs()
 		if len(jobs) != c.jobs || (err != nil) != c.err {
 			t.Errorf("%+v: %d jobs, %v", c.o, len(jobs), err)
 		}
 	}
-	jobs, _ := (&options{smoke: true}).jobs()
-	all, _ := (&options{}).jobs()
+	jobs, _ := (&options{hosts: 1, smoke: true}).jobs()
+	all, _ := (&options{hosts: 1}).jobs()
 	if len(jobs) == 0 || len(jobs) >= len(all) {
 		t.Errorf("%d of %d jobs are the smoke set", len(jobs), len(all))
 	}
