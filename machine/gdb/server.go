@@ -161,9 +161,8 @@ func (s *server) named(p string) (leave bool, err error) {
 		s.swbreak, s.hwbreak = strings.Contains(args, "swbreak+"), strings.Contains(args, "hwbreak+")
 		reply = fmt.Sprintf("PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+", maxPacket)
 	case "QStartNoAckMode":
-		err := s.send(replyOK)
-		s.noAck.Store(true)
-		return false, err
+		s.noAck.Store(true) // before gdb knows, and sends the next packet
+		return false, s.send(replyOK)
 	case "qXfer":
 		reply = transfer(args)
 	case "qAttached":
