@@ -136,6 +136,7 @@ type Machine struct {
 	exits   [kvm.NumExitReasons]atomic.Uint64
 	finish  sync.Once
 	result  Result
+	shutAt  string // where a CPU shut down, if that was the end
 }
 
 // New builds a machine. Close it if it is never run. The error is a *StateError if
@@ -374,6 +375,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	}
 	failed = append(failed, m.Close())
 	// Closing has flushed the console, where a panic may just have shown up.
+	if m.shutAt != "" {
+		m.result = m.tripleFault(m.shutAt)
+	}
 	if r := &m.result; m.words.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
 		*r = Result{End: EndCrash, Detail: "kernel panic"}
 	}

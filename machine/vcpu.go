@@ -222,7 +222,11 @@ func (v *vcpu) handleExit() error {
 		}
 	case kvm.ExitIntr, kvm.ExitIRQWindowOpen, kvm.ExitHLT:
 	case kvm.ExitShutdown:
-		v.m.end(v.m.tripleFault(v.where()))
+		where := v.where()
+		v.m.finish.Do(func() {
+			v.m.shutAt = where
+			v.m.Stop()
+		})
 	case kvm.ExitSystemEvent:
 		v.systemEvent(run.SystemEvent())
 	case kvm.ExitFailEntry:
