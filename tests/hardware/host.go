@@ -66,7 +66,7 @@ func prepare(ctx context.Context, dir string, kernels bool) (*host, error) {
 	}
 	recipe := sha256.Sum256(fmt.Append(nil, hostRecipe, suite, hostPackages, hostInit, initrdInit, rootRoom, kernel.Version()))
 	made, err := b.Once(ctx, fmt.Sprintf("svm-host-%.6x", recipe), func(ctx context.Context, dir string) error {
-		return buildHost(ctx, kernel, dir)
+		return buildHost(ctx, b, kernel, dir)
 	})
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func prepare(ctx context.Context, dir string, kernels bool) (*host, error) {
 }
 
 // buildHost makes the root disk and the initial RAM disk.
-func buildHost(ctx context.Context, kernel guestimages.Kernel, dir string) error {
+func buildHost(ctx context.Context, b *guestimages.Builder, kernel guestimages.Kernel, dir string) error {
 	tar, init := filepath.Join(dir, "root.tar"), filepath.Join(dir, "host-init")
 	if err := os.WriteFile(init, []byte(hostInit), 0o755); err != nil {
 		return err
@@ -99,7 +99,7 @@ func buildHost(ctx context.Context, kernel guestimages.Kernel, dir string) error
 		return err
 	}
 	os.Remove(tar)
-	return writeInitrd(ctx, kernel, filepath.Join(dir, "initrd"))
+	return writeInitrd(ctx, b, kernel, filepath.Join(dir, "initrd"))
 }
 
 // makeDisk makes an ext4 disk of a directory or a tar archive.
@@ -113,8 +113,8 @@ func makeDisk(source, disk string, room int64) error {
 
 // writeInitrd makes the initial RAM disk, which loads the modules that the kernel
 // needs for its root disk.
-func writeInitrd(ctx context.Context, kernel guestimages.Kernel, path string) error {
-	busybox, err := (&guestimages.Builder{Log: os.Stderr}).Busybox(ctx)
+func writeInitrd(ctx context.Context, b *guestimages.Builder, kernel guestimages.Kernel, path string) error {
+	busybox, err := b.Busybox(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,12 +126,12 @@ func writeInitrd(ctx context.Context, kernel guestimages.Kernel, path string) er
 	for _, d := range []string{"proc", "sys", "dev", "root"} {
 		files = append(files, cpio.Directory(d, 0o755))
 	}
-	b, err := guestimages.Archive(append(files, cpio.StaticFile("init", script, 0o755),
+	archive, err := guestimages.Archive(append(files, cpio.StaticFile("init", script, 0o755),
 		cpio.StaticFile("bin/busybox", string(busybox), 0o755), cpio.CharDev("dev/console", 0o600, 5, 1))...)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o644)
+	return os.WriteFile(path, archive, 0o644)
 }
 
 // makeBundle makes the disk of what the tests need: the programs, the source tree,
