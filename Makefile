@@ -120,9 +120,9 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzFUSE -fuzztime $(FUZZTIME) ./virtio/fs
 	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./guest-images/agent
 	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./machine/gdb
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./cmd/vmm/ktap
-	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./cmd/vmm/crash
-	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./cmd/vmm
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./kerneltest/ktap
+	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./kerneltest/crash
+	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./internal/cli
 	go test -run '^$$' -fuzz FuzzManifest -fuzztime $(FUZZTIME) ./machine/snapshot
 	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console

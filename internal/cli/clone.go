@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmm/storage/image"
+)
+
+func cloneCommand() *cobra.Command {
+	var remove bool
+	cmd := &cobra.Command{
+		Use: "clone VM NEW...", Short: "Make running copies of a running VM", Args: cobra.MinimumNArgs(2),
+		Long: "clone makes VMs in the background that go on from where a VM is now, which goes on too. They\n" +
+			"share the memory that they do not write to. Each has a name, a machine ID, addresses and random\n" +
+			"numbers of its own; what it writes to its disks is gone with it. No ports are published.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			vm, err := findRunning(args[0])
+			if err != nil {
+				return failed(err)
+			}
+			for _, name := range args[1:] {
+				if !validName.MatchString(name) {
+					return &exitError{statusUsage, fmt.Errorf("%q: a VM's name has only letters, digits and dashes, at most 63", name)}
+				}
+			}
+			// The clones hold the files open, so the directory can go at once.
+			parent, err := image.TempDir("vmm-clone-")
+			if err != nil {
+				return failed(err)
+			}
+			defer os.RemoveAll(parent)
+			dir := filepath.Join(parent, "snapshot")
+			result, err := askSnapshot(cmd.Context(), vm, &snapshotRequest{Dir: dir})
+			if err != nil {
+				return failed(err)
+			}
+			for from, to := range result.Disks {
+				fmt.Fprintf(os.Stderr, "vmm: the clones have %s as it is; VM %q goes on in %s\n", from, vm.Name, to)
+			}
+			for _, name := range args[1:] {
+				if err := restoreApart(dir, name, remove); err != nil {
+					return failed(err)
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), name)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&remove, "rm", false, "remove the clones from the list when they have ended")
+	return cmd
+}
+
+// restoreApart restores a copy in the background, in a process of its own.
+func restoreApart(dir, name string, remove bool, flags ...string) error {
+	args := append([]string{"restore", "-d", "--copy", "--name", name}, flags...)
+	if remove {
+		args = append(args, "--rm")
+	}
+	c := exec.Command("/proc/self/exe", append(args, "--", dir)...)
+	c.Stderr = os.Stderr
+	b, err := c.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return &exitError{exit.ExitCode(), nil} // it has told why
+	}
+	if err == nil && strings.TrimSpace(string(b)) != name {
+		err = fmt.Errorf("VM %q was not made", name)
+	}
+	return err
+}

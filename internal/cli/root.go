@@ -1,0 +1,120 @@
+// Package cli is the command line: one file a command, with its flags, what it shows
+// and what its errors mean for the exit status.
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses, beside those of a guest's isa-debug-exit.
+const (
+	statusOK      = 0
+	statusUsage   = 2
+	statusCrash   = 123 // the guest crashed
+	statusTimeout = 124 // --timeout is over
+	statusFailed  = 125 // vmm could not start or failed
+)
+
+// exitError ends the program with a status; a nil error was told already.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// statusOf is the exit status of an error, and what there is to say of it.
+func statusOf(err error) (status int, detail string) {
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		return statusOK, ""
+	}
+	if exit.err != nil {
+		detail = exit.err.Error()
+	}
+	return exit.status, detail
+}
+
+func failed(err error) error {
+	var exit *exitError
+	if err == nil || errors.As(err, &exit) { // which has a status already
+		return err
+	}
+	return &exitError{statusFailed, err}
+}
+
+// Run executes a command line, without the program's name, and returns the exit
+// status.
+func Run(args []string) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	err := root.Execute()
+	if err == nil {
+		return statusOK
+	}
+	var exit *exitError
+	if !errors.As(err, &exit) { // cobra's own: the command line was wrong
+		exit = &exitError{statusUsage, fmt.Errorf("%w (see vmm --help)", err)}
+	}
+	if exit.err != nil {
+		fmt.Fprintln(os.Stderr, "vmm:", exit.err)
+	}
+	return exit.status
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmm",
+		Short: "Run Linux virtual machines",
+		Long: "vmm boots an unmodified Linux in a virtual machine on /dev/kvm: as an ordinary process,\n" +
+			"without root, firmware or helper processes.",
+		Example:       "  vmm run                              # a shell in the default guest\n  vmm run --kernel bzImage --initrd initrd.img -m 1G -c 2\n  vmm doctor                           # what this host can do",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
+		pauseCommand("pause", "Stop VMs where they are"), pauseCommand("resume", "Let paused VMs go on"),
+		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
+	return root
+}
+
+// release is the version of a release build.
+const release = "0.1"
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print vmm's version",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintln(cmd.OutOrStdout(), "vmm", versionString())
+		},
+	}
+}
+
+// versionString is the release with the commit and toolchain of the build.
+func versionString() string {
+	s := release
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return s
+	}
+	for _, v := range info.Settings {
+		if v.Key == "vcs.revision" {
+			s += " " + v.Value[:min(12, len(v.Value))]
+		}
+	}
+	return s + " " + info.GoVersion
+}

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func snapshotCommand() *cobra.Command {
+	var req snapshotRequest
+	cmd := &cobra.Command{
+		Use: "snapshot [flags] VM DIR", Short: "Save a running VM, to be restored later", Args: cobra.ExactArgs(2),
+		Long: "snapshot saves a VM as it is now: its CPUs, devices and memory. The VM stands still meanwhile\n" +
+			"and goes on. Its disks belong to the snapshot as they are: what the VM writes from then on goes\n" +
+			"to new files beside them, which are printed.",
+		Example: "  vmm snapshot dev saved\n  vmm snapshot --diff saved dev saved-2\n  vmm restore saved",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			vm, err := findRunning(args[0])
+			if err != nil {
+				return failed(err)
+			}
+			if req.Dir, err = filepath.Abs(args[1]); err == nil && req.Parent != "" {
+				req.Parent, err = filepath.Abs(req.Parent)
+			}
+			if err != nil {
+				return failed(err)
+			}
+			result, err := askSnapshot(cmd.Context(), vm, &req)
+			if err != nil {
+				return failed(err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), killTime)
+			defer cancel()
+			if req.Stop && !waitEnded(ctx, vm.Name) {
+				return failed(fmt.Errorf("VM %q is saved, but does not end: kill -9 %d", vm.Name, vm.PID))
+			}
+			for from, to := range result.Disks {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s belongs to the snapshot; the VM goes on in %s\n", from, to)
+			}
+			return nil
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&req.Parent, "diff", "", "save only the memory that has changed since the snapshot `DIR`, which this one needs from then on")
+	fl.BoolVar(&req.Zstd, "zstd", false, "compress the memory; restoring it takes longer")
+	fl.BoolVar(&req.DiskCopy, "disk-copy", false, "copy the disks into the snapshot, which needs no other files then")
+	fl.BoolVar(&req.Replace, "replace", false, "replace a snapshot of that name")
+	fl.BoolVar(&req.Stop, "stop", false, "end the VM when it is saved")
+	return cmd
+}
+
+// askSnapshot has a VM saved, and shows how far that is.
+func askSnapshot(ctx context.Context, vm vmInfo, req *snapshotRequest) (*snapshotResult, error) {
+	bar := newGauge("saving")
+	defer bar.end()
+	var result *snapshotResult
+	err := follow(ctx, vm, "/snapshot", req, func(line []byte) (bool, error) {
+		var e snapshotEvent
+		if err := json.Unmarshal(line, &e); err != nil {
+			return false, err
+		}
+		if e.Error != "" {
+			return false, errors.New(e.Error)
+		}
+		if result = e.Finished; result == nil {
+			bar.show(e.Done, e.Total)
+		}
+		return result == nil, nil
+	})
+	return result, err
+}
+
+// gauge shows on a terminal how far something is that takes long.
+type gauge struct {
+	what  string
+	start time.Time
+	shown bool
+}
+
+func newGauge(what string) *gauge { return &gauge{what: what, start: time.Now()} }
+
+func (p *gauge) show(done, total int64) {
+	if time.Since(p.start) > 500*time.Millisecond && total > 0 && term.IsTerminal(int(os.Stderr.Fd())) {
+		fmt.Fprintf(os.Stderr, "\r%s: %d %%", p.what, 100*done/total)
+		p.shown = true
+	}
+}
+
+func (p *gauge) end() {
+	if p.shown {
+		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	}
+}
+
+// pauseCommand is vmm pause, or vmm resume.
+func pauseCommand(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " VM...", Short: short, Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return forEach(cmd, args, func(ctx context.Context, name string) error {
+				vm, err := findRunning(name)
+				if err != nil {
+					return err
+				}
+				return askVM(ctx, vm, http.MethodPost, "/"+use, nil, nil)
+			})
+		},
+	}
+}
