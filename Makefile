@@ -13,6 +13,10 @@ export CGO_ENABLED ?= 0
 export PATH := $(PATH):/usr/sbin:/sbin
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
+# The version is the repository's tag; without git at hand the build says "untagged" itself.
+VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
+# The same bytes wherever and whenever they are built.
+GO_BUILD    := go build -trimpath -buildvcs=false
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
@@ -36,10 +40,10 @@ need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="
 # The default guest's init, which vmm carries.
 INIT := guest-images/embedded/init
 $(INIT): $(SOURCES)
-	go build -trimpath -ldflags '-s -w' -o $@ ./guest-images/init
+	$(GO_BUILD) -ldflags '-s -w' -o $@ ./guest-images/init
 
 vmm: $(SOURCES) $(INIT)
-	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmm
+	$(GO_BUILD) -ldflags '-s -w -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
 
 run: vmm
 	./vmm run $(ARGS)

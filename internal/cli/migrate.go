@@ -24,6 +24,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/version"
 	"vmm/machine/migration"
 )
 
@@ -192,7 +193,7 @@ func (s *saver) migrate(ctx context.Context, req *migrateRequest, progress func(
 			return nil, fmt.Errorf("what the guest writes to the disk %s is in a file without a name, which cannot move", d.image.File.Name())
 		}
 	}
-	hello := migration.Hello{VMM: versionString(), Memory: uint64(s.flags.memory), CPUs: s.flags.cpus, Name: s.flags.name}
+	hello := migration.Hello{VMM: version.String(), Memory: uint64(s.flags.memory), CPUs: s.flags.cpus, Name: s.flags.name}
 	conn, err := dialPeer(ctx, req, &hello)
 	if err != nil {
 		return nil, err

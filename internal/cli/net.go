@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"vmm/internal/version"
 	"vmm/network/ether"
 	"vmm/network/gateway"
 	"vmm/network/lan"
@@ -210,7 +211,7 @@ func (f *runFlags) openNetworks(log func(error)) (_ *networks, err error) {
 		}
 	}()
 	if f.pcap != "" {
-		if n.capture, err = pcapng.Create(f.pcap, "vmm "+versionString()); err != nil {
+		if n.capture, err = pcapng.Create(f.pcap, "vmm "+version.String()); err != nil {
 			return nil, fmt.Errorf("--pcap: %w", err)
 		}
 	}

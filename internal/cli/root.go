@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
@@ -88,33 +87,4 @@ func rootCommand() *cobra.Command {
 		pauseCommand("pause", "Stop VMs where they are"), pauseCommand("resume", "Let paused VMs go on"),
 		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
-}
-
-// release is the version of a release build.
-const release = "0.1"
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print vmm's version",
-		Args:  cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintln(cmd.OutOrStdout(), "vmm", versionString())
-		},
-	}
-}
-
-// versionString is the release with the commit and toolchain of the build.
-func versionString() string {
-	s := release
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return s
-	}
-	for _, v := range info.Settings {
-		if v.Key == "vcs.revision" {
-			s += " " + v.Value[:min(12, len(v.Value))]
-		}
-	}
-	return s + " " + info.GoVersion
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/version"
 	"vmm/machine"
 	"vmm/machine/snapshot"
 	"vmm/storage/image"
@@ -179,9 +180,9 @@ func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.Memory
 	}
 	if !req.Stop {
 		thaw()
-		return w.Commit(versionString(), vm, state)
+		return w.Commit(version.String(), vm, state)
 	}
-	if err := w.Commit(versionString(), vm, state); err != nil {
+	if err := w.Commit(version.String(), vm, state); err != nil {
 		return errors.Join(err, s.parts.disks.reopen())
 	}
 	s.machine.Stop()
