@@ -109,6 +109,38 @@ func TestKernelTests(t *testing.T) {
 	}
 }
 
+// TestKernelTestsCancelled ends a matrix by Ctrl-C while one of its VMs runs, and holds
+// that nothing of it is left.
+func TestKernelTestsCancelled(t *testing.T) {
+	needKVM(t)
+	runtime, tmp := runtimeDirFor(t), t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	report := filepath.Join(t.TempDir(), "report.xml")
+	g := startGuest(t, "test", "-v", "-j", "1", "-m", "256M", "--timeout", bootLimit, "--kernel", "default", "--kernel", "default", "--junit", report,
+		"--", "sh", "-c", "echo under way; sleep 1000")
+	if !g.until("| under way") {
+		t.Fatalf("it does not begin:\n%s", g.out.String())
+	}
+	g.cmd.Process.Signal(os.Interrupt)
+	g.until("")
+	if status := g.cmd.ProcessState.ExitCode(); status != 130 {
+		t.Errorf("exit status %d", status)
+	}
+	for _, want := range []string{"cancelled (", "while it ran", "before it began", "vmm: interrupted"} {
+		if !strings.Contains(g.out.String(), want) {
+			t.Errorf("no %q in the output:\n%s", want, g.out.String())
+		}
+	}
+	if b, err := os.ReadFile(report); err != nil || strings.Count(string(b), `<error message="cancelled: `) != 2 {
+		t.Errorf("the report: %v\n%s", err, b)
+	}
+	for _, pattern := range []string{filepath.Join(tmp, "*"), filepath.Join(runtime, "*", "test-*"), report + "?*"} {
+		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+	}
+}
+
 // TestBisect finds the commit that broke something, as git does it; one does not
 // boot.
 func TestBisect(t *testing.T) {

@@ -9,27 +9,19 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"vmm/internal/tomlfile"
 )
 
 // commandKey is what a configuration file calls the command; all other keys are
 // the names of vmm run's flags.
 const commandKey = "command"
 
-// decodeTOML reads a TOML file; an error in it names the line.
-func decodeTOML(path string, to any) (toml.MetaData, error) {
-	meta, err := toml.DecodeFile(path, to)
-	var parse toml.ParseError
-	if errors.As(err, &parse) {
-		err = fmt.Errorf("%s:%d: %s", path, parse.Position.Line, parse.Message)
-	}
-	return meta, err
-}
-
 // loadConfig sets the flags that a file names and the command line does not, and
 // returns the file's command.
 func loadConfig(path string, fl *pflag.FlagSet) ([]string, error) {
 	var values map[string]any
-	if _, err := decodeTOML(path, &values); err != nil {
+	if err := tomlfile.Decode(path, &values); err != nil {
 		return nil, err
 	}
 	var command []string

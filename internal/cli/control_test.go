@@ -176,51 +176,6 @@ func TestConfigFile(t *testing.T) {
 	}
 }
 
-func TestVerdicts(t *testing.T) {
-	for _, c := range []struct {
-		name            string
-		result          runResult
-		status          int
-		console, output string
-		want            verdict
-	}{
-		{"pass", runResult{Started: true, Exited: true, End: "stopped"}, 0, "[ 1.0] fine", "hello", passed},
-		{"status", runResult{Started: true, Exited: true, End: "stopped"}, 3, "", "", failTest},
-		{"tests", runResult{Started: true, Exited: true, End: "stopped"}, 0, "", "1..2\nok 1\nnot ok 2", failTest},
-		{"missing tests", runResult{Started: true, Exited: true, End: "stopped"}, 0, "", "1..2\nok 1", failTest},
-		{"console", runResult{Started: true, Exited: true, End: "stopped"}, 0, "[ 1.0] WARNING: CPU: 0", "", crashed},
-		{"console's tests", runResult{Started: true, Exited: true, End: "stopped"}, 0, "[ 1.0] KTAP version 1\n[ 1.0] 1..1\n[ 1.0] not ok 1 a", "", failTest},
-		{"panic", runResult{Started: true, End: "crash"}, 123, "[ 1.0] Kernel panic - not syncing: x", "", crashed},
-		{"silent crash", runResult{Started: true, End: "crash"}, 123, "", "", crashed},
-		{"timeout", runResult{Started: true, End: endTimeout}, 124, "", "", hang},
-		{"no boot", runResult{End: "crash"}, 123, "[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs", "", notBoot},
-		{"no kernel", runResult{}, 125, "", "", notBoot},
-		{"skips", runResult{Started: true, Exited: true, End: "stopped"}, 0, "", "1..0 # SKIP x", skipped},
-	} {
-		r := &testRun{console: c.console, output: c.output}
-		r.judge(c.result, c.status, "said")
-		if r.verdict != c.want || r.reason == "" && c.want != passed {
-			t.Errorf("%s: %s (%s), want %s", c.name, r.verdict, r.reason, c.want)
-		}
-	}
-	runs := func(v ...verdict) (out []*testRun) {
-		for _, x := range v {
-			out = append(out, &testRun{verdict: x})
-		}
-		return out
-	}
-	for want, v := range map[int][]*testRun{0: runs(passed, skipped), 1: runs(notBoot, crashed), 125: runs(passed, notBoot)} {
-		got := 0
-		var exit *exitError
-		if errors.As(verdictOf(v), &exit) {
-			got = exit.status
-		}
-		if got != want {
-			t.Errorf("%d runs: status %d, want %d", len(v), got, want)
-		}
-	}
-}
-
 func TestClockJumps(t *testing.T) {
 	a := moment{time.Hour, time.Minute}
 	for _, c := range []struct {

@@ -15,6 +15,7 @@ import (
 
 	"vmm/bootloader"
 	"vmm/bootloader/disk"
+	"vmm/internal/bytesize"
 	"vmm/machine"
 	"vmm/storage"
 	"vmm/storage/image"
@@ -88,7 +89,7 @@ func parseDisk(s string) (d diskFlag, err error) {
 			d.limit.IOPS, err = positive(v)
 		case "bps":
 			var n byteSize
-			err = n.setUnit(v, 0)
+			n, err = bytesize.Parse(v, 1)
 			d.limit.BytesPerSecond = int64(n)
 		case "queues":
 			var n int64

@@ -32,17 +32,6 @@ func TestFilterKeys(t *testing.T) {
 	}
 }
 
-func TestByteSize(t *testing.T) {
-	for in, want := range map[string]string{"512": "512M", "512M": "512M", "1g": "1G", "2GiB": "2G", "64MB": "64M", "4096K": "4M",
-		"": "", "x": "", "-1": "", "1.5G": "", "99999999T": "", "4Q": "", "M": ""} {
-		var s byteSize
-		err := s.Set(in)
-		if (err == nil) != (want != "") || err == nil && s.String() != want {
-			t.Errorf("%q: %v, %v, want %q", in, s, err, want)
-		}
-	}
-}
-
 // TestStatus holds wrong uses to their exit status.
 func TestStatus(t *testing.T) {
 	text := filepath.Join(t.TempDir(), "text")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"vmm/internal/bytesize"
 	"vmm/internal/version"
 	"vmm/network/ether"
 	"vmm/network/gateway"
@@ -75,7 +76,7 @@ func parseNet(s string) (n netFlag, err error) {
 			n.nic.Pairs = int(q)
 		case key == "bps":
 			var b byteSize
-			err = b.setUnit(v, 0)
+			b, err = bytesize.Parse(v, 1)
 			n.nic.Limit.BytesPerSecond = int64(b)
 		case key == "pps":
 			n.nic.Limit.PacketsPerSecond, err = positive(v)

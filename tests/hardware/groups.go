@@ -48,6 +48,7 @@ var allTests = []hostTest{
 	{name: "TestBadSnapshots", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestSnapshotDisks", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestBisect", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestKernelTestsCancelled", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestGDB", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestNested", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestSwitch", dir: "tests", limit: 10 * time.Minute},
