@@ -356,3 +356,25 @@ func BenchmarkUART(b *testing.B) {
 		u.Out(uartData, c)
 	}
 }
+
+// TestStateIsACopy: neither does a device change a state that it gave or took, nor a
+// state the device.
+func TestStateIsACopy(t *testing.T) {
+	u := NewUART(&line{}, &bytes.Buffer{})
+	defer u.Close()
+	taken := &UARTState{Receive: []byte("abc")}
+	if err := u.Load(taken); err != nil {
+		t.Fatal(err)
+	}
+	given := u.Save()
+	in(u, uartData)
+	if string(taken.Receive) != "abc" || string(given.Receive) != "abc" {
+		t.Errorf("%q and %q", taken.Receive, given.Receive)
+	}
+	m := NewMSIX(2, nil)
+	entries, _ := m.Save()
+	m.WriteTable(0, []byte{1, 2, 3, 4})
+	if entries[0][0] != 0 {
+		t.Error("the guest writes to the saved MSI-X table")
+	}
+}

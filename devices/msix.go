@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -163,13 +164,13 @@ func (m *MSIX) Signal(i int) {
 	v.msi.Signal()
 }
 
-// Save returns the table's entries and which of them are pending.
+// Save returns a copy of the table's entries and which of them are pending.
 func (m *MSIX) Save() (entries [][]byte, pending []bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range m.vectors {
 		v := &m.vectors[i]
-		entries, pending = append(entries, v.entry[:]), append(pending, v.pending)
+		entries, pending = append(entries, bytes.Clone(v.entry[:])), append(pending, v.pending)
 	}
 	return entries, pending
 }

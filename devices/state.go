@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"bytes"
 	"errors"
 	"time"
 )
@@ -20,11 +21,11 @@ type UARTState struct {
 	THREmpty bool   `json:"thrEmpty"` // the THRE interrupt waits to be seen
 }
 
-// Save returns the device's state.
+// Save returns a copy of the device's state.
 func (u *UART) Save() *UARTState {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return &UARTState{u.ier, u.lcr, u.mcr, u.scr, u.fcr, u.dll, u.dlm, append([]byte(nil), u.rx...), u.overrun, u.thrEmpty}
+	return &UARTState{u.ier, u.lcr, u.mcr, u.scr, u.fcr, u.dll, u.dlm, bytes.Clone(u.rx), u.overrun, u.thrEmpty}
 }
 
 // Load takes a state for a device that was not used yet.
@@ -35,7 +36,7 @@ func (u *UART) Load(s *UARTState) error {
 		return errors.New("more in the UART's FIFO than it holds")
 	}
 	u.ier, u.lcr, u.mcr, u.scr, u.fcr, u.dll, u.dlm = s.IER, s.LCR, s.MCR, s.SCR, s.FCR, s.DLL, s.DLM
-	u.rx, u.overrun, u.thrEmpty = s.Receive, s.Overrun, s.THREmpty
+	u.rx, u.overrun, u.thrEmpty = bytes.Clone(s.Receive), s.Overrun, s.THREmpty
 	u.update()
 	u.room.Broadcast()
 	return nil
@@ -75,7 +76,7 @@ type RTCState struct {
 func (r *RTC) Save() *RTCState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return &RTCState{r.index, append([]byte(nil), r.cmos[:]...), r.offset}
+	return &RTCState{r.index, bytes.Clone(r.cmos[:]), r.offset}
 }
 
 // Load takes a state.

@@ -50,7 +50,7 @@ func (in *interpreter) settle() error {
 
 // save returns the vCPU's state; it stands at the gate.
 func (v *vcpu) save(indices []uint32) (*CPUState, error) {
-	s := &CPUState{CPUID: v.cpuid, XSave: make([]byte, v.kvm.XSaveSize())}
+	s := &CPUState{CPUID: slices.Clone(v.cpuid), XSave: make([]byte, v.kvm.XSaveSize())}
 	if v.in != nil {
 		if err := v.in.flush(); err != nil {
 			return nil, err

@@ -69,7 +69,8 @@ type Device interface {
 	// Close frees what the device holds; it was Reset before.
 	Close() error
 	// Save returns what the device's driver has set and what is under way, as a
-	// value that JSON can hold; nil is nothing. All queues are stopped.
+	// value that JSON can hold; nil is nothing. All queues are stopped. The value
+	// shares no memory with the device.
 	Save() (any, error)
 	// Load takes what Save has returned. Start was called before, and the queues
 	// follow.

@@ -3,6 +3,7 @@ package virtio
 import (
 	"encoding/binary"
 	"errors"
+	"os"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -33,18 +34,24 @@ var one = binary.NativeEndian.AppendUint64(nil, 1)
 // Signal makes the event happen.
 func (e *Event) Signal() { unix.Write(e.fd, one) }
 
-// Wait blocks until the event has happened since the last Wait. It returns
-// false after Cancel.
-func (e *Event) Wait() bool {
+// ErrCanceled is the error of Wait after Cancel.
+var ErrCanceled = errors.New("the event is cancelled")
+
+// Wait blocks until the event has happened since the last Wait, or returns
+// ErrCanceled, or what is wrong with the descriptor.
+func (e *Event) Wait() error {
 	var count [8]byte
 	for !e.closed.Load() {
 		if _, err := unix.Read(e.fd, count[:]); err == nil {
 			break
 		} else if !errors.Is(err, unix.EINTR) {
-			return false
+			return os.NewSyscallError("reading an eventfd", err)
 		}
 	}
-	return !e.closed.Load()
+	if e.closed.Load() {
+		return ErrCanceled
+	}
+	return nil
 }
 
 // Cancel ends all Waits for good.

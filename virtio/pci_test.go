@@ -18,6 +18,7 @@ type echo struct {
 	resets  int
 	stopped int
 	control Control
+	onReset func() // called by Reset, if it is not nil
 }
 
 func (d *echo) Type() DeviceType                    { return TypeRNG }
@@ -43,6 +44,9 @@ func (d *echo) Reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.resets++
+	if d.onReset != nil {
+		d.onReset()
+	}
 }
 
 func (d *echo) HandleQueue(_ int, q *Queue) error {
@@ -138,11 +142,30 @@ type pciGuest struct {
 	h   *host
 	pin *line
 	m   ram
+	log *notes
+}
+
+// notes are what a transport says.
+type notes struct {
+	mu   sync.Mutex
+	errs []error
+}
+
+func (n *notes) add(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.errs = append(n.errs, err)
+}
+
+func (n *notes) all() []error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.errs
 }
 
 func newPCIGuest(t testing.TB) *pciGuest {
-	g := &pciGuest{t: t, dev: &echo{}, h: newHost(), pin: &line{}, m: make(ram, testRAM)}
-	g.PCI = NewPCI(g.dev, g.m, g.h, func(error) {})
+	g := &pciGuest{t: t, dev: &echo{}, h: newHost(), pin: &line{}, m: make(ram, testRAM), log: &notes{}}
+	g.PCI = NewPCI(g.dev, g.m, g.h, g.log.add)
 	g.Place(0xc0000000, 16, g.pin)
 	g.ConfigWrite(4, []byte{6, 0})
 	return g

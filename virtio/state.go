@@ -4,22 +4,27 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
-// Transport is a device with its transport, as the machine has it.
+// Transport is a device with its transport, as the machine has it. Its methods may
+// be called from any goroutine, and none holds a lock when it has returned.
 type Transport interface {
 	// Suspend stops the device where it is, and returns when it does not touch
-	// guest memory any more. Until Resume the driver must not run, and nothing
-	// but Save and Close may be called.
+	// guest memory any more. The driver must not run until Resume, nor is it told of
+	// a change of the configuration. Of a suspended device it does nothing.
 	Suspend()
-	// Resume ends a Suspend.
+	// Resume lets a suspended device go on; of another it does nothing.
 	Resume()
-	// Save returns the state of a suspended device.
+	// Save returns the state of a suspended device, and an error of another: a copy,
+	// which shares no memory with the device.
 	Save() (*State, error)
-	// Load takes a state for a device that no driver has touched. It is as if
-	// suspended after that, also if Load fails.
+	// Load takes a state for a device that no driver has touched, and keeps nothing
+	// of it. The device is suspended after that, also if Load fails: ErrState if the
+	// state is another device's.
 	Load(*State) error
-	// Close resets the device and frees all that it holds.
+	// Close resets the device and frees all that it holds, at any time; the second
+	// time it does nothing.
 	Close() error
 }
 
@@ -58,35 +63,46 @@ type PCIState struct {
 // ErrState is the error for a state that does not fit the device.
 var ErrState = errors.New("the state is another device's")
 
-// Suspend implements Transport. The lock stays held, so that no change of the
-// configuration comes between.
+// Suspend implements Transport.
 func (c *core) Suspend() {
 	c.mu.Lock()
-	c.suspended.Store(true)
+	defer c.mu.Unlock()
+	if c.suspended {
+		return
+	}
 	for i := range c.queues {
 		if q := c.queues[i].queue; q != nil {
 			c.stopQueue(i)
 			c.queues[i].at = q.position()
 		}
 	}
+	c.tell() // so that it is in the state
+	c.suspended = true
 }
 
 // Resume implements Transport.
 func (c *core) Resume() {
+	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.suspended.Store(false)
-	if !c.started {
+	if !c.suspended || c.closed {
 		return
 	}
-	for i := range c.queues {
-		if c.queues[i].ready {
-			c.startQueue(i)
+	c.suspended = false
+	if c.started {
+		for i := range c.queues {
+			if c.queues[i].ready {
+				c.startQueue(i)
+			}
 		}
 	}
+	c.tell()
 }
 
-// save returns what transports have in common.
+// save returns what transports have in common; mu is held.
 func (c *core) save() (*State, error) {
+	if !c.suspended {
+		return nil, fmt.Errorf("virtio device of type %d: it is saved while it runs", c.dev.Type())
+	}
 	s := &State{Type: c.dev.Type(), Status: c.status, Offered: c.offered(), Accepted: c.accepted,
 		Select: c.featureSel, Generation: c.generation}
 	for _, q := range c.queues {
@@ -105,10 +121,9 @@ func (c *core) save() (*State, error) {
 	return s, nil
 }
 
-// load is save's reverse; c.mu stays locked.
+// load is save's reverse; mu is held.
 func (c *core) load(s *State) error {
-	c.mu.Lock()
-	c.suspended.Store(true)
+	c.suspended = true
 	if s.Type != c.dev.Type() || len(s.Queues) != len(c.queues) {
 		return fmt.Errorf("virtio device of type %d with %d queues, saved as type %d with %d: %w",
 			c.dev.Type(), len(c.queues), s.Type, len(s.Queues), ErrState)
@@ -139,6 +154,8 @@ func (c *core) load(s *State) error {
 
 // Save implements Transport.
 func (m *MMIO) Save() (*State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	s, err := m.save()
 	if err != nil {
 		return nil, err
@@ -151,6 +168,8 @@ func (m *MMIO) Save() (*State, error) {
 
 // Load implements Transport.
 func (m *MMIO) Load(s *State) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if err := m.load(s); err != nil {
 		return err
 	}
@@ -163,6 +182,8 @@ func (m *MMIO) Load(s *State) error {
 
 // Save implements Transport.
 func (p *PCI) Save() (*State, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	s, err := p.save()
 	if err != nil {
 		return nil, err
@@ -170,13 +191,15 @@ func (p *PCI) Save() (*State, error) {
 	p.isrMu.Lock()
 	defer p.isrMu.Unlock()
 	s.QueueSel, s.ISR = uint32(p.queueSel), p.isr
-	s.PCI = &PCIState{Config: p.header.Save(), ConfigVector: p.configVector, QueueVectors: p.queueVector}
+	s.PCI = &PCIState{Config: p.header.Save(), ConfigVector: p.configVector, QueueVectors: slices.Clone(p.queueVector)}
 	s.PCI.MSIX, s.PCI.Pending = p.msix.Save()
 	return s, nil
 }
 
 // Load implements Transport. The bus must be told that the BAR may have moved.
 func (p *PCI) Load(s *State) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if err := p.load(s); err != nil {
 		return err
 	}

@@ -1,10 +1,10 @@
 package virtio
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -65,9 +65,12 @@ type core struct {
 	queues     []queueState
 	generation uint8
 	started    bool
-	suspended  atomic.Bool // Suspend holds mu
-	// wake is read by Control without mu, which StopQueue's callers hold.
-	wakeMu sync.RWMutex
+	suspended  bool // from Suspend or Load until Resume
+	closed     bool
+	// wakeMu is of the queues' kicks, which Control reads without mu: StopQueue's
+	// callers hold that.
+	wakeMu  sync.RWMutex
+	notices notices
 }
 
 func (c *core) init(dev Device, mem Memory, irq interrupter, note notifier, log func(error)) {
@@ -101,6 +104,9 @@ func (c *core) acceptFeatures(v uint32) {
 
 // setStatus is the driver's write to the status field (3.1.1).
 func (c *core) setStatus(s uint8) {
+	if c.closed {
+		return
+	}
 	if s == 0 {
 		c.reset()
 		return
@@ -124,12 +130,12 @@ func (c *core) setStatus(s uint8) {
 // reset brings the device back to where it began (2.4).
 func (c *core) reset() {
 	for i := range c.queues {
-		c.stopQueue(i)
-		c.queues[i] = queueState{max: c.queues[i].max, layout: Layout{Size: c.queues[i].max}}
+		c.resetQueue(i)
 	}
 	if c.started {
 		c.dev.Reset()
 	}
+	c.notices.forgive()
 	c.started, c.status, c.accepted, c.featureSel = false, 0, 0, [2]uint32{}
 }
 
@@ -150,13 +156,16 @@ func (c *core) setReady(i int, ready bool) {
 // resetQueue is a queue reset (2.6.1).
 func (c *core) resetQueue(i int) {
 	c.stopQueue(i)
+	c.wakeMu.Lock() // another vCPU may notify it just now
+	defer c.wakeMu.Unlock()
 	c.queues[i] = queueState{max: c.queues[i].max, layout: Layout{Size: c.queues[i].max}}
 }
 
-// startQueue makes a goroutine that serves queue i.
+// startQueue makes a goroutine that serves queue i, which stopQueue ends. Of a
+// suspended device, Resume starts the queues.
 func (c *core) startQueue(i int) {
 	s := &c.queues[i]
-	if s.queue != nil {
+	if s.queue != nil || c.suspended {
 		return
 	}
 	if s.layout.Size > s.max {
@@ -199,8 +208,15 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 		}
 		return err == nil
 	}
+	wait := func() bool {
+		err := kick.Wait()
+		if err != nil && !errors.Is(err, ErrCanceled) {
+			c.NeedsReset(fmt.Errorf("queue %d cannot be notified any more: %w", i, err))
+		}
+		return err == nil
+	}
 	if s, ok := c.dev.(Supplied); ok && s.Supplied(i) {
-		for kick.Wait() && handle() {
+		for wait() && handle() {
 		}
 		return
 	}
@@ -208,7 +224,7 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 	// to sleep; where that was in vain, sleep.
 	for {
 		asleep := time.Now()
-		if !kick.Wait() {
+		if !wait() {
 			return
 		}
 		look := runtime.NumCPU() > 1 && time.Since(asleep) < lookFor
@@ -276,27 +292,6 @@ func (c *core) Wake(i int) {
 	}
 }
 
-// ConfigChanged implements Control.
-func (c *core) ConfigChanged() {
-	go func() { // the caller may hold what a reset, which holds mu, waits for
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.generation++
-		if c.status&statusDriverOK != 0 {
-			c.irq.interruptConfig()
-		}
-	}()
-}
-
-// NeedsReset implements Control.
-func (c *core) NeedsReset(err error) {
-	go func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.fail(err)
-	}()
-}
-
 // fail sets DEVICE_NEEDS_RESET; mu is held.
 func (c *core) fail(err error) {
 	if c.status&statusNeedsReset != 0 {
@@ -309,12 +304,17 @@ func (c *core) fail(err error) {
 	}
 }
 
-// close resets and closes the device, which may be suspended.
+// close resets and closes the device, which may be suspended. What the driver does
+// after that has no effect.
 func (c *core) close() error {
-	if !c.suspended.Swap(false) {
-		c.mu.Lock()
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
 	}
-	defer c.mu.Unlock()
+	c.closed = true
 	c.reset()
+	c.mu.Unlock()
+	c.notices.close()
 	return c.dev.Close()
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +14,13 @@ import (
 	"strings"
 	"testing"
 )
+
+// TestMain keeps u-root's parsers quiet, which tell the standard logger what they
+// read.
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
 
 const uuid = "11111111-2222-3333-4444-555555555555"
 
@@ -215,6 +225,35 @@ func TestNothing(t *testing.T) {
 	}
 	if _, err := Entries(bytes.NewReader(make([]byte, 1<<20)), 1<<20); err == nil {
 		t.Error("zeros boot")
+	}
+}
+
+// loggerFS notes where the standard logger writes while its files are opened.
+type loggerFS struct {
+	fs.FS
+	seen map[io.Writer]bool
+}
+
+func (l loggerFS) Open(name string) (fs.File, error) {
+	l.seen[log.Writer()] = true
+	return l.FS.Open(name)
+}
+
+// TestLogger: the standard logger is the program's, others of whose goroutines may
+// write to it meanwhile.
+func TestLogger(t *testing.T) {
+	files := loggerFS{mapFS{"boot/grub/grub.cfg": grubConfig, "extlinux/extlinux.conf": extlinuxConfig}, map[io.Writer]bool{}}
+	for _, find := range []func(*fileSystem) []*Entry{grubEntries, extlinuxEntries} {
+		var own bytes.Buffer
+		log.SetOutput(&own)
+		defer log.SetOutput(io.Discard)
+		if len(find(&fileSystem{FS: files})) == 0 {
+			t.Error("no entries")
+		}
+		if !files.seen[&own] || len(files.seen) != 1 {
+			t.Errorf("the standard logger's output was changed: %v", files.seen)
+		}
+		clear(files.seen)
 	}
 }
 

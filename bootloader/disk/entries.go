@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log"
 	"net/url"
 	"path"
 	"slices"
@@ -168,13 +167,6 @@ func (f *fileSystem) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader
 
 func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: f} }
 
-// quiet keeps u-root's parsers from writing to the log.
-func quiet() func() {
-	old := log.Writer()
-	log.SetOutput(io.Discard)
-	return func() { log.SetOutput(old) }
-}
-
 // images makes entries of what u-root's parsers found.
 func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) {
 	for _, i := range found {
@@ -227,7 +219,6 @@ var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/gr
 
 // grubEntries reads GRUB's configuration.
 func grubEntries(f *fileSystem) (out []*Entry) {
-	defer quiet()()
 	configs := grubConfigs
 	for _, vendor := range f.list("EFI") {
 		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
@@ -245,7 +236,6 @@ var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux
 
 // extlinuxEntries reads the configuration of extlinux and its relatives.
 func extlinuxEntries(f *fileSystem) (out []*Entry) {
-	defer quiet()()
 	for _, config := range extlinuxConfigs {
 		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
 			return syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), diskRoot, path.Dir(config))

@@ -16,8 +16,9 @@ func main() {
 	if os.Getpid() == 1 && os.Args[0] == "/init" {
 		guestinit.Main()
 	}
-	// go-fuse tells the standard logger of requests that are cut off: a guest must
-	// not fill our standard error with them.
+	// Libraries tell the standard logger what guests do wrong: go-fuse of requests
+	// that are cut off, u-root of boot configurations. Guests must not fill our
+	// standard error with that.
 	log.SetOutput(io.Discard)
 	os.Exit(cli.Run(os.Args[1:]))
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vmm/storage/image"
+	"vmm/internal/temp"
 )
 
 func cloneCommand() *cobra.Command {
@@ -31,7 +31,7 @@ func cloneCommand() *cobra.Command {
 				}
 			}
 			// The clones hold the files open, so the directory can go at once.
-			parent, err := image.TempDir("vmm-clone-")
+			parent, err := temp.Dir("vmm-clone-")
 			if err != nil {
 				return failed(err)
 			}

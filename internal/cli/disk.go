@@ -16,6 +16,7 @@ import (
 	"vmm/bootloader"
 	"vmm/bootloader/disk"
 	"vmm/internal/bytesize"
+	"vmm/internal/temp"
 	"vmm/machine"
 	"vmm/storage"
 	"vmm/storage/image"
@@ -253,7 +254,7 @@ const rootFree = 8 << 30
 // rootDisk makes a disk of a directory or tar archive, in a file without a
 // name.
 func rootDisk(source string) (*image.Image, error) {
-	f, err := image.TempFile("vmm-rootfs-")
+	f, err := temp.File("vmm-rootfs-")
 	if err != nil {
 		return nil, err
 	}

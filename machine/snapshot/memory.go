@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/temp"
 	"vmm/machine"
 )
 
@@ -260,7 +261,7 @@ func (s *Snapshot) unpack(progress func(done, total int64)) (err error) {
 	if err != nil {
 		return err
 	}
-	to, err := os.CreateTemp("", "vmm-memory-")
+	to, err := temp.File("vmm-memory-")
 	if err != nil {
 		return err
 	}

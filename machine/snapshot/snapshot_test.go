@@ -3,9 +3,11 @@ package snapshot
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vmm/machine"
@@ -161,6 +163,24 @@ func FuzzManifest(f *testing.F) {
 			s.Close()
 		}
 	})
+}
+
+// TestUnpacksOnDisk: what a compressed memory is unpacked into is where large files
+// go, and not in memory itself.
+func TestUnpacksOnDisk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "s")
+	save(t, dir, memoryOf(t, 0, 300), MemoryOptions{Zstd: true})
+	own := t.TempDir()
+	for tmp, want := range map[string]string{"": "/var/tmp/", own: own + "/"} {
+		t.Setenv("TMPDIR", tmp)
+		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", mustOpen(t, dir).memory.Fd()))
+		if err != nil || !strings.HasPrefix(path, want) {
+			t.Errorf("with TMPDIR=%q: %s, %v", tmp, path, err)
+		}
+	}
+	if left, err := os.ReadDir(own); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 func TestWorkingSet(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"vmm/internal/temp"
 	"vmm/storage"
 	"vmm/storage/qcow2"
 )
@@ -191,23 +192,9 @@ func openSnapshot(path string, o Options) (*Image, error) {
 	return &Image{Disk: top, File: base.File, Format: Qcow2, Qcow2: top, Backing: base}, nil
 }
 
-// TempFile makes an empty file for a disk that is not kept: in $TMPDIR, or in
-// /var/tmp, which is on a disk where /tmp may be memory.
-func TempFile(prefix string) (*os.File, error) { return os.CreateTemp(tempDir(), prefix) }
-
-// TempDir makes an empty directory there.
-func TempDir(prefix string) (string, error) { return os.MkdirTemp(tempDir(), prefix) }
-
-func tempDir() string {
-	if dir := os.Getenv("TMPDIR"); dir != "" {
-		return dir
-	}
-	return "/var/tmp"
-}
-
 // temporary makes an empty image in a file that has no name.
 func temporary(size int64) (*qcow2.Image, error) {
-	t, err := TempFile("vmm-snapshot-")
+	t, err := temp.File("vmm-snapshot-")
 	if err != nil {
 		return nil, err
 	}

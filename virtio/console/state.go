@@ -3,6 +3,7 @@ package console
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 )
 
 // State is the console's size, its ports, and the messages for its driver.
@@ -23,7 +24,7 @@ type PortState struct {
 func (d *Device) Save() (any, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := &State{Cols: d.cols, Rows: d.rows, Messages: d.messages}
+	s := &State{Cols: d.cols, Rows: d.rows, Messages: slices.Clone(d.messages)}
 	for _, p := range d.ports {
 		s.Ports = append(s.Ports, PortState{p.open})
 	}

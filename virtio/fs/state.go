@@ -1,8 +1,10 @@
 package fs
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -18,13 +20,13 @@ type State struct {
 func (d *Device) Save() (any, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := &State{Parked: d.parked}
+	s := &State{Parked: slices.Clone(d.parked)}
 	if m := d.session.Load(); m != nil {
 		var err error
 		if s.FS, err = m.fs.Save(); err != nil {
 			return nil, err
 		}
-		s.Init = m.init
+		s.Init = bytes.Clone(m.init)
 	}
 	return s, nil
 }

@@ -3,6 +3,7 @@ package net
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"vmm/network/ether"
 )
@@ -24,7 +25,7 @@ func (d *Device) Save() (any, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.filter.get()
-	return &State{Features: d.features.Load(), MAC: f.mac, Promiscuous: f.promiscuous, AllMulti: f.allMulti, Table: f.table,
+	return &State{Features: d.features.Load(), MAC: f.mac, Promiscuous: f.promiscuous, AllMulti: f.allMulti, Table: slices.Clone(f.table),
 		Pairs: d.pairs.Load(), Status: d.status.Load(), Up: d.up}, nil
 }
 
