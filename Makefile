@@ -33,13 +33,18 @@ need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="
 	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
 	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
 
-# The default guest's init, which vmm carries.
-INIT := guest-images/embedded/init
+# As tests/programs does: without what only debuggers need, and without HTTP/2,
+# which goes over no control socket.
+BUILD := go build -trimpath -tags nethttpomithttp2 -ldflags '-s -w'
+
+# The default guest's init, which vmm carries packed.
+INIT := guest-images/embedded/init.zst
 $(INIT): $(SOURCES)
-	go build -trimpath -ldflags '-s -w' -o $@ ./guest-images/init
+	$(BUILD) -o $(INIT:.zst=) ./guest-images/init
+	go run ./guest-images/pack $(INIT:.zst=) $@
 
 vmm: $(SOURCES) $(INIT)
-	go build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmm
+	$(BUILD) -o $@ ./cmd/vmm
 
 run: vmm
 	./vmm run $(ARGS)
@@ -128,4 +133,4 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:
-	rm -f vmm $(INIT)
+	rm -f vmm $(INIT) $(INIT:.zst=)
