@@ -15,8 +15,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 # The version is the repository's tag; without git at hand the build says "untagged" itself.
 VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
-# The same bytes wherever and whenever they are built.
-GO_BUILD    := go build -trimpath -buildvcs=false
+# The same bytes wherever and whenever they are built; without HTTP/2, which goes over
+# no control socket. tests/programs does it alike.
+GO_BUILD    := go build -trimpath -buildvcs=false -tags nethttpomithttp2
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
@@ -37,10 +38,11 @@ need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="
 	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
 	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
 
-# The default guest's init, which vmm carries.
-INIT := guest-images/embedded/init
+# The default guest's init, which vmm carries packed.
+INIT := guest-images/embedded/init.zst
 $(INIT): $(SOURCES)
-	$(GO_BUILD) -ldflags '-s -w' -o $@ ./guest-images/init
+	$(GO_BUILD) -ldflags '-s -w' -o $(INIT:.zst=) ./guest-images/init
+	go run ./guest-images/pack $(INIT:.zst=) $@
 
 vmm: $(SOURCES) $(INIT)
 	$(GO_BUILD) -ldflags '-s -w -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
@@ -132,4 +134,4 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
 clean:
-	rm -f vmm $(INIT)
+	rm -f vmm $(INIT) $(INIT:.zst=)

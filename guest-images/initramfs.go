@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"vmm/guest-images/guestinit"
@@ -26,10 +27,7 @@ func (b *Builder) Initramfs(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	init, err := embedded.ReadFile("embedded/init")
-	if errors.Is(err, fs.ErrNotExist) {
-		init, err = selfStatic()
-	}
+	init, err := guestInit()
 	if err != nil {
 		return nil, err
 	}
@@ -39,6 +37,11 @@ func (b *Builder) Initramfs(ctx context.Context) ([]byte, error) {
 // Archive makes an initial RAM disk of files, to be joined to the default one.
 func Archive(files ...cpio.Record) ([]byte, error) {
 	var out bytes.Buffer
+	size := 0
+	for _, f := range files {
+		size += recordRoom + int(f.FileSize)
+	}
+	out.Grow(size) // the largest of what a VM needs at its start: once is enough
 	w := cpio.Newc.Writer(&out)
 	if err := cpio.WriteRecordsAndDirs(w, files); err != nil {
 		return nil, err
@@ -46,6 +49,9 @@ func Archive(files ...cpio.Record) ([]byte, error) {
 	err := cpio.WriteTrailer(w)
 	return out.Bytes(), err
 }
+
+// recordRoom is for a file's header, its name and those of its directories.
+const recordRoom = 512
 
 // dhcpScript is called by udhcpc with what it was told. The first interface that
 // has a router keeps it.
@@ -127,10 +133,27 @@ func hostBusybox(ctx context.Context, dir string) error {
 	return errors.New("neither apt-get nor a static busybox is here: install a package such as busybox or busybox-static")
 }
 
-// embedded has the guest's init, if make has built it.
+// embedded has the guest's init in init.zst, if make has built it.
 //
-//go:embed embedded
+//go:embed embedded/*.*
 var embedded embed.FS
+
+// guestInit returns the program for /init.
+func guestInit() ([]byte, error) {
+	packed, err := embedded.ReadFile("embedded/init.zst")
+	if errors.Is(err, fs.ErrNotExist) {
+		return selfStatic()
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return r.DecodeAll(packed, nil)
+}
 
 // selfStatic reads this program, which can be the guest's init too.
 func selfStatic() ([]byte, error) {
@@ -154,14 +177,19 @@ func isStatic(program []byte) (bool, error) {
 	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
 }
 
+// program is an executable file.
+func program(name string, content []byte) cpio.Record {
+	return cpio.StaticRecord(content, cpio.Info{Name: name, Mode: cpio.S_IFREG | 0o755})
+}
+
 func initramfs(init []byte, busybox *busyboxFiles) ([]byte, error) {
 	var files []cpio.Record
 	for _, d := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", "run", "root", "mnt"} {
 		files = append(files, cpio.Directory(d, 0o755))
 	}
 	files = append(files,
-		cpio.StaticFile("init", string(init), 0o755),
-		cpio.StaticFile("bin/busybox", string(busybox.binary), 0o755),
+		program("init", init),
+		program("bin/busybox", busybox.binary),
 		// What the kernel gives PID 1 as its standard streams.
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		// What Go takes where there is no console yet: its driver may be a module.

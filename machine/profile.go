@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/pprof/profile"
+	"vmm/machine/pprof"
 )
 
 // profilePeriod is the time between two samples of each vCPU.
@@ -120,23 +120,10 @@ func (m *Machine) WriteProfile(w io.Writer) error {
 			return err
 		}
 	}
-	out := &profile.Profile{
-		SampleType: []*profile.ValueType{{Type: "samples", Unit: "count"}, {Type: "time", Unit: "nanoseconds"}},
-		PeriodType: &profile.ValueType{Type: "time", Unit: "nanoseconds"},
-		Period:     int64(profilePeriod),
-	}
-	functions := map[string]*profile.Function{}
+	e := pprof.NewEncoder(w, "samples", "count", "time", "nanoseconds")
+	e.Period(int64(profilePeriod))
 	for addr, n := range p.samples {
-		fn := name(symbols, addr)
-		f := functions[fn]
-		if f == nil {
-			f = &profile.Function{ID: uint64(len(functions) + 1), Name: fn, SystemName: fn}
-			functions[fn] = f
-			out.Function = append(out.Function, f)
-		}
-		loc := &profile.Location{ID: uint64(len(out.Location) + 1), Address: addr, Line: []profile.Line{{Function: f}}}
-		out.Location = append(out.Location, loc)
-		out.Sample = append(out.Sample, &profile.Sample{Location: []*profile.Location{loc}, Value: []int64{n, n * int64(profilePeriod)}})
+		e.Sample(addr, name(symbols, addr), n, n*int64(profilePeriod))
 	}
-	return out.Write(w)
+	return e.Close()
 }

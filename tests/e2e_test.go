@@ -33,8 +33,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	// The first is what vmm embeds.
-	if _, err = programs.Build("../guest-images/embedded", "init", "vmm/guest-images/init"); err == nil {
+	if err = programs.Init(".."); err == nil {
 		if vmmPath, err = programs.Build(dir, "vmm", "vmm/cmd/vmm"); err == nil {
 			guestCheck, err = programs.Build(dir, "guestcheck", "vmm/tests/guestcheck")
 		}

@@ -11,12 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
 	guestimages "vmm/guest-images"
 	"vmm/storage/rootfs"
+	"vmm/tests/programs"
 )
 
 // hostRecipe changes when what buildHost does changes its result.
@@ -150,12 +152,12 @@ func (h *host) makeBundle(ctx context.Context, b *guestimages.Builder, dir strin
 		}
 		return nil
 	}
-	flags := []string{"-trimpath", "-ldflags", "-s -w", "-o"}
-	for _, p := range []struct{ out, pkg string }{
-		{"guest-images/embedded/init", "./guest-images/init"}, // which vmm embeds
-		{filepath.Join(bin, "vmm"), "./cmd/vmm"}, {filepath.Join(bin, "guestcheck"), "./tests/guestcheck"},
-	} {
-		if err := build(append(append([]string{"build"}, flags...), p.out, p.pkg)...); err != nil {
+	if err := programs.Init("."); err != nil {
+		return err
+	}
+	flags := append(slices.Clone(programs.Flags), "-o")
+	for _, pkg := range []string{"./cmd/vmm", "./tests/guestcheck"} {
+		if err := build(append(append([]string{"build"}, flags...), filepath.Join(bin, filepath.Base(pkg)), pkg)...); err != nil {
 			return err
 		}
 	}

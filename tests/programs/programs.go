@@ -6,23 +6,41 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // Built is the environment variable that names a directory of programs that were
 // built elsewhere, for a machine without Go.
 const Built = "VMM_TEST_PROGRAMS"
 
-// Build makes a program of this module as make does, without what only debuggers
-// need: guests keep it in memory. It is dir/name, or where programs were built already.
+// Flags are those of go build with which make builds vmm: without what only debuggers
+// need, and without HTTP/2, which goes over no control socket.
+var Flags = []string{"-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w"}
+
+// Build makes a program of this module as make does. It is dir/name, or where programs were built already.
 func Build(dir, name, pkg string) (string, error) {
 	if built := os.Getenv(Built); built != "" {
 		return filepath.Join(built, name), nil
 	}
 	path := filepath.Join(dir, name)
-	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, pkg)
+	c := exec.Command("go", slices.Concat([]string{"build"}, Flags, []string{"-o", path, pkg})...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
 	}
 	return path, nil
+}
+
+// Init makes the default guest's init and packs it where vmm takes it from when it is
+// built next; root is the module's directory.
+func Init(root string) error {
+	to := filepath.Join(root, "guest-images/embedded")
+	built, err := Build(to, "init", "vmm/guest-images/init")
+	if err != nil || os.Getenv(Built) != "" {
+		return err
+	}
+	if out, err := exec.Command("go", "run", "vmm/guest-images/pack", built, built+".zst").CombinedOutput(); err != nil {
+		return fmt.Errorf("packing %s: %w\n%s", built, err, out)
+	}
+	return nil
 }
