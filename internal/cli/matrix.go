@@ -19,6 +19,7 @@ import (
 	"vmm/bootloader"
 	"vmm/kerneltest/crash"
 	"vmm/kerneltest/ktap"
+	"vmm/vm/registry"
 )
 
 // verdict is how a test on a kernel ended.
@@ -77,7 +78,7 @@ func (t *testRun) run(ctx context.Context, shape []string, watch io.Writer) {
 	defer os.RemoveAll(dir)
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
 	name := testVMName(dir)
-	defer lookVM(name) // which clears away what is left of one that was killed
+	defer registry.User().Look(name) // which clears away what is left of one that was killed
 	args := append([]string{"run", "--name", name, "--console", console, "--result", result,
 		"--timeout", t.test.Timeout.String(), "--append", "loglevel=7 " + t.kernel.Append}, shape...)
 	if t.kernel.Image != "" {

@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/machine/migration"
+	"vmm/vm/api"
 )
 
 // defaultDowntime is how long a guest that moves may stand still.
@@ -108,7 +109,7 @@ func splitAddress(s string) (network, addr string, err error) {
 }
 
 // askMigrate has a VM move.
-func askMigrate(ctx context.Context, vm vmInfo, req *migrateRequest) (*migration.Result, error) {
+func askMigrate(ctx context.Context, vm api.VM, req *migrateRequest) (*migration.Result, error) {
 	bar := newGauge("moving")
 	defer bar.end()
 	var result *migration.Result
