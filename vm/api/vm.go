@@ -1,6 +1,9 @@
 // Package api defines what goes over the control socket of a VM: the paths, the
 // requests, the answers and the errors. It has no behaviour; vm/server serves it and
 // vm/client asks it.
+//
+// Sizes are bytes, times RFC 3339, and durations nanoseconds unless their name says
+// seconds. A field that is missing is its zero value.
 package api
 
 import "time"
