@@ -21,14 +21,14 @@ func cloneCommand() *cobra.Command {
 			"share the memory that they do not write to. Each has a name, a machine ID, addresses and random\n" +
 			"numbers of its own; what it writes to its disks is gone with it. No ports are published.",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, name := range args[1:] {
+				if err := checkName("the name", name); err != nil {
+					return err
+				}
+			}
 			vm, err := findRunning(args[0])
 			if err != nil {
 				return failed(err)
-			}
-			for _, name := range args[1:] {
-				if !validName.MatchString(name) {
-					return &exitError{statusUsage, fmt.Errorf("%q: a VM's name has only letters, digits and dashes, at most 63", name)}
-				}
 			}
 			// The clones hold the files open, so the directory can go at once.
 			parent, err := temp.Dir("vmm-clone-")

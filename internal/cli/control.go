@@ -19,13 +19,15 @@ import (
 
 	"vmm/machine"
 	"vmm/virtio/blk"
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 // control is the socket by which other commands reach a running VM: HTTP on a
 // unix socket that only its user can open. docs/api.md describes it.
 type control struct {
 	server  http.Server
-	dir     *vmDir
+	dir     *registry.Entry
 	machine *machine.Machine
 	disks   []controlledDisk
 	nets    *networks
@@ -41,33 +43,6 @@ type control struct {
 type controlledDisk struct {
 	path   string // absolute, without symbolic links
 	device *blk.Device
-}
-
-// runtimeDir is where sockets of the user's VMs are.
-func runtimeDir() string {
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
-		dir = filepath.Join(os.TempDir(), fmt.Sprintf("vmm-%d", os.Getuid()))
-	}
-	return filepath.Join(dir, "vmm")
-}
-
-// makeRuntimeDir makes the directory of runtimeDir. In a directory for all, another
-// user may have made it before, who could then listen in.
-func makeRuntimeDir() error {
-	dir := runtimeDir()
-	if err := os.MkdirAll(dir, 0o700); err != nil || os.Getenv("XDG_RUNTIME_DIR") != "" {
-		return err
-	}
-	parent := filepath.Dir(dir)
-	var st unix.Stat_t
-	if err := unix.Lstat(parent, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Getuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s is another user's: set XDG_RUNTIME_DIR to a directory of yours", parent)
-	}
-	return nil
 }
 
 // resizeRequest asks for a disk to be resized: to Size bytes, or by as many
@@ -102,7 +77,7 @@ const maxSocketPath = 107
 
 // listen opens the socket.
 func (c *control) listen() error {
-	path := c.dir.file(controlFile)
+	path := c.dir.Socket()
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
 	}
@@ -148,7 +123,7 @@ func (c *control) close() { c.server.Close() }
 
 // inspect answers GET /vm.
 func (c *control) inspect(w http.ResponseWriter, _ *http.Request) {
-	info := c.dir.info
+	info := c.dir.VM()
 	info.Agent = c.agent != nil && c.agent.alive()
 	info.Paused = c.saver.isPaused()
 	info.Disks = c.saver.diskPaths()
@@ -207,7 +182,7 @@ func decode(w http.ResponseWriter, r *http.Request, to any) bool {
 }
 
 // askResize has a VM resize one of its disks.
-func askResize(ctx context.Context, vm vmInfo, req resizeRequest) error {
+func askResize(ctx context.Context, vm api.VM, req resizeRequest) error {
 	path, err := realPath(req.Path)
 	if err != nil {
 		return err
@@ -217,12 +192,12 @@ func askResize(ctx context.Context, vm vmInfo, req resizeRequest) error {
 }
 
 // dialVM connects to a VM's control socket.
-func dialVM(ctx context.Context, vm vmInfo) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(vmPath(vm.Name), controlFile))
+func dialVM(ctx context.Context, vm api.VM) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", registry.User().Socket(vm.Name))
 }
 
 // askVM sends a request to a VM; the answer goes to answer, if that is not nil.
-func askVM(ctx context.Context, vm vmInfo, method, path string, request, answer any) error {
+func askVM(ctx context.Context, vm api.VM, method, path string, request, answer any) error {
 	return talk(ctx, vm, method, path, request, func(r io.Reader) error {
 		if answer == nil {
 			return nil
@@ -233,7 +208,7 @@ func askVM(ctx context.Context, vm vmInfo, method, path string, request, answer 
 
 // follow sends a request whose answer is lines, and calls each with them until it
 // returns false.
-func follow(ctx context.Context, vm vmInfo, path string, request any, each func(line []byte) (more bool, err error)) error {
+func follow(ctx context.Context, vm api.VM, path string, request any, each func(line []byte) (more bool, err error)) error {
 	return talk(ctx, vm, http.MethodPost, path, request, func(r io.Reader) error {
 		for lines := bufio.NewScanner(r); lines.Scan(); {
 			if more, err := each(lines.Bytes()); err != nil || !more {
@@ -245,7 +220,7 @@ func follow(ctx context.Context, vm vmInfo, path string, request any, each func(
 }
 
 // talk sends a request to a VM and has its answer read, unless that is an error.
-func talk(ctx context.Context, vm vmInfo, method, path string, request any, read func(io.Reader) error) error {
+func talk(ctx context.Context, vm api.VM, method, path string, request any, read func(io.Reader) error) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err

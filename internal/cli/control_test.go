@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"context"
-	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"vmm/vm/registry"
 )
 
 // FuzzControl sends the control socket requests with any bodies. Those that need a
@@ -24,7 +24,7 @@ func FuzzControl(f *testing.F) {
 			f.Add(method, path, `{"path":"/x","size":1,"nic":0,"up":true,"host":"127.0.0.1:1","guest":2}`)
 		}
 	}
-	h := (&control{dir: &vmDir{}, nets: &networks{}, saver: &saver{flags: newRunFlags(), parts: &parts{disks: &diskSet{}}}}).handler()
+	h := (&control{dir: &registry.Entry{}, nets: &networks{}, saver: &saver{flags: newRunFlags(), parts: &parts{disks: &diskSet{}}}}).handler()
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		r, err := http.NewRequest(method, "http://vmm", strings.NewReader(body))
 		if err != nil {
@@ -36,71 +36,6 @@ func FuzzControl(f *testing.F) {
 		}
 		h.ServeHTTP(httptest.NewRecorder(), r)
 	})
-}
-
-// begin claims a name as vmm run does.
-func begin(t *testing.T, name string, detached, given bool) *vmDir {
-	t.Helper()
-	d, err := claimName(vmInfo{Name: name, PID: os.Getpid(), State: stateRunning, Started: time.Now(), Detached: detached}, given)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-func TestNames(t *testing.T) {
-	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
-	a := begin(t, "vm", false, false)
-	b := begin(t, "vm", true, false)
-	if b.info.Name != "vm-2" {
-		t.Errorf("a second VM is called %q", b.info.Name)
-	}
-	var taken takenError
-	if _, err := claimName(vmInfo{Name: "vm"}, true); !errors.As(err, &taken) {
-		t.Errorf("a name that is in use: %v", err)
-	}
-	if all := runningVMs(); len(all) != 2 || all[0].Name != "vm" || all[1].Name != "vm-2" {
-		t.Errorf("running: %v", all)
-	}
-	if vm, err := findVM("vm-2"); err != nil || !vm.Detached {
-		t.Errorf("%v, %v", vm, err)
-	}
-	if _, err := findVM("../x"); err == nil || !strings.Contains(err.Error(), "vm, vm-2") {
-		t.Errorf("one that is not there: %v", err)
-	}
-	a.close(nil, false)
-	b.close(&exitError{7, errors.New("why")}, false)
-	all, err := listVMs()
-	if err != nil || len(all) != 1 || all[0].State != stateExited || *all[0].Status != 7 || all[0].Detail != "why" {
-		t.Errorf("ended: %v, %v", all, err)
-	}
-	if _, err := findRunning("vm-2"); err == nil {
-		t.Error("one that has ended is running")
-	}
-	if c := begin(t, "vm-2", false, false); c.info.Name != "vm-2-2" {
-		t.Errorf("beside one that has ended, a VM is called %q", c.info.Name)
-	}
-}
-
-// TestStale: what a process that was killed has left is cleared away.
-func TestStale(t *testing.T) {
-	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
-	for _, detached := range []bool{false, true} {
-		d := begin(t, "stale", detached, true)
-		d.lock.Close() // as the kernel does it
-		vm, ok := lookVM("stale")
-		if ok != detached || ok && (vm.State != stateExited || vm.Status != nil) {
-			t.Errorf("detached %v: %v, %v", detached, vm, ok)
-		}
-		if _, err := os.Stat(d.path); (err == nil) != detached {
-			t.Errorf("detached %v: its directory: %v", detached, err)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if !waitEnded(ctx, "stale") || !waitEnded(ctx, "nobody") {
-		t.Error("what has ended is waited for")
-	}
 }
 
 func TestLog(t *testing.T) {
@@ -119,7 +54,7 @@ func TestLog(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(now), "last") || len(now) > logSize {
 		t.Errorf("the log has %d bytes, %v", len(now), err)
 	}
-	if old, err := os.Stat(path + oldLog); err != nil || old.Size() > logSize {
+	if old, err := os.Stat(path + registry.OldLog); err != nil || old.Size() > logSize {
 		t.Errorf("the log before: %v, %v", old, err)
 	}
 }

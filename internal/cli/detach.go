@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/vm/registry"
 )
 
 // detachedEnv tells the process of a VM in the background that it is one; what it
@@ -101,12 +103,12 @@ type background struct {
 }
 
 // openBackground makes the logs of a VM in the background.
-func openBackground(dir *vmDir) (*background, error) {
-	hub, err := newConsoleHub(dir.file(consoleFile))
+func openBackground(dir *registry.Entry) (*background, error) {
+	hub, err := newConsoleHub(dir.ConsoleLog())
 	if err != nil {
 		return nil, err
 	}
-	output, err := newLog(dir.file(outputFile))
+	output, err := newLog(dir.OutputLog())
 	if err != nil {
 		hub.close()
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	guestimages "vmm/guest-images"
 	"vmm/machine"
 	"vmm/machine/gdb"
+	"vmm/vm/api"
 )
 
 const gdbUsage = "let gdb debug the guest's kernel at `ADDRESS`: PORT, HOST:PORT or unix:PATH; with ,wait the guest begins when gdb says so"
@@ -121,7 +122,7 @@ func gdbCommand() *cobra.Command {
 }
 
 // startGDB becomes gdb.
-func startGDB(vm vmInfo, symbols string, args []string) error {
+func startGDB(vm api.VM, symbols string, args []string) error {
 	path, err := exec.LookPath("gdb")
 	if err != nil {
 		return errors.New("gdb is not installed: apt-get install gdb")
@@ -144,7 +145,7 @@ func startGDB(vm vmInfo, symbols string, args []string) error {
 
 // pipeGDB joins standard input and output with the VM. The key that interrupts gdb
 // is not for this process: gdb passes it on in the stream.
-func pipeGDB(cmd *cobra.Command, vm vmInfo) error {
+func pipeGDB(cmd *cobra.Command, vm api.VM) error {
 	signal.Ignore(unix.SIGINT)
 	conn, err := upgrade(cmd.Context(), vm, "/gdb", gdbProtocol)
 	if err != nil {

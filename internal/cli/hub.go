@@ -4,14 +4,13 @@ import (
 	"io"
 	"os"
 	"sync"
+
+	"vmm/vm/registry"
 )
 
-// logSize is where a log begins anew; the one before it is kept, with oldLog at
-// the end of its name.
-const (
-	logSize = 4 << 20
-	oldLog  = ".1"
-)
+// logSize is where a log begins anew; the one before it is kept, with
+// registry.OldLog at the end of its name.
+const logSize = 4 << 20
 
 // logWriter is a log of bounded size.
 type logWriter struct {
@@ -31,7 +30,7 @@ func (l *logWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.size += int64(len(p)); l.size > logSize {
-		if err := os.Rename(l.path, l.path+oldLog); err == nil {
+		if err := os.Rename(l.path, l.path+registry.OldLog); err == nil {
 			if f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600); err == nil {
 				l.file.Close()
 				l.file, l.size = f, int64(len(p))

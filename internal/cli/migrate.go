@@ -26,6 +26,7 @@ import (
 
 	"vmm/internal/version"
 	"vmm/machine/migration"
+	"vmm/vm/api"
 )
 
 // defaultDowntime is how long a guest that moves may stand still.
@@ -109,7 +110,7 @@ func splitAddress(s string) (network, addr string, err error) {
 }
 
 // askMigrate has a VM move.
-func askMigrate(ctx context.Context, vm vmInfo, req *migrateRequest) (*migration.Result, error) {
+func askMigrate(ctx context.Context, vm api.VM, req *migrateRequest) (*migration.Result, error) {
 	bar := newGauge("moving")
 	defer bar.end()
 	var result *migration.Result

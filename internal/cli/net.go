@@ -21,6 +21,7 @@ import (
 	"vmm/network/tap"
 	"vmm/virtio"
 	vnet "vmm/virtio/net"
+	"vmm/vm/registry"
 )
 
 const netUsage = "network `MODE[,OPTION...]`: user (the default), none, tap,ifname=NAME, switch,name=NAME, stream,path=SOCKET or " +
@@ -131,7 +132,7 @@ func (n *netFlag) needs(s string) error {
 			}
 		}
 	}
-	if n.mode == "switch" && !validName.MatchString(n.option("name")) {
+	if n.mode == "switch" && !registry.ValidName(n.option("name")) {
 		return fmt.Errorf("--net %s: a switch's name has only letters, digits and dashes, at most 63", s)
 	}
 	return nil
@@ -304,10 +305,11 @@ func (f *netFlag) plug(s *lan.Switch, name string, log func(error)) error {
 	case f.mode == "stream":
 		return s.Dial(f.option("path"))
 	}
-	if err := makeRuntimeDir(); err != nil {
+	user := registry.User()
+	if err := user.Make(); err != nil {
 		return err
 	}
-	dir := filepath.Join(runtimeDir(), "switch", f.option("name"))
+	dir := filepath.Join(user.Dir(), registry.SwitchDir, f.option("name"))
 	if err := s.Join(dir, lan.Member{Name: name, PID: os.Getpid(), MAC: f.nic.MAC.String()}); err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 
 	"vmm/network/gateway"
 	vnet "vmm/virtio/net"
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 // portCommand is vmm port: what is published of a running VM.
@@ -48,13 +50,16 @@ func portCommand() *cobra.Command {
 	ls := &cobra.Command{
 		Use: "ls [VM]", Short: "List published ports", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vms := runningVMs()
+			vms, err := registry.User().Running()
+			if err != nil {
+				return failed(err)
+			}
 			if len(args) == 1 {
 				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
-				vms = []vmInfo{vm}
+				vms = []api.VM{vm}
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
 			fmt.Fprintln(w, "VM\tHOST\tGUEST")

@@ -13,6 +13,7 @@ import (
 
 	"vmm/machine"
 	"vmm/virtio/console"
+	"vmm/vm/registry"
 )
 
 const portUsage = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
@@ -45,7 +46,7 @@ func (f *runFlags) openPorts(con *hostConsole) (_ *ports, err error) {
 	var devices []console.Port
 	for _, spec := range f.ports {
 		name, to, ok := strings.Cut(spec, "=")
-		if !ok || !validName.MatchString(strings.NewReplacer(".", "", "_", "").Replace(name)) || to == "" {
+		if !ok || !registry.ValidName(strings.NewReplacer(".", "", "_", "").Replace(name)) || to == "" {
 			return nil, &exitError{statusUsage, fmt.Errorf("--port %q: NAME=FILE or NAME=unix:PATH", spec)}
 		}
 		if slices.ContainsFunc(devices, func(d console.Port) bool { return d.Name == name }) {

@@ -89,8 +89,8 @@ func (f *restoreFlags) start(cmd *cobra.Command, dir string) error {
 	if err := r.take(f.run); err != nil {
 		return err
 	}
-	if f.run.name != "" && !validName.MatchString(f.run.name) {
-		return &exitError{statusUsage, fmt.Errorf("--name %q: only letters, digits and dashes, at most 63", f.run.name)}
+	if err := checkName("--name", f.run.name); f.run.name != "" && err != nil {
+		return err
 	}
 	return f.run.start(cmd.Context(), cmd.OutOrStdout())
 }

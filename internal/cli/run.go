@@ -9,7 +9,6 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +22,8 @@ import (
 	guestimages "vmm/guest-images"
 	"vmm/machine"
 	"vmm/virtio/rng"
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 // runFlags are the flags of vmm run.
@@ -139,7 +140,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
 	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
-	fl.StringVar(&f.name, "name", defaultName, "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.name, "name", registry.DefaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
@@ -153,9 +154,6 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 }
 
-// validName is what a VM may be called: it becomes a hostname.
-var validName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-
 // sandbox tells whether there is a command to run, a shell included.
 func (f *runFlags) sandbox() bool { return len(f.command) > 0 || f.tty || f.interactive }
 
@@ -164,13 +162,12 @@ func (f *runFlags) check() error {
 	usage := func(format string, args ...any) error {
 		return &exitError{statusUsage, fmt.Errorf(format, args...)}
 	}
+	if err := checkName("--name", f.name); err != nil {
+		return err
+	}
 	switch {
-	case !validName.MatchString(f.name):
-		return usage("--name %q: only letters, digits and dashes, at most 63", f.name)
 	case f.cpus < 1 || f.cpus > machine.MaxCPUs:
 		return usage("--cpus %d: between 1 and %d", f.cpus, machine.MaxCPUs)
-	case slices.Contains(reserved, f.name):
-		return usage("--name %s: this name has a meaning of its own", f.name)
 	case f.detach && f.tty:
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	case f.timeout < 0:
@@ -220,17 +217,25 @@ func (f *runFlags) start(ctx context.Context, out io.Writer) error {
 	if kernel == "" {
 		kernel = defaultKernel
 	}
-	dir, err := claimName(vmInfo{
-		Name: f.name, PID: os.Getpid(), State: stateRunning, Started: time.Now(), Command: f.command, Detached: f.detach,
-		CPUs: f.cpus, Memory: uint64(f.memory), Kernel: kernel, Disks: f.disks, Shares: f.shares, Nets: f.nets,
-	}, f.named)
-	if err != nil {
-		return failed(err)
+	claim := registry.User().ClaimSimilar
+	if f.named {
+		claim = registry.User().Claim
 	}
-	f.name = dir.info.Name
+	dir, err := claim(api.VM{
+		Name: f.name, PID: os.Getpid(), Command: f.command, Detached: f.detach,
+		CPUs: f.cpus, Memory: uint64(f.memory), Kernel: kernel, Disks: f.disks, Shares: f.shares, Nets: f.nets,
+	})
+	if err != nil {
+		return failed(advise(err))
+	}
+	f.name = dir.Name()
 	ready := false
 	err = f.runWarm(ctx, dir, &ready)
-	dir.close(err, f.remove || !ready)
+	if f.remove || !ready {
+		dir.Remove()
+		return err
+	}
+	dir.End(statusOf(err))
 	return err
 }
 
@@ -268,7 +273,7 @@ func (r *runResult) save(path string, end machine.Result, err error) error {
 // parts are what a VM is made of beside the machine; close undoes what opening
 // them did.
 type parts struct {
-	dir        *vmDir
+	dir        *registry.Entry
 	disks      *diskSet
 	console    *hostConsole
 	background *background // nil if the VM is not in it
@@ -368,7 +373,7 @@ func (f *runFlags) openTerminal(p *parts) (err error) {
 	return err
 }
 
-func (f *runFlags) run(ctx context.Context, dir *vmDir, ready *bool) error {
+func (f *runFlags) run(ctx context.Context, dir *registry.Entry, ready *bool) error {
 	start := time.Now()
 	p := &parts{dir: dir}
 	defer p.close()

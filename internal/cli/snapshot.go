@@ -12,6 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 func snapshotCommand() *cobra.Command {
@@ -39,7 +42,7 @@ func snapshotCommand() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), killTime)
 			defer cancel()
-			if req.Stop && !waitEnded(ctx, vm.Name) {
+			if req.Stop && registry.User().WaitEnded(ctx, vm) != nil {
 				return failed(fmt.Errorf("VM %q is saved, but does not end: kill -9 %d", vm.Name, vm.PID))
 			}
 			for from, to := range result.Disks {
@@ -58,7 +61,7 @@ func snapshotCommand() *cobra.Command {
 }
 
 // askSnapshot has a VM saved, and shows how far that is.
-func askSnapshot(ctx context.Context, vm vmInfo, req *snapshotRequest) (*snapshotResult, error) {
+func askSnapshot(ctx context.Context, vm api.VM, req *snapshotRequest) (*snapshotResult, error) {
 	bar := newGauge("saving")
 	defer bar.end()
 	var result *snapshotResult

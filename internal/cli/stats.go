@@ -17,6 +17,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
+
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 // vmStats is what a VM has used so far.
@@ -99,7 +102,7 @@ func (collector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(to chan<- prometheus.Metric) {
-	s, vm := c.c.stats(), c.c.dir.info.Name
+	s, vm := c.c.stats(), c.c.dir.Name()
 	counter := func(d *prometheus.Desc, v float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{vm}, labels...)...)
 	}
@@ -130,7 +133,10 @@ func statsCommand() *cobra.Command {
 			at := time.Now()
 			for first := true; ; first = false {
 				now := time.Now()
-				vms := runningVMs()
+				vms, err := registry.User().Running()
+				if err != nil {
+					return failed(err)
+				}
 				if len(args) > 0 {
 					vms = nil
 					for _, name := range args {
@@ -171,7 +177,7 @@ func statsCommand() *cobra.Command {
 
 // statsTable writes a line for each VM; before is the CPU time that each had used
 // the last time.
-func statsTable(cmd *cobra.Command, out io.Writer, vms []vmInfo, before map[string]float64, passed time.Duration, asJSON bool) error {
+func statsTable(cmd *cobra.Command, out io.Writer, vms []api.VM, before map[string]float64, passed time.Duration, asJSON bool) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	if !asJSON {
 		fmt.Fprintln(w, "VM\tCPU\tCPU TIME\tRESIDENT\tMEMORY\tDISK R/W\tNET R/S\tEXITS")

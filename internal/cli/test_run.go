@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/kerneltest"
+	"vmm/vm/registry"
 )
 
 // selfRunner runs each VM of vmm test as a vmm run in a process of its own: its value
@@ -31,7 +32,7 @@ func (self selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltest.S
 	}
 	defer os.RemoveAll(dir)
 	name := testVMName(dir)
-	defer lookVM(name) // which clears away what is left of one that was killed
+	defer registry.User().Look(name) // which clears away what is left of one that was killed
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
 	args := append([]string{"run", "--name", name, "--console", console, "--result", result}, testArgs(&vm)...)
 	said := &tail{Writer: s.Stderr}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmm/guest-images/agent"
+	"vmm/vm/api"
 )
 
 // The protocols to which a connection to the control socket can be switched.
@@ -96,7 +97,7 @@ func (c *control) joinConsole(w http.ResponseWriter, _ *http.Request) {
 }
 
 // upgrade connects to a VM and switches the protocol.
-func upgrade(ctx context.Context, vm vmInfo, path, protocol string) (net.Conn, error) {
+func upgrade(ctx context.Context, vm api.VM, path, protocol string) (net.Conn, error) {
 	conn, err := dialVM(ctx, vm)
 	if err != nil {
 		return nil, err
@@ -126,6 +127,6 @@ func upgrade(ctx context.Context, vm vmInfo, path, protocol string) (net.Conn, e
 }
 
 // agentOf speaks to the agent of a VM of another process.
-func agentOf(vm vmInfo) *agent.Client {
+func agentOf(vm api.VM) *agent.Client {
 	return &agent.Client{Dial: func(ctx context.Context) (net.Conn, error) { return upgrade(ctx, vm, "/agent", agentProtocol) }}
 }

@@ -8,12 +8,14 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
 
 // psCommand is vmm ps.
@@ -22,7 +24,7 @@ func psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ps", Short: "List VMs", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			vms, err := listVMs()
+			vms, err := registry.User().List()
 			if err != nil {
 				return failed(err)
 			}
@@ -31,9 +33,9 @@ func psCommand() *cobra.Command {
 			if !quiet {
 				fmt.Fprintln(w, "NAME\tPID\tSTATUS\tCPUS\tMEMORY\tCOMMAND")
 			}
-			shown := []vmInfo{}
+			shown := []api.VM{}
 			for _, vm := range vms {
-				if vm.State != stateRunning && !all {
+				if vm.State != api.Running && !all {
 					continue
 				}
 				shown = append(shown, vm)
@@ -41,7 +43,7 @@ func psCommand() *cobra.Command {
 					fmt.Fprintln(w, vm.Name)
 					continue
 				}
-				fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\n", vm.Name, vm.PID, vm.status(), vm.CPUs, humanSize(int64(vm.Memory)), vm.what())
+				fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\n", vm.Name, vm.PID, statusText(&vm), vm.CPUs, humanSize(int64(vm.Memory)), whatText(&vm))
 			}
 			if asJSON {
 				return json.NewEncoder(out).Encode(shown)
@@ -55,9 +57,9 @@ func psCommand() *cobra.Command {
 	return cmd
 }
 
-// status is the VM's state as people read it.
-func (vm *vmInfo) status() string {
-	if vm.State == stateRunning {
+// statusText is the VM's state as people read it.
+func statusText(vm *api.VM) string {
+	if vm.State == api.Running {
 		return "up " + time.Since(vm.Started).Round(time.Second).String()
 	}
 	how := "killed"
@@ -67,8 +69,8 @@ func (vm *vmInfo) status() string {
 	return fmt.Sprintf("exited (%s) %v ago", how, time.Since(vm.Ended).Round(time.Second))
 }
 
-// what is the command, or what boots.
-func (vm *vmInfo) what() string {
+// whatText is the command, or what boots.
+func whatText(vm *api.VM) string {
 	if len(vm.Command) == 0 {
 		return "(" + vm.Kernel + ")"
 	}
@@ -98,11 +100,11 @@ func forEach(cmd *cobra.Command, names []string, do func(ctx context.Context, na
 const killTime = 30 * time.Second
 
 // killVM ends a VM at once.
-func killVM(ctx context.Context, vm vmInfo) error {
+func killVM(ctx context.Context, vm api.VM) error {
 	err := askVM(ctx, vm, http.MethodPost, "/kill", nil, nil)
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
-	if !waitEnded(ctx, vm.Name) {
+	if registry.User().WaitEnded(ctx, vm) != nil {
 		return errors.Join(fmt.Errorf("VM %q does not end: kill -9 %d", vm.Name, vm.PID), err)
 	}
 	return nil
@@ -140,7 +142,7 @@ func stopCommand() *cobra.Command {
 				}
 				wait, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
 				defer cancel()
-				if waitEnded(wait, vm.Name) {
+				if registry.User().WaitEnded(wait, vm) == nil {
 					return nil
 				}
 				return killVM(ctx, vm)
@@ -161,7 +163,7 @@ func rmCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if vm.State == stateRunning {
+				if vm.State == api.Running {
 					if !force {
 						return fmt.Errorf("VM %q is running: stop it before, or rm -f", vm.Name)
 					}
@@ -169,7 +171,7 @@ func rmCommand() *cobra.Command {
 						return err
 					}
 				}
-				return os.RemoveAll(vmPath(vm.Name))
+				return registry.User().Remove(vm.Name)
 			})
 		},
 	}
@@ -181,10 +183,10 @@ func inspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect VM...", Short: "Print all about VMs, as JSON", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var out []vmInfo
+			var out []api.VM
 			for _, name := range args {
 				vm, err := findVM(name)
-				if err == nil && vm.State == stateRunning {
+				if err == nil && vm.State == api.Running {
 					err = askVM(cmd.Context(), vm, http.MethodGet, "/vm", nil, &vm)
 				}
 				if err != nil {
@@ -282,11 +284,11 @@ func logsCommand() *cobra.Command {
 			if !vm.Detached {
 				return failed(fmt.Errorf("VM %q is not in the background: what it says is where it was started", vm.Name))
 			}
-			file := outputFile
+			log := registry.User().OutputLog(vm.Name)
 			if console || len(vm.Command) == 0 {
-				file = consoleFile
+				log = registry.User().ConsoleLog(vm.Name)
 			}
-			return failed(showLog(cmd, vm, file, follow))
+			return failed(showLog(cmd, vm, log, follow))
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the VM has ended")
@@ -298,10 +300,9 @@ func logsCommand() *cobra.Command {
 const followCheck = 100 * time.Millisecond
 
 // showLog prints a log, and what comes, until the VM has ended.
-func showLog(cmd *cobra.Command, vm vmInfo, name string, follow bool) error {
+func showLog(cmd *cobra.Command, vm api.VM, path string, follow bool) error {
 	out := cmd.OutOrStdout()
-	path := filepath.Join(vmPath(vm.Name), name)
-	if old, err := os.Open(path + oldLog); err == nil {
+	if old, err := os.Open(path + registry.OldLog); err == nil {
 		_, err = io.Copy(out, old)
 		if err = errors.Join(err, old.Close()); err != nil {
 			return err
@@ -313,11 +314,11 @@ func showLog(cmd *cobra.Command, vm vmInfo, name string, follow bool) error {
 	}
 	defer func() { f.Close() }()
 	for {
-		now, ok := lookVM(vm.Name)
+		now, err := registry.User().Look(vm.Name)
 		if _, err := io.Copy(out, f); err != nil {
 			return err
 		}
-		if !follow || !ok || now.State != stateRunning || !now.Started.Equal(vm.Started) {
+		if !follow || err != nil || now.State != api.Running || !now.Started.Equal(vm.Started) {
 			return nil
 		}
 		if next, err := os.Open(path); err == nil { // the log may have begun anew

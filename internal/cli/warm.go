@@ -22,6 +22,7 @@ import (
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
 	"vmm/machine/snapshot"
+	"vmm/vm/registry"
 )
 
 // A warm start: a VM that runs a command goes on from a snapshot of one that was
@@ -319,7 +320,7 @@ func prune(all []warmSnapshot, most int64) (removed []warmSnapshot, err error) {
 }
 
 // runWarm runs the VM from a snapshot of its kind, or as ever, and then makes one.
-func (f *runFlags) runWarm(ctx context.Context, dir *vmDir, ready *bool) error {
+func (f *runFlags) runWarm(ctx context.Context, dir *registry.Entry, ready *bool) error {
 	if f.sandbox() {
 		if err := f.chooseRoot(); err != nil {
 			return failed(err)

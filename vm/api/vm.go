@@ -1,0 +1,42 @@
+// Package api defines what goes over the control socket of a VM: the paths, the
+// requests, the answers and the errors. It has no behaviour; vm/server serves it and
+// vm/client asks it.
+//
+// Sizes are bytes, times RFC 3339, and durations nanoseconds unless their name says
+// seconds. A field that is missing is its zero value.
+package api
+
+import "time"
+
+// State is what a VM's process is doing.
+type State string
+
+// The states of a VM.
+const (
+	Running State = "running" // paused or not
+	Exited  State = "exited"
+)
+
+// VM says which VM it is. It is the answer to [PathVM], and is kept in the VM's
+// directory as long as it is listed.
+type VM struct {
+	Name    string    `json:"name"`
+	PID     int       `json:"pid"` // of its process
+	State   State     `json:"state"`
+	Status  *int      `json:"status,omitempty"` // exit status of one that has ended, 0 to 255; nil if it is not known
+	Detail  string    `json:"detail,omitempty"` // why it ended
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended,omitzero"`
+	// Command is what runs in the guest; empty if that is a system of its own.
+	Command []string `json:"command,omitempty"`
+	CPUs    int      `json:"cpus"`
+	Memory  uint64   `json:"memory"` // bytes
+	Kernel  string   `json:"kernel,omitempty"`
+	Disks   []string `json:"disks,omitempty"`
+	Shares  []string `json:"shares,omitempty"`
+	Nets    []string `json:"nets,omitempty"`
+	// Detached VMs run in the background, and are listed when they have ended.
+	Detached bool `json:"detached,omitempty"`
+	Agent    bool `json:"agent"`            // the guest's agent answers
+	Paused   bool `json:"paused,omitempty"` // by a request
+}

@@ -1,0 +1,140 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/vm/api"
+)
+
+// Entry is a VM's place in the registry, which its process holds until End or Remove.
+// Its other methods may be called at any time.
+type Entry struct {
+	registry *Registry
+	lock     *os.File
+	vm       api.VM
+}
+
+// Claim takes a name for a VM that begins. It returns ErrName, or ErrTaken as a
+// *TakenError, or ErrForeign. The state and the time of the start are set.
+func (r *Registry) Claim(vm api.VM) (*Entry, error) {
+	if !ValidName(vm.Name) || Reserved(vm.Name) {
+		return nil, fmt.Errorf("%q %w", vm.Name, ErrName)
+	}
+	if err := r.Make(); err != nil {
+		return nil, fmt.Errorf("the VM's directory: %w", err)
+	}
+	path := r.path(vm.Name)
+	var lock *os.File
+	for lock == nil {
+		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("the VM's directory: %w", err)
+		}
+		var err error
+		lock, err = tryLock(path)
+		if errors.Is(err, errLocked) {
+			return nil, &TakenError{Name: vm.Name}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else it was just removed
+			return nil, fmt.Errorf("the VM's directory: %w", err)
+		}
+	}
+	if old, err := readInfo(path); err == nil && old.Detached {
+		lock.Close()
+		return nil, &TakenError{Name: vm.Name, Ended: true}
+	}
+	for _, f := range []string{socketFile, consoleFile, outputFile, consoleFile + OldLog, outputFile + OldLog} {
+		os.Remove(filepath.Join(path, f)) // of one that was killed
+	}
+	vm.State, vm.Started = api.Running, time.Now()
+	if err := writeInfo(path, vm); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("the VM's directory: %w", err)
+	}
+	return &Entry{registry: r, lock: lock, vm: vm}, nil
+}
+
+// ClaimSimilar is Claim, but puts a number behind a name that is taken.
+func (r *Registry) ClaimSimilar(vm api.VM) (*Entry, error) {
+	base := vm.Name
+	for n := 2; ; n++ {
+		e, err := r.Claim(vm)
+		if !errors.Is(err, ErrTaken) {
+			return e, err
+		}
+		vm.Name = base + "-" + strconv.Itoa(n)
+	}
+}
+
+// VM returns the VM as it was claimed.
+func (e *Entry) VM() api.VM { return e.vm }
+
+// Name is the VM's name.
+func (e *Entry) Name() string { return e.vm.Name }
+
+// Socket is the path of the control socket, on which the VM shall listen.
+func (e *Entry) Socket() string { return e.registry.Socket(e.vm.Name) }
+
+// ConsoleLog is the path of the console's log, for a VM in the background.
+func (e *Entry) ConsoleLog() string { return e.registry.ConsoleLog(e.vm.Name) }
+
+// OutputLog is the path of the log of the command, for a VM in the background.
+func (e *Entry) OutputLog() string { return e.registry.OutputLog(e.vm.Name) }
+
+// End lets the name go when the VM has ended. If it was detached it stays in the list,
+// with its exit status, 0 to 255, and why it ended.
+func (e *Entry) End(status int, detail string) error {
+	if !e.vm.Detached {
+		return e.Remove()
+	}
+	vm := e.vm
+	vm.State, vm.Status, vm.Detail, vm.Ended = api.Exited, &status, detail, time.Now()
+	err := writeInfo(e.registry.path(vm.Name), vm)
+	os.Remove(e.Socket())
+	return errors.Join(err, e.lock.Close())
+}
+
+// Remove lets the name go, and leaves nothing.
+func (e *Entry) Remove() error {
+	return errors.Join(os.RemoveAll(e.registry.path(e.vm.Name)), e.lock.Close())
+}
+
+// errLocked is that of a directory whose VM runs.
+var errLocked = errors.New("locked")
+
+// tryLock locks a VM's directory; errLocked if its VM runs. The lock goes with the
+// file, or the process.
+func tryLock(path string) (*os.File, error) {
+	name := filepath.Join(path, lockFile)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errLocked
+	}
+	// Whoever clears away what was left may just have removed the directory.
+	if err == nil && !isAt(f, name) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// isAt reports whether an open file is the one of a name.
+func isAt(f *os.File, name string) bool {
+	a, err := f.Stat()
+	b, err2 := os.Stat(name)
+	return err == nil && err2 == nil && os.SameFile(a, b)
+}
