@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/internal/temp"
+	"vmm/vm/api"
 )
 
 func cloneCommand() *cobra.Command {
@@ -37,7 +38,7 @@ func cloneCommand() *cobra.Command {
 			}
 			defer os.RemoveAll(parent)
 			dir := filepath.Join(parent, "snapshot")
-			result, err := askSnapshot(cmd.Context(), vm, &snapshotRequest{Dir: dir})
+			result, err := askSnapshot(cmd.Context(), vm, api.SnapshotRequest{Dir: dir})
 			if err != nil {
 				return failed(err)
 			}

@@ -1,32 +1,25 @@
 package cli
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
-	"time"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"vmm/machine"
+	"vmm/machine/gdb"
+	"vmm/network/gateway"
 	"vmm/virtio/blk"
 	"vmm/vm/api"
 	"vmm/vm/registry"
+	"vmm/vm/server"
 )
 
-// control is the socket by which other commands reach a running VM: HTTP on a
-// unix socket that only its user can open. docs/api.md describes it.
+// control is what a running VM can do for others: it implements server.VM.
 type control struct {
-	server  http.Server
 	dir     *registry.Entry
 	machine *machine.Machine
 	disks   []controlledDisk
@@ -45,211 +38,184 @@ type controlledDisk struct {
 	device *blk.Device
 }
 
-// resizeRequest asks for a disk to be resized: to Size bytes, or by as many
-// where Sign is "+" or "-".
-type resizeRequest struct {
-	Path   string `json:"path"`
-	Sign   string `json:"sign,omitempty"`
-	Size   int64  `json:"size"`
-	Shrink bool   `json:"shrink,omitempty"`
+// Info implements server.VM.
+func (c *control) Info() api.VM {
+	vm := c.dir.VM()
+	vm.Agent = c.agent != nil && c.agent.alive()
+	vm.Paused = c.saver.isPaused()
+	vm.Disks = c.saver.diskPaths()
+	return vm
 }
 
-// newSize is the size that the request means for a disk.
-func (r *resizeRequest) newSize(old int64) (int64, error) {
-	size := r.Size
-	switch r.Sign {
-	case "+":
-		size = old + size
-	case "-":
-		size = old - size
+// Stats implements server.VM.
+func (c *control) Stats() api.Stats {
+	s := api.Stats{Exits: c.machine.Exits(), Resident: residentBytes(), Private: c.machine.PrivateMemory()}
+	for _, d := range c.machine.CPUTimes() {
+		s.CPUSeconds = append(s.CPUSeconds, d.Seconds())
 	}
-	if size < 0 {
-		return 0, fmt.Errorf("%s has only %s", r.Path, humanSize(old))
+	for i, d := range c.disks {
+		in, out := d.device.Transferred()
+		s.Disks = append(s.Disks, api.Transfer{Device: fmt.Sprintf("disk%d", i), In: in, Out: out})
 	}
-	if size < old && !r.Shrink {
-		return 0, fmt.Errorf("%s would lose its last %s: say --shrink if that is meant", r.Path, humanSize(old-size))
+	for i, n := range c.NICs() {
+		s.NICs = append(s.NICs, api.Transfer{Device: fmt.Sprintf("eth%d", i), In: n.Received.Bytes, Out: n.Sent.Bytes})
 	}
-	return size, nil
+	return s
 }
 
-// maxSocketPath bounds the path of a unix socket, in bytes.
-const maxSocketPath = 107
-
-// listen opens the socket.
-func (c *control) listen() error {
-	path := c.dir.Socket()
-	if len(path) > maxSocketPath {
-		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
+// residentBytes is the memory of this process, by /proc/self/statm.
+func residentBytes() uint64 {
+	b, _ := os.ReadFile("/proc/self/statm")
+	f := bytes.Fields(b)
+	if len(f) < 2 {
+		return 0
 	}
-	os.Remove(path)
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return fmt.Errorf("the control socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	c.server.Handler = c.handler()
-	c.server.ReadHeaderTimeout = 10 * time.Second
-	go c.server.Serve(l)
-	return nil
+	pages, _ := strconv.ParseUint(string(f[1]), 10, 64)
+	return pages * uint64(os.Getpagesize())
 }
 
-// handler has the paths of docs/api.md.
-func (c *control) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /vm", c.inspect)
-	mux.HandleFunc("GET /stats", c.getStats)
-	mux.HandleFunc("GET /metrics", c.metrics)
-	mux.HandleFunc("POST /stop", c.stop)
-	mux.HandleFunc("POST /pause", c.saver.servePause)
-	mux.HandleFunc("POST /resume", c.saver.serveResume)
-	mux.HandleFunc("POST /snapshot", c.saver.serveSnapshot)
-	mux.HandleFunc("POST /migrate", c.saver.serveMigrate)
-	mux.HandleFunc("POST /kill", c.kill)
-	mux.HandleFunc("POST /agent", c.joinAgent)
-	mux.HandleFunc("POST /console", c.joinConsole)
-	mux.HandleFunc("POST /gdb", c.joinGDB)
-	mux.HandleFunc("POST /disks/resize", c.resize)
-	mux.HandleFunc("GET /ports", c.listPorts)
-	mux.HandleFunc("POST /ports", c.addPort)
-	mux.HandleFunc("DELETE /ports", c.removePort)
-	mux.HandleFunc("GET /nics", c.listNICs)
-	mux.HandleFunc("POST /nics/link", c.setLink)
-	return mux
-}
-
-func (c *control) close() { c.server.Close() }
-
-// inspect answers GET /vm.
-func (c *control) inspect(w http.ResponseWriter, _ *http.Request) {
-	info := c.dir.VM()
-	info.Agent = c.agent != nil && c.agent.alive()
-	info.Paused = c.saver.isPaused()
-	info.Disks = c.saver.diskPaths()
-	json.NewEncoder(w).Encode(info)
-}
-
-// kill ends the VM as pulling the plug does.
-func (c *control) kill(http.ResponseWriter, *http.Request) { c.end() }
-
-// stop asks the guest to shut down: by its agent, or by the power button. A command
-// is asked to end, which ends the VM.
-func (c *control) stop(w http.ResponseWriter, r *http.Request) {
+// Stop implements server.VM: the guest is asked by its agent, or by the power button. A
+// command is asked to end, which ends the VM.
+func (c *control) Stop(ctx context.Context) error {
 	if c.command {
-		unix.Kill(os.Getpid(), unix.SIGTERM) // which goes on to the command
-		return
+		return unix.Kill(os.Getpid(), unix.SIGTERM) // which goes on to the command
 	}
 	if c.agent != nil && c.agent.alive() {
-		if err := c.agent.client().Shutdown(r.Context()); err == nil {
-			return
+		if err := c.agent.client().Shutdown(ctx); err == nil {
+			return nil
 		}
 	}
 	c.machine.PressPowerButton()
+	return nil
 }
 
-func (c *control) resize(w http.ResponseWriter, r *http.Request) {
-	var req resizeRequest
-	if !decode(w, r, &req) {
-		return
+// Kill implements server.VM.
+func (c *control) Kill() { c.end() }
+
+// Pause implements server.VM.
+func (c *control) Pause() error { return c.saver.setPaused(true) }
+
+// Resume implements server.VM.
+func (c *control) Resume() error { return c.saver.setPaused(false) }
+
+// Snapshot implements server.VM.
+func (c *control) Snapshot(_ context.Context, req api.SnapshotRequest, progress func(api.Progress)) (*api.SnapshotResult, error) {
+	return c.saver.snapshot(&snapshotRequest{SnapshotRequest: req}, func(done, total int64) {
+		progress(api.Progress{Done: done, Total: total})
+	})
+}
+
+// Migrate implements server.VM.
+func (c *control) Migrate(ctx context.Context, req api.MigrateRequest, progress func(api.Progress)) (*api.MigrateResult, error) {
+	memory := int64(c.dir.VM().Memory)
+	result, err := c.saver.migrate(ctx, &req, func(sent int64, round int) {
+		progress(api.Progress{Done: sent, Total: max(memory, sent), Round: round})
+	})
+	if err != nil {
+		return nil, err
 	}
+	return &api.MigrateResult{Rounds: result.Rounds, Sent: result.Sent, Downtime: result.Downtime}, nil
+}
+
+// Resize implements server.VM.
+func (c *control) Resize(req api.ResizeRequest) error {
 	for _, d := range c.disks {
 		if d.path != req.Path {
 			continue
 		}
-		size, err := req.newSize(d.device.Size())
+		size, err := newSize(&req, d.device.Size())
 		if err == nil {
 			err = d.device.Resize(size)
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
+		return err
+	}
+	return api.ErrNotFound.With("this VM has no disk %s", req.Path)
+}
+
+// NICs implements server.VM.
+func (c *control) NICs() []api.NIC {
+	out := []api.NIC{}
+	for _, n := range c.nets.nics {
+		i := api.NIC{Mode: n.mode, MAC: n.device.MAC().String(), Up: n.device.Up()}
+		received, sent := n.device.Counts()
+		i.Received, i.Sent = api.Count(received), api.Count(sent)
+		if g := n.gateway.Load(); g != nil {
+			i.TCPConnections, i.UDPFlows = g.Connections()
 		}
-		return
+		out = append(out, i)
 	}
-	http.Error(w, "this VM has no disk "+req.Path, http.StatusNotFound)
+	return out
 }
 
-// maxBody bounds what is read of a request or an answer, in bytes.
-const maxBody = 1 << 20
-
-// decode reads a request's body; false if it was answered with an error.
-func decode(w http.ResponseWriter, r *http.Request, to any) bool {
-	err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(to)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+// SetLink implements server.VM.
+func (c *control) SetLink(nic int, up bool) error {
+	if nic < 0 || nic >= len(c.nets.nics) {
+		return api.ErrNotFound.With("this VM has %d network devices, numbered from 0", len(c.nets.nics))
 	}
-	return err == nil
+	c.nets.nics[nic].device.SetUp(up)
+	return nil
 }
 
-// askResize has a VM resize one of its disks.
-func askResize(ctx context.Context, vm api.VM, req resizeRequest) error {
-	path, err := realPath(req.Path)
-	if err != nil {
-		return err
-	}
-	req.Path = path
-	return askVM(ctx, vm, http.MethodPost, "/disks/resize", req, nil)
-}
-
-// dialVM connects to a VM's control socket.
-func dialVM(ctx context.Context, vm api.VM) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", registry.User().Socket(vm.Name))
-}
-
-// askVM sends a request to a VM; the answer goes to answer, if that is not nil.
-func askVM(ctx context.Context, vm api.VM, method, path string, request, answer any) error {
-	return talk(ctx, vm, method, path, request, func(r io.Reader) error {
-		if answer == nil {
-			return nil
+// Ports implements server.VM.
+func (c *control) Ports() []api.Port {
+	out := []api.Port{}
+	if g := c.nets.gateway(); g != nil {
+		for _, p := range g.Publications() {
+			out = append(out, api.Port(p))
 		}
-		return json.NewDecoder(io.LimitReader(r, maxBody)).Decode(answer)
-	})
+	}
+	return out
 }
 
-// follow sends a request whose answer is lines, and calls each with them until it
-// returns false.
-func follow(ctx context.Context, vm api.VM, path string, request any, each func(line []byte) (more bool, err error)) error {
-	return talk(ctx, vm, http.MethodPost, path, request, func(r io.Reader) error {
-		for lines := bufio.NewScanner(r); lines.Scan(); {
-			if more, err := each(lines.Bytes()); err != nil || !more {
-				return err
-			}
-		}
-		return fmt.Errorf("VM %q has ended", vm.Name)
-	})
+// Publish implements server.VM.
+func (c *control) Publish(p api.Port) (api.Port, error) {
+	g := c.nets.gateway()
+	if g == nil {
+		return p, api.ErrNoGateway
+	}
+	did, err := g.Publish(gateway.Publication(p))
+	if err != nil {
+		err = api.ErrConflict.With("%v", err)
+	}
+	return api.Port(did), err
 }
 
-// talk sends a request to a VM and has its answer read, unless that is an error.
-func talk(ctx context.Context, vm api.VM, method, path string, request any, read func(io.Reader) error) error {
-	body, err := json.Marshal(request)
-	if err != nil {
-		return err
+// Unpublish implements server.VM.
+func (c *control) Unpublish(p api.Port) error {
+	g := c.nets.gateway()
+	if g == nil {
+		return api.ErrNoGateway
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialVM(ctx, vm)
-	}}}
-	defer client.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, method, "http://vmm"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
+	if err := g.Unpublish(gateway.Publication(p)); err != nil {
+		return api.ErrNotFound.With("%v", err)
 	}
-	response, err := client.Do(r)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(response.Body, maxBody))
-		return errors.New(strings.TrimSpace(string(b)))
-	}
-	return read(response.Body)
+	return nil
 }
 
-// realPath makes a path absolute and free of symbolic links.
-func realPath(path string) (string, error) {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", err
+// Agent implements server.VM.
+func (c *control) Agent(ctx context.Context) (server.Conn, error) {
+	if c.agent == nil {
+		return nil, api.ErrNoAgent
 	}
-	return filepath.Abs(path)
+	if err := c.agent.waitOpen(ctx); err != nil {
+		return nil, err
+	}
+	conn, err := c.agent.client().Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(server.Conn), nil
+}
+
+// Console implements server.VM.
+func (c *control) Console() (func(server.Conn), error) {
+	if c.console == nil {
+		return nil, api.ErrNoConsole
+	}
+	return func(conn server.Conn) { c.console.attach(conn) }, nil
+}
+
+// GDB implements server.VM.
+func (c *control) GDB() (func(server.Conn), error) {
+	return func(conn server.Conn) { gdb.Serve(conn, c.machine.Debugger(), c.end) }, nil
 }

@@ -1,8 +1,10 @@
 package cli
 
 import (
-	"net/http"
-	"net/http/httptest"
+	"context"
+	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,30 +14,62 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"vmm/vm/api"
 	"vmm/vm/registry"
+	"vmm/vm/server"
 )
 
-// FuzzControl sends the control socket requests with any bodies. Those that need a
-// machine are left to the tests with a guest.
-func FuzzControl(f *testing.F) {
-	needMachine := []string{"/stats", "/metrics", "/stop", "/kill", "/gdb", "/pause", "/resume", "/snapshot", "/migrate"}
-	for _, path := range []string{"/vm", "/disks/resize", "/ports", "/nics", "/nics/link", "/agent", "/console", "/nowhere"} {
-		for _, method := range []string{"GET", "POST", "DELETE"} {
-			f.Add(method, path, `{"path":"/x","size":1,"nic":0,"up":true,"host":"127.0.0.1:1","guest":2}`)
+// TestControl asks a VM without a machine for what it has not.
+func TestControl(t *testing.T) {
+	var c server.VM = &control{dir: &registry.Entry{}, nets: &networks{}, saver: &saver{flags: newRunFlags(), parts: &parts{disks: &diskSet{}}}}
+	_, publish := c.Publish(api.Port{Guest: 1})
+	_, agent := c.Agent(context.Background())
+	_, console := c.Console()
+	for _, e := range []struct{ got, want error }{
+		{c.Resize(api.ResizeRequest{Path: "/x", Size: 1}), api.ErrNotFound}, {c.SetLink(0, true), api.ErrNotFound}, {c.SetLink(-1, true), api.ErrNotFound},
+		{publish, api.ErrNoGateway}, {c.Unpublish(api.Port{}), api.ErrNoGateway}, {agent, api.ErrNoAgent}, {console, api.ErrNoConsole}, {c.Resume(), api.ErrNotPaused},
+	} {
+		if !errors.Is(e.got, e.want) {
+			t.Errorf("%v, want %v", e.got, e.want)
 		}
 	}
-	h := (&control{dir: &registry.Entry{}, nets: &networks{}, saver: &saver{flags: newRunFlags(), parts: &parts{disks: &diskSet{}}}}).handler()
-	f.Fuzz(func(t *testing.T, method, path, body string) {
-		r, err := http.NewRequest(method, "http://vmm", strings.NewReader(body))
-		if err != nil {
-			return
+	if len(c.NICs()) != 0 || len(c.Ports()) != 0 || c.Info().Paused || c.Info().Agent {
+		t.Errorf("%v, %v, %+v", c.NICs(), c.Ports(), c.Info())
+	}
+}
+
+func TestNewSize(t *testing.T) {
+	for _, c := range []struct {
+		r    api.ResizeRequest
+		want int64
+		err  error
+	}{
+		{api.ResizeRequest{Size: 20}, 20, nil}, {api.ResizeRequest{Sign: "+", Size: 5}, 15, nil}, {api.ResizeRequest{Sign: "-", Size: 4, Shrink: true}, 6, nil},
+		{api.ResizeRequest{Size: 9, Shrink: true}, 9, nil}, {api.ResizeRequest{Size: 9}, 0, api.ErrShrink}, {api.ResizeRequest{Sign: "-", Size: 1}, 0, api.ErrShrink},
+		{api.ResizeRequest{Sign: "-", Size: 11, Shrink: true}, 0, api.ErrConflict}, {api.ResizeRequest{Sign: "+", Size: math.MaxInt64}, 0, api.ErrConflict},
+		{api.ResizeRequest{Size: -1, Shrink: true}, 0, api.ErrConflict}, {api.ResizeRequest{Sign: "*", Size: 2}, 0, api.ErrBadRequest},
+	} {
+		if got, err := newSize(&c.r, 10); got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%+v: %d, %v", c.r, got, err)
 		}
-		r.URL.Path = path
-		if slices.Contains(needMachine, filepath.Clean("/"+path)) {
-			return
+	}
+}
+
+// TestAdvice: what to do is said in terms of the command line, once.
+func TestAdvice(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	_, none := findVM("a")
+	for want, err := range map[string]error{
+		"vmm run -d --name a": none, "--diff": advise(api.ErrNotParent.With("why")), "--no-agent": advise(fmt.Errorf("no: %w", api.ErrNoAgent)), "--shrink": advise(api.ErrShrink),
+		"another --name": advise(&registry.TakenError{Name: "a"}), "vmm rm a": advise(&registry.TakenError{Name: "a", Ended: true}),
+	} {
+		if strings.Count(err.Error(), want) != 1 {
+			t.Errorf("%q says nothing of %s", err, want)
 		}
-		h.ServeHTTP(httptest.NewRecorder(), r)
-	})
+	}
+	if err := errors.New("x"); advise(err) != err || advise(api.ErrPaused) != api.ErrPaused || advise(nil) != nil {
+		t.Error("there is nothing to be said of these")
+	}
 }
 
 func TestLog(t *testing.T) {

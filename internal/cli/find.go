@@ -1,10 +1,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
 
+	"vmm/guest-images/agent"
 	"vmm/vm/api"
+	"vmm/vm/client"
 	"vmm/vm/registry"
 )
 
@@ -20,11 +25,35 @@ func findRunning(name string) (api.VM, error) {
 	return vm, advise(err)
 }
 
-// advise adds to an error of the registry's what to do about it.
+// ask speaks to a VM of another process.
+func ask(vm api.VM) *client.Client { return client.New(registry.User().Socket(vm.Name)) }
+
+// agentOf speaks to the agent of a VM of another process.
+func agentOf(vm api.VM) *agent.Client {
+	return &agent.Client{Dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := ask(vm).DialAgent(ctx)
+		return conn, advise(err)
+	}}
+}
+
+// advice is what to do about the errors of a VM, by their codes, in terms of the command
+// line.
+var advice = map[string]string{
+	api.ErrNotParent.Code:   "save all, without --diff",
+	api.ErrShrink.Code:      "say --shrink if that is meant",
+	api.ErrNoGateway.Code:   "it is --net user that has one, and a switch with gateway=on",
+	api.ErrNoAgent.Code:     "it was started with --no-agent",
+	api.ErrAgentSilent.Code: "a guest with a system of its own needs it installed (vmm agent --install there)",
+}
+
+// advise adds to an error of a VM's, or of the registry's, what to do about it.
 func advise(err error) error {
 	var taken *registry.TakenError
 	var none *registry.NotFoundError
+	var of *api.Error
 	switch {
+	case errors.As(err, &of) && advice[of.Code] != "":
+		return fmt.Errorf("%w: %s", err, advice[of.Code])
 	case errors.As(err, &taken) && taken.Ended:
 		return fmt.Errorf("%w: vmm rm %s removes it", err, taken.Name)
 	case errors.As(err, &taken):
@@ -44,4 +73,25 @@ func checkName(what, name string) error {
 		return &exitError{statusUsage, fmt.Errorf("%s %s: this name has a meaning of its own", what, name)}
 	}
 	return nil
+}
+
+// answer is what a VM has answered, or why not.
+type answer[A any] struct {
+	vm  api.VM
+	got A
+	err error
+}
+
+// askAll asks VMs at the same time. The answers are in their order.
+func askAll[A any](ctx context.Context, vms []api.VM, what func(*client.Client, context.Context) (A, error)) []answer[A] {
+	out := make([]answer[A], len(vms))
+	var asking sync.WaitGroup
+	for i, vm := range vms {
+		asking.Go(func() {
+			got, err := what(ask(vm), ctx)
+			out[i] = answer[A]{vm, got, err}
+		})
+	}
+	asking.Wait()
+	return out
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -22,9 +21,6 @@ import (
 )
 
 const gdbUsage = "let gdb debug the guest's kernel at `ADDRESS`: PORT, HOST:PORT or unix:PATH; with ,wait the guest begins when gdb says so"
-
-// gdbProtocol is the remote protocol on a connection to the control socket.
-const gdbProtocol = "vmm-gdb"
 
 // gdbListener is where gdb connects (--gdb).
 type gdbListener struct {
@@ -84,16 +80,6 @@ func (g *gdbListener) close() {
 	}
 }
 
-// joinGDB answers POST /gdb.
-func (c *control) joinGDB(w http.ResponseWriter, _ *http.Request) {
-	conn, err := switchTo(w, gdbProtocol)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	gdb.Serve(conn, c.machine.Debugger(), c.end)
-}
-
 // gdbCommand is vmm gdb.
 func gdbCommand() *cobra.Command {
 	var symbols string
@@ -147,7 +133,7 @@ func startGDB(vm api.VM, symbols string, args []string) error {
 // is not for this process: gdb passes it on in the stream.
 func pipeGDB(cmd *cobra.Command, vm api.VM) error {
 	signal.Ignore(unix.SIGINT)
-	conn, err := upgrade(cmd.Context(), vm, "/gdb", gdbProtocol)
+	conn, err := ask(vm).DialGDB(cmd.Context())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -17,6 +18,7 @@ import (
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
+	"vmm/vm/api"
 )
 
 // statusDiffers is vmm image diff's for images that differ, as diff(1)'s;
@@ -347,18 +349,21 @@ func imageResize() *cobra.Command {
 			if err := n.Set(strings.TrimLeft(args[1], "+-")); err != nil {
 				return &exitError{statusUsage, fmt.Errorf("%s: %w", args[1], err)}
 			}
-			req := resizeRequest{Path: args[0], Sign: sign, Size: int64(n), Shrink: shrink}
+			req := api.ResizeRequest{Path: args[0], Sign: sign, Size: int64(n), Shrink: shrink}
 			err := f.withImage(args[0], true, func(img *image.Image) error {
-				size, err := req.newSize(img.Size())
+				size, err := newSize(&req, img.Size())
 				if err != nil {
-					return err
+					return advise(err)
 				}
 				return img.Resize(size)
 			})
 			var locked *storage.LockError
 			if errors.As(err, &locked) && locked.Process != 0 {
 				if vm, none := findRunning(strconv.Itoa(locked.Process)); none == nil {
-					return failed(askResize(cmd.Context(), vm, req))
+					if req.Path, err = realPath(req.Path); err != nil {
+						return failed(err)
+					}
+					return failed(advise(ask(vm).Resize(cmd.Context(), req)))
 				}
 			}
 			return err
@@ -367,4 +372,34 @@ func imageResize() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size; what is beyond it is lost")
 	return cmd
+}
+
+// newSize is the size in bytes that a request means for a disk of the size old.
+func newSize(r *api.ResizeRequest, old int64) (int64, error) {
+	size := r.Size
+	switch r.Sign {
+	case "":
+	case "+":
+		size = old + size
+	case "-":
+		size = old - size
+	default:
+		return 0, api.ErrBadRequest.With("a size has no sign %q", r.Sign)
+	}
+	if size < 0 {
+		return 0, api.ErrConflict.With("%s has only %s", r.Path, humanSize(old))
+	}
+	if size < old && !r.Shrink {
+		return 0, api.ErrShrink.With("%s would lose its last %s", r.Path, humanSize(old-size))
+	}
+	return size, nil
+}
+
+// realPath makes a path absolute and free of symbolic links.
+func realPath(path string) (string, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(path)
 }

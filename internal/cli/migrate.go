@@ -15,11 +15,9 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,23 +33,8 @@ const defaultDowntime = 300 * time.Millisecond
 // dialTime bounds connecting to the other side.
 const dialTime = 20 * time.Second
 
-// migrateRequest asks a VM to move.
-type migrateRequest struct {
-	Address  string        `json:"address"` // tcp://HOST:PORT or unix:PATH, absolute
-	Key      string        `json:"key,omitempty"`
-	Downtime time.Duration `json:"downtime"` // nanoseconds
-}
-
-// migrateEvent is a line of the answer: how far it is, or the end.
-type migrateEvent struct {
-	Sent     int64             `json:"sent,omitempty"` // bytes of memory
-	Round    int               `json:"round,omitempty"`
-	Error    string            `json:"error,omitempty"`
-	Finished *migration.Result `json:"finished,omitempty"`
-}
-
 func migrateCommand() *cobra.Command {
-	var req migrateRequest
+	var req api.MigrateRequest
 	cmd := &cobra.Command{
 		Use: "migrate [flags] VM ADDRESS", Short: "Move a running VM to a vmm receive, here or on another host", Args: cobra.ExactArgs(2),
 		Long: "migrate moves a VM while it runs: its memory is sent again and again until little is left to\n" +
@@ -78,7 +61,9 @@ func migrateCommand() *cobra.Command {
 			} else if req.Key == "" {
 				return &exitError{statusUsage, errors.New("migrate: over TCP the --key is needed that vmm receive has printed")}
 			}
-			result, err := askMigrate(cmd.Context(), vm, &req)
+			bar := newGauge("moving")
+			result, err := ask(vm).Migrate(cmd.Context(), req, bar.progress)
+			bar.end()
 			if err != nil {
 				return failed(err)
 			}
@@ -109,85 +94,12 @@ func splitAddress(s string) (network, addr string, err error) {
 	return "", "", fmt.Errorf("address %q: tcp://HOST:PORT or unix:PATH", s)
 }
 
-// askMigrate has a VM move.
-func askMigrate(ctx context.Context, vm api.VM, req *migrateRequest) (*migration.Result, error) {
-	bar := newGauge("moving")
-	defer bar.end()
-	var result *migration.Result
-	err := follow(ctx, vm, "/migrate", req, func(line []byte) (bool, error) {
-		var e migrateEvent
-		if err := json.Unmarshal(line, &e); err != nil {
-			return false, err
-		}
-		if e.Error != "" {
-			return false, errors.New(e.Error)
-		}
-		if result = e.Finished; result == nil {
-			bar.show(e.Sent, int64(max(vm.Memory, uint64(e.Sent))))
-		}
-		return result == nil, nil
-	})
-	return result, err
-}
-
-// eventStream sends lines of JSON as an answer. Of those that only tell how far
-// something is, most are left out.
-type eventStream struct {
-	mu   sync.Mutex
-	out  *json.Encoder
-	w    *http.ResponseController
-	last time.Time
-}
-
-// eventEvery is how often somebody is told how far something is.
-const eventEvery = 200 * time.Millisecond
-
-func newEventStream(w http.ResponseWriter) *eventStream {
-	return &eventStream{out: json.NewEncoder(w), w: http.NewResponseController(w), last: time.Now()}
-}
-
-// progress sends an event if the last one is some time ago.
-func (s *eventStream) progress(event any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if time.Since(s.last) > eventEvery {
-		s.last = time.Now()
-		s.out.Encode(event)
-		s.w.Flush()
-	}
-}
-
-// end sends the last event.
-func (s *eventStream) end(event any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.out.Encode(event)
-	s.w.Flush()
-}
-
-// serveMigrate answers POST /migrate with a line of JSON for each event.
-func (s *saver) serveMigrate(w http.ResponseWriter, r *http.Request) {
-	var req migrateRequest
-	if !decode(w, r, &req) {
-		return
-	}
-	events := newEventStream(w)
-	result, err := s.migrate(r.Context(), &req, func(sent int64, round int) {
-		events.progress(migrateEvent{Sent: sent, Round: round})
-	})
-	if err != nil {
-		events.end(migrateEvent{Error: err.Error()})
-		return
-	}
-	events.end(migrateEvent{Finished: result})
-}
-
 // migrate moves the VM.
-func (s *saver) migrate(ctx context.Context, req *migrateRequest, progress func(sent int64, round int)) (*migration.Result, error) {
+func (s *saver) migrate(ctx context.Context, req *api.MigrateRequest, progress func(sent int64, round int)) (*migration.Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.parts.space.holds() {
-		return nil, errors.New("the VM waits for room on the host's disk")
+		return nil, api.ErrNoRoom
 	}
 	for _, d := range s.parts.disks.disks {
 		if d.temporary() {
@@ -215,7 +127,7 @@ func (s *saver) migrate(ctx context.Context, req *migrateRequest, progress func(
 		s.pauseMu.Lock()
 		defer s.pauseMu.Unlock()
 		s.paused, s.released = true, true
-		err = fmt.Errorf("%w: look whether VM %q runs there; if it does, vmm kill it here, else vmm resume it: %v",
+		err = api.ErrMigrationUnknown.With("%v: look whether VM %q runs there; if it does, kill it here, else resume it: %v",
 			migration.ErrUnknown, s.flags.name, err)
 	}
 	if err == nil {
@@ -237,7 +149,7 @@ func (d *vmDisk) moved() savedDisk {
 
 // dialPeer connects to a receiver. Over TCP, its certificate must be the one of the
 // key, and it is told the key's secret.
-func dialPeer(ctx context.Context, req *migrateRequest, hello *migration.Hello) (net.Conn, error) {
+func dialPeer(ctx context.Context, req *api.MigrateRequest, hello *migration.Hello) (net.Conn, error) {
 	network, addr, err := splitAddress(req.Address)
 	if err != nil {
 		return nil, err

@@ -1,45 +1,43 @@
 package cli
 
 import (
-	"encoding/json"
-	"errors"
+	"context"
 	"fmt"
-	"net/http"
 	"strconv"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"vmm/network/gateway"
-	vnet "vmm/virtio/net"
 	"vmm/vm/api"
+	"vmm/vm/client"
 	"vmm/vm/registry"
 )
 
 // portCommand is vmm port: what is published of a running VM.
 func portCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "port", Short: "Publish ports of a running VM"}
-	change := func(use, short, method string) *cobra.Command {
+	change := func(use, short string, do func(*client.Client, context.Context, api.Port) (api.Port, error)) *cobra.Command {
 		return &cobra.Command{
 			Use: use + " VM [ADDRESS:]HOST:GUEST[/udp]...", Short: short, Args: cobra.MinimumNArgs(2),
 			Example: "  vmm port " + use + " dev 8080:80",
 			RunE: func(cmd *cobra.Command, args []string) error {
-				var ports []gateway.Publication
+				var ports []api.Port
 				for _, a := range args[1:] {
 					p, err := gateway.ParsePublication(a)
 					if err != nil {
 						return &exitError{statusUsage, err}
 					}
-					ports = append(ports, p)
+					ports = append(ports, api.Port(p))
 				}
 				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
 				for _, p := range ports {
-					var did gateway.Publication
-					if err := askVM(cmd.Context(), vm, method, "/ports", p, &did); err != nil {
-						return failed(err)
+					did, err := do(ask(vm), cmd.Context(), p)
+					if err != nil {
+						return failed(advise(err))
 					}
 					fmt.Fprintln(cmd.OutOrStdout(), did)
 				}
@@ -64,8 +62,8 @@ func portCommand() *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
 			fmt.Fprintln(w, "VM\tHOST\tGUEST")
 			for _, vm := range vms {
-				var ports []gateway.Publication
-				if err := askVM(cmd.Context(), vm, http.MethodGet, "/ports", nil, &ports); err != nil {
+				ports, err := ask(vm).Ports(cmd.Context())
+				if err != nil {
 					return failed(err)
 				}
 				for _, p := range ports {
@@ -79,7 +77,10 @@ func portCommand() *cobra.Command {
 			return w.Flush()
 		},
 	}
-	cmd.AddCommand(change("add", "Publish ports", http.MethodPost), change("rm", "Publish ports no longer", http.MethodDelete), ls)
+	remove := func(c *client.Client, ctx context.Context, p api.Port) (api.Port, error) {
+		return p, c.Unpublish(ctx, p)
+	}
+	cmd.AddCommand(change("add", "Publish ports", (*client.Client).Publish), change("rm", "Publish ports no longer", remove), ls)
 	return cmd
 }
 
@@ -90,19 +91,19 @@ func netCommand() *cobra.Command {
 		return &cobra.Command{
 			Use: use + " VM [DEVICE-NUMBER]", Short: short, Args: cobra.RangeArgs(1, 2),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				r := linkRequest{Up: up}
+				nic := 0
 				if len(args) == 2 {
 					n, err := strconv.Atoi(args[1])
 					if err != nil {
 						return &exitError{statusUsage, fmt.Errorf("%q is no device number", args[1])}
 					}
-					r.NIC = n
+					nic = n
 				}
 				vm, err := findRunning(args[0])
 				if err != nil {
 					return failed(err)
 				}
-				return failed(askVM(cmd.Context(), vm, http.MethodPost, "/nics/link", r, nil))
+				return failed(ask(vm).SetLink(cmd.Context(), nic, up))
 			},
 		}
 	}
@@ -113,8 +114,8 @@ func netCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			var nics []nicInfo
-			if err := askVM(cmd.Context(), vm, http.MethodGet, "/nics", nil, &nics); err != nil {
+			nics, err := ask(vm).NICs(cmd.Context())
+			if err != nil {
 				return failed(err)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
@@ -125,93 +126,11 @@ func netCommand() *cobra.Command {
 					link = "up"
 				}
 				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%d tcp, %d udp\n", i, n.Mode, n.MAC, link,
-					humanSize(int64(n.Received.Bytes)), humanSize(int64(n.Sent.Bytes)), n.Received.Dropped+n.Sent.Dropped, n.TCP, n.UDP)
+					humanSize(int64(n.Received.Bytes)), humanSize(int64(n.Sent.Bytes)), n.Received.Dropped+n.Sent.Dropped, n.TCPConnections, n.UDPFlows)
 			}
 			return w.Flush()
 		},
 	}
 	cmd.AddCommand(ls, plug("up", "Plug a cable in", true), plug("down", "Pull a cable out", false))
 	return cmd
-}
-
-// nicInfo is a network device, for others.
-type nicInfo struct {
-	Mode     string     `json:"mode"`
-	MAC      string     `json:"mac"`
-	Up       bool       `json:"up"`
-	Received vnet.Count `json:"received"`
-	Sent     vnet.Count `json:"sent"`
-	TCP      int        `json:"tcp_connections"`
-	UDP      int        `json:"udp_flows"`
-}
-
-// linkRequest plugs a cable in or out.
-type linkRequest struct {
-	NIC int  `json:"nic"`
-	Up  bool `json:"up"`
-}
-
-// info is what others see of the network devices.
-func (n *networks) info() []nicInfo {
-	out := []nicInfo{}
-	for _, n := range n.nics {
-		i := nicInfo{Mode: n.mode, MAC: n.device.MAC().String(), Up: n.device.Up()}
-		i.Received, i.Sent = n.device.Counts()
-		if g := n.gateway.Load(); g != nil {
-			i.TCP, i.UDP = g.Connections()
-		}
-		out = append(out, i)
-	}
-	return out
-}
-
-func (c *control) listNICs(w http.ResponseWriter, _ *http.Request) {
-	json.NewEncoder(w).Encode(c.nets.info())
-}
-
-func (c *control) setLink(w http.ResponseWriter, r *http.Request) {
-	var req linkRequest
-	if !decode(w, r, &req) {
-		return
-	}
-	if req.NIC < 0 || req.NIC >= len(c.nets.nics) {
-		http.Error(w, fmt.Sprintf("this VM has %d network devices, numbered from 0", len(c.nets.nics)), http.StatusNotFound)
-		return
-	}
-	c.nets.nics[req.NIC].device.SetUp(req.Up)
-}
-
-// errNoGateway says why ports cannot be published.
-var errNoGateway = errors.New("this VM has no gateway: ports are published of --net user, and of a switch with gateway=on")
-
-func (c *control) listPorts(w http.ResponseWriter, _ *http.Request) {
-	ports := []gateway.Publication{}
-	if g := c.nets.gateway(); g != nil {
-		ports = g.Publications()
-	}
-	json.NewEncoder(w).Encode(ports)
-}
-
-func (c *control) addPort(w http.ResponseWriter, r *http.Request) {
-	c.changePort(w, r, (*gateway.Gateway).Publish)
-}
-
-func (c *control) removePort(w http.ResponseWriter, r *http.Request) {
-	c.changePort(w, r, func(g *gateway.Gateway, p gateway.Publication) (gateway.Publication, error) { return p, g.Unpublish(p) })
-}
-
-func (c *control) changePort(w http.ResponseWriter, r *http.Request, do func(*gateway.Gateway, gateway.Publication) (gateway.Publication, error)) {
-	var p gateway.Publication
-	if !decode(w, r, &p) {
-		return
-	}
-	err := errNoGateway
-	if g := c.nets.gateway(); g != nil {
-		p, err = do(g, p)
-	}
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusConflict)
-		return
-	}
-	json.NewEncoder(w).Encode(p)
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"vmm/vm/client"
 )
 
 // Exit statuses, beside those of a guest's isa-debug-exit.
@@ -84,7 +86,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
-		pauseCommand("pause", "Stop VMs where they are"), pauseCommand("resume", "Let paused VMs go on"),
+		pauseCommand("pause", "Stop VMs where they are", (*client.Client).Pause), pauseCommand("resume", "Let paused VMs go on", (*client.Client).Resume),
 		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
 	return root
 }

@@ -24,6 +24,7 @@ import (
 	"vmm/virtio/rng"
 	"vmm/vm/api"
 	"vmm/vm/registry"
+	"vmm/vm/server"
 )
 
 // runFlags are the flags of vmm run.
@@ -407,10 +408,11 @@ func (f *runFlags) run(ctx context.Context, dir *registry.Entry, ready *bool) er
 	if p.background != nil && !f.consoleGiven {
 		control.console = p.background.hub
 	}
-	if err := control.listen(); err != nil {
+	serving := server.New(control)
+	defer serving.Close()
+	if err := serving.Listen(dir.Socket()); err != nil {
 		return failed(errors.Join(err, m.Close()))
 	}
-	defer control.close()
 	if p.background != nil {
 		if err := p.background.ready(f.name); err != nil {
 			return failed(errors.Join(err, m.Close()))

@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"vmm/machine/snapshot"
 	"vmm/storage/image"
 	"vmm/virtio/blk"
+	"vmm/vm/api"
 )
 
 // saver saves a running VM.
@@ -33,31 +33,12 @@ type saver struct {
 	pauseMu sync.Mutex
 }
 
-// snapshotRequest asks for a snapshot; the paths are absolute.
+// snapshotRequest is one of this process's.
 type snapshotRequest struct {
-	Dir      string `json:"dir"`
-	Replace  bool   `json:"replace,omitempty"`  // an older snapshot
-	Parent   string `json:"parent,omitempty"`   // save only what has changed since this one
-	Zstd     bool   `json:"zstd,omitempty"`     //
-	DiskCopy bool   `json:"diskCopy,omitempty"` // copy the disks into the snapshot
-	Stop     bool   `json:"stop,omitempty"`     // end the VM when it is saved
+	api.SnapshotRequest
 	// warm is called when the guest can go on, for a warm start's snapshot: nobody
 	// asks for a difference to it, nor that it survives the host's crash.
 	warm func()
-}
-
-// snapshotEvent is a line of the answer: how far it is, or the end.
-type snapshotEvent struct {
-	Done     int64           `json:"done,omitempty"`  // bytes of memory
-	Total    int64           `json:"total,omitempty"` //
-	Error    string          `json:"error,omitempty"`
-	Finished *snapshotResult `json:"finished,omitempty"`
-}
-
-// snapshotResult is what became of it.
-type snapshotResult struct {
-	Paused time.Duration     `json:"paused"`          // how long the guest was, in nanoseconds
-	Disks  map[string]string `json:"disks,omitempty"` // where the VM writes now, by the files that the snapshot has
 }
 
 // hasMoved returns where the VM is that is not here any more; "" if it is.
@@ -78,7 +59,10 @@ func (s *saver) setPaused(on bool) error {
 	s.pauseMu.Lock()
 	defer s.pauseMu.Unlock()
 	if s.paused == on {
-		return errPaused[on]
+		if on {
+			return api.ErrPaused
+		}
+		return api.ErrNotPaused
 	}
 	if s.released {
 		if err := s.parts.disks.reopen(); err != nil {
@@ -94,39 +78,12 @@ func (s *saver) setPaused(on bool) error {
 	return nil
 }
 
-// errPaused says why a VM cannot be paused, or go on.
-var errPaused = map[bool]error{true: errors.New("the VM is paused already"), false: errors.New("the VM is not paused")}
-
-func (s *saver) servePause(w http.ResponseWriter, _ *http.Request)  { s.answerPaused(w, true) }
-func (s *saver) serveResume(w http.ResponseWriter, _ *http.Request) { s.answerPaused(w, false) }
-
-func (s *saver) answerPaused(w http.ResponseWriter, on bool) {
-	if err := s.setPaused(on); err != nil {
-		http.Error(w, err.Error(), http.StatusConflict)
-	}
-}
-
-// serveSnapshot answers POST /snapshot with a line of JSON for each event.
-func (s *saver) serveSnapshot(w http.ResponseWriter, r *http.Request) {
-	var req snapshotRequest
-	if !decode(w, r, &req) {
-		return
-	}
-	events := newEventStream(w)
-	result, err := s.snapshot(&req, func(done, total int64) { events.progress(snapshotEvent{Done: done, Total: total}) })
-	if err != nil {
-		events.end(snapshotEvent{Error: err.Error()})
-		return
-	}
-	events.end(snapshotEvent{Finished: result})
-}
-
 // snapshot saves the VM, which goes on after that unless it is to stop.
-func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64)) (_ *snapshotResult, err error) {
+func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64)) (_ *api.SnapshotResult, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.parts.space.holds() {
-		return nil, errors.New("the VM waits for room on the host's disk")
+		return nil, api.ErrNoRoom
 	}
 	o := snapshot.MemoryOptions{Zstd: req.Zstd, Progress: progress}
 	if req.Parent != "" {
@@ -135,14 +92,14 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 		}
 		defer o.Parent.Close()
 		if s.base == "" || o.Parent.ID != s.base {
-			return nil, fmt.Errorf("%s is neither the last snapshot of this VM nor what it was restored from: save all, without --diff", req.Parent)
+			return nil, api.ErrNotParent.With("%s is neither the last snapshot of this VM nor what it was restored from", req.Parent)
 		}
 	}
 	w, err := snapshot.Create(req.Dir, req.Replace)
 	if err != nil {
 		return nil, err
 	}
-	result := &snapshotResult{Disks: map[string]string{}}
+	result := &api.SnapshotResult{Disks: map[string]string{}}
 	if err := s.save(w, req, o, result); err != nil {
 		for from, to := range result.Disks { // no harm is done, but it must be known
 			err = fmt.Errorf("%w; what was in %s goes on in %s", err, from, to)
@@ -158,7 +115,7 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 }
 
 // save saves the VM. It need not stand still for all of it, unless it ends.
-func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *snapshotResult) error {
+func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *api.SnapshotResult) error {
 	start := time.Now()
 	if err := s.machine.Freeze(); err != nil {
 		return err
@@ -190,7 +147,7 @@ func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.Memory
 }
 
 // collect saves what needs the guest to stand still.
-func (s *saver) collect(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *snapshotResult) (*machine.State, *savedVM, error) {
+func (s *saver) collect(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *api.SnapshotResult) (*machine.State, *savedVM, error) {
 	var err error
 	if o.Dirty, err = s.machine.TakeDirty(); err != nil {
 		return nil, nil, err

@@ -2,10 +2,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,11 +11,12 @@ import (
 	"golang.org/x/term"
 
 	"vmm/vm/api"
+	"vmm/vm/client"
 	"vmm/vm/registry"
 )
 
 func snapshotCommand() *cobra.Command {
-	var req snapshotRequest
+	var req api.SnapshotRequest
 	cmd := &cobra.Command{
 		Use: "snapshot [flags] VM DIR", Short: "Save a running VM, to be restored later", Args: cobra.ExactArgs(2),
 		Long: "snapshot saves a VM as it is now: its CPUs, devices and memory. The VM stands still meanwhile\n" +
@@ -36,7 +34,7 @@ func snapshotCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			result, err := askSnapshot(cmd.Context(), vm, &req)
+			result, err := askSnapshot(cmd.Context(), vm, req)
 			if err != nil {
 				return failed(err)
 			}
@@ -61,24 +59,11 @@ func snapshotCommand() *cobra.Command {
 }
 
 // askSnapshot has a VM saved, and shows how far that is.
-func askSnapshot(ctx context.Context, vm api.VM, req *snapshotRequest) (*snapshotResult, error) {
+func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.SnapshotResult, error) {
 	bar := newGauge("saving")
 	defer bar.end()
-	var result *snapshotResult
-	err := follow(ctx, vm, "/snapshot", req, func(line []byte) (bool, error) {
-		var e snapshotEvent
-		if err := json.Unmarshal(line, &e); err != nil {
-			return false, err
-		}
-		if e.Error != "" {
-			return false, errors.New(e.Error)
-		}
-		if result = e.Finished; result == nil {
-			bar.show(e.Done, e.Total)
-		}
-		return result == nil, nil
-	})
-	return result, err
+	result, err := ask(vm).Snapshot(ctx, req, bar.progress)
+	return result, advise(err)
 }
 
 // gauge shows on a terminal how far something is that takes long.
@@ -97,6 +82,9 @@ func (p *gauge) show(done, total int64) {
 	}
 }
 
+// progress shows what a VM tells.
+func (p *gauge) progress(of api.Progress) { p.show(of.Done, of.Total) }
+
 func (p *gauge) end() {
 	if p.shown {
 		fmt.Fprint(os.Stderr, "\r\x1b[K")
@@ -104,7 +92,7 @@ func (p *gauge) end() {
 }
 
 // pauseCommand is vmm pause, or vmm resume.
-func pauseCommand(use, short string) *cobra.Command {
+func pauseCommand(use, short string, do func(*client.Client, context.Context) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use + " VM...", Short: short, Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -113,7 +101,7 @@ func pauseCommand(use, short string) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return askVM(ctx, vm, http.MethodPost, "/"+use, nil, nil)
+				return do(ask(vm), ctx)
 			})
 		},
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,7 +90,7 @@ const testEnd = 10 * time.Second
 func endTest(name string, p *os.Process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), testEnd)
 	defer cancel()
-	if vm, err := findRunning(name); err == nil && askVM(ctx, vm, http.MethodPost, "/kill", nil, nil) == nil {
+	if vm, err := findRunning(name); err == nil && ask(vm).Kill(ctx) == nil {
 		return nil
 	}
 	return unix.Kill(-p.Pid, unix.SIGKILL)

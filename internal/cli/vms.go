@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/vm/api"
+	"vmm/vm/client"
 	"vmm/vm/registry"
 )
 
@@ -27,6 +27,9 @@ func psCommand() *cobra.Command {
 			vms, err := registry.User().List()
 			if err != nil {
 				return failed(err)
+			}
+			if !quiet {
+				askState(cmd.Context(), vms)
 			}
 			out := cmd.OutOrStdout()
 			w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
@@ -57,10 +60,36 @@ func psCommand() *cobra.Command {
 	return cmd
 }
 
+// askTime is how long a VM may take to say how it does.
+const askTime = 2 * time.Second
+
+// askState has those that run say how they do. Of one that does not, the state is what
+// is known of it without.
+func askState(ctx context.Context, vms []api.VM) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	var at []int // of those in vms
+	var running []api.VM
+	for i, vm := range vms {
+		if vm.State == api.Running {
+			at, running = append(at, i), append(running, vm)
+		}
+	}
+	for i, a := range askAll(ctx, running, (*client.Client).Inspect) {
+		if a.err == nil {
+			vms[at[i]] = a.got
+		}
+	}
+}
+
 // statusText is the VM's state as people read it.
 func statusText(vm *api.VM) string {
 	if vm.State == api.Running {
-		return "up " + time.Since(vm.Started).Round(time.Second).String()
+		up := "up " + time.Since(vm.Started).Round(time.Second).String()
+		if vm.Paused {
+			return "paused (" + up + ")"
+		}
+		return up
 	}
 	how := "killed"
 	if vm.Status != nil {
@@ -101,7 +130,7 @@ const killTime = 30 * time.Second
 
 // killVM ends a VM at once.
 func killVM(ctx context.Context, vm api.VM) error {
-	err := askVM(ctx, vm, http.MethodPost, "/kill", nil, nil)
+	err := ask(vm).Kill(ctx)
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
 	if registry.User().WaitEnded(ctx, vm) != nil {
@@ -137,7 +166,7 @@ func stopCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := askVM(ctx, vm, http.MethodPost, "/stop", nil, nil); err != nil {
+				if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
 					return err
 				}
 				wait, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
@@ -187,7 +216,7 @@ func inspectCommand() *cobra.Command {
 			for _, name := range args {
 				vm, err := findVM(name)
 				if err == nil && vm.State == api.Running {
-					err = askVM(cmd.Context(), vm, http.MethodGet, "/vm", nil, &vm)
+					vm, err = ask(vm).Inspect(cmd.Context())
 				}
 				if err != nil {
 					return failed(err)
@@ -355,7 +384,7 @@ func attachCommand() *cobra.Command {
 			}
 			ctx, detach := context.WithCancel(cmd.Context())
 			defer detach()
-			conn, err := upgrade(ctx, vm, "/console", consoleProtocol)
+			conn, err := ask(vm).DialConsole(ctx)
 			if err != nil {
 				return failed(err)
 			}
@@ -365,10 +394,9 @@ func attachCommand() *cobra.Command {
 				return failed(err)
 			}
 			defer term.restore()
-			ask := func(path string) { askVM(ctx, vm, http.MethodPost, path, nil, nil) }
 			go func() {
 				term.copyInput(func(p []byte) error { _, err := conn.Write(p); return err }, consoleActions{
-					quit: func() { ask("/kill") }, power: func() { ask("/stop") }, detach: detach,
+					quit: func() { ask(vm).Kill(ctx) }, power: func() { ask(vm).Stop(ctx) }, detach: detach,
 					help: func() { io.WriteString(term, attachHelp) },
 				})
 				if !term.keys { // a script has said all

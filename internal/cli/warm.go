@@ -22,6 +22,7 @@ import (
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
 	"vmm/machine/snapshot"
+	"vmm/vm/api"
 	"vmm/vm/registry"
 )
 
@@ -231,7 +232,7 @@ const exerciseTime = 2 * time.Second
 func (w *warmStart) save(s *saver, then func()) {
 	os.MkdirAll(filepath.Dir(w.dir), 0o700)
 	// No time is spent on waiting for the disk: after a crash the checksums count.
-	s.snapshot(&snapshotRequest{Dir: w.dir, Replace: true, warm: then}, nil) // an error only means that the next start is cold
+	s.snapshot(&snapshotRequest{SnapshotRequest: api.SnapshotRequest{Dir: w.dir, Replace: true}, warm: then}, nil) // an error only means that the next start is cold
 	then()
 	if caches, err := listWarm(); err == nil {
 		prune(caches, maxWarm)
