@@ -423,7 +423,7 @@ func TestVMs(t *testing.T) {
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the control socket: %v, %v", st, err)
 	}
-	metrics := must(t, "curl", "-s", "--unix-socket", socket, "http://vmm/metrics")
+	metrics := must(t, "curl", "-s", "--unix-socket", socket, "http://vmm/v1/metrics")
 	for _, want := range []string{`vmm_vcpu_seconds_total{cpu="0",vm="dev"}`, `vmm_resident_bytes{vm="dev"}`, `vmm_network_bytes_total{device="eth0",direction="sent",vm="dev"}`} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("no %s in the metrics", want)
