@@ -128,7 +128,7 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./machine/gdb
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./kerneltest/ktap
 	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./kerneltest/crash
-	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./internal/cli
+	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./vm/server
 	go test -run '^$$' -fuzz FuzzManifest -fuzztime $(FUZZTIME) ./machine/snapshot
 	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console

@@ -91,7 +91,8 @@ func (h *consoleHub) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// attach connects a terminal until it or the console ends.
+// attach connects a terminal until it has said all that it will, or cannot be written
+// to. What the console has said until then, it still gets.
 func (h *consoleHub) attach(rw io.ReadWriter) {
 	a := &attachment{make(chan []byte, backlog)}
 	h.mu.Lock()
@@ -110,9 +111,19 @@ func (h *consoleHub) attach(rw io.ReadWriter) {
 			}
 		case <-done:
 		}
-		h.mu.Lock()
-		delete(h.attached, a)
-		h.mu.Unlock()
+		break
+	}
+	h.mu.Lock()
+	delete(h.attached, a)
+	h.mu.Unlock()
+	for {
+		select {
+		case b := <-a.out:
+			if _, err := rw.Write(b); err == nil {
+				continue
+			}
+		default:
+		}
 		return
 	}
 }
