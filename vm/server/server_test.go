@@ -54,11 +54,11 @@ func TestRequests(t *testing.T) {
 	request := api.SnapshotRequest{Dir: "/d", Replace: true, Parent: "/p", Zstd: true, DiskCopy: true, Stop: true}
 	wasSaved, err := c.Snapshot(ctx, request, nil)
 	same(wasSaved, &saved, err)
-	asked(fmt.Sprintf("snapshot %+v", request))
+	asked(fmt.Sprintf("snapshot %+v", request), "done")
 	move := api.MigrateRequest{Address: "unix:/x", Key: "k", Downtime: time.Second}
 	wasMoved, err := c.Migrate(ctx, move, nil)
 	same(wasMoved, &moved, err)
-	asked(fmt.Sprintf("migrate %+v", move))
+	asked(fmt.Sprintf("migrate %+v", move), "done")
 	size := api.ResizeRequest{Path: "/x", Sign: "+", Size: 1 << 40, Shrink: true}
 	same(nil, nil, c.Resize(ctx, size))
 	asked(fmt.Sprintf("resize %+v", size))
@@ -94,18 +94,19 @@ func TestErrors(t *testing.T) {
 		vm.progress = progress // an error after that is the last line of the answer
 		for name, do := range requests {
 			for _, e := range api.Errors {
-				vm.err = fmt.Errorf("not %s: %w", name, e)
+				want := fmt.Errorf("not %s: %w", name, e)
+				vm.fail(want)
 				err := do()
 				for _, other := range api.Errors {
 					if errors.Is(err, other) != (other == e) {
 						t.Errorf("%s: %v is a %s: %v", name, err, other.Code, other != e)
 					}
 				}
-				if err == nil || err.Error() != vm.err.Error() {
-					t.Errorf("%s: %q, want %q", name, err, vm.err)
+				if err == nil || err.Error() != want.Error() {
+					t.Errorf("%s: %q, want %q", name, err, want)
 				}
 			}
-			vm.err = errors.New("something")
+			vm.fail(errors.New("something"))
 			if err := do(); !errors.Is(err, api.ErrFailed) || err.Error() != "something" {
 				t.Errorf("%s: %v", name, err)
 			}

@@ -23,7 +23,6 @@ type fakeVM struct {
 
 	progress []api.Progress              // of Snapshot and Migrate
 	hold     func(context.Context) error // ends them, if it is not nil
-	joined   chan Conn                   // what was given to Console and GDB, until it is at its end
 	guest    func() (Conn, error)        // the agent's
 }
 
@@ -32,6 +31,13 @@ func (vm *fakeVM) was(format string, args ...any) error {
 	defer vm.mu.Unlock()
 	vm.asked = append(vm.asked, fmt.Sprintf(format, args...))
 	return vm.err
+}
+
+// fail has all that can fail do so from now on.
+func (vm *fakeVM) fail(err error) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.err = err
 }
 
 // did returns what was asked since it was called before.
@@ -87,7 +93,7 @@ func (vm *fakeVM) takeTime(ctx context.Context, progress func(api.Progress)) err
 	if vm.hold != nil {
 		return vm.hold(ctx)
 	}
-	return vm.err
+	return vm.was("done")
 }
 
 func (vm *fakeVM) Agent(context.Context) (Conn, error) {
