@@ -324,6 +324,9 @@ func TestBadSnapshots(t *testing.T) {
 	}
 	ok(t, "pause", "vm")
 	wantRefusal(t, []string{"pause", "vm"}, 125, "paused already")
+	if out := ok(t, "ps"); !strings.Contains(out, "paused (up ") {
+		t.Errorf("ps: %s", out)
+	}
 	ok(t, "snapshot", "vm", filepath.Join(dir, "paused"))
 	ok(t, "resume", "vm")
 	ok(t, "restore", "-d", "--verify", "--name", "again", good)
