@@ -70,8 +70,11 @@ func newDebugger(m *Machine) *Debugger {
 // errAttached is the error for a second debugger.
 var errAttached = errors.New("a debugger is attached already")
 
-// Attach stops the machine for a debugger, of which there can be one.
+// Attach stops the machine for a debugger, of which there can be one. It waits for
+// a Freeze.
 func (d *Debugger) Attach() error {
+	d.m.freeze.Lock()
+	defer d.m.freeze.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.attached {
@@ -113,7 +116,7 @@ func (d *Debugger) Resume(step int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return errClosed
+		return ErrEnded
 	}
 	if d.keepLate(step < 0); len(d.events) > 0 {
 		return nil // the machine stands still until Wait has told of them
@@ -124,11 +127,8 @@ func (d *Debugger) Resume(step int) error {
 	}
 	a := d.newArmed()
 	d.armed.Store(a)
-	d.m.cpuMu.Lock()
-	cpus := d.m.cpus
-	d.m.cpuMu.Unlock()
 	var only *vcpu
-	for _, v := range cpus {
+	for _, v := range d.m.cpus {
 		if err := v.arm(a, v.id == step); err != nil {
 			return err
 		}
@@ -258,18 +258,13 @@ func (d *Debugger) hit(v *vcpu, e DebugEvent) {
 // cpu returns a vCPU of a machine that runs; mu is held.
 func (d *Debugger) cpu(id int) (*vcpu, error) {
 	if d.closed {
-		return nil, errClosed
+		return nil, ErrEnded
 	}
-	d.m.cpuMu.Lock()
-	defer d.m.cpuMu.Unlock()
 	if id < 0 || id >= len(d.m.cpus) {
 		return nil, fmt.Errorf("there is no CPU %d", id)
 	}
 	return d.m.cpus[id], nil
 }
-
-// errClosed is the error for looking into a machine that has ended.
-var errClosed = errors.New("the machine has ended")
 
 // close lets nobody look into the machine any more.
 func (d *Debugger) close() {
@@ -429,7 +424,7 @@ func (d *Debugger) removePatch(addr uint64) error {
 		return nil
 	}
 	if d.closed {
-		return errClosed
+		return ErrEnded
 	}
 	b, err := d.m.mem.Slice(p.gpa, 1)
 	if err == nil && b[0] == int3 {

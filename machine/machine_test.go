@@ -152,13 +152,14 @@ func TestPause(t *testing.T) {
 		}
 		for range 5 {
 			time.Sleep(10 * time.Millisecond)
-			m.Pause()
+			resume := m.Pause()
 			before := read()
 			time.Sleep(10 * time.Millisecond)
 			if after := read(); after != before || before == 0 {
 				t.Errorf("paused at %d, then %d", before, after)
 			}
-			m.Resume()
+			resume()
+			resume() // once too often
 			for deadline := time.Now().Add(10 * time.Second); read() == before; {
 				if time.Now().After(deadline) {
 					t.Error("did not go on")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -51,12 +50,12 @@ type region struct {
 }
 
 // Memory is the guest's RAM. The guest changes it at any time: whoever reads
-// it copies first and checks then. Its methods may be used concurrently.
+// it copies first and checks then. Its methods may be used concurrently, but for
+// Close, after which there is no memory: a slice of it must not be touched then.
 type Memory struct {
 	regions []region
 	size    uint64
 	backed  []Backing
-	inUse   sync.RWMutex // by Prefetch
 	dirty   dirtyPages
 }
 
@@ -189,8 +188,6 @@ func mapRAM(size uint64, huge bool) ([]byte, error) {
 }
 
 func (m *Memory) close() error {
-	m.inUse.Lock()
-	defer m.inUse.Unlock()
 	var errs []error
 	for _, r := range m.regions {
 		errs = append(errs, unix.MunmapPtr(unsafe.Pointer(&r.host[0]), uintptr(len(r.host))))

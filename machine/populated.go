@@ -75,11 +75,9 @@ func (m *Memory) WorkingSet() (WorkingSet, error) {
 	return out, err
 }
 
-// Prefetch brings pages in as if they were used again, so that the guest need not
+// prefetch brings pages in as if they were used again, so that the guest need not
 // wait for each. It may be called while the guest runs.
-func (m *Memory) Prefetch(set WorkingSet) {
-	m.inUse.RLock() // until close
-	defer m.inUse.RUnlock()
+func (m *Memory) prefetch(set WorkingSet) {
 	for _, r := range set {
 		advice := unix.MADV_POPULATE_READ
 		if r.Written {

@@ -286,6 +286,7 @@ type spaceWatch struct {
 	mu      sync.Mutex
 	machine *machine.Machine
 	waiting int
+	over    chan struct{} // closed when the machine can go on, while it cannot
 }
 
 // spaceCheck is how often a full disk is tried again.
@@ -334,12 +335,18 @@ func (s *spaceWatch) add(n int, err error) {
 	s.waiting += n
 	// Not from here: a vCPU may be waiting for this very request, in a reset.
 	switch {
-	case s.machine == nil:
+	case s.machine == nil: // it does not run yet
 	case n > 0 && s.waiting == 1:
 		fmt.Fprintf(s.out, "vmm: %v: the guest waits until there is room\n", err)
-		go s.machine.Pause()
-	case s.waiting == 0:
+		s.over = make(chan struct{})
+		go func(m *machine.Machine, over <-chan struct{}) {
+			resume := m.Pause()
+			<-over
+			resume()
+		}(s.machine, s.over)
+	case s.over != nil && s.waiting == 0:
 		fmt.Fprint(s.out, "vmm: there is room again: the guest goes on\n")
-		go s.machine.Resume()
+		close(s.over)
+		s.over = nil
 	}
 }

@@ -126,7 +126,11 @@ func (s *saver) migrate(ctx context.Context, req *api.MigrateRequest, progress f
 	if errors.Is(err, migration.ErrUnknown) {
 		s.pauseMu.Lock()
 		defer s.pauseMu.Unlock()
-		s.paused, s.released = true, true
+		if s.released = true; s.paused {
+			result.Resume() // the user's own pause is left
+		} else {
+			s.paused, s.resume = true, result.Resume
+		}
 		err = api.ErrMigrationUnknown.With("%v: look whether VM %q runs there; if it does, kill it here, else resume it: %v",
 			migration.ErrUnknown, s.flags.name, err)
 	}

@@ -26,6 +26,7 @@ type saver struct {
 	mu     sync.Mutex // one at a time
 	base   string     // the snapshot since which written pages are tracked
 	paused bool       // by the user; pauseMu
+	resume func()     // of a paused machine; pauseMu
 	// released is set while another process may have the disks; pauseMu.
 	released bool
 	movedTo  string // where the VM is now; it is none here any more
@@ -71,9 +72,9 @@ func (s *saver) setPaused(on bool) error {
 		s.released = false
 	}
 	if s.paused = on; on {
-		s.machine.Pause()
+		s.resume = s.machine.Pause()
 	} else {
-		s.machine.Resume()
+		s.resume()
 	}
 	return nil
 }
@@ -117,51 +118,48 @@ func (s *saver) snapshot(req *snapshotRequest, progress func(done, total int64))
 // save saves the VM. It need not stand still for all of it, unless it ends.
 func (s *saver) save(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *api.SnapshotResult) error {
 	start := time.Now()
-	if err := s.machine.Freeze(); err != nil {
+	var state *machine.State
+	var vm *savedVM
+	if err := s.machine.Freeze(func(f *machine.Frozen) (err error) {
+		state, vm, err = s.collect(f, w, req, o, result)
+		result.Paused = time.Since(start)
+		if !req.Stop {
+			return err
+		}
+		if err == nil {
+			err = w.Commit(version.String(), vm, state)
+		}
+		if err != nil {
+			return errors.Join(err, s.parts.disks.reopen())
+		}
+		s.machine.Stop()
+		return nil
+	}); err != nil || req.Stop {
 		return err
 	}
-	thaw := sync.OnceFunc(s.machine.Thaw)
-	defer thaw()
-	state, vm, err := s.collect(w, req, o, result)
-	if err != nil && req.Stop {
-		return errors.Join(err, s.parts.disks.reopen())
-	}
-	if err != nil {
-		return err
-	}
-	result.Paused = time.Since(start)
 	if req.warm != nil {
-		thaw()
 		req.warm()
 		w.NoSync = true
 	}
-	if !req.Stop {
-		thaw()
-		return w.Commit(version.String(), vm, state)
-	}
-	if err := w.Commit(version.String(), vm, state); err != nil {
-		return errors.Join(err, s.parts.disks.reopen())
-	}
-	s.machine.Stop()
-	return nil
+	return w.Commit(version.String(), vm, state)
 }
 
 // collect saves what needs the guest to stand still.
-func (s *saver) collect(w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *api.SnapshotResult) (*machine.State, *savedVM, error) {
+func (s *saver) collect(f *machine.Frozen, w *snapshot.Writer, req *snapshotRequest, o snapshot.MemoryOptions, result *api.SnapshotResult) (*machine.State, *savedVM, error) {
 	var err error
-	if o.Dirty, err = s.machine.TakeDirty(); err != nil {
+	if o.Dirty, err = f.TakeDirty(); err != nil {
 		return nil, nil, err
 	}
 	if o.Dirty == nil && req.warm == nil {
-		if err := s.machine.TrackDirty(); err != nil {
+		if err := f.TrackDirty(); err != nil {
 			return nil, nil, err
 		}
 	}
-	state, err := s.machine.Save()
+	state, err := f.Save()
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := w.Memory(s.machine.Memory(), o); err != nil {
+	if err := w.Memory(f.Memory(), o); err != nil {
 		return nil, nil, err
 	}
 	vm := s.flags.describe(s.parts)
