@@ -89,7 +89,7 @@ func (d *Debugger) Attach() error {
 // on.
 func (d *Debugger) Await() { d.m.gate.hold() }
 
-// isAttached tells whether somebody debugs the machine.
+// isAttached reports whether somebody debugs the machine.
 func (d *Debugger) isAttached() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

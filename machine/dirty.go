@@ -10,7 +10,7 @@ import (
 )
 
 // Pages of guest memory are written to by three parties: the guest in KVM, which
-// logs them, this process's devices, which tell by Memory.Wrote, and on
+// logs them, this process's devices, which tell by Memory.MarkDirty, and on
 // interpreting hosts the executor, which tells by Memory.WritePage.
 
 // dirtyPages are the pages that this process has written to, a bit each, by
@@ -30,7 +30,7 @@ func (d *dirtyPages) set(page uint64) {
 // Bitmap is a set of RAM's pages, a bit each.
 type Bitmap []uint64
 
-// Has tells whether a page is in the set.
+// Has reports whether a page is in the set.
 func (b Bitmap) Has(page int) bool { return b[page/64]>>(page%64)&1 != 0 }
 
 // Len is how many pages are in the set.
@@ -42,8 +42,8 @@ func (b Bitmap) Len() int {
 	return n
 }
 
-// Wrote implements virtio.Memory.
-func (m *Memory) Wrote(b []byte) {
+// MarkDirty implements virtio.Memory.
+func (m *Memory) MarkDirty(b []byte) {
 	if !m.dirty.on.Load() || len(b) == 0 {
 		return
 	}

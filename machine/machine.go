@@ -111,17 +111,17 @@ type Machine struct {
 	pm    *devices.PM
 	rtc   *devices.RTC
 	pci   *devices.PCI
-	words *lastWords
+	watch *panicWatch
 	// driven is set once the guest has started a virtio device.
 	driven atomic.Bool
 
-	shared   [ioapicPins]*sharedLine
-	messages *messages
-	slots    []mmioSlot
-	dirtyMu  sync.Mutex // of TrackDirty and TakeDirty: one at a time
-	virtio   []virtio.Transport
-	freeze   sync.Mutex // of Freeze: one at a time, and no debugger comes meanwhile
-	loaded   int        // devices, by a State: they are suspended until Run; freeze
+	shared  [ioapicPins]*sharedLine
+	routing *routingTable
+	slots   []mmioSlot
+	dirtyMu sync.Mutex // of TrackDirty and TakeDirty: one at a time
+	virtio  []virtio.BusDevice
+	freeze  sync.Mutex // of Freeze: one at a time, and no debugger comes meanwhile
+	loaded  int        // devices, by a State: they are suspended until Run; freeze
 
 	perfmon bool // the guest has performance counters
 
@@ -311,7 +311,7 @@ func (m *Machine) createVM(interpreted bool) (err error) {
 	if err = m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	m.messages = newMessages(m.vm)
+	m.routing = newRoutingTable(m.vm)
 	return m.vm.CreatePIT2(kvm.PITConfig{Flags: kvm.PITSpeakerDummy})
 }
 
@@ -384,7 +384,7 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	if m.shutAt != "" {
 		m.result = m.tripleFault(m.shutAt)
 	}
-	if r := &m.result; m.words.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
+	if r := &m.result; m.watch.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
 		*r = Result{End: EndCrash, Detail: "kernel panic"}
 	}
 	return m.result, errors.Join(failed...)

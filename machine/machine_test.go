@@ -318,7 +318,7 @@ func TestBus(t *testing.T) {
 	}
 }
 
-func TestLastWords(t *testing.T) {
+func TestPanicWatch(t *testing.T) {
 	for _, c := range []struct {
 		said              []string
 		faulted, panicked bool
@@ -333,7 +333,7 @@ func TestLastWords(t *testing.T) {
 		{[]string{"PANIC: early exception 0x0d IP 10:ffffffff\n"}, true, false},
 		{nil, false, false},
 	} {
-		w := &lastWords{out: new(strings.Builder)}
+		w := &panicWatch{out: new(strings.Builder)}
 		for _, s := range c.said {
 			w.Write([]byte(s))
 		}

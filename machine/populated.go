@@ -43,13 +43,15 @@ func (m *Memory) Populated(block int) ([]bool, error) {
 	return out, nil
 }
 
-// WorkingSet are the pages that were used, and which of them were written to.
-type WorkingSet []Run
+// WorkingSet are the pages that were used, and which of them were written to, in
+// ascending order.
+type WorkingSet []PageRange
 
-// Run is pages of RAM that follow each other.
-type Run struct {
-	Page, Pages uint32
-	Written     bool
+// PageRange is pages of RAM, of 4 KiB, that follow each other.
+type PageRange struct {
+	Page    uint32 // the first's number, in a Backing's order
+	Pages   uint32 // how many
+	Written bool   // and not only read
 }
 
 // maxWorkingSet bounds a working set, in pages: what reads all of its memory is not
@@ -69,7 +71,7 @@ func (m *Memory) WorkingSet() (WorkingSet, error) {
 		if n := len(out); n > 0 && out[n-1].Page+out[n-1].Pages == uint32(page) && out[n-1].Written == written {
 			out[n-1].Pages++
 		} else {
-			out = append(out, Run{uint32(page), 1, written})
+			out = append(out, PageRange{uint32(page), 1, written})
 		}
 	})
 	return out, err

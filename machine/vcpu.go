@@ -193,7 +193,7 @@ func (v *vcpu) runNative() error {
 	}
 }
 
-// interruptedRun tells whether KVM_RUN only came back early: for a signal, or
+// interruptedRun reports whether KVM_RUN only came back early: for a signal, or
 // because a vCPU waits for its INIT.
 func interruptedRun(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)

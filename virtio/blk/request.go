@@ -95,7 +95,7 @@ func (r *request) bytes() int64 {
 	return n
 }
 
-// inRange tells whether n bytes from the request's offset are whole sectors of
+// inRange reports whether n bytes from the request's offset are whole sectors of
 // the disk.
 func (r *request) inRange(n int64) bool {
 	size := r.device.backend.Size()

@@ -14,20 +14,20 @@ import (
 
 // Feature bits (5.3.3).
 const (
-	featureSize      = 1 << 0
-	featureMultiport = 1 << 1
-	featureEmergency = 1 << 2
+	featureSize      = 1 << 0 // VIRTIO_CONSOLE_F_SIZE
+	featureMultiport = 1 << 1 // VIRTIO_CONSOLE_F_MULTIPORT
+	featureEmergency = 1 << 2 // VIRTIO_CONSOLE_F_EMERG_WRITE
 )
 
 // Events of control messages (5.3.6.2).
 const (
-	eventDeviceReady = 0
-	eventPortAdd     = 1
-	eventPortReady   = 3
-	eventConsolePort = 4
-	eventResize      = 5
-	eventPortOpen    = 6
-	eventPortName    = 7
+	eventDeviceReady = 0 // VIRTIO_CONSOLE_DEVICE_READY
+	eventPortAdd     = 1 // VIRTIO_CONSOLE_DEVICE_ADD
+	eventPortReady   = 3 // VIRTIO_CONSOLE_PORT_READY
+	eventConsolePort = 4 // VIRTIO_CONSOLE_CONSOLE_PORT
+	eventResize      = 5 // VIRTIO_CONSOLE_RESIZE
+	eventPortOpen    = 6 // VIRTIO_CONSOLE_PORT_OPEN
+	eventPortName    = 7 // VIRTIO_CONSOLE_PORT_NAME
 
 	controlSize = 8 // struct virtio_console_control
 )
@@ -107,7 +107,7 @@ func New(out io.Writer, ports ...Port) (*Device, error) {
 // Type implements virtio.Device.
 func (d *Device) Type() virtio.DeviceType { return virtio.TypeConsole }
 
-// multiport tells whether there is more than a console.
+// multiport reports whether there is more than a console.
 func (d *Device) multiport() bool { return len(d.ports) > 1 }
 
 // Features implements virtio.Device. A console alone does without control

@@ -231,7 +231,7 @@ func (d *Device) goOn(s *queue, q *virtio.Queue) error {
 		s.fs.Continue()
 	}
 	for _, head := range parked {
-		if err := q.Again(&s.chain, head); err != nil {
+		if err := q.Reload(&s.chain, head); err != nil {
 			return err
 		}
 		if err := d.request(s, q); err != nil {
@@ -335,7 +335,7 @@ func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) (size uint32)
 	return uint32(n)
 }
 
-// interrupted tells whether an answer is EINTR.
+// interrupted reports whether an answer is EINTR.
 func interrupted(out [][]byte) bool {
 	var b [outHeaderSize]byte
 	return gather(b[:], out) == outHeaderSize && int32(binary.LittleEndian.Uint32(b[4:])) == -int32(unix.EINTR)

@@ -49,7 +49,7 @@ type filter struct{ state atomic.Pointer[filterState] }
 func (f *filter) set(s filterState) { f.state.Store(&s) }
 func (f *filter) get() filterState  { return *f.state.Load() }
 
-// accepts tells whether the guest wants a frame.
+// accepts reports whether the guest wants a frame.
 func (f *filter) accepts(parts [][]byte) bool {
 	s := f.state.Load()
 	if s.promiscuous {

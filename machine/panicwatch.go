@@ -25,10 +25,10 @@ var longestText = func() (n int) {
 	return n
 }()
 
-// lastWords passes the console's output on and looks in it for what the guest's end
+// panicWatch passes the console's output on and looks in it for what the guest's end
 // means: after a panic, a reboot is not taken for an ordinary one, also with kernels
 // that have no pvpanic driver.
-type lastWords struct {
+type panicWatch struct {
 	out      io.Writer
 	tail     []byte
 	spoke    atomic.Bool // the guest has said something
@@ -37,7 +37,7 @@ type lastWords struct {
 }
 
 // Write implements io.Writer.
-func (w *lastWords) Write(b []byte) (int, error) {
+func (w *panicWatch) Write(b []byte) (int, error) {
 	if len(b) > 0 {
 		w.spoke.Store(true)
 	}
@@ -62,8 +62,8 @@ func (w *lastWords) Write(b []byte) (int, error) {
 // for Linux the way to reboot that always works (reboot=t): so it is one, unless the
 // guest has reported a fault before, or has not got far enough for a reboot.
 func (m *Machine) tripleFault(where string) Result {
-	got := m.words.spoke.Load() || m.driven.Load() || m.cfg.State != nil
-	if got && !m.words.faulted.Load() {
+	got := m.watch.spoke.Load() || m.driven.Load() || m.cfg.State != nil
+	if got && !m.watch.faulted.Load() {
 		return Result{End: EndReset, Detail: "triple fault"}
 	}
 	return Result{End: EndCrash, Detail: "triple fault: " + where}
