@@ -347,9 +347,6 @@ func (f *File) fallocate(op string, mode uint32, off, n int64) (bool, error) {
 	}
 }
 
-// zeros is what Zero writes where the file system cannot.
-var zeros [1 << 20]byte
-
 // Zero makes a range read as zeros, keeping its storage.
 func (f *File) Zero(off, n int64) error {
 	if !f.noZero.Load() {
@@ -361,8 +358,8 @@ func (f *File) Zero(off, n int64) error {
 		f.noZero.Store(true)
 	}
 	for n > 0 {
-		part := min(n, int64(len(zeros)))
-		if _, err := f.WriteAt(zeros[:part], off); err != nil {
+		part := min(n, MaxZeros)
+		if _, err := f.WriteAt(Zeros(int(part)), off); err != nil {
 			return err
 		}
 		off, n = off+part, n-part

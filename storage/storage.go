@@ -7,6 +7,7 @@
 package storage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -110,6 +111,17 @@ func Clear(v [][]byte) {
 		clear(b)
 	}
 }
+
+// MaxZeros bounds Zeros, in bytes.
+const MaxZeros = 1 << 20
+
+var zeros [MaxZeros]byte
+
+// Zeros returns n bytes that are zero, for reading only.
+func Zeros(n int) []byte { return zeros[:n:n] }
+
+// IsZero reports whether bytes, at most MaxZeros, are all zero.
+func IsZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 // ReaderAt reads a disk as a file, at any offset.
 type ReaderAt struct{ Disk Disk }

@@ -268,9 +268,6 @@ func (i *Image) WriteZeroes(off, n int64, unmap bool) error {
 	return i.tidy()
 }
 
-// zeros is what writeZeros writes.
-var zeros [64 << 10]byte
-
 // writeZeros writes zeros where something else is.
 func (i *Image) writeZeros(off, end int64) error {
 	for off < end {
@@ -279,8 +276,8 @@ func (i *Image) writeZeros(off, end int64) error {
 			return err
 		}
 		if !i.empty(r, off) {
-			r.n = min(r.n, int64(len(zeros)))
-			if err := i.write([][]byte{zeros[:r.n]}, off, r.n); err != nil {
+			r.n = min(r.n, storage.MaxZeros)
+			if err := i.write([][]byte{storage.Zeros(int(r.n))}, off, r.n); err != nil {
 				return err
 			}
 		}
