@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/kvm"
 )
 
@@ -126,22 +127,7 @@ func (m *Memory) RAM() [][]byte {
 }
 
 // Range returns n bytes of RAM from an offset as in a Backing, in pieces.
-func (m *Memory) Range(off, n int64) [][]byte { return pieces(m.RAM(), off, n) }
-
-// pieces finds a range of RAM in its regions.
-func pieces(ram [][]byte, off, n int64) [][]byte {
-	var out [][]byte
-	for _, r := range ram {
-		size := int64(len(r))
-		if off < size && n > 0 {
-			k := min(n, size-off)
-			out = append(out, r[off:off+k])
-			off, n = off+k, n-k
-		}
-		off -= min(off, size)
-	}
-	return out
-}
+func (m *Memory) Range(off, n int64) [][]byte { return iovec.Cut(nil, m.RAM(), off, n) }
 
 // NewMemory reserves memory for a machine that is made later, with Config.Received.
 func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -11,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/iovec"
 )
 
 // Cache says how writes reach the disk, in QEMU's words.
@@ -188,14 +191,8 @@ func transfer(trap uintptr, fd int, v [][]byte, off int64, flags uintptr) (done 
 		*p = (*p)[:0]
 		iovecs.Put(p)
 	}()
-	total := int64(0)
-	for _, b := range v {
-		if len(b) > 0 {
-			*p = append(*p, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
-			total += int64(len(b))
-		}
-	}
-	iov := *p
+	*p = iovec.Append(*p, v...)
+	iov, total := *p, int64(iovec.Len(v))
 	for done < total {
 		n, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(min(len(iov), maxIovecs)),
 			uintptr(off+done), 0, flags)
@@ -252,21 +249,10 @@ func (f *File) ReadV(v [][]byte, off int64) error {
 
 func (f *File) finishRead(v [][]byte, done int64, err error) error {
 	if err == errShort {
-		clearFrom(v, done)
+		iovec.Clear(iovec.Cut(nil, v, done, math.MaxInt64))
 		return nil
 	}
 	return f.fail("read", err)
-}
-
-func clearFrom(v [][]byte, from int64) {
-	for _, b := range v {
-		if from < int64(len(b)) {
-			clear(b[from:])
-			from = 0
-		} else {
-			from -= int64(len(b))
-		}
-	}
 }
 
 // TryReadV is ReadV for what is in the page cache; else it returns false.

@@ -75,43 +75,6 @@ func CheckRange(off, n, size int64) error {
 	return nil
 }
 
-// VecLen is the number of bytes in a vector.
-func VecLen(v [][]byte) int64 {
-	n := int64(0)
-	for _, b := range v {
-		n += int64(len(b))
-	}
-	return n
-}
-
-// Cut appends to dst the part of v that begins at off and has n bytes.
-func Cut(dst, v [][]byte, off, n int64) [][]byte {
-	for _, b := range v {
-		if n == 0 {
-			break
-		}
-		if off >= int64(len(b)) {
-			off -= int64(len(b))
-			continue
-		}
-		b = b[off:]
-		off = 0
-		if int64(len(b)) > n {
-			b = b[:n]
-		}
-		n -= int64(len(b))
-		dst = append(dst, b)
-	}
-	return dst
-}
-
-// Clear fills a vector with zeros.
-func Clear(v [][]byte) {
-	for _, b := range v {
-		clear(b)
-	}
-}
-
 // MaxZeros bounds Zeros, in bytes.
 const MaxZeros = 1 << 20
 

@@ -12,9 +12,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 )
 
@@ -154,56 +152,6 @@ func ParseMAC(s string) (m MAC, err error) {
 		return m, fmt.Errorf("%s cannot be a device's address", m)
 	}
 	return m, nil
-}
-
-// Size is the number of bytes in all parts.
-func Size(parts [][]byte) int {
-	n := 0
-	for _, p := range parts {
-		n += len(p)
-	}
-	return n
-}
-
-// Gather copies the first bytes of the parts and returns how many there were.
-func Gather(to []byte, parts [][]byte) int {
-	n := 0
-	for _, p := range parts {
-		if n == len(to) {
-			break
-		}
-		n += copy(to[n:], p)
-	}
-	return n
-}
-
-// Skip returns what is left of the parts after n bytes, in into's memory.
-func Skip(into, parts [][]byte, n int) [][]byte {
-	into = into[:0]
-	for _, p := range parts {
-		if n >= len(p) {
-			n -= len(p)
-			continue
-		}
-		into = append(into, p[n:])
-		n = 0
-	}
-	return into
-}
-
-// PutIovecs makes a header and the parts what a system call takes, and returns how
-// many there are; 0 if they are too many.
-func PutIovecs(to []unix.Iovec, header []byte, parts [][]byte) int {
-	if len(parts) >= len(to) {
-		return 0
-	}
-	to[0].Base = unsafe.SliceData(header)
-	to[0].SetLen(len(header))
-	for i, p := range parts {
-		to[i+1].Base = unsafe.SliceData(p)
-		to[i+1].SetLen(len(p))
-	}
-	return len(parts) + 1
 }
 
 // Checksum is the Internet checksum's sum over parts, not yet inverted.

@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/virtio/virtiotest"
 )
@@ -336,7 +337,7 @@ func (s *socketWire) send(head []byte, n int, wait bool) bool {
 			panic(err)
 		}
 		done += k
-		parts = ether.Skip(nil, parts, k)
+		parts = iovec.Skip(nil, parts, k)
 		flags &^= unix.MSG_DONTWAIT // a frame that has begun is finished
 	}
 	return true

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/iovec"
 	"vmm/virtio"
 )
 
@@ -254,10 +255,7 @@ func (d *Device) fill(p *port, q *virtio.Queue) error {
 		if err != nil || !ok {
 			return err
 		}
-		n := 0
-		for _, b := range p.rx.Writable {
-			n += copy(b, p.input[n:])
-		}
+		n := iovec.Scatter(p.rx.Writable, p.input)
 		p.input = p.input[n:]
 		q.Push(&p.rx, uint32(n))
 	}
@@ -341,10 +339,7 @@ func (d *Device) sendControl(q *virtio.Queue) error {
 		if err != nil || !ok {
 			return err
 		}
-		n := 0
-		for _, b := range c.Writable {
-			n += copy(b, d.messages[0][n:])
-		}
+		n := iovec.Scatter(c.Writable, d.messages[0])
 		d.messages = d.messages[1:]
 		q.Push(&c, uint32(n))
 	}
@@ -362,11 +357,7 @@ func (d *Device) receiveControl(q *virtio.Queue) error {
 			return err
 		}
 		var m [controlSize]byte
-		n := 0
-		for _, b := range c.Readable {
-			n += copy(m[n:], b)
-		}
-		if n == controlSize {
+		if iovec.Gather(m[:], c.Readable) == controlSize {
 			d.controlMessage(binary.LittleEndian.Uint32(m[:]), binary.LittleEndian.Uint16(m[4:]), binary.LittleEndian.Uint16(m[6:]))
 		}
 		q.Push(&c, 0)

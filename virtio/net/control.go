@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/virtio"
 )
@@ -56,7 +57,7 @@ func (f *filter) accepts(parts [][]byte) bool {
 		return true
 	}
 	var to ether.MAC
-	ether.Gather(to[:], parts)
+	iovec.Gather(to[:], parts)
 	return to == s.mac || to == ether.Broadcast || s.allMulti && to.Multicast() || slices.Contains(s.table, to)
 }
 
@@ -73,9 +74,9 @@ func (d *Device) handleControl(q *virtio.Queue) error {
 			return virtio.ErrMalformed
 		}
 		ack := byte(ackErr)
-		if n := ether.Size(c.Readable); n >= 2 && n <= maxCommand {
+		if n := iovec.Len(c.Readable); n >= 2 && n <= maxCommand {
 			b := make([]byte, n)
-			ether.Gather(b, c.Readable)
+			iovec.Gather(b, c.Readable)
 			if d.command(b[0], b[1], b[2:]) {
 				ack = ackOK
 			}
