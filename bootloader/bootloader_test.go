@@ -16,6 +16,7 @@ import (
 	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -251,7 +252,7 @@ func TestLoad(t *testing.T) {
 			}
 			var s kvm.Sregs
 			e.Apply(&s)
-			if (s.EFER&eferLMA != 0) != c.long || (s.CS.L == 1) != c.long || s.CR0&cr0PE == 0 {
+			if (s.EFER&x86.EFERLMA != 0) != c.long || (s.CS.L == 1) != c.long || s.CR0&x86.CR0PE == 0 {
 				t.Errorf("state %+v", s)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -287,9 +288,9 @@ func LongMode(mem Memory, rip uint64, user bool) (*Entry, error) {
 
 // loadPageTables maps the first 4 GiB to themselves and writes the GDT.
 func loadPageTables(mem Memory, user bool) error {
-	bits := uint64(pteP | pteW)
+	bits := uint64(x86.PTEPresent | x86.PTEWritable)
 	if user {
-		bits |= pteU
+		bits |= x86.PTEUser
 	}
 	table := make([]byte, 6*4096)
 	set := func(addr, v uint64) { binary.LittleEndian.PutUint64(table[addr-pml4Addr:], v|bits) }
@@ -298,21 +299,13 @@ func loadPageTables(mem Memory, user bool) error {
 		set(pdptAddr+8*i, pdAddr+4096*i)
 	}
 	for i := uint64(0); i < 4*512; i++ {
-		set(pdAddr+8*i, i<<21|ptePS)
+		set(pdAddr+8*i, i<<21|x86.PTELarge)
 	}
 	if err := put(mem, pml4Addr, table); err != nil {
 		return err
 	}
 	return put(mem, gdtAddr, gdt[:])
 }
-
-// Bits of a page-table entry (SDM 3, 4.5).
-const (
-	pteP  = 1 << 0
-	pteW  = 1 << 1
-	pteU  = 1 << 2
-	ptePS = 1 << 7
-)
 
 // The selectors that the boot protocols ask for: __BOOT_CS and __BOOT_DS.
 const (
@@ -329,16 +322,6 @@ var gdt = func() (b [40]byte) {
 	return b
 }()
 
-// Bits of the control registers at entry.
-const (
-	cr0PE   = 1 << 0
-	cr0ET   = 1 << 4
-	cr0PG   = 1 << 31
-	cr4PAE  = 1 << 5
-	eferLME = 1 << 8
-	eferLMA = 1 << 10
-)
-
 // Apply changes a vCPU's reset state into the entry state.
 func (e *Entry) Apply(s *kvm.Sregs) {
 	seg := kvm.Segment{Limit: 0xffffffff, Present: 1, S: 1, G: 1}
@@ -346,11 +329,11 @@ func (e *Entry) Apply(s *kvm.Sregs) {
 	code.Selector, code.Type = bootCS, 11
 	data.Selector, data.Type, data.DB = bootDS, 3, 1
 	s.TR = kvm.Segment{Limit: 0xffff, Selector: bootTR, Type: 11, Present: 1}
-	s.CR0 = cr0PE | cr0ET
+	s.CR0 = x86.CR0PE | x86.CR0ET
 	if e.Long {
 		code.L = 1
-		s.CR0 |= cr0PG
-		s.CR3, s.CR4, s.EFER = pml4Addr, cr4PAE, eferLME|eferLMA
+		s.CR0 |= x86.CR0PG
+		s.CR3, s.CR4, s.EFER = pml4Addr, x86.CR4PAE, x86.EFERLME|x86.EFERLMA
 		s.GDT = kvm.DTable{Base: gdtAddr, Limit: uint16(len(gdt) - 1)}
 	} else {
 		code.DB = 1

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -441,46 +442,35 @@ func (d *Debugger) removePatch(addr uint64) error {
 // errNothing is the error for an address without memory.
 func errNothing(addr uint64) error { return fmt.Errorf("nothing is mapped at %#x", addr) }
 
-// Bits of control registers and page-table entries (SDM 3, 2.5 and 4.5).
-const (
-	cr0PG     = 1 << 31
-	cr4LA57   = 1 << 12
-	eferLMA   = 1 << 10
-	ptePS     = 1 << 7
-	pteP      = 1 << 0
-	pteFrame  = 0x000ffffffffff000
-	tableBits = 9
-)
-
 // translate finds the guest-physical address of a linear one by the guest's page
 // tables, of 4 or 5 levels, or none.
 func translate(mem *Memory, s *kvm.Sregs, addr uint64) (uint64, bool) {
-	if s.CR0&cr0PG == 0 {
+	if s.CR0&x86.CR0PG == 0 {
 		return addr, true
 	}
-	if s.EFER&eferLMA == 0 {
+	if s.EFER&x86.EFERLMA == 0 {
 		return 0, false // 32-bit paging: Linux leaves it within instructions
 	}
 	levels := 4
-	if s.CR4&cr4LA57 != 0 {
+	if s.CR4&x86.CR4LA57 != 0 {
 		levels = 5
 	}
-	table := s.CR3 & pteFrame
+	table := s.CR3 & x86.PTEFrame
 	for level := levels; level > 0; level-- {
-		shift := 12 + tableBits*(level-1)
-		b, err := mem.Slice(table+8*(addr>>shift&(1<<tableBits-1)), 8)
+		shift := 12 + x86.PageTableBits*(level-1)
+		b, err := mem.Slice(table+8*(addr>>shift&(1<<x86.PageTableBits-1)), 8)
 		if err != nil {
 			return 0, false
 		}
 		e := binary.LittleEndian.Uint64(b)
-		if e&pteP == 0 {
+		if e&x86.PTEPresent == 0 {
 			return 0, false
 		}
-		if level == 1 || level <= 3 && e&ptePS != 0 {
+		if level == 1 || level <= 3 && e&x86.PTELarge != 0 {
 			mask := uint64(1)<<shift - 1
-			return e&pteFrame&^mask | addr&mask, true
+			return e&x86.PTEFrame&^mask | addr&mask, true
 		}
-		table = e & pteFrame
+		table = e & x86.PTEFrame
 	}
 	return 0, false
 }

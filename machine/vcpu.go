@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -278,14 +279,13 @@ func (v *vcpu) where() string {
 
 // cpuMode names the CPU's mode and privilege level.
 func cpuMode(s *kvm.Sregs) string {
-	const pe, lma = 1, 1 << 10
 	mode := "real mode"
 	switch {
-	case s.EFER&lma != 0 && s.CS.L == 1:
+	case s.EFER&x86.EFERLMA != 0 && s.CS.L == 1:
 		mode = "64-bit mode"
-	case s.EFER&lma != 0:
+	case s.EFER&x86.EFERLMA != 0:
 		mode = "compatibility mode"
-	case s.CR0&pe != 0:
+	case s.CR0&x86.CR0PE != 0:
 		mode = "protected mode"
 	}
 	return fmt.Sprintf("%s, ring %d", mode, s.CS.Selector&3)
