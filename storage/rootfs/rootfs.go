@@ -13,16 +13,14 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/therootcompany/xz"
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/decompress"
 	"vmm/storage/ext4"
 )
 
 // Build writes an ext4 file system with the files of source, a directory or a
-// tar archive (plain, gzip, zstd or xz), to an empty file, and leaves free
+// tar archive, plain or compressed, to an empty file, and leaves free
 // bytes of room in it. The file is sparse.
 //
 // Files that belong to the user who makes it belong to root in it, unless that
@@ -101,28 +99,16 @@ func open(source string) (r io.Reader, close func() error, err error) {
 		return pr, pr.Close, nil
 	}
 	b := bufio.NewReader(f)
-	head, _ := b.Peek(6)
-	r, err = decompress(b, string(head))
+	head, _ := b.Peek(decompress.HeadSize)
+	format := decompress.Detect(head)
+	if format == nil {
+		return b, f.Close, nil
+	}
+	unpacked, err := format.NewReader(b)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", source, errors.Join(err, f.Close()))
 	}
-	return r, f.Close, nil
-}
-
-func decompress(r io.Reader, head string) (io.Reader, error) {
-	switch {
-	case len(head) > 2 && head[:2] == "\x1f\x8b":
-		return gzip.NewReader(r)
-	case len(head) > 4 && head[:4] == "\x28\xb5\x2f\xfd":
-		d, err := zstd.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	case len(head) == 6 && head == "\xfd7zXZ\x00":
-		return xz.NewReader(r, 0)
-	}
-	return r, nil
+	return unpacked, func() error { return errors.Join(unpacked.Close(), f.Close()) }, nil
 }
 
 // archive writes a directory as a tar stream.
