@@ -2,12 +2,13 @@ package machine
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/holes"
 )
 
 // Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
@@ -131,18 +132,11 @@ func (m *Memory) eachPage(do func(page int, entry uint64)) error {
 // eachData calls do for what a backing's file holds of RAM, holes left out.
 func eachData(b Backing, do func(from, to int64)) error {
 	for at, end := b.FileOffset, b.FileOffset+b.Length; at < end; {
-		from, err := unix.Seek(int(b.File.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) || err == nil && from >= end {
-			return nil
-		}
-		if err != nil {
+		from, to, err := holes.Next(int(b.File.Fd()), at, end)
+		if err != nil || from == end {
 			return err
 		}
-		to, err := unix.Seek(int(b.File.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		at = min(to, end)
+		at = to
 		do(b.Offset+from-b.FileOffset, b.Offset+at-b.FileOffset)
 	}
 	return nil

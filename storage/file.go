@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/holes"
 	"vmm/internal/iovec"
 )
 
@@ -374,20 +375,14 @@ func (f *File) Extent(off, limit int64) (data bool, end int64) {
 	if off >= f.Size() {
 		return false, limit
 	}
-	next, err := unix.Seek(f.meta, off, unix.SEEK_DATA)
+	from, to, err := holes.Next(f.meta, off, limit)
 	switch {
-	case errors.Is(err, unix.ENXIO):
-		return false, limit
 	case err != nil:
 		return true, limit // a device: all of it is data
-	case next > off:
-		return false, min(next, limit)
+	case from > off:
+		return false, from
 	}
-	hole, err := unix.Seek(f.meta, off, unix.SEEK_HOLE)
-	if err != nil || hole <= off {
-		hole = limit
-	}
-	return true, min(hole, limit)
+	return true, to
 }
 
 // Create makes a new, sparse file of a length in bytes.
