@@ -248,18 +248,7 @@ func TestNeighbors(t *testing.T) {
 
 // TestNames asks the name server.
 func TestNames(t *testing.T) {
-	upstream := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		a := new(dns.Msg).SetReply(q)
-		a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, 2, 1)})
-		w.WriteMsg(a)
-	})}
-	var err error
-	if upstream.PacketConn, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	go upstream.ActivateAndServe()
-	defer upstream.Shutdown()
-	resolver := upstream.PacketConn.LocalAddr().(*net.UDPAddr).AddrPort()
+	upstream := startResolver(t)
 	dead := netip.MustParseAddrPort("127.0.0.1:9")
 	for _, c := range []struct {
 		name string
@@ -271,31 +260,132 @@ func TestNames(t *testing.T) {
 		{"a VM", Config{Hostname: "dev"}, "dev.vmm.internal.", "10.0.2.15"},
 		{"a VM without the domain, in capitals", Config{Hostname: "dev"}, "DEV.", "10.0.2.15"},
 		{"nobody", Config{}, "nobody.vmm.internal.", "NXDOMAIN"},
-		{"the world", Config{Resolvers: []netip.AddrPort{resolver}}, "example.org.", "192.0.2.1"},
-		{"the second resolver", Config{Resolvers: []netip.AddrPort{dead, resolver}}, "example.org.", "192.0.2.1"},
+		{"the world", Config{Resolvers: []netip.AddrPort{upstream}}, "example.org.", "192.0.2.1"},
+		{"much of the world", Config{Resolvers: []netip.AddrPort{upstream}}, "many.example.org.", "192.0.2.1"},
+		{"the second resolver", Config{Resolvers: []netip.AddrPort{dead, upstream}}, "example.org.", "192.0.2.1"},
 		{"no resolver", Config{Resolvers: []netip.AddrPort{dead}}, "example.org.", "SERVFAIL"},
-		{"not allowed", Config{Resolvers: []netip.AddrPort{resolver}, Policy: Policy{NoNames: true}}, "example.org.", "REFUSED"},
+		{"not allowed", Config{Resolvers: []netip.AddrPort{upstream}, Policy: Policy{NoNames: true}}, "example.org.", "REFUSED"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, guest := start(t, c.cfg)
-			conn, err := gonet.DialUDP(guest.Stack, nil, &tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}, ipv4.ProtocolNumber)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			client := dns.Client{Timeout: 10 * time.Second}
-			a, _, err := client.ExchangeWithConnContext(context.Background(), new(dns.Msg).SetQuestion(c.ask, dns.TypeA), &dns.Conn{Conn: conn})
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := dns.RcodeToString[a.Rcode]
-			for _, rr := range a.Answer {
-				got += " " + rr.(*dns.A).A.String()
-			}
-			if !strings.Contains(got, c.want) {
-				t.Errorf("got %s, want %s", got, c.want)
-			}
-		})
+		for _, network := range []string{"udp", "tcp"} {
+			t.Run(c.name+" by "+network, func(t *testing.T) {
+				_, guest := start(t, c.cfg)
+				a := askNames(t, guest, network, new(dns.Msg).SetQuestion(c.ask, dns.TypeA))
+				got := dns.RcodeToString[a.Rcode]
+				for _, rr := range a.Answer {
+					got += " " + rr.(*dns.A).A.String()
+				}
+				if a.Truncated && network == "udp" && c.ask == "many.example.org." {
+					return // it is asked again by TCP
+				}
+				if !strings.Contains(got, c.want) || a.Truncated {
+					t.Errorf("got %s, want %s", got, c.want)
+				}
+			})
+		}
+	}
+}
+
+// manyAddresses is more than fits in a datagram.
+const manyAddresses = 300
+
+// startResolver starts a name server on the host, and returns its address.
+func startResolver(t *testing.T) netip.AddrPort {
+	t.Helper()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetReply(q)
+		count := 1
+		if strings.HasPrefix(q.Question[0].Name, "many") {
+			count = manyAddresses
+		}
+		for n := range count {
+			a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, byte(2+n/256), byte(1+n))})
+		}
+		w.WriteMsg(a)
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	c, err := net.ListenPacket("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*dns.Server{{Listener: l, Handler: handler}, {PacketConn: c, Handler: handler}} {
+		begun := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(begun) }
+		go s.ActivateAndServe()
+		<-begun
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return at
+}
+
+// askNames sends the gateway's name server a query.
+func askNames(t *testing.T, guest *networktest.Guest, network string, q *dns.Msg) *dns.Msg {
+	t.Helper()
+	at := tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}
+	var conn net.Conn
+	var err error
+	if network == "udp" {
+		conn, err = gonet.DialUDP(guest.Stack, nil, &at, ipv4.ProtocolNumber)
+	} else {
+		conn, err = gonet.DialTCP(guest.Stack, at, ipv4.ProtocolNumber)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := dns.Client{Net: network, Timeout: 10 * time.Second, UDPSize: 8192}
+	a, _, err := client.ExchangeWithConnContext(context.Background(), q, &dns.Conn{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestTruncated wants an answer of which a datagram has no room for all to say so, and
+// one that the guest has room for to be whole.
+func TestTruncated(t *testing.T) {
+	_, guest := start(t, Config{Resolvers: []netip.AddrPort{startResolver(t)}})
+	q := new(dns.Msg).SetQuestion("many.example.org.", dns.TypeA)
+	if a := askNames(t, guest, "udp", q); !a.Truncated || a.Len() > dns.MinMsgSize {
+		t.Errorf("without room: truncated %v, %d bytes", a.Truncated, a.Len())
+	}
+	if a := askNames(t, guest, "tcp", q); a.Truncated || len(a.Answer) != manyAddresses {
+		t.Errorf("by TCP: truncated %v, %d addresses", a.Truncated, len(a.Answer))
+	}
+}
+
+// TestNoQuery sends what is no query, and then one.
+func TestNoQuery(t *testing.T) {
+	_, guest := start(t, Config{})
+	at := tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}
+	conn, err := gonet.DialUDP(guest.Stack, nil, &at, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := new(dns.Msg).SetReply(new(dns.Msg).SetQuestion("host.vmm.internal.", dns.TypeA)).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range [][]byte{{0}, make([]byte, 11), bytes.Repeat([]byte{0xff}, 100), answer, append(make([]byte, 5), 9, 0, 9, 0, 9, 0, 9)} {
+		if _, err := conn.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		q    *dns.Msg
+		want int
+	}{
+		{&dns.Msg{MsgHdr: dns.MsgHdr{Id: 1}}, dns.RcodeRefused},
+		{&dns.Msg{MsgHdr: dns.MsgHdr{Id: 2, Opcode: dns.OpcodeUpdate}, Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}}, dns.RcodeRefused},
+		{new(dns.Msg).SetQuestion("host.vmm.internal.", dns.TypeAAAA), dns.RcodeSuccess},
+	} {
+		if a := askNames(t, guest, "udp", c.q); a.Rcode != c.want || len(a.Answer) != 0 {
+			t.Errorf("%v: got %v", c.q, a)
+		}
 	}
 }
 
