@@ -6,10 +6,6 @@
 //
 // Disks come from anywhere: what is wrong with one is an error, never a panic,
 // and only files of the disk itself are read.
-//
-// The parsers of GRUB's and extlinux's configurations are u-root's. They tell the
-// standard logger, log.Default, of what they read and do not understand: a program
-// that does not want that sets its output.
 package disk
 
 import (

@@ -1,23 +1,14 @@
 package disk
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/u-root/u-root/pkg/boot"
-	"github.com/u-root/u-root/pkg/boot/grub"
-	"github.com/u-root/u-root/pkg/boot/syslinux"
-	"github.com/u-root/u-root/pkg/curl"
-	"github.com/u-root/u-root/pkg/mount"
 )
 
 // Entry is something that a disk can boot.
@@ -31,9 +22,6 @@ type Entry struct {
 	home  *fileSystem // where Source is
 	all   []*fileSystem
 	order string // the version, of entries that have no order of their own
-	// joined is the initial RAM disks where u-root has joined them already and
-	// does not tell their names.
-	joined io.ReaderAt
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
@@ -133,116 +121,25 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 			initrds = append(initrds, b)
 		}
 	}
-	if e.joined != nil {
-		b, err := readJoined(e.joined)
-		if err != nil {
-			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
-		}
-		initrds = append(initrds, b)
-	}
 	return kernel, initrds, nil
 }
 
-func readJoined(r io.ReaderAt) (b []byte, err error) {
-	defer catch("initrd", &err)
-	return io.ReadAll(io.NewSectionReader(r, 0, maxFile))
-}
-
-// scheme is the one under which u-root's parsers find the disk's files; they
-// know no other, so that a configuration cannot name files of the host or the
-// network.
-const scheme = "disk"
-
-// Fetch implements curl.FileScheme.
-func (f *fileSystem) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) {
-	b, err := f.read(u.Path)
-	return bytes.NewReader(b), err
-}
-
-// FetchWithoutCache implements curl.FileScheme.
-func (f *fileSystem) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
-	b, err := f.read(u.Path)
-	return bytes.NewReader(b), err
-}
-
-func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: f} }
-
-// images makes entries of what u-root's parsers found.
-func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) {
-	for _, i := range found {
-		l, ok := i.(*boot.LinuxImage)
-		if !ok || l.Kernel == nil {
-			continue
-		}
-		e := &Entry{Title: l.Name, Source: source, Args: arguments(l.Cmdline), home: f}
-		if k, ok := l.Kernel.(curl.File); ok {
-			e.Kernel = k.URL().Path
-		}
-		if l.Initrd != nil {
-			if r, ok := l.Initrd.(curl.File); ok {
-				e.Initrds = []string{r.URL().Path}
-			} else {
-				e.joined = l.Initrd
-			}
-		}
-		if !slices.ContainsFunc(out, func(o *Entry) bool { return o.Title == e.Title && o.Kernel == e.Kernel }) {
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// arguments drops the variables of a GRUB script, which nobody expands here.
+// arguments drops the variables of a script, which nobody expands here.
 func arguments(s string) string {
 	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
 }
 
-// diskRoot is what paths in a configuration are relative to.
-var diskRoot = &url.URL{Scheme: scheme, Path: "/"}
-
-// parsed returns the entries that one of u-root's parsers finds in a file, none
-// if the file is not there or not what it should be.
-func (f *fileSystem) parsed(config string, parse func() ([]boot.OSImage, error)) []*Entry {
-	if !f.exists(config) {
-		return nil
+// absolute makes a path of a configuration one from the file system's root; a relative
+// one is in dir.
+func absolute(dir, name string) string {
+	if path.IsAbs(name) {
+		return path.Clean(name)
 	}
-	var err error
-	defer catch(config, &err)
-	found, err := parse()
-	if err != nil {
-		return nil
-	}
-	return f.images(config, found)
+	return path.Join("/", dir, name)
 }
 
-var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
-
-// grubEntries reads GRUB's configuration.
-func grubEntries(f *fileSystem) (out []*Entry) {
-	configs := grubConfigs
-	for _, vendor := range f.list("EFI") {
-		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
-	}
-	for _, config := range configs {
-		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
-			return grub.ParseConfigFile(context.Background(), f.schemes(), config, diskRoot, nil, &mount.Pool{})
-		})...)
-	}
-	return out
-}
-
-var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf",
-	"boot/syslinux/syslinux.cfg", "syslinux/syslinux.cfg", "syslinux.cfg"}
-
-// extlinuxEntries reads the configuration of extlinux and its relatives.
-func extlinuxEntries(f *fileSystem) (out []*Entry) {
-	for _, config := range extlinuxConfigs {
-		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
-			return syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), diskRoot, path.Dir(config))
-		})...)
-	}
-	return out
-}
+// maxIncludes bounds the files of one configuration, which may include each other.
+const maxIncludes = 100
 
 // blsEntries reads the entries of the Boot Loader Specification, type 1.
 func blsEntries(f *fileSystem) (out []*Entry) {

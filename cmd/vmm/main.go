@@ -16,9 +16,8 @@ func main() {
 	if os.Getpid() == 1 && os.Args[0] == "/init" {
 		guestinit.Main()
 	}
-	// Libraries tell the standard logger what guests do wrong: go-fuse of requests
-	// that are cut off, u-root of boot configurations. Guests must not fill our
-	// standard error with that.
+	// Libraries tell the standard logger what guests do wrong, as go-fuse of requests
+	// that are cut off. Guests must not fill our standard error with that.
 	log.SetOutput(io.Discard)
 	os.Exit(cli.Run(os.Args[1:]))
 }
