@@ -2,11 +2,11 @@ package bootloader
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
+	"vmm/internal/elf"
 	"vmm/internal/x86"
 	"vmm/kvm"
 )
@@ -158,19 +158,19 @@ func tooSmall(need uint64) error {
 
 // loadELF copies the segments to their physical addresses.
 func (k *Kernel) loadELF(mem Memory) (entry, end uint64, err error) {
-	for _, p := range k.elf.Progs {
-		if p.Type != elf.PT_LOAD || p.Memsz == 0 {
+	for _, p := range k.elf.Segments {
+		if p.Type != elf.Load || p.MemorySize == 0 {
 			continue
 		}
 		if p.Paddr < highMemory {
 			return 0, 0, fmt.Errorf("segment at %#x is below 1 MiB, where the boot information lies", p.Paddr)
 		}
-		to, err := mem.Slice(p.Paddr, p.Memsz)
+		to, err := mem.Slice(p.Paddr, p.MemorySize)
 		if err != nil {
-			return 0, 0, tooSmall(p.Paddr + p.Memsz)
+			return 0, 0, tooSmall(p.Paddr + p.MemorySize)
 		}
-		copy(to, k.data[p.Off:p.Off+p.Filesz])
-		end = max(end, p.Paddr+p.Memsz)
+		copy(to, k.data[p.Offset:p.Offset+p.FileSize])
+		end = max(end, p.Paddr+p.MemorySize)
 	}
 	// The header of the bzImage that it came in knows of more, such as brk.
 	if h := k.setup; h != nil && h.PrefAddress+uint64(h.InitSize) > end && h.PrefAddress < end {

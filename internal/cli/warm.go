@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	"vmm/guest-images"
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
+	"vmm/internal/elf"
 	"vmm/machine/snapshot"
 	"vmm/vm/api"
 	"vmm/vm/registry"
@@ -77,17 +77,21 @@ func identify(path string, content bool) (id fileIdentity, err error) {
 
 // buildID names the program, by what it is made of.
 func buildID() (string, error) {
-	f, err := elf.Open("/proc/self/exe")
+	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	s := f.Section(".note.go.buildid")
-	if s == nil {
+	defer self.Close()
+	f, err := elf.Read(self)
+	if err != nil {
+		return "", err
+	}
+	const goBuildID = 4
+	id := f.Note("Go", goBuildID)
+	if id == nil {
 		return "", errors.New("vmm has no build ID")
 	}
-	b, err := s.Data()
-	return string(b), err
+	return string(id), nil
 }
 
 // canWarm tells whether the VM is of a kind that can start warm: nothing in it is
