@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,6 +101,34 @@ func TestStale(t *testing.T) {
 	cancel()
 	if !waitEnded(ctx, "stale") || !waitEnded(ctx, "nobody") {
 		t.Error("what has ended is waited for")
+	}
+}
+
+// TestEndWhileLooked: what is seen of a VM that ends at that moment is the status that
+// it ends with.
+func TestEndWhileLooked(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	for round := range 100 {
+		d := begin(t, "ending", true, true)
+		began := d.info
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				vm := began
+				for vm.State == stateRunning {
+					vm, _ = lookVM("ending")
+				}
+				if vm.Status == nil || *vm.Status != 9 {
+					t.Errorf("round %d: %s, %s", round, vm.status(), vm.Detail)
+				}
+			})
+		}
+		d.close(&exitError{9, errors.New("why")}, false)
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+		os.RemoveAll(d.path)
 	}
 }
 

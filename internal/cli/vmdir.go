@@ -123,7 +123,7 @@ func claim(info vmInfo) (*vmDir, error) {
 		return nil, takenError(fmt.Sprintf("a VM %q is running already: give this one another --name", info.Name))
 	}
 	// Whoever clears away what was left may just have removed the directory.
-	if now, err := os.Stat(filepath.Join(path, lockFile)); err != nil || !sameFile(lock, now) {
+	if !isLockOf(path, lock) {
 		lock.Close()
 		return claim(info)
 	}
@@ -142,9 +142,14 @@ func claim(info vmInfo) (*vmDir, error) {
 	return d, nil
 }
 
-func sameFile(f *os.File, info fs.FileInfo) bool {
-	own, err := f.Stat()
-	return err == nil && os.SameFile(own, info)
+// isLockOf reports whether a lock is that of the directory that is there now.
+func isLockOf(path string, lock *os.File) bool {
+	own, err := lock.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(filepath.Join(path, lockFile))
+	return err == nil && os.SameFile(own, now)
 }
 
 func readInfo(path string) (info vmInfo, err error) {
@@ -217,6 +222,11 @@ func lookVM(name string) (vmInfo, bool) {
 		return info, err == nil
 	}
 	defer lock.Close()
+	// What was read is from before the lock: in between its process could say how it
+	// ends, and another of the same name begin.
+	if info, err = readInfo(path); err != nil || info.State != stateRunning || !isLockOf(path, lock) {
+		return info, err == nil
+	}
 	// Its process is gone, and could not say anything any more.
 	if !info.Detached {
 		os.RemoveAll(path)
