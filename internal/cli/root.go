@@ -59,7 +59,7 @@ func failed(err error) error {
 // Run executes a command line, without the program's name, and returns the exit
 // status.
 func Run(args []string) int {
-	root := rootCommand()
+	root := Command()
 	root.SetArgs(args)
 	err := root.Execute()
 	if err == nil {
@@ -75,7 +75,8 @@ func Run(args []string) int {
 	return exit.status
 }
 
-func rootCommand() *cobra.Command {
+// Command returns the command line with all its commands, for what runs or documents it.
+func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmm",
 		Short: "Run Linux virtual machines",
