@@ -294,10 +294,10 @@ func loadPageTables(mem Memory, user bool) error {
 	table := make([]byte, 6*4096)
 	set := func(addr, v uint64) { binary.LittleEndian.PutUint64(table[addr-pml4Addr:], v|bits) }
 	set(pml4Addr, pdptAddr)
-	for i := uint64(0); i < 4; i++ {
+	for i := range uint64(4) {
 		set(pdptAddr+8*i, pdAddr+4096*i)
 	}
-	for i := uint64(0); i < 4*512; i++ {
+	for i := range uint64(4 * 512) {
 		set(pdAddr+8*i, i<<21|ptePS)
 	}
 	if err := put(mem, pml4Addr, table); err != nil {

@@ -229,6 +229,7 @@ func newHostBridge() *hostBridge {
 	return h
 }
 
+// ConfigRead implements PCIFunction.
 func (h *hostBridge) ConfigRead(offset uint16, data []byte) { copy(data, h.config[offset:]) }
 
 // ConfigWrite ignores everything: the bridge has nothing to set.

@@ -96,7 +96,7 @@ func (d *decoder) u8() uint8 {
 // imm reads a little-endian immediate of n bytes, sign-extended.
 func (d *decoder) immediate(n uint8) uint64 {
 	var v uint64
-	for i := uint8(0); i < n; i++ {
+	for i := range n {
 		v |= uint64(d.u8()) << (8 * i)
 	}
 	sh := 64 - 8*uint(n)

@@ -23,9 +23,10 @@ const (
 	HeaderSize = 12
 	// FrameHeader is the size of an Ethernet header: two addresses and a type.
 	FrameHeader = 14
-	// MinMTU and MaxMTU bound what a frame carries beyond its header, in bytes.
-	// The lower one is what IPv4 needs (RFC 791).
+	// MinMTU is the least that a link lets a frame carry beyond its header, in bytes:
+	// what IPv4 needs (RFC 791).
 	MinMTU = 68
+	// MaxMTU is the most.
 	MaxMTU = 65521
 	// MaxFrame is the largest frame that is accepted from a sender: an IP packet
 	// of the largest size behind an Ethernet header and a VLAN tag.
