@@ -28,7 +28,7 @@ GO_BUILD    := GOAMD64=v1 go build -trimpath -buildvcs=false -tags nethttpomitht
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint vulncheck golangci \
-	unit e2e smoke cover bench bench-hardware fuzz release release-check clean
+	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
@@ -160,6 +160,9 @@ fuzz:
 # Both are built anew: their version may be another one.
 release:
 	$(MAKE) --always-make vmm
+	$(MAKE) packages
+
+packages:
 	NFPM=$(NFPM) CYCLONEDX=$(CYCLONEDX) packaging/release.sh $(VERSION)
 
 release-check:
