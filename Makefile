@@ -5,6 +5,9 @@
 # make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each
+# make lint   what make test begins with: gofmt, vet, staticcheck, govulncheck; make golangci has more linters
+# make cover  tests' coverage, in coverage.out and coverage.html
+# make release  a tar archive, deb, rpm, SBOM and checksums in dist/; make release-check makes it twice and compares
 #
 # Each of them makes what it lacks. As root, missing Debian packages are
 # installed; else it says which.
@@ -12,15 +15,20 @@
 export CGO_ENABLED ?= 0
 export PATH := $(PATH):/usr/sbin:/sbin
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+CYCLONEDX   := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 FUZZTIME    ?= 30s
 # The version is the repository's tag; without git at hand the build says "untagged" itself.
 VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
 # The same bytes wherever and whenever they are built; without HTTP/2, which goes over
 # no control socket. tests/programs does it alike.
-GO_BUILD    := go build -trimpath -buildvcs=false -tags nethttpomithttp2
+GO_BUILD    := GOAMD64=v1 go build -trimpath -buildvcs=false -tags nethttpomithttp2
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
-.PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint unit e2e smoke bench bench-hardware fuzz clean
+.PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint vulncheck golangci \
+	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
 
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
@@ -61,10 +69,20 @@ hardware-tools:
 
 test: setup tools lint unit e2e smoke
 
-lint:
+lint: $(INIT)
 	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
 	go vet ./...
 	go run $(STATICCHECK) ./...
+	@$(MAKE) --no-print-directory vulncheck
+
+# The vulnerabilities are asked for over the network. Where that is not to be had, nothing is wrong with vmm.
+vulncheck: $(INIT)
+	@echo "govulncheck ./..."; out=$$(go run $(GOVULNCHECK) ./... 2>&1) && exit; echo "$$out"; \
+	case $$out in *"govulncheck: fetching vulnerabilities: "*) echo "govulncheck: NOT CHECKED: the vulnerability database cannot be reached from here";; *) exit 1;; esac
+
+# Its first build takes minutes, so it is not in make test.
+golangci: $(INIT)
+	go run $(GOLANGCI) run
 
 # The race detector needs cgo, so gcc; vmm setup has installed it.
 unit: setup tools
@@ -72,6 +90,12 @@ unit: setup tools
 
 e2e: setup tools
 	go test -timeout 40m -v ./tests/...
+
+# Of the unit tests; what the end-to-end tests run is not counted.
+cover: setup tools
+	go test -timeout 20m -coverpkg ./... -coverprofile coverage.out $$(go list ./... | grep -v '^vmm/tests')
+	go tool cover -html coverage.out -o coverage.html
+	go tool cover -func coverage.out | tail -1
 
 # The tests that need KVM, where there is none: some of them, and all.
 smoke: setup hardware-tools
@@ -108,6 +132,7 @@ bench-hardware: setup hardware-tools
 fuzz:
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) ./bootloader
+	go test -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) ./internal/elf
 	go test -run '^$$' -fuzz FuzzUART -fuzztime $(FUZZTIME) ./devices
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./machine/ring0
 	go test -run '^$$' -fuzz FuzzExecute -fuzztime $(FUZZTIME) ./machine/ring0
@@ -128,10 +153,21 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./machine/gdb
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./kerneltest/ktap
 	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./kerneltest/crash
-	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./internal/cli
+	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./vm/server
 	go test -run '^$$' -fuzz FuzzManifest -fuzztime $(FUZZTIME) ./machine/snapshot
 	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 
+# Both are built anew: their version may be another one.
+release:
+	$(MAKE) --always-make vmm
+	$(MAKE) packages
+
+packages:
+	NFPM=$(NFPM) CYCLONEDX=$(CYCLONEDX) packaging/release.sh $(VERSION)
+
+release-check:
+	packaging/check.sh
+
 clean:
-	rm -f vmm $(INIT) $(INIT:.zst=)
+	rm -rf vmm $(INIT) $(INIT:.zst=) dist coverage.out coverage.html

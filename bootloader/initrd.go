@@ -21,7 +21,7 @@ func UnpackInitrd(initrd []byte, limit int64) []byte {
 			continue
 		}
 		// A packed part is the last: where it ends, only unpacking tells.
-		plain, err := decompress(rest, limit-int64(len(out)), false)
+		plain, err := expand(rest, limit-int64(len(out)), false)
 		if err != nil || archiveLen(plain) == 0 {
 			return initrd
 		}

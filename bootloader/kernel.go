@@ -2,11 +2,12 @@ package bootloader
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+
+	"vmm/internal/elf"
 )
 
 // Protocol is how a kernel is entered.
@@ -57,7 +58,7 @@ func Open(path string) (*Kernel, error) {
 // Parse is Open for an image in memory, which it keeps.
 func Parse(data []byte) (*Kernel, error) {
 	switch {
-	case bytes.HasPrefix(data, []byte(elf.ELFMAG)):
+	case bytes.HasPrefix(data, []byte(elf.Magic)):
 		k := &Kernel{data: data}
 		return k, k.parseELF(data)
 	case len(data) >= 0x206 && string(data[0x202:0x206]) == "HdrS":
@@ -113,34 +114,27 @@ func (k *Kernel) wrap(err error) error {
 }
 
 // parseELF checks the ELF file in data and makes it the image to load.
-func (k *Kernel) parseELF(data []byte) (err error) {
-	// debug/elf guards itself against most files; what is left is a damaged one.
-	defer func() {
-		if recover() != nil {
-			err = fmt.Errorf("damaged ELF file: %w", ErrCutOff)
-		}
-	}()
-	if len(data) > elf.EI_CLASS && elf.Class(data[elf.EI_CLASS]) == elf.ELFCLASS32 {
+func (k *Kernel) parseELF(data []byte) error {
+	f, err := elf.Read(bytes.NewReader(data))
+	switch {
+	case errors.Is(err, elf.Err32Bit):
 		return Err32Bit
-	}
-	f, err := elf.NewFile(bytes.NewReader(data))
-	if err != nil {
+	case err != nil:
 		return fmt.Errorf("damaged ELF file: %w: %v", ErrCutOff, err)
-	}
-	if f.Machine != elf.EM_X86_64 {
-		return fmt.Errorf("an ELF file for %v: %w", f.Machine, ErrNotKernel)
+	case f.Machine != elf.MachineX86_64:
+		return fmt.Errorf("an ELF file for machine %d, not x86-64: %w", f.Machine, ErrNotKernel)
 	}
 	loads := 0
-	for _, p := range f.Progs {
-		if p.Type != elf.PT_LOAD {
+	for _, s := range f.Segments {
+		if s.Type != elf.Load {
 			continue
 		}
 		loads++
-		if p.Off+p.Filesz < p.Off || p.Off+p.Filesz > uint64(len(data)) {
+		if s.Offset+s.FileSize < s.Offset || s.Offset+s.FileSize > uint64(len(data)) {
 			return ErrCutOff
 		}
-		if p.Filesz > p.Memsz || p.Paddr+p.Memsz < p.Paddr {
-			return fmt.Errorf("damaged ELF file: segment at %#x", p.Paddr)
+		if s.FileSize > s.MemorySize || s.Paddr+s.MemorySize < s.Paddr {
+			return fmt.Errorf("damaged ELF file: segment at %#x", s.Paddr)
 		}
 	}
 	if loads == 0 {
@@ -155,30 +149,11 @@ const xenELFNotePhys32Entry = 18
 
 // pvhEntry looks for the PVH entry in the ELF notes.
 func pvhEntry(f *elf.File) uint32 {
-	for _, p := range f.Progs {
-		if p.Type != elf.PT_NOTE || p.Filesz > 1<<20 {
-			continue
-		}
-		b := make([]byte, p.Filesz)
-		if _, err := p.ReadAt(b, 0); err != nil {
-			continue
-		}
-		for len(b) >= 12 {
-			name := int(binary.LittleEndian.Uint32(b))
-			desc := int(binary.LittleEndian.Uint32(b[4:]))
-			kind := binary.LittleEndian.Uint32(b[8:])
-			b = b[12:]
-			nameEnd, descEnd := align4(name), align4(name)+align4(desc)
-			if name < 0 || desc < 0 || descEnd < 0 || nameEnd+desc > len(b) {
-				break
-			}
-			if kind == xenELFNotePhys32Entry && string(bytes.TrimRight(b[:name], "\x00")) == "Xen" && desc >= 4 {
-				return binary.LittleEndian.Uint32(b[nameEnd:])
-			}
-			b = b[min(descEnd, len(b)):]
-		}
+	b := f.Note("Xen", xenELFNotePhys32Entry)
+	if len(b) < 4 {
+		return 0
 	}
-	return 0
+	return binary.LittleEndian.Uint32(b)
 }
 
 func align4(n int) int { return (n + 3) &^ 3 }

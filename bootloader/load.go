@@ -2,11 +2,12 @@ package bootloader
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
+	"vmm/internal/elf"
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -157,19 +158,19 @@ func tooSmall(need uint64) error {
 
 // loadELF copies the segments to their physical addresses.
 func (k *Kernel) loadELF(mem Memory) (entry, end uint64, err error) {
-	for _, p := range k.elf.Progs {
-		if p.Type != elf.PT_LOAD || p.Memsz == 0 {
+	for _, p := range k.elf.Segments {
+		if p.Type != elf.Load || p.MemorySize == 0 {
 			continue
 		}
 		if p.Paddr < highMemory {
 			return 0, 0, fmt.Errorf("segment at %#x is below 1 MiB, where the boot information lies", p.Paddr)
 		}
-		to, err := mem.Slice(p.Paddr, p.Memsz)
+		to, err := mem.Slice(p.Paddr, p.MemorySize)
 		if err != nil {
-			return 0, 0, tooSmall(p.Paddr + p.Memsz)
+			return 0, 0, tooSmall(p.Paddr + p.MemorySize)
 		}
-		copy(to, k.data[p.Off:p.Off+p.Filesz])
-		end = max(end, p.Paddr+p.Memsz)
+		copy(to, k.data[p.Offset:p.Offset+p.FileSize])
+		end = max(end, p.Paddr+p.MemorySize)
 	}
 	// The header of the bzImage that it came in knows of more, such as brk.
 	if h := k.setup; h != nil && h.PrefAddress+uint64(h.InitSize) > end && h.PrefAddress < end {
@@ -287,32 +288,24 @@ func LongMode(mem Memory, rip uint64, user bool) (*Entry, error) {
 
 // loadPageTables maps the first 4 GiB to themselves and writes the GDT.
 func loadPageTables(mem Memory, user bool) error {
-	bits := uint64(pteP | pteW)
+	bits := uint64(x86.PTEPresent | x86.PTEWritable)
 	if user {
-		bits |= pteU
+		bits |= x86.PTEUser
 	}
 	table := make([]byte, 6*4096)
 	set := func(addr, v uint64) { binary.LittleEndian.PutUint64(table[addr-pml4Addr:], v|bits) }
 	set(pml4Addr, pdptAddr)
-	for i := uint64(0); i < 4; i++ {
+	for i := range uint64(4) {
 		set(pdptAddr+8*i, pdAddr+4096*i)
 	}
-	for i := uint64(0); i < 4*512; i++ {
-		set(pdAddr+8*i, i<<21|ptePS)
+	for i := range uint64(4 * 512) {
+		set(pdAddr+8*i, i<<21|x86.PTELarge)
 	}
 	if err := put(mem, pml4Addr, table); err != nil {
 		return err
 	}
 	return put(mem, gdtAddr, gdt[:])
 }
-
-// Bits of a page-table entry (SDM 3, 4.5).
-const (
-	pteP  = 1 << 0
-	pteW  = 1 << 1
-	pteU  = 1 << 2
-	ptePS = 1 << 7
-)
 
 // The selectors that the boot protocols ask for: __BOOT_CS and __BOOT_DS.
 const (
@@ -329,16 +322,6 @@ var gdt = func() (b [40]byte) {
 	return b
 }()
 
-// Bits of the control registers at entry.
-const (
-	cr0PE   = 1 << 0
-	cr0ET   = 1 << 4
-	cr0PG   = 1 << 31
-	cr4PAE  = 1 << 5
-	eferLME = 1 << 8
-	eferLMA = 1 << 10
-)
-
 // Apply changes a vCPU's reset state into the entry state.
 func (e *Entry) Apply(s *kvm.Sregs) {
 	seg := kvm.Segment{Limit: 0xffffffff, Present: 1, S: 1, G: 1}
@@ -346,11 +329,11 @@ func (e *Entry) Apply(s *kvm.Sregs) {
 	code.Selector, code.Type = bootCS, 11
 	data.Selector, data.Type, data.DB = bootDS, 3, 1
 	s.TR = kvm.Segment{Limit: 0xffff, Selector: bootTR, Type: 11, Present: 1}
-	s.CR0 = cr0PE | cr0ET
+	s.CR0 = x86.CR0PE | x86.CR0ET
 	if e.Long {
 		code.L = 1
-		s.CR0 |= cr0PG
-		s.CR3, s.CR4, s.EFER = pml4Addr, cr4PAE, eferLME|eferLMA
+		s.CR0 |= x86.CR0PG
+		s.CR3, s.CR4, s.EFER = pml4Addr, x86.CR4PAE, x86.EFERLME|x86.EFERLMA
 		s.GDT = kvm.DTable{Base: gdtAddr, Limit: uint16(len(gdt) - 1)}
 	} else {
 		code.DB = 1

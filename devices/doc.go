@@ -15,8 +15,9 @@ type IRQ interface {
 	Set(level bool)
 }
 
-// Float answers a read that nobody is there for: a floating bus reads as ones.
-func Float(data []byte) {
+// FillOnes answers a read for which nobody is there: all bits are ones, as on a PC's
+// bus that nobody drives.
+func FillOnes(data []byte) {
 	for i := range data {
 		data[i] = 0xff
 	}

@@ -77,7 +77,7 @@ func (m *MSIX) SetControl(v uint16) {
 	}
 }
 
-// Enabled tells whether the guest uses MSI-X at all.
+// Enabled reports whether the guest uses MSI-X at all.
 func (m *MSIX) Enabled() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -76,7 +76,7 @@ func (p *PCI) access(bdf uint16, offset uint16, data []byte, write bool) {
 	dev := p.devices[bdf>>3&31]
 	if bdf>>8 != 0 || bdf&7 != 0 || dev == nil || int(offset)+len(data) > 4096 {
 		if !write {
-			Float(data)
+			FillOnes(data)
 		}
 		return
 	}
@@ -130,7 +130,7 @@ func (w PCIWindow) Read(offset uint64, data []byte) {
 		f.BARRead(at, data)
 		return
 	}
-	Float(data)
+	FillOnes(data)
 }
 
 // Write is Read's counterpart.
@@ -166,7 +166,7 @@ type PCIAddressPort struct{ *PCI }
 
 // In reads the register, which answers only to four bytes at once.
 func (p PCIAddressPort) In(_ uint16, data []byte) {
-	Float(data)
+	FillOnes(data)
 	if len(data) == 4 {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -199,7 +199,7 @@ func (p PCIDataPort) transfer(offset uint16, data []byte, write bool) {
 	if a&pciEnable != 0 {
 		p.access(uint16(a>>8), uint16(a&0xfc)+offset, data, write)
 	} else if !write {
-		Float(data)
+		FillOnes(data)
 	}
 }
 
@@ -229,6 +229,7 @@ func newHostBridge() *hostBridge {
 	return h
 }
 
+// ConfigRead implements PCIFunction.
 func (h *hostBridge) ConfigRead(offset uint16, data []byte) { copy(data, h.config[offset:]) }
 
 // ConfigWrite ignores everything: the bridge has nothing to set.

@@ -135,7 +135,7 @@ func (h *PCIHeader) SetWindow(addr uint32) {
 // SetIRQLine notes the interrupt, as firmware does.
 func (h *PCIHeader) SetIRQLine(n uint8) { h.config[pciIRQLine] = n }
 
-// INTxEnabled tells whether the function may use its pin.
+// INTxEnabled reports whether the function may use its pin.
 func (h *PCIHeader) INTxEnabled() bool {
 	return binary.LittleEndian.Uint16(h.config[pciCommand:])&pciCommandINTxDisable == 0
 }

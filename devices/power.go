@@ -93,7 +93,7 @@ func (p *PM) registers() (b [PMPorts]byte) {
 func (p *PM) In(offset uint16, data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	Float(data)
+	FillOnes(data)
 	if b := p.registers(); int(offset) < len(b) {
 		copy(data, b[offset:])
 	}

@@ -55,7 +55,7 @@ func NewRTC(now func() time.Time) *RTC {
 func (r *RTC) In(offset uint16, data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	Float(data)
+	FillOnes(data)
 	if offset == 1 && len(data) > 0 {
 		data[0] = r.read(r.index)
 	}

@@ -187,7 +187,7 @@ func (u *UART) capacity() int {
 	return uartFIFOSize
 }
 
-// listening tells whether the guest waits for input. Probing drivers turn the
+// listening reports whether the guest waits for input. Probing drivers turn the
 // interrupt on too, but not the gate behind it.
 func (u *UART) listening() bool { return u.ier&ierRx != 0 && u.mcr&mcrOUT2 != 0 }
 
@@ -227,7 +227,7 @@ func (u *UART) update() {
 func (u *UART) In(offset uint16, data []byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	Float(data)
+	FillOnes(data)
 	if len(data) > 0 {
 		data[0] = u.read(offset)
 	}

@@ -3,7 +3,6 @@ package guestimages
 import (
 	"bytes"
 	"context"
-	"debug/elf"
 	"embed"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"vmm/guest-images/guestinit"
+	"vmm/internal/elf"
 )
 
 // Initramfs returns the default initial RAM disk, an uncompressed cpio
@@ -170,11 +170,11 @@ func selfStatic() ([]byte, error) {
 
 // isStatic tells whether a program needs no dynamic linker.
 func isStatic(program []byte) (bool, error) {
-	f, err := elf.NewFile(bytes.NewReader(program))
+	f, err := elf.Read(bytes.NewReader(program))
 	if err != nil {
 		return false, err
 	}
-	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
+	return !slices.ContainsFunc(f.Segments, func(s elf.Segment) bool { return s.Type == elf.Interpreter }), nil
 }
 
 // program is an executable file.

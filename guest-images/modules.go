@@ -2,7 +2,6 @@ package guestimages
 
 import (
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/therootcompany/xz"
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"vmm/internal/decompress"
 )
 
 // guestModules are what a guest needs before its root is mounted, where a kernel
@@ -94,23 +93,14 @@ func readModule(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r io.Reader
-	switch filepath.Ext(path) {
-	case ".gz":
-		r, err = gzip.NewReader(bytes.NewReader(data))
-	case ".xz":
-		r, err = xz.NewReader(bytes.NewReader(data), 0)
-	case ".zst":
-		var d *zstd.Decoder
-		if d, err = zstd.NewReader(bytes.NewReader(data)); err == nil {
-			defer d.Close()
-			r = d
-		}
-	default:
+	f := decompress.Detect(data)
+	if f == nil {
 		return data, nil
 	}
+	r, err := f.NewReader(bytes.NewReader(data))
 	if err == nil {
 		data, err = io.ReadAll(io.LimitReader(r, maxModule+1))
+		r.Close()
 	}
 	if err == nil && len(data) > maxModule {
 		err = errors.New("too large")

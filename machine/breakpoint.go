@@ -24,7 +24,7 @@ type Breakpoint struct {
 	Len  uint64 // of data, in bytes
 }
 
-// ofData tells whether it waits for an access of data. A CPU reports that after the
+// ofData reports whether it waits for an access of data. A CPU reports that after the
 // instruction, and all else before it.
 func (b Breakpoint) ofData() bool { return b.Kind == BreakWrite || b.Kind == BreakAccess }
 

@@ -91,7 +91,7 @@ func (b *portBus) access(port uint16, data []byte, out bool) {
 	case ok:
 		d.In(uint16(offset), data)
 	case !out:
-		devices.Float(data)
+		devices.FillOnes(data)
 	}
 }
 
@@ -104,6 +104,6 @@ func (b *mmioBus) access(addr uint64, data []byte, write bool) {
 	case ok:
 		d.Read(offset, data)
 	case !write:
-		devices.Float(data)
+		devices.FillOnes(data)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -70,8 +71,11 @@ func newDebugger(m *Machine) *Debugger {
 // errAttached is the error for a second debugger.
 var errAttached = errors.New("a debugger is attached already")
 
-// Attach stops the machine for a debugger, of which there can be one.
+// Attach stops the machine for a debugger, of which there can be one. It waits for
+// a Freeze.
 func (d *Debugger) Attach() error {
+	d.m.freeze.Lock()
+	defer d.m.freeze.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.attached {
@@ -86,7 +90,7 @@ func (d *Debugger) Attach() error {
 // on.
 func (d *Debugger) Await() { d.m.gate.hold() }
 
-// isAttached tells whether somebody debugs the machine.
+// isAttached reports whether somebody debugs the machine.
 func (d *Debugger) isAttached() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -113,7 +117,7 @@ func (d *Debugger) Resume(step int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return errClosed
+		return ErrEnded
 	}
 	if d.keepLate(step < 0); len(d.events) > 0 {
 		return nil // the machine stands still until Wait has told of them
@@ -124,11 +128,8 @@ func (d *Debugger) Resume(step int) error {
 	}
 	a := d.newArmed()
 	d.armed.Store(a)
-	d.m.cpuMu.Lock()
-	cpus := d.m.cpus
-	d.m.cpuMu.Unlock()
 	var only *vcpu
-	for _, v := range cpus {
+	for _, v := range d.m.cpus {
 		if err := v.arm(a, v.id == step); err != nil {
 			return err
 		}
@@ -258,18 +259,13 @@ func (d *Debugger) hit(v *vcpu, e DebugEvent) {
 // cpu returns a vCPU of a machine that runs; mu is held.
 func (d *Debugger) cpu(id int) (*vcpu, error) {
 	if d.closed {
-		return nil, errClosed
+		return nil, ErrEnded
 	}
-	d.m.cpuMu.Lock()
-	defer d.m.cpuMu.Unlock()
 	if id < 0 || id >= len(d.m.cpus) {
 		return nil, fmt.Errorf("there is no CPU %d", id)
 	}
 	return d.m.cpus[id], nil
 }
-
-// errClosed is the error for looking into a machine that has ended.
-var errClosed = errors.New("the machine has ended")
 
 // close lets nobody look into the machine any more.
 func (d *Debugger) close() {
@@ -429,7 +425,7 @@ func (d *Debugger) removePatch(addr uint64) error {
 		return nil
 	}
 	if d.closed {
-		return errClosed
+		return ErrEnded
 	}
 	b, err := d.m.mem.Slice(p.gpa, 1)
 	if err == nil && b[0] == int3 {
@@ -441,46 +437,35 @@ func (d *Debugger) removePatch(addr uint64) error {
 // errNothing is the error for an address without memory.
 func errNothing(addr uint64) error { return fmt.Errorf("nothing is mapped at %#x", addr) }
 
-// Bits of control registers and page-table entries (SDM 3, 2.5 and 4.5).
-const (
-	cr0PG     = 1 << 31
-	cr4LA57   = 1 << 12
-	eferLMA   = 1 << 10
-	ptePS     = 1 << 7
-	pteP      = 1 << 0
-	pteFrame  = 0x000ffffffffff000
-	tableBits = 9
-)
-
 // translate finds the guest-physical address of a linear one by the guest's page
 // tables, of 4 or 5 levels, or none.
 func translate(mem *Memory, s *kvm.Sregs, addr uint64) (uint64, bool) {
-	if s.CR0&cr0PG == 0 {
+	if s.CR0&x86.CR0PG == 0 {
 		return addr, true
 	}
-	if s.EFER&eferLMA == 0 {
+	if s.EFER&x86.EFERLMA == 0 {
 		return 0, false // 32-bit paging: Linux leaves it within instructions
 	}
 	levels := 4
-	if s.CR4&cr4LA57 != 0 {
+	if s.CR4&x86.CR4LA57 != 0 {
 		levels = 5
 	}
-	table := s.CR3 & pteFrame
+	table := s.CR3 & x86.PTEFrame
 	for level := levels; level > 0; level-- {
-		shift := 12 + tableBits*(level-1)
-		b, err := mem.Slice(table+8*(addr>>shift&(1<<tableBits-1)), 8)
+		shift := 12 + x86.PageTableBits*(level-1)
+		b, err := mem.Slice(table+8*(addr>>shift&(1<<x86.PageTableBits-1)), 8)
 		if err != nil {
 			return 0, false
 		}
 		e := binary.LittleEndian.Uint64(b)
-		if e&pteP == 0 {
+		if e&x86.PTEPresent == 0 {
 			return 0, false
 		}
-		if level == 1 || level <= 3 && e&ptePS != 0 {
+		if level == 1 || level <= 3 && e&x86.PTELarge != 0 {
 			mask := uint64(1)<<shift - 1
-			return e&pteFrame&^mask | addr&mask, true
+			return e&x86.PTEFrame&^mask | addr&mask, true
 		}
-		table = e & pteFrame
+		table = e & x86.PTEFrame
 	}
 	return 0, false
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Pages of guest memory are written to by three parties: the guest in KVM, which
-// logs them, this process's devices, which tell by Memory.Wrote, and on
+// logs them, this process's devices, which tell by Memory.MarkDirty, and on
 // interpreting hosts the executor, which tells by Memory.WritePage.
 
 // dirtyPages are the pages that this process has written to, a bit each, by
@@ -30,7 +30,7 @@ func (d *dirtyPages) set(page uint64) {
 // Bitmap is a set of RAM's pages, a bit each.
 type Bitmap []uint64
 
-// Has tells whether a page is in the set.
+// Has reports whether a page is in the set.
 func (b Bitmap) Has(page int) bool { return b[page/64]>>(page%64)&1 != 0 }
 
 // Len is how many pages are in the set.
@@ -42,8 +42,8 @@ func (b Bitmap) Len() int {
 	return n
 }
 
-// Wrote implements virtio.Memory.
-func (m *Memory) Wrote(b []byte) {
+// MarkDirty implements virtio.Memory.
+func (m *Memory) MarkDirty(b []byte) {
 	if !m.dirty.on.Load() || len(b) == 0 {
 		return
 	}
@@ -114,8 +114,12 @@ func (m *Memory) takeDirty(vm *kvm.VM, tables *ring0.Tables) (Bitmap, error) {
 }
 
 // TrackDirty begins to note which pages of memory are written to, as TakeDirty
-// then tells.
-func (m *Machine) TrackDirty() error {
+// then tells; it goes on where it was called before. ErrEnded if the machine has ended.
+func (m *Machine) TrackDirty() error { return m.life.use(m.trackDirty) }
+
+func (m *Machine) trackDirty() error {
+	m.dirtyMu.Lock()
+	defer m.dirtyMu.Unlock()
 	if m.mem.dirty.on.Load() {
 		return nil
 	}
@@ -127,27 +131,29 @@ func (m *Machine) TrackDirty() error {
 }
 
 // TakeDirty returns the pages that were written to since the last time, or since
-// TrackDirty: nil if nobody kept track.
-func (m *Machine) TakeDirty() (Bitmap, error) {
+// TrackDirty: nil if nobody keeps track. ErrEnded if the machine has ended.
+func (m *Machine) TakeDirty() (dirty Bitmap, err error) {
+	err = m.life.use(func() (err error) {
+		dirty, err = m.takeDirty()
+		return err
+	})
+	return dirty, err
+}
+
+func (m *Machine) takeDirty() (Bitmap, error) {
+	m.dirtyMu.Lock()
+	defer m.dirtyMu.Unlock()
 	if !m.mem.dirty.on.Load() {
 		return nil, nil
 	}
 	return m.mem.takeDirty(m.vm, m.tables)
 }
 
-// Memory is the guest's RAM.
-func (m *Machine) Memory() *Memory { return m.mem }
-
-// PrivateMemory is Memory.Private of a machine that may be about to end.
-func (m *Machine) PrivateMemory() int64 {
-	m.life.Lock()
-	defer m.life.Unlock()
-	if m.mem == nil {
-		return 0
-	}
-	n, err := m.mem.Private()
-	if err != nil {
-		return 0
-	}
+// PrivateMemory is Memory.Private, in bytes, and 0 if the machine has ended.
+func (m *Machine) PrivateMemory() (n int64) {
+	m.Use(func(mem *Memory) (err error) {
+		n, err = mem.Private()
+		return err
+	})
 	return n
 }

@@ -14,7 +14,7 @@ type gate struct {
 	// closed is set while vCPUs may not pass: read without the lock.
 	closed  atomic.Bool
 	stopped bool
-	paused  bool  // by Machine.Pause
+	pauses  int   // by Machine.Pause, that were not ended
 	held    bool  // by a debugger, which is another reason: who ends one leaves the other
 	only    *vcpu // may pass while the others are held
 	waiting int
@@ -51,7 +51,7 @@ func (g *gate) stop() {
 	g.changed.Broadcast()
 }
 
-// isStopped tells whether stop was called.
+// isStopped reports whether stop was called.
 func (g *gate) isStopped() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -64,38 +64,43 @@ func (g *gate) kickAll() {
 	}
 }
 
-// pause closes the gate and waits until every running vCPU stands before it, or
-// somebody has opened it again.
+// pause closes the gate and waits until every running vCPU stands before it.
 func (g *gate) pause() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.close(&g.paused)
-	g.await(&g.paused)
+	g.pauses++
+	g.shut()
+	for !g.stopped && g.waiting < len(g.cpus) {
+		g.changed.Wait()
+	}
 }
 
-// resume ends a pause.
+// resume ends a pause, of which the caller has one.
 func (g *gate) resume() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.paused = false
+	g.pauses--
 	g.update()
 }
 
-// halt is pause for a debugger.
+// halt is pause for a debugger; it does not wait any longer if somebody calls
+// release.
 func (g *gate) halt() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.only = nil
-	g.close(&g.held)
-	g.await(&g.held)
+	g.only, g.held = nil, true
+	g.shut()
+	for g.held && !g.stopped && g.waiting < len(g.cpus) {
+		g.changed.Wait()
+	}
 }
 
 // hold is halt for a vCPU itself: it does not wait.
 func (g *gate) hold() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.only = nil
-	g.close(&g.held)
+	g.only, g.held = nil, true
+	g.shut()
 }
 
 // release lets one vCPU pass that a debugger holds, or all if it is nil.
@@ -106,24 +111,15 @@ func (g *gate) release(v *vcpu) {
 	g.update()
 }
 
-// close closes the gate for a reason; mu is held.
-func (g *gate) close(reason *bool) {
-	*reason = true
+// shut closes the gate and tells the vCPUs; mu is held.
+func (g *gate) shut() {
 	g.closed.Store(true)
 	g.kickAll()
 }
 
-// await waits until all vCPUs stand before the gate, for as long as the reason is
-// one; mu is held.
-func (g *gate) await(reason *bool) {
-	for *reason && !g.stopped && g.waiting < len(g.cpus) {
-		g.changed.Wait()
-	}
-}
-
 // update opens the gate if there is no reason left; mu is held.
 func (g *gate) update() {
-	g.closed.Store(g.stopped || g.paused || g.held)
+	g.closed.Store(g.stopped || g.pauses > 0 || g.held)
 	g.changed.Broadcast()
 }
 
@@ -131,7 +127,7 @@ func (g *gate) update() {
 func (g *gate) pass(v *vcpu) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for !g.stopped && (g.paused || g.held && g.only != v) {
+	for !g.stopped && (g.pauses > 0 || g.held && g.only != v) {
 		g.waiting++
 		g.changed.Broadcast()
 		g.changed.Wait()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
+	"vmm/internal/x86"
 	"vmm/kvm"
 	"vmm/machine/ring0"
 )
@@ -144,11 +145,10 @@ func (h *helper) setMode(user bool) error {
 	(&bootloader.Entry{Long: true}).Apply(&s)
 	s.CR3 = hpAddr(hpRoot)
 	if user {
-		const osfxsr, osxmmexcpt, osxsave = 1 << 9, 1 << 10, 1 << 18
 		s.CR3 = hpAddr(hpUserRoot)
-		s.CR4 |= osfxsr | osxmmexcpt
+		s.CR4 |= x86.CR4OSFXSR | x86.CR4OSXMMEXCPT
 		if h.xcr0 != 0 {
-			s.CR4 |= osxsave
+			s.CR4 |= x86.CR4OSXSAVE
 		}
 		toUserMode(&s)
 	}

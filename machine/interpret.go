@@ -133,7 +133,7 @@ func (in *interpreter) run() error {
 	return in.step() // real and protected mode, and what ring0 declines
 }
 
-// delivering tells whether KVM was interrupted with an exception or interrupt
+// delivering reports whether KVM was interrupted with an exception or interrupt
 // in hand: it must be delivered where the guest is now, not later.
 func (in *interpreter) delivering() bool {
 	ev := &in.shared.Events

@@ -66,9 +66,9 @@ func (m *Machine) line(n int) *sharedLine {
 	return m.shared[n]
 }
 
-// messages is KVM's table from GSIs to interrupts: the chips' pins, and above
+// routingTable is KVM's table from GSIs to interrupts: the chips' pins, and above
 // them a message each.
-type messages struct {
+type routingTable struct {
 	vm *kvm.VM
 
 	mu     sync.Mutex
@@ -78,14 +78,14 @@ type messages struct {
 
 // msi is one GSI with its eventfd.
 type msi struct {
-	table *messages
+	table *routingTable
 	gsi   uint32
 	event *virtio.Event
 	bound bool // to the GSI: only once it has a route
 }
 
-func newMessages(vm *kvm.VM) *messages {
-	t := &messages{vm: vm}
+func newRoutingTable(vm *kvm.VM) *routingTable {
+	t := &routingTable{vm: vm}
 	for pin := range uint32(ioapicPins) {
 		if pin < picPins {
 			chip := uint32(kvm.IRQChipPICMaster) + pin/8
@@ -105,7 +105,7 @@ func (m *Machine) NewMSI() (devices.MSI, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := m.messages
+	t := m.routing
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &msi{table: t, event: event}

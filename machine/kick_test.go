@@ -150,22 +150,28 @@ func TestGate(t *testing.T) {
 	g.halt()
 	g.release(nil)
 	goesOn(true, "open")
-	// A pause that somebody ends before the vCPU has come.
+	g.pause()
+	g.pause()
+	g.resume()
+	goesOn(false, "paused twice, and resumed once")
+	g.resume()
+	goesOn(true, "resumed as often as paused")
+	// A halt that somebody ends before the vCPU has come.
 	slow := &vcpu{attention: attention{exit: &fakeRun{}}}
 	g.join(slow) // never comes
 	done := make(chan struct{})
 	go func() {
-		g.pause()
+		g.halt()
 		close(done)
 	}()
 	for !g.closed.Load() {
 		time.Sleep(time.Millisecond)
 	}
-	g.resume()
+	g.release(nil)
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
-		t.Error("a pause that was ended still waits")
+		t.Error("a halt that was ended still waits")
 	}
 	g.leave(slow)
 	g.stop()
@@ -196,17 +202,17 @@ func TestPauseGaps(t *testing.T) {
 				t.Error("does not start")
 				return
 			}
-			m.Pause() // nobody looks at gap now
+			resume := m.Pause() // nobody looks at gap now
 			m.cpus[0].attention.gap = func(step int) {
 				if step == wide {
 					time.Sleep(200 * time.Microsecond)
 				}
 			}
-			m.Resume()
+			resume()
 			for i := range 300 {
-				m.Pause()
+				resume := m.Pause()
 				before := read()
-				m.Resume()
+				resume()
 				if !goesOn(before) {
 					t.Errorf("gap %d: the guest stands still after pause %d", wide, i)
 					return

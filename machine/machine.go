@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,14 +95,16 @@ type Result struct {
 	Status int // of isa-debug-exit
 }
 
-// Machine is a virtual machine.
+// Machine is a virtual machine. Its methods may be called from any goroutine, at any
+// time: also those of a machine that has ended, which then do nothing.
 type Machine struct {
-	cfg   Config
-	kvm   *kvm.System
-	vm    *kvm.VM
-	mem   *Memory
-	cpuMu sync.Mutex // of cpus, once New has returned
-	cpus  []*vcpu
+	cfg  Config
+	life life         // who uses what follows does so in its use, but for vCPUs
+	free func() error // release, once
+	kvm  *kvm.System
+	vm   *kvm.VM
+	mem  *Memory
+	cpus []*vcpu
 
 	ports portBus
 	mmio  mmioBus
@@ -109,21 +112,19 @@ type Machine struct {
 	pm    *devices.PM
 	rtc   *devices.RTC
 	pci   *devices.PCI
-	words *lastWords
+	watch *panicWatch
 	// driven is set once the guest has started a virtio device.
 	driven atomic.Bool
 
-	shared   [ioapicPins]*sharedLine
-	messages *messages
-	slots    []mmioSlot
-	virtio   []virtio.Transport
-	loaded   int // of them, by a State: they are suspended until Run
+	shared  [ioapicPins]*sharedLine
+	routing *routingTable
+	slots   []mmioSlot
+	dirtyMu sync.Mutex // of TrackDirty and TakeDirty: one at a time
+	virtio  []virtio.BusDevice
+	freeze  sync.Mutex // of Freeze: one at a time, and no debugger comes meanwhile
+	loaded  int        // devices, by a State: they are suspended until Run; freeze
 
 	perfmon bool // the guest has performance counters
-
-	life    sync.Mutex // held by Freeze, so that nothing is closed meanwhile
-	pauseMu sync.Mutex
-	pauses  int // that were not ended yet
 
 	// Of interpreting hosts; nil on hardware.
 	tables *ring0.Tables
@@ -131,7 +132,7 @@ type Machine struct {
 
 	gate    gate
 	debug   *Debugger
-	ended   chan struct{} // closed when Run has returned
+	ended   chan struct{} // closed when all is released
 	profile *profiler     // nil unless asked for
 	exits   [kvm.NumExitReasons]atomic.Uint64
 	finish  sync.Once
@@ -172,9 +173,7 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, &StateError{err}
 		}
 	}
-	m := &Machine{cfg: cfg, ended: make(chan struct{})}
-	m.debug = newDebugger(m)
-	m.gate.init()
+	m := newMachine(cfg)
 	defer func() {
 		if err != nil {
 			m.Close()
@@ -201,7 +200,7 @@ func New(cfg Config) (_ *Machine, err error) {
 		m.mem.track()
 	}
 	if len(cfg.Prefetch) > 0 {
-		go m.mem.Prefetch(cfg.Prefetch)
+		m.life.users.Go(func() { m.mem.prefetch(cfg.Prefetch) })
 	}
 	if err = m.createVM(interpreted); err != nil {
 		return nil, err
@@ -234,6 +233,15 @@ func New(cfg Config) (_ *Machine, err error) {
 	return m, m.boot(cpuid, interpreted)
 }
 
+// newMachine makes a machine that has nothing yet.
+func newMachine(cfg Config) *Machine {
+	m := &Machine{cfg: cfg, ended: make(chan struct{})}
+	m.free = sync.OnceValue(m.release)
+	m.debug = newDebugger(m)
+	m.gate.init()
+	return m
+}
+
 // addCPUs makes the vCPUs; ids says what each sees by CPUID.
 func (m *Machine) addCPUs(ids func(id int) []kvm.CPUIDEntry) error {
 	for id := range m.cfg.CPUs {
@@ -261,6 +269,7 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 	if err != nil {
 		return err
 	}
+	m.cfg.Kernel, m.cfg.Initrd = nil, nil // the guest has them; here they are memory that nobody needs
 	offer := m.cpuOffer(interpreted)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(cpuid, id) }); err != nil {
 		return err
@@ -304,7 +313,7 @@ func (m *Machine) createVM(interpreted bool) (err error) {
 	if err = m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	m.messages = newMessages(m.vm)
+	m.routing = newRoutingTable(m.vm)
 	return m.vm.CreatePIT2(kvm.PITConfig{Flags: kvm.PITSpeakerDummy})
 }
 
@@ -335,22 +344,21 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 // screen: the console is the serial port, and a panic ends the VM.
 var defaultArgs = []string{"console=ttyS0", "panic=-1"}
 
-// Run starts the vCPUs and returns when the guest has ended, Stop was called
-// or ctx is done. The error is the VMM's own failure, not the guest's. A
-// machine runs once.
+// Run starts the vCPUs and returns when the guest has ended, Stop or Close was
+// called, or ctx is done. The error is the VMM's own failure, not the guest's, and
+// ErrEnded if the machine was closed. A machine runs once.
 func (m *Machine) Run(ctx context.Context) (Result, error) {
-	defer close(m.ended)
+	if err := m.life.start(); err != nil {
+		return Result{}, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, m.Stop)
 	defer stop()
-	for _, d := range m.virtio[:m.loaded] {
-		d.Resume()
-	}
-	m.loaded = 0
+	m.resumeLoaded()
 	if m.cfg.State != nil && !m.cfg.Moved {
 		if err := m.newGeneration(); err != nil {
-			return Result{}, errors.Join(err, m.Close())
+			return Result{}, errors.Join(err, m.free())
 		}
 	}
 	stopProfile := func() {}
@@ -365,6 +373,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 			errs <- err
 		}()
 	}
+	// What the start needed, such as the kernel's file, is far more than what a running
+	// machine does, and the collector would keep it for minutes.
+	debug.FreeOSMemory()
 	var failed []error
 	for range m.cpus {
 		failed = append(failed, <-errs)
@@ -373,50 +384,25 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 	if m.cfg.Ending != nil {
 		m.cfg.Ending(m.mem)
 	}
-	failed = append(failed, m.Close())
+	failed = append(failed, m.free())
 	// Closing has flushed the console, where a panic may just have shown up.
 	if m.shutAt != "" {
 		m.result = m.tripleFault(m.shutAt)
 	}
-	if r := &m.result; m.words.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
+	if r := &m.result; m.watch.panicked.Load() && r.End != EndPowerOff && r.End != EndDebugExit {
 		*r = Result{End: EndCrash, Detail: "kernel panic"}
 	}
 	return m.result, errors.Join(failed...)
 }
 
-// Close frees what New made. Run does it itself.
-func (m *Machine) Close() error {
-	m.debug.close()
-	m.life.Lock()
-	defer m.life.Unlock()
-	var errs []error
-	if m.uart != nil {
-		errs = append(errs, m.uart.Close())
+// resumeLoaded lets the devices go on that a State has.
+func (m *Machine) resumeLoaded() {
+	m.freeze.Lock()
+	defer m.freeze.Unlock()
+	for _, d := range m.virtio[:m.loaded] {
+		d.Resume()
 	}
-	errs = append(errs, m.closeVirtio())
-	for _, v := range m.cpus {
-		errs = append(errs, v.close())
-	}
-	m.cpuMu.Lock()
-	m.cpus = nil
-	m.cpuMu.Unlock()
-	if m.helper != nil {
-		errs = append(errs, m.helper.close())
-		m.helper = nil
-	}
-	if m.vm != nil {
-		errs = append(errs, m.vm.Close())
-		m.vm = nil
-	}
-	if m.mem != nil {
-		errs = append(errs, m.mem.close())
-		m.mem = nil
-	}
-	if m.kvm != nil {
-		errs = append(errs, m.kvm.Close())
-		m.kvm = nil
-	}
-	return errors.Join(errs...)
+	m.loaded = 0
 }
 
 // end records how the guest ended; the first one counts.
@@ -427,53 +413,26 @@ func (m *Machine) end(r Result) {
 	})
 }
 
-// Stop ends the machine as pulling the plug does.
-func (m *Machine) Stop() {
-	m.gate.stop()
-	m.uart.Release()
-}
-
-// Pause stops all vCPUs and waits until they have. They go on when Resume was
-// called as often.
-func (m *Machine) Pause() {
-	m.pauseMu.Lock()
-	defer m.pauseMu.Unlock()
-	if m.pauses++; m.pauses == 1 {
-		m.gate.pause()
-	}
-}
-
-// Resume ends a Pause.
-func (m *Machine) Resume() {
-	m.pauseMu.Lock()
-	defer m.pauseMu.Unlock()
-	if m.pauses--; m.pauses == 0 {
-		m.gate.resume()
-	}
-}
-
-// PressPowerButton asks the guest to shut down in an orderly way.
-func (m *Machine) PressPowerButton() { m.pm.PressPowerButton() }
-
 // Input sends bytes to the guest's serial port, and waits until its FIFO has
-// taken them.
+// taken them: io.ErrClosedPipe if the machine ends before that.
 func (m *Machine) Input(p []byte) error { return m.uart.Receive(p) }
 
-// Interpreted tells whether this host's KVM interprets guest kernel mode.
+// Interpreted reports whether this host's KVM interprets guest kernel mode.
 func (m *Machine) Interpreted() bool { return m.tables != nil }
 
-// CPUTimes returns how long the thread of each vCPU has been running.
-func (m *Machine) CPUTimes() []time.Duration {
-	m.cpuMu.Lock()
-	defer m.cpuMu.Unlock()
-	var out []time.Duration
-	for _, v := range m.cpus {
-		out = append(out, v.cpuTime())
-	}
+// CPUTimes returns how long the thread of each vCPU has been running, nil if the
+// machine has ended.
+func (m *Machine) CPUTimes() (out []time.Duration) {
+	m.life.use(func() error {
+		for _, v := range m.cpus {
+			out = append(out, v.cpuTime())
+		}
+		return nil
+	})
 	return out
 }
 
-// Exits returns how often the vCPUs came back, by reason.
+// Exits returns how often the vCPUs came back from KVM_RUN, by reason.
 func (m *Machine) Exits() map[string]uint64 {
 	out := map[string]uint64{}
 	for i := range m.exits {

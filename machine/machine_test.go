@@ -152,13 +152,14 @@ func TestPause(t *testing.T) {
 		}
 		for range 5 {
 			time.Sleep(10 * time.Millisecond)
-			m.Pause()
+			resume := m.Pause()
 			before := read()
 			time.Sleep(10 * time.Millisecond)
 			if after := read(); after != before || before == 0 {
 				t.Errorf("paused at %d, then %d", before, after)
 			}
-			m.Resume()
+			resume()
+			resume() // once too often
 			for deadline := time.Now().Add(10 * time.Second); read() == before; {
 				if time.Now().After(deadline) {
 					t.Error("did not go on")
@@ -317,7 +318,7 @@ func TestBus(t *testing.T) {
 	}
 }
 
-func TestLastWords(t *testing.T) {
+func TestPanicWatch(t *testing.T) {
 	for _, c := range []struct {
 		said              []string
 		faulted, panicked bool
@@ -332,7 +333,7 @@ func TestLastWords(t *testing.T) {
 		{[]string{"PANIC: early exception 0x0d IP 10:ffffffff\n"}, true, false},
 		{nil, false, false},
 	} {
-		w := &lastWords{out: new(strings.Builder)}
+		w := &panicWatch{out: new(strings.Builder)}
 		for _, s := range c.said {
 			w.Write([]byte(s))
 		}

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/kvm"
 )
 
@@ -51,12 +51,12 @@ type region struct {
 }
 
 // Memory is the guest's RAM. The guest changes it at any time: whoever reads
-// it copies first and checks then. Its methods may be used concurrently.
+// it copies first and checks then. Its methods may be used concurrently, but for
+// Close, after which there is no memory: a slice of it must not be touched then.
 type Memory struct {
 	regions []region
 	size    uint64
 	backed  []Backing
-	inUse   sync.RWMutex // by Prefetch
 	dirty   dirtyPages
 }
 
@@ -126,22 +126,7 @@ func (m *Memory) RAM() [][]byte {
 }
 
 // Range returns n bytes of RAM from an offset as in a Backing, in pieces.
-func (m *Memory) Range(off, n int64) [][]byte { return pieces(m.RAM(), off, n) }
-
-// pieces finds a range of RAM in its regions.
-func pieces(ram [][]byte, off, n int64) [][]byte {
-	var out [][]byte
-	for _, r := range ram {
-		size := int64(len(r))
-		if off < size && n > 0 {
-			k := min(n, size-off)
-			out = append(out, r[off:off+k])
-			off, n = off+k, n-k
-		}
-		off -= min(off, size)
-	}
-	return out
-}
+func (m *Memory) Range(off, n int64) [][]byte { return iovec.Cut(nil, m.RAM(), off, n) }
 
 // NewMemory reserves memory for a machine that is made later, with Config.Received.
 func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
@@ -189,8 +174,6 @@ func mapRAM(size uint64, huge bool) ([]byte, error) {
 }
 
 func (m *Memory) close() error {
-	m.inUse.Lock()
-	defer m.inUse.Unlock()
 	var errs []error
 	for _, r := range m.regions {
 		errs = append(errs, unix.MunmapPtr(unsafe.Pointer(&r.host[0]), uintptr(len(r.host))))

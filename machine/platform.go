@@ -30,8 +30,8 @@ const (
 
 // addPlatform puts the devices of a PC on the buses.
 func (m *Machine) addPlatform() error {
-	m.words = &lastWords{out: m.cfg.Console}
-	m.uart = devices.NewUART(irqLine{m, irqUART}, m.words)
+	m.watch = &panicWatch{out: m.cfg.Console}
+	m.uart = devices.NewUART(irqLine{m, irqUART}, m.watch)
 	m.pm = devices.NewPM(irqLine{m, irqSCI}, irqLine{m, irqPower}, func() { m.end(Result{End: EndPowerOff}) })
 	m.rtc = devices.NewRTC(m.cfg.Now)
 	m.pci = devices.NewPCI()
@@ -89,7 +89,7 @@ func (m *Machine) firmware() []byte {
 	return p.Build(acpiBase)
 }
 
-// reducedACPI tells whether the guest has hardware-reduced ACPI. Linux gives numbers
+// reducedACPI reports whether the guest has hardware-reduced ACPI. Linux gives numbers
 // only to interrupts that ACPI tells it of then, and so none to those of devices on
 // its command line.
 func (m *Machine) reducedACPI() bool { return m.cfg.Transport != MMIOCmdline }
@@ -146,7 +146,7 @@ func (m *Machine) writeGeneration() error {
 		return err
 	}
 	rand.Read(id) // never fails
-	m.mem.Wrote(id)
+	m.mem.MarkDirty(id)
 	return nil
 }
 

@@ -2,12 +2,13 @@ package machine
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/holes"
 )
 
 // Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
@@ -43,13 +44,15 @@ func (m *Memory) Populated(block int) ([]bool, error) {
 	return out, nil
 }
 
-// WorkingSet are the pages that were used, and which of them were written to.
-type WorkingSet []Run
+// WorkingSet are the pages that were used, and which of them were written to, in
+// ascending order.
+type WorkingSet []PageRange
 
-// Run is pages of RAM that follow each other.
-type Run struct {
-	Page, Pages uint32
-	Written     bool
+// PageRange is pages of RAM, of 4 KiB, that follow each other.
+type PageRange struct {
+	Page    uint32 // the first's number, in a Backing's order
+	Pages   uint32 // how many
+	Written bool   // and not only read
 }
 
 // maxWorkingSet bounds a working set, in pages: what reads all of its memory is not
@@ -69,17 +72,15 @@ func (m *Memory) WorkingSet() (WorkingSet, error) {
 		if n := len(out); n > 0 && out[n-1].Page+out[n-1].Pages == uint32(page) && out[n-1].Written == written {
 			out[n-1].Pages++
 		} else {
-			out = append(out, Run{uint32(page), 1, written})
+			out = append(out, PageRange{uint32(page), 1, written})
 		}
 	})
 	return out, err
 }
 
-// Prefetch brings pages in as if they were used again, so that the guest need not
+// prefetch brings pages in as if they were used again, so that the guest need not
 // wait for each. It may be called while the guest runs.
-func (m *Memory) Prefetch(set WorkingSet) {
-	m.inUse.RLock() // until close
-	defer m.inUse.RUnlock()
+func (m *Memory) prefetch(set WorkingSet) {
 	for _, r := range set {
 		advice := unix.MADV_POPULATE_READ
 		if r.Written {
@@ -131,18 +132,11 @@ func (m *Memory) eachPage(do func(page int, entry uint64)) error {
 // eachData calls do for what a backing's file holds of RAM, holes left out.
 func eachData(b Backing, do func(from, to int64)) error {
 	for at, end := b.FileOffset, b.FileOffset+b.Length; at < end; {
-		from, err := unix.Seek(int(b.File.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) || err == nil && from >= end {
-			return nil
-		}
-		if err != nil {
+		from, to, err := holes.Next(int(b.File.Fd()), at, end)
+		if err != nil || from == end {
 			return err
 		}
-		to, err := unix.Seek(int(b.File.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		at = min(to, end)
+		at = to
 		do(b.Offset+from-b.FileOffset, b.Offset+at-b.FileOffset)
 	}
 	return nil

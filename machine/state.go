@@ -47,11 +47,8 @@ type CPUState struct {
 	Nested    []byte           `json:"nested"`    // KVM_GET_NESTED_STATE; null without nested virtualization
 }
 
-// The errors of states.
-var (
-	ErrEnded    = errors.New("the VM has ended")
-	ErrDebugged = errors.New("a debugger is attached")
-)
+// ErrDebugged is the error for freezing a machine that somebody debugs.
+var ErrDebugged = errors.New("a debugger is attached")
 
 // VersionError is the error for a state of another version.
 type VersionError struct{ Version int }
@@ -73,37 +70,8 @@ func (e *StateError) Error() string { return e.Err.Error() }
 // Unwrap returns what is wrong.
 func (e *StateError) Unwrap() error { return e.Err }
 
-// Freeze stops the guest and its devices where they are, until Thaw. Save and
-// TakeDirty can be called meanwhile, and memory stays as it is. A machine that
-// ends meanwhile waits for Thaw before it goes.
-func (m *Machine) Freeze() error {
-	if m.debug.isAttached() {
-		return ErrDebugged
-	}
-	m.Pause()
-	m.life.Lock()
-	if m.vm == nil || m.gate.isStopped() {
-		m.life.Unlock()
-		m.Resume()
-		return ErrEnded
-	}
-	for _, d := range m.virtio {
-		d.Suspend()
-	}
-	return nil
-}
-
-// Thaw ends a Freeze.
-func (m *Machine) Thaw() {
-	for _, d := range m.virtio {
-		d.Resume()
-	}
-	m.life.Unlock()
-	m.Resume()
-}
-
-// Save returns the state of a frozen machine.
-func (m *Machine) Save() (*State, error) {
+// save returns the state of a frozen machine.
+func (m *Machine) save() (*State, error) {
 	s := &State{Version: StateVersion, Interpreted: m.tables != nil}
 	clock, err := m.vm.Clock()
 	if err != nil {

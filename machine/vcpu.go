@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/bootloader"
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -193,7 +194,7 @@ func (v *vcpu) runNative() error {
 	}
 }
 
-// interruptedRun tells whether KVM_RUN only came back early: for a signal, or
+// interruptedRun reports whether KVM_RUN only came back early: for a signal, or
 // because a vCPU waits for its INIT.
 func interruptedRun(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)
@@ -278,14 +279,13 @@ func (v *vcpu) where() string {
 
 // cpuMode names the CPU's mode and privilege level.
 func cpuMode(s *kvm.Sregs) string {
-	const pe, lma = 1, 1 << 10
 	mode := "real mode"
 	switch {
-	case s.EFER&lma != 0 && s.CS.L == 1:
+	case s.EFER&x86.EFERLMA != 0 && s.CS.L == 1:
 		mode = "64-bit mode"
-	case s.EFER&lma != 0:
+	case s.EFER&x86.EFERLMA != 0:
 		mode = "compatibility mode"
-	case s.CR0&pe != 0:
+	case s.CR0&x86.CR0PE != 0:
 		mode = "protected mode"
 	}
 	return fmt.Sprintf("%s, ring %d", mode, s.CS.Selector&3)

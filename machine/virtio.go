@@ -126,6 +126,5 @@ func (m *Machine) closeVirtio() error {
 	for _, d := range m.cfg.Devices[len(m.virtio):] { // New came not so far
 		errs = append(errs, d.Close())
 	}
-	m.virtio, m.cfg.Devices = nil, nil
 	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -11,6 +12,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/holes"
+	"vmm/internal/iovec"
 )
 
 // Cache says how writes reach the disk, in QEMU's words.
@@ -188,14 +192,8 @@ func transfer(trap uintptr, fd int, v [][]byte, off int64, flags uintptr) (done 
 		*p = (*p)[:0]
 		iovecs.Put(p)
 	}()
-	total := int64(0)
-	for _, b := range v {
-		if len(b) > 0 {
-			*p = append(*p, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
-			total += int64(len(b))
-		}
-	}
-	iov := *p
+	*p = iovec.Append(*p, v...)
+	iov, total := *p, int64(iovec.Len(v))
 	for done < total {
 		n, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(min(len(iov), maxIovecs)),
 			uintptr(off+done), 0, flags)
@@ -252,21 +250,10 @@ func (f *File) ReadV(v [][]byte, off int64) error {
 
 func (f *File) finishRead(v [][]byte, done int64, err error) error {
 	if err == errShort {
-		clearFrom(v, done)
+		iovec.Clear(iovec.Cut(nil, v, done, math.MaxInt64))
 		return nil
 	}
 	return f.fail("read", err)
-}
-
-func clearFrom(v [][]byte, from int64) {
-	for _, b := range v {
-		if from < int64(len(b)) {
-			clear(b[from:])
-			from = 0
-		} else {
-			from -= int64(len(b))
-		}
-	}
 }
 
 // TryReadV is ReadV for what is in the page cache; else it returns false.
@@ -347,9 +334,6 @@ func (f *File) fallocate(op string, mode uint32, off, n int64) (bool, error) {
 	}
 }
 
-// zeros is what Zero writes where the file system cannot.
-var zeros [1 << 20]byte
-
 // Zero makes a range read as zeros, keeping its storage.
 func (f *File) Zero(off, n int64) error {
 	if !f.noZero.Load() {
@@ -361,8 +345,8 @@ func (f *File) Zero(off, n int64) error {
 		f.noZero.Store(true)
 	}
 	for n > 0 {
-		part := min(n, int64(len(zeros)))
-		if _, err := f.WriteAt(zeros[:part], off); err != nil {
+		part := min(n, MaxZeros)
+		if _, err := f.WriteAt(Zeros(int(part)), off); err != nil {
 			return err
 		}
 		off, n = off+part, n-part
@@ -391,20 +375,14 @@ func (f *File) Extent(off, limit int64) (data bool, end int64) {
 	if off >= f.Size() {
 		return false, limit
 	}
-	next, err := unix.Seek(f.meta, off, unix.SEEK_DATA)
+	from, to, err := holes.Next(f.meta, off, limit)
 	switch {
-	case errors.Is(err, unix.ENXIO):
-		return false, limit
 	case err != nil:
 		return true, limit // a device: all of it is data
-	case next > off:
-		return false, min(next, limit)
+	case from > off:
+		return false, from
 	}
-	hole, err := unix.Seek(f.meta, off, unix.SEEK_HOLE)
-	if err != nil || hole <= off {
-		hole = limit
-	}
-	return true, min(hole, limit)
+	return true, to
 }
 
 // Create makes a new, sparse file of a length in bytes.

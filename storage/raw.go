@@ -1,9 +1,10 @@
 package storage
 
 import (
-	"bytes"
 	"errors"
 	"sync"
+
+	"vmm/internal/iovec"
 )
 
 // Raw is a disk that is a file, byte by byte.
@@ -43,7 +44,7 @@ func (r *Raw) ReadOnly() bool { return r.file.ReadOnly() }
 
 // ReadV implements Disk.
 func (r *Raw) ReadV(v [][]byte, off int64) error {
-	if err := CheckRange(off, VecLen(v), r.Size()); err != nil {
+	if err := CheckRange(off, int64(iovec.Len(v)), r.Size()); err != nil {
 		return err
 	}
 	return r.file.ReadV(v, off)
@@ -51,7 +52,7 @@ func (r *Raw) ReadV(v [][]byte, off int64) error {
 
 // TryReadV implements Disk.
 func (r *Raw) TryReadV(v [][]byte, off int64) (bool, error) {
-	if err := CheckRange(off, VecLen(v), r.Size()); err != nil {
+	if err := CheckRange(off, int64(iovec.Len(v)), r.Size()); err != nil {
 		return true, err
 	}
 	return r.file.TryReadV(v, off)
@@ -67,7 +68,7 @@ func (r *Raw) change(off, n int64) error {
 
 // WriteV implements Disk.
 func (r *Raw) WriteV(v [][]byte, off int64) error {
-	if err := r.change(off, VecLen(v)); err != nil {
+	if err := r.change(off, int64(iovec.Len(v))); err != nil {
 		return err
 	}
 	if r.guarded && off == 0 && masquerades(v) {
@@ -81,11 +82,9 @@ func (r *Raw) WriteV(v [][]byte, off int64) error {
 
 // masquerades tells whether v begins as a qcow2 image does.
 func masquerades(v [][]byte) bool {
-	var head []byte
-	for _, b := range v {
-		head = append(head, b[:min(len(b), len(qcow2Magic)-len(head))]...)
-	}
-	return bytes.Equal(head, []byte(qcow2Magic))
+	var head [len(qcow2Magic)]byte
+	iovec.Gather(head[:], v)
+	return string(head[:]) == qcow2Magic
 }
 
 // Flush implements Disk.

@@ -7,6 +7,7 @@
 package storage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -74,41 +75,23 @@ func CheckRange(off, n, size int64) error {
 	return nil
 }
 
-// VecLen is the number of bytes in a vector.
-func VecLen(v [][]byte) int64 {
-	n := int64(0)
-	for _, b := range v {
-		n += int64(len(b))
-	}
-	return n
-}
+// MaxZeros bounds Zeros, in bytes.
+const MaxZeros = 1 << 20
 
-// Cut appends to dst the part of v that begins at off and has n bytes.
-func Cut(dst, v [][]byte, off, n int64) [][]byte {
-	for _, b := range v {
-		if n == 0 {
-			break
-		}
-		if off >= int64(len(b)) {
-			off -= int64(len(b))
-			continue
-		}
-		b = b[off:]
-		off = 0
-		if int64(len(b)) > n {
-			b = b[:n]
-		}
-		n -= int64(len(b))
-		dst = append(dst, b)
-	}
-	return dst
-}
+var zeros [MaxZeros]byte
 
-// Clear fills a vector with zeros.
-func Clear(v [][]byte) {
-	for _, b := range v {
-		clear(b)
+// Zeros returns n bytes that are zero, for reading only.
+func Zeros(n int) []byte { return zeros[:n:n] }
+
+// IsZero reports whether bytes are all zero.
+func IsZero(b []byte) bool {
+	for len(b) > MaxZeros {
+		if !bytes.Equal(b[:MaxZeros], zeros[:]) {
+			return false
+		}
+		b = b[MaxZeros:]
 	}
+	return bytes.Equal(b, zeros[:len(b)])
 }
 
 // ReaderAt reads a disk as a file, at any offset.

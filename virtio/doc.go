@@ -9,13 +9,14 @@ package virtio
 
 import "vmm/devices"
 
-// Memory is guest RAM.
+// Memory is guest RAM. Its methods may be called from any goroutine.
 type Memory interface {
-	// Slice returns the n bytes at a guest-physical address. The guest may
-	// change them at any time.
+	// Slice returns the n bytes at a guest-physical address, which must all be RAM.
+	// The guest may change them at any time.
 	Slice(gpa, n uint64) ([]byte, error)
-	// Wrote tells that the device has written to a part of what Slice returned.
-	Wrote(b []byte)
+	// MarkDirty notes that the device has written to b, a part of what Slice returned:
+	// for migrations, and for snapshots of what has changed.
+	MarkDirty(b []byte)
 }
 
 // DeviceType is a device ID (virtio 1.2, 5).
@@ -77,12 +78,13 @@ type Device interface {
 	Load(state []byte) error
 }
 
-// Supplied is a Device with queues by which the driver supplies buffers for what
-// comes from elsewhere. The device pops them when it has something, in any
+// Receiver is a Device with receive queues: the driver supplies them with buffers for
+// what comes from elsewhere. The device pops those when it has something, in any
 // goroutine and under a lock of its own, and enables and disables their kicks:
 // HandleQueue only tells it that there was one.
-type Supplied interface {
-	Supplied(i int) bool
+type Receiver interface {
+	// IsReceiveQueue reports whether queue i is one.
+	IsReceiveQueue(i int) bool
 }
 
 // Host is what the machine does for a transport.

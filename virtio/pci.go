@@ -16,10 +16,10 @@ const (
 	pciVendorCap    = 0x09
 	pciNoVector     = 0xffff // VIRTIO_MSI_NO_VECTOR
 	capCommonConfig = 1      // VIRTIO_PCI_CAP_COMMON_CFG
-	capNotify       = 2
-	capISR          = 3
-	capDevice       = 4
-	capPCI          = 5
+	capNotify       = 2      // VIRTIO_PCI_CAP_NOTIFY_CFG
+	capISR          = 3      // VIRTIO_PCI_CAP_ISR_CFG
+	capDevice       = 4      // VIRTIO_PCI_CAP_DEVICE_CFG
+	capPCI          = 5      // VIRTIO_PCI_CAP_PCI_CFG
 
 	// What BAR 0 holds, a page each.
 	barCommon   = 0x0000

@@ -20,7 +20,7 @@ const (
 	noInterrupt = 1 // VIRTQ_AVAIL_F_NO_INTERRUPT
 	noNotify    = 1 // VIRTQ_USED_F_NO_NOTIFY
 
-	// MaxQueueSize bounds a split virtqueue (2.7).
+	// MaxQueueSize bounds a split virtqueue, in descriptors (2.7).
 	MaxQueueSize = 32768
 	// maxChain bounds a chain's descriptors, for those in an indirect table.
 	maxChain = 1024
@@ -39,9 +39,9 @@ type Layout struct {
 	Desc, Avail, Used uint64 // guest-physical addresses
 }
 
-// Queue is a split virtqueue (virtio 1.2, 2.7), seen from the device. Pop and
-// the kick methods belong to one goroutine, or
-// to several one after the other; Push and Notify may come from any.
+// Queue is a split virtqueue (virtio 1.2, 2.7), seen from the device. Pop, Rewind and
+// the kick methods belong to one goroutine, or to several one after the other; Push,
+// PushMerged and Notify may come from any.
 type Queue struct {
 	mem      Memory
 	size     uint16
@@ -60,8 +60,9 @@ type Queue struct {
 	interrupt func()
 }
 
-// NewQueue checks the layout and returns the queue. interrupt is called, from
-// any goroutine, to tell the driver that buffers were used.
+// NewQueue checks the layout and returns the queue, or ErrMalformed: the size is a
+// power of two of at most MaxQueueSize, and the areas are aligned (2.7) and in RAM.
+// interrupt is called, from any goroutine, to tell the driver that buffers were used.
 func NewQueue(mem Memory, l Layout, features uint64, interrupt func()) (*Queue, error) {
 	if l.Size == 0 || l.Size&(l.Size-1) != 0 || l.Size > MaxQueueSize {
 		return nil, malformed("a queue of %d descriptors", l.Size)
@@ -106,13 +107,13 @@ func (q *Queue) usedEvent() uint16 { return load16(half(q.avail, 4+2*int(q.size)
 func (q *Queue) setAvailEvent(v uint16) {
 	at := 4 + usedElemSize*int(q.size)
 	store16(half(q.used, at), v)
-	q.mem.Wrote(q.used[at : at+2])
+	q.mem.MarkDirty(q.used[at : at+2])
 }
 
 // setFlags sets the flags of the used ring.
 func (q *Queue) setFlags(v uint16) {
 	store16(half(q.used, 0), v)
-	q.mem.Wrote(q.used[:2])
+	q.mem.MarkDirty(q.used[:2])
 }
 
 // Chain is a buffer that the driver made available: the parts for the device
@@ -122,8 +123,8 @@ type Chain struct {
 	head               uint16
 }
 
-// Pop takes the next available chain; false means that there is none. After
-// an error the queue is unusable.
+// Pop takes the next available chain into c; false means that there is none. After
+// an error, which is ErrMalformed, the queue is unusable.
 func (q *Queue) Pop(c *Chain) (bool, error) {
 	pending := q.availIdx() - q.nextAvail
 	if pending == 0 {
@@ -188,31 +189,33 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 // Push gives a chain back, of which the device has written the first n bytes
 // of the writable part. The driver learns of it by Notify.
 func (q *Queue) Push(c *Chain, n uint32) {
-	q.wrote(c, n)
+	q.markWritten(c, n)
 	q.mu.Lock()
 	q.putUsed(c.head, n)
 	store16(half(q.used, 2), q.nextUsed)
 	q.mu.Unlock()
 }
 
-// wrote tells the memory what the device has written of a chain.
-func (q *Queue) wrote(c *Chain, n uint32) {
+// markWritten marks the first n bytes of the chain's writable part dirty.
+func (q *Queue) markWritten(c *Chain, n uint32) {
 	for _, b := range c.Writable {
 		if n == 0 {
 			return
 		}
 		b = b[:min(uint32(len(b)), n)]
-		q.mem.Wrote(b)
+		q.mem.MarkDirty(b)
 		n -= uint32(len(b))
 	}
 }
 
-// Head names a popped chain, for Again.
+// Head is the index of the chain's first descriptor: what names it in the used ring,
+// and for Reload.
 func (c *Chain) Head() uint16 { return c.head }
 
-// Again makes a chain that was popped before, by another Queue of the same
-// layout, one of this queue's.
-func (q *Queue) Again(c *Chain, head uint16) error { return q.walk(c, head) }
+// Reload fills c with the chain that begins at a descriptor: one in flight, which was
+// popped by another Queue of the same layout, before its device was saved. The error
+// is ErrMalformed.
+func (q *Queue) Reload(c *Chain, head uint16) error { return q.walk(c, head) }
 
 // Position is how far a queue is: what makes one that continues another.
 type Position struct {
@@ -239,7 +242,7 @@ func (q *Queue) PushMerged(chains []Chain, n []uint32) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i := range chains {
-		q.wrote(&chains[i], n[i])
+		q.markWritten(&chains[i], n[i])
 		q.putUsed(chains[i].head, n[i])
 	}
 	store16(half(q.used, 2), q.nextUsed)
@@ -250,8 +253,8 @@ func (q *Queue) putUsed(head uint16, n uint32) {
 	e := q.used[4+usedElemSize*int(q.nextUsed&(q.size-1)):]
 	binary.LittleEndian.PutUint32(e, uint32(head))
 	binary.LittleEndian.PutUint32(e[4:], n)
-	q.mem.Wrote(e[:usedElemSize])
-	q.mem.Wrote(q.used[:4])
+	q.mem.MarkDirty(e[:usedElemSize])
+	q.mem.MarkDirty(q.used[:4])
 	q.nextUsed++
 }
 
@@ -292,5 +295,5 @@ func (q *Queue) EnableKicks() bool {
 	return q.availIdx() == q.nextAvail
 }
 
-// Pending tells whether a chain is available.
+// Pending reports whether a chain is available.
 func (q *Queue) Pending() bool { return q.availIdx() != q.nextAvail }

@@ -264,4 +264,4 @@ func FuzzQueue(f *testing.F) {
 	})
 }
 
-func (ram) Wrote([]byte) {}
+func (ram) MarkDirty([]byte) {}

@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// Transport is a device with its transport, as the machine has it. Its methods may
-// be called from any goroutine, and none holds a lock when it has returned.
-type Transport interface {
+// BusDevice is a device with its transport, PCI or MMIO, as a machine has it. Its
+// methods may be called from any goroutine, and none holds a lock when it has returned.
+type BusDevice interface {
 	// Suspend stops the device where it is, and returns when it does not touch
 	// guest memory any more. The driver must not run until Resume, nor is it told of
 	// a change of the configuration. Of a suspended device it does nothing.
@@ -63,7 +63,7 @@ type PCIState struct {
 // ErrState is the error for a state that does not fit the device.
 var ErrState = errors.New("the state is another device's")
 
-// Suspend implements Transport.
+// Suspend implements BusDevice.
 func (c *core) Suspend() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,7 +80,7 @@ func (c *core) Suspend() {
 	c.suspended = true
 }
 
-// Resume implements Transport.
+// Resume implements BusDevice.
 func (c *core) Resume() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,7 +152,7 @@ func (c *core) load(s *State) error {
 	return nil
 }
 
-// Save implements Transport.
+// Save implements BusDevice.
 func (m *MMIO) Save() (*State, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -166,7 +166,7 @@ func (m *MMIO) Save() (*State, error) {
 	return s, nil
 }
 
-// Load implements Transport.
+// Load implements BusDevice.
 func (m *MMIO) Load(s *State) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,7 +180,7 @@ func (m *MMIO) Load(s *State) error {
 	return nil
 }
 
-// Save implements Transport.
+// Save implements BusDevice.
 func (p *PCI) Save() (*State, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -196,7 +196,7 @@ func (p *PCI) Save() (*State, error) {
 	return s, nil
 }
 
-// Load implements Transport. The bus must be told that the BAR may have moved.
+// Load implements BusDevice. The bus must be told that the BAR may have moved.
 func (p *PCI) Load(s *State) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -215,7 +215,7 @@ func (c *core) serve(i int, q *Queue, kick *Event) {
 		}
 		return err == nil
 	}
-	if s, ok := c.dev.(Supplied); ok && s.Supplied(i) {
+	if r, ok := c.dev.(Receiver); ok && r.IsReceiveQueue(i) {
 		for wait() && handle() {
 		}
 		return

@@ -196,7 +196,7 @@ func (i *extInode) findMapped(block uint32) (int64, error) {
 		return int64(le.Uint32(i.data[4*block:])), nil
 	}
 	rest, per, span := int64(block-direct), i.fs.block/4, int64(1)
-	for level := int64(0); level < 3; level++ {
+	for level := range int64(3) {
 		span *= per
 		if rest >= span {
 			rest -= span

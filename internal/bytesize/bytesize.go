@@ -39,6 +39,15 @@ func (s *Size) Set(v string) (err error) {
 // Type implements pflag.Value.
 func (s *Size) Type() string { return "size" }
 
+// MarshalText implements encoding.TextMarshaler, by String; a size that is not whole
+// kibibytes has the suffix B, which UnmarshalText reads as bytes.
+func (s Size) MarshalText() ([]byte, error) {
+	if text := s.String(); s%1024 == 0 && s > 0 {
+		return []byte(text), nil
+	}
+	return []byte(strconv.FormatUint(uint64(s), 10) + "B"), nil
+}
+
 // UnmarshalText implements encoding.TextUnmarshaler, by Set.
 func (s *Size) UnmarshalText(b []byte) error { return s.Set(string(b)) }
 
@@ -46,6 +55,9 @@ func (s *Size) UnmarshalText(b []byte) error { return s.Set(string(b)) }
 // suffixes may be lower case, and be followed by B or iB.
 func Parse(v string, unit uint64) (Size, error) {
 	suffix := strings.TrimLeft(v, "0123456789")
+	if suffix == "B" {
+		unit = 1
+	}
 	units := map[string]uint64{"": unit, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 	by, ok := units[strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(suffix), "B"), "I")]
 	n, err := strconv.ParseUint(strings.TrimSuffix(v, suffix), 10, 64)

@@ -24,3 +24,17 @@ func TestParse(t *testing.T) {
 		t.Errorf("as text: %d, %v", s, err)
 	}
 }
+
+// TestText writes sizes as they are read again.
+func TestText(t *testing.T) {
+	for _, s := range []Size{0, 1, 1023, 1024, 1025, 512 << 20, 3 << 40, 1<<63 - 1} {
+		var back Size
+		b, err := s.MarshalText()
+		if err == nil {
+			err = back.UnmarshalText(b)
+		}
+		if err != nil || back != s {
+			t.Errorf("%d: %q, and back %d, %v", uint64(s), b, uint64(back), err)
+		}
+	}
+}

@@ -3,12 +3,15 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"vmm/internal/bytesize"
+	"vmm/vm"
+	"vmm/vm/warm"
 )
 
 // cacheCommand is vmm cache.
@@ -22,22 +25,24 @@ func cacheCommand() *cobra.Command {
 	ls := &cobra.Command{
 		Use: "ls", Short: "List them", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := listWarm()
+			all, err := warmSnapshots()
 			if err != nil {
 				return failed(err)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
 			fmt.Fprintln(w, "NAME\tSIZE\tUSED\tCPUS\tMEMORY\tKERNEL")
 			for _, s := range all {
-				kernel := s.vm.Kernel
+				c, kernel := s.Config, "(not usable)"
 				switch {
-				case !s.valid:
-					kernel = "(not usable)"
-				case kernel == "":
+				case c == nil:
+					c = &vm.Config{}
+				case c.Boot.Kernel == "":
 					kernel = "(default)"
+				default:
+					kernel = c.Boot.Kernel
 				}
-				fmt.Fprintf(w, "%s\t%s\t%v ago\t%d\t%s\t%s\n", s.name, humanSize(s.size), time.Since(s.used).Round(time.Second),
-					s.vm.CPUs, humanSize(int64(s.vm.Memory)), kernel)
+				fmt.Fprintf(w, "%s\t%s\t%v ago\t%d\t%s\t%s\n", s.Name, humanSize(s.Size), time.Since(s.Used).Round(time.Second),
+					c.CPUs, humanSize(int64(c.Memory)), kernel)
 			}
 			return w.Flush()
 		},
@@ -49,39 +54,39 @@ func cacheCommand() *cobra.Command {
 			if all == (len(args) > 0) {
 				return &exitError{statusUsage, errors.New("cache rm: names, or --all")}
 			}
-			list, err := listWarm()
+			list, err := warmSnapshots()
 			if err != nil {
 				return failed(err)
 			}
 			for _, name := range args {
-				if !slices.ContainsFunc(list, func(s warmSnapshot) bool { return s.name == name }) {
+				if !slices.ContainsFunc(list, func(s warm.Snapshot) bool { return s.Name == name }) {
 					return failed(fmt.Errorf("no snapshot %q in the cache: vmm cache ls lists them", name))
 				}
 			}
 			for _, s := range list {
-				if !all && !slices.Contains(args, s.name) {
+				if !all && !slices.Contains(args, s.Name) {
 					continue
 				}
-				if err := os.RemoveAll(s.dir); err != nil {
+				if err := s.Remove(); err != nil {
 					return failed(err)
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), s.name)
+				fmt.Fprintln(cmd.OutOrStdout(), s.Name)
 			}
 			return nil
 		},
 	}
 	rm.Flags().BoolVar(&all, "all", false, "all of them")
-	most := byteSize(maxWarm)
+	most := bytesize.Size(warm.DefaultLimit)
 	pruning := &cobra.Command{
 		Use: "prune", Short: "Remove those that were not used for longest", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := listWarm()
+			store, err := warm.Open()
 			if err != nil {
 				return failed(err)
 			}
-			removed, err := prune(list, int64(most))
+			removed, err := store.Prune(int64(most))
 			for _, s := range removed {
-				fmt.Fprintln(cmd.OutOrStdout(), s.name)
+				fmt.Fprintln(cmd.OutOrStdout(), s.Name)
 			}
 			return failed(err)
 		},
@@ -89,4 +94,13 @@ func cacheCommand() *cobra.Command {
 	pruning.Flags().Var(&most, "size", "keep at most `SIZE` on the disk")
 	cmd.AddCommand(ls, rm, pruning)
 	return cmd
+}
+
+// warmSnapshots are the snapshots of warm starts.
+func warmSnapshots() ([]warm.Snapshot, error) {
+	store, err := warm.Open()
+	if err != nil {
+		return nil, err
+	}
+	return store.List()
 }

@@ -1,16 +1,14 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"vmm/internal/temp"
+	"vmm/vm"
 	"vmm/vm/api"
 )
 
@@ -27,7 +25,7 @@ func cloneCommand() *cobra.Command {
 					return err
 				}
 			}
-			vm, err := findRunning(args[0])
+			origin, err := findRunning(args[0])
 			if err != nil {
 				return failed(err)
 			}
@@ -38,15 +36,15 @@ func cloneCommand() *cobra.Command {
 			}
 			defer os.RemoveAll(parent)
 			dir := filepath.Join(parent, "snapshot")
-			result, err := askSnapshot(cmd.Context(), vm, api.SnapshotRequest{Dir: dir})
+			result, err := askSnapshot(cmd.Context(), origin, api.SnapshotRequest{Dir: dir})
 			if err != nil {
 				return failed(err)
 			}
 			for from, to := range result.Disks {
-				fmt.Fprintf(os.Stderr, "vmm: the clones have %s as it is; VM %q goes on in %s\n", from, vm.Name, to)
+				fmt.Fprintf(os.Stderr, "vmm: the clones have %s as it is; VM %q goes on in %s\n", from, origin.Name, to)
 			}
 			for _, name := range args[1:] {
-				if err := restoreApart(dir, name, remove); err != nil {
+				if err := restoreCopy(cmd.Context(), dir, name, remove, vm.RestoreOptions{}); err != nil {
 					return failed(err)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), name)
@@ -56,23 +54,4 @@ func cloneCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&remove, "rm", false, "remove the clones from the list when they have ended")
 	return cmd
-}
-
-// restoreApart restores a copy in the background, in a process of its own.
-func restoreApart(dir, name string, remove bool, flags ...string) error {
-	args := append([]string{"restore", "-d", "--copy", "--name", name}, flags...)
-	if remove {
-		args = append(args, "--rm")
-	}
-	c := exec.Command("/proc/self/exe", append(args, "--", dir)...)
-	c.Stderr = os.Stderr
-	b, err := c.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return &exitError{exit.ExitCode(), nil} // it has told why
-	}
-	if err == nil && strings.TrimSpace(string(b)) != name {
-		err = fmt.Errorf("VM %q was not made", name)
-	}
-	return err
 }

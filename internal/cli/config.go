@@ -1,57 +1,100 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"vmm/internal/tomlfile"
+	"vmm/vm"
 )
 
-// commandKey is what a configuration file calls the command; all other keys are
-// the names of vmm run's flags.
-const commandKey = "command"
+// A file for --config is a vm.Config as TOML, with the keys of its JSON, and beside it
+// these keys.
+const (
+	commandKey = "command" // the command and its arguments
+	runKey     = "run"     // a table of flags that concern the run, and not the VM
+	versionKey = "version" // of the Config; a file without it is of the older form: flags and the command
+)
 
-// loadConfig sets the flags that a file names and the command line does not, and
-// returns the file's command.
-func loadConfig(path string, fl *pflag.FlagSet) ([]string, error) {
-	var values map[string]any
-	if err := tomlfile.Decode(path, &values); err != nil {
-		return nil, err
+// runFlagNames are the flags that the table has.
+var runFlagNames = []string{"timeout", "gdb", "detach", "rm", "verbose", "interactive", "tty", "user", "cwd", "env",
+	"pcap", "profile", "result", "cold", "warm"}
+
+// notInFile are flags that mean nothing in a file.
+var notInFile = []string{"config", "help"}
+
+// load reads the file of --config. Flags that were given win.
+func (f *runFlags) load(s *session) error {
+	values, err := tomlfile.Values(f.config)
+	if err != nil {
+		return err
 	}
-	var command []string
-	for key, v := range values {
-		list, err := texts(v)
+	if command, ok := values[commandKey]; ok {
+		list, err := texts(command)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", path, key, err)
+			return fmt.Errorf("%s: %s: %w", f.config, commandKey, err)
 		}
-		if key == commandKey {
-			command = list
-			continue
+		s.Command = list
+		delete(values, commandKey)
+	}
+	if _, ok := values[versionKey]; !ok {
+		return setFlags(f.config, f.fl, values, nil)
+	}
+	if run, ok := values[runKey]; ok {
+		table, ok := run.(map[string]any)
+		if !ok {
+			return fmt.Errorf("%s: %s: not a table", f.config, runKey)
+		}
+		if err := setFlags(f.config, f.fl, table, runFlagNames); err != nil {
+			return err
+		}
+		delete(values, runKey)
+	}
+	text, err := json.Marshal(values)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.config, err)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(s.Config); err != nil {
+		return fmt.Errorf("%s: %s", f.config, strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
+}
+
+// setFlags sets flags that were not given to what a file says; only those of a list, if
+// that is not nil.
+func setFlags(path string, fl *pflag.FlagSet, values map[string]any, only []string) error {
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		list, err := texts(values[key])
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", path, key, err)
 		}
 		flag := fl.Lookup(key)
-		if flag == nil || slices.Contains(notInFile, key) {
-			return nil, fmt.Errorf("%s: %s: vmm run has no such flag", path, key)
+		if flag == nil || slices.Contains(notInFile, key) || only != nil && !slices.Contains(only, key) {
+			return fmt.Errorf("%s: %s: vmm run has no such flag", path, key)
 		}
 		if flag.Changed {
 			continue
 		}
 		for _, text := range list {
 			if err := fl.Set(key, text); err != nil {
-				return nil, fmt.Errorf("%s: %w", path, err)
+				return fmt.Errorf("%s: %w", path, err)
 			}
 		}
 	}
-	return command, nil
+	return nil
 }
-
-// notInFile are flags that mean nothing in a file.
-var notInFile = []string{"config", "help"}
 
 // texts is a value, or a list of them, as flags take them.
 func texts(v any) ([]string, error) {
@@ -74,61 +117,90 @@ func texts(v any) ([]string, error) {
 	return nil, errors.New("a text, a number, true or false, or a list of them")
 }
 
-// writeConfig writes the flags that were given and the command as such a file.
-func writeConfig(w io.Writer, fl *pflag.FlagSet, command []string) error {
-	values := map[string]any{}
+// writeConfig writes a Config, the command and the flags that concern the run as such a
+// file.
+func writeConfig(w io.Writer, c vm.Config, command []string, fl *pflag.FlagSet) error {
+	c.Version = vm.ConfigVersion
+	text, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var values map[string]any
+	if err := d.Decode(&values); err != nil {
+		return err
+	}
+	values, _ = numbers(values).(map[string]any)
+	if len(command) > 0 {
+		values[commandKey] = command
+	}
+	run := map[string]any{}
 	fl.Visit(func(f *pflag.Flag) {
-		if slices.Contains(notInFile, f.Name) {
+		if !slices.Contains(runFlagNames, f.Name) {
 			return
 		}
 		switch list := f.Value.(type) {
 		case pflag.SliceValue:
-			values[f.Name] = list.GetSlice()
+			run[f.Name] = list.GetSlice()
 		default:
-			values[f.Name] = f.Value.String()
+			run[f.Name] = f.Value.String()
 			if f.Value.Type() == "bool" {
-				values[f.Name] = f.Value.String() == "true"
+				run[f.Name] = f.Value.String() == "true"
 			}
 		}
 	})
-	if len(command) > 0 {
-		values[commandKey] = command
+	if len(run) > 0 {
+		values[runKey] = run
 	}
-	return toml.NewEncoder(w).Encode(values)
+	e := toml.NewEncoder(w)
+	e.Indent = ""
+	return e.Encode(values)
+}
+
+// numbers makes the numbers of JSON whole ones; a Config has no others.
+func numbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		n, _ := v.Int64()
+		return n
+	case map[string]any:
+		for k := range v {
+			v[k] = numbers(v[k])
+		}
+	case []any:
+		for i := range v {
+			v[i] = numbers(v[i])
+		}
+	}
+	return v
 }
 
 // configCommand is vmm config.
 func configCommand() *cobra.Command {
-	f := newRunFlags()
+	f := &runFlags{}
 	cmd := &cobra.Command{
 		Use:   "config [flags] [--] [COMMAND [ARGUMENT...]]",
 		Short: "Write flags of vmm run as a file for vmm run --config",
-		Long: "config checks flags of vmm run and writes them as a TOML file, whose keys are the flags'\n" +
-			"names; \"command\" is the command. Flags beside --config win over those of the file.",
+		Long: "config checks flags of vmm run and writes the VM that they describe as a TOML file; \"command\"\n" +
+			"is the command, and [run] has the flags that do not describe the VM. Flags beside --config win\n" +
+			"over those of the file.",
 		Example: "  vmm config -m 1G --share .:/work -- make check > vm.toml\n  vmm run --config vm.toml",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.read(cmd.Flags(), args); err != nil {
+			s, err := f.read(args)
+			if err != nil {
 				return err
 			}
-			return writeConfig(cmd.OutOrStdout(), cmd.Flags(), f.command)
+			written := *s.Config
+			if err := f.complete(s); err != nil {
+				return err
+			}
+			if err := s.Config.Check(); err != nil {
+				return &exitError{statusUsage, inFlags(err)}
+			}
+			return writeConfig(cmd.OutOrStdout(), written, args, cmd.Flags())
 		},
 	}
 	f.add(cmd.Flags())
 	return cmd
-}
-
-// read takes the command line, and the file of --config.
-func (f *runFlags) read(fl *pflag.FlagSet, args []string) error {
-	f.command = args
-	if f.config != "" {
-		command, err := loadConfig(f.config, fl)
-		if err != nil {
-			return &exitError{statusUsage, fmt.Errorf("--config: %w", err)}
-		}
-		if len(args) == 0 {
-			f.command = command
-		}
-	}
-	f.named, f.consoleGiven = fl.Changed("name"), fl.Changed("console")
-	return f.check()
 }

@@ -33,9 +33,16 @@ func (e *execFlags) add(fl *pflag.FlagSet) {
 	fl.StringVarP(&e.cwd, "cwd", "w", "", "run the command in `DIRECTORY` of the guest")
 }
 
-// request is what the agent is asked for.
-func (e *execFlags) request(argv []string) agent.Exec {
-	x := agent.Exec{Argv: argv, Dir: e.cwd, User: e.user, TTY: e.tty}
+// execSettings say how a command runs in a guest.
+type execSettings struct {
+	TTY       bool     `json:",omitempty"`
+	User, Dir string   `json:",omitempty"`
+	Env       []string `json:",omitempty"`
+}
+
+// settings are what the flags mean.
+func (e *execFlags) settings() execSettings {
+	x := execSettings{TTY: e.tty, User: e.user, Dir: e.cwd}
 	if t := os.Getenv("TERM"); e.tty && t != "" {
 		x.Env = append(x.Env, "TERM="+t)
 	}
@@ -49,6 +56,11 @@ func (e *execFlags) request(argv []string) agent.Exec {
 		x.Env = append(x.Env, v)
 	}
 	return x
+}
+
+// request is what the agent is asked for.
+func (e *execSettings) request(argv []string) agent.Exec {
+	return agent.Exec{Argv: argv, Dir: e.Dir, User: e.User, TTY: e.TTY, Env: e.Env}
 }
 
 // check finds what is wrong with the flags.
@@ -68,7 +80,8 @@ const patience = 3
 // runInGuest runs a command in a guest on this process's streams. wait returns when
 // the agent can be used. The status is the command's, or that of a signal before
 // there was one.
-func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
+func runInGuest(ctx context.Context, wait func(context.Context) error, c func() *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
+	takeSignals(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	signals := make(chan os.Signal, 8)
@@ -109,7 +122,7 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 		return ended(ctx, err)
 	}
 	close(running)
-	exit, err := c.Exec(ctx, x, streams)
+	exit, err := c().Exec(ctx, x, streams)
 	if err != nil {
 		return ended(ctx, err)
 	}

@@ -39,11 +39,12 @@ func agentOf(vm api.VM) *agent.Client {
 // advice is what to do about the errors of a VM, by their codes, in terms of the command
 // line.
 var advice = map[string]string{
-	api.ErrNotParent.Code:   "save all, without --diff",
-	api.ErrShrink.Code:      "say --shrink if that is meant",
-	api.ErrNoGateway.Code:   "it is --net user that has one, and a switch with gateway=on",
-	api.ErrNoAgent.Code:     "it was started with --no-agent",
-	api.ErrAgentSilent.Code: "a guest with a system of its own needs it installed (vmm agent --install there)",
+	api.ErrNotParent.Code:        "save all, without --diff",
+	api.ErrShrink.Code:           "say --shrink if that is meant",
+	api.ErrNoGateway.Code:        "it is --net user that has one, and a switch with gateway=on",
+	api.ErrNoAgent.Code:          "it was started with --no-agent",
+	api.ErrMigrationUnknown.Code: "look whether it runs there; if it does, vmm kill it here, else vmm resume it",
+	api.ErrAgentSilent.Code:      "a guest with a system of its own needs it installed (vmm agent --install there)",
 }
 
 // advise adds to an error of a VM's, or of the registry's, what to do about it.

@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
-	"vmm/machine"
-	"vmm/machine/gdb"
+	"vmm/vm"
 	"vmm/vm/api"
 )
 
@@ -37,7 +36,7 @@ func listenGDB(spec string) (*gdbListener, error) {
 	g := &gdbListener{wait: wait}
 	var err error
 	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
-		g.l, err = listenUnix(path)
+		g.l, err = vm.ListenUnix(path)
 	} else {
 		if !strings.Contains(addr, ":") {
 			addr = ":" + addr
@@ -55,9 +54,12 @@ func listenGDB(spec string) (*gdbListener, error) {
 
 // serve lets one gdb after the other debug the machine, until close. With wait, the
 // machine, which does not run yet, stands still until the first lets it go on.
-func (g *gdbListener) serve(m *machine.Machine, out io.Writer) {
+func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
+	if g == nil {
+		return
+	}
 	if g.wait {
-		m.Debugger().Await()
+		v.Await()
 		fmt.Fprintf(out, "vmm: waiting for gdb at %v\n", g.l.Addr())
 	}
 	go func() {
@@ -66,7 +68,7 @@ func (g *gdbListener) serve(m *machine.Machine, out io.Writer) {
 			if err != nil {
 				return
 			}
-			if err := gdb.Serve(c, m.Debugger(), m.Stop); err != nil {
+			if err := v.ServeGDB(c, kill); err != nil {
 				fmt.Fprintf(out, "vmm: gdb: %v\n", err)
 			}
 			c.Close()
@@ -108,12 +110,12 @@ func gdbCommand() *cobra.Command {
 }
 
 // startGDB becomes gdb.
-func startGDB(vm api.VM, symbols string, args []string) error {
+func startGDB(of api.VM, symbols string, args []string) error {
 	path, err := exec.LookPath("gdb")
 	if err != nil {
 		return errors.New("gdb is not installed: apt-get install gdb")
 	}
-	if symbols == "" && vm.Kernel == defaultKernel {
+	if symbols == "" && of.Kernel == vm.DefaultKernel {
 		symbols, _ = guestimages.SlimKernelELF()
 	}
 	self, err := os.Executable()
@@ -125,13 +127,14 @@ func startGDB(vm api.VM, symbols string, args []string) error {
 		argv = append(argv, symbols)
 	}
 	argv = append(argv, "-ex", "set remotetimeout 30", // of a busy host; gdb's own is 2 s
-		"-ex", fmt.Sprintf("target remote | '%s' gdb --pipe %s", self, vm.Name))
+		"-ex", fmt.Sprintf("target remote | '%s' gdb --pipe %s", self, of.Name))
 	return unix.Exec(path, append(argv, args...), os.Environ())
 }
 
 // pipeGDB joins standard input and output with the VM. The key that interrupts gdb
 // is not for this process: gdb passes it on in the stream.
 func pipeGDB(cmd *cobra.Command, vm api.VM) error {
+	takeSignals(cmd.Context())
 	signal.Ignore(unix.SIGINT)
 	conn, err := ask(vm).DialGDB(cmd.Context())
 	if err != nil {

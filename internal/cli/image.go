@@ -15,10 +15,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"vmm/internal/bytesize"
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
 	"vmm/vm/api"
+	"vmm/vm/server"
 )
 
 // statusDiffers is vmm image diff's for images that differ, as diff(1)'s;
@@ -119,7 +121,7 @@ func humanSize(n int64) string {
 
 func imageCreate() *cobra.Command {
 	var o image.CreateOptions
-	var size, cluster byteSize
+	var size, cluster bytesize.Size
 	cmd := &cobra.Command{
 		Use: "create [-s SIZE] [--backing FILE] IMAGE", Short: "Make a new image", Args: cobra.ExactArgs(1),
 		Long: "create makes an image that takes no space yet. With --backing it is a layer over that\n" +
@@ -298,7 +300,7 @@ func printCheck(w io.Writer, r *qcow2.CheckResult) {
 func imageConvert() *cobra.Command {
 	var f imageFlags
 	var o image.CreateOptions
-	var cluster byteSize
+	var cluster bytesize.Size
 	cmd := &cobra.Command{
 		Use: "convert SOURCE TARGET", Short: "Copy an image with its backing chain into a new one", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -345,13 +347,13 @@ func imageResize() *cobra.Command {
 		Example: "  vmm image resize disk.qcow2 20G\n  vmm image resize disk.qcow2 +5G\n  vmm image resize --shrink disk.raw -- -1G",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sign := strings.Trim(args[1][:min(1, len(args[1]))], "0123456789")
-			var n byteSize
+			var n bytesize.Size
 			if err := n.Set(strings.TrimLeft(args[1], "+-")); err != nil {
 				return &exitError{statusUsage, fmt.Errorf("%s: %w", args[1], err)}
 			}
 			req := api.ResizeRequest{Path: args[0], Sign: sign, Size: int64(n), Shrink: shrink}
 			err := f.withImage(args[0], true, func(img *image.Image) error {
-				size, err := newSize(&req, img.Size())
+				size, err := server.NewSize(&req, img.Size())
 				if err != nil {
 					return advise(err)
 				}
@@ -372,27 +374,6 @@ func imageResize() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size; what is beyond it is lost")
 	return cmd
-}
-
-// newSize is the size in bytes that a request means for a disk of the size old.
-func newSize(r *api.ResizeRequest, old int64) (int64, error) {
-	size := r.Size
-	switch r.Sign {
-	case "":
-	case "+":
-		size = old + size
-	case "-":
-		size = old - size
-	default:
-		return 0, api.ErrBadRequest.With("a size has no sign %q", r.Sign)
-	}
-	if size < 0 {
-		return 0, api.ErrConflict.With("%s has only %s", r.Path, humanSize(old))
-	}
-	if size < old && !r.Shrink {
-		return 0, api.ErrShrink.With("%s would lose its last %s", r.Path, humanSize(old-size))
-	}
-	return size, nil
 }
 
 // realPath makes a path absolute and free of symbolic links.

@@ -1,30 +1,87 @@
 package cli
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmm/machine/snapshot"
+	"vmm/network/gateway"
+	"vmm/vm"
+	"vmm/vm/spec"
 )
 
-// restoreFlags are the flags of vmm restore.
+// restoreFlags are the flags of commands that go on with a VM.
 type restoreFlags struct {
-	run      *runFlags
-	count    int
-	verify   bool
-	prefetch bool
-	overlays string
-	asCopy   bool
+	sessionFlags
+	name, vsock          string
+	nets, publish, ports []string
+}
+
+// add makes the flags.
+func (f *restoreFlags) add(fl *pflag.FlagSet) {
+	fl.SortFlags = false
+	f.sessionFlags.add(fl)
+	fl.StringVar(&f.name, "name", "", "the VM's `NAME`; that of the saved one if not given")
+	fl.StringArrayVar(&f.nets, "net", nil, "networks in the place of the saved ones, as with vmm run")
+	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "publish ports, as with vmm run, in the place of the saved ones")
+	fl.StringArrayVar(&f.ports, "port", nil, "where a virtio-serial port leads, in the place of where it led: `NAME=FILE`, NAME=unix:PATH or NAME=none")
+	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
+}
+
+// session is what the flags mean, but for where the VM comes from.
+func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptions, err error) {
+	s = &session{Named: fl.Changed("name")}
+	f.sessionFlags.fill(s, fl)
+	if f.name != "" {
+		if err := checkName("--name", f.name); err != nil {
+			return nil, o, err
+		}
+	}
+	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock}
+	if o.Console, s.Terminal, err = f.endpoint(); err != nil {
+		return nil, o, err
+	}
+	for _, err := range []error{
+		read(fl, "net", f.nets, spec.Net, (*[]vm.Net)(&o.Nets)),
+		read(fl, "publish", f.publish, gateway.ParsePublication, &o.Publish),
+		read(fl, "port", f.ports, spec.Port, &o.Ports)} {
+		if err != nil {
+			return nil, o, err
+		}
+	}
+	return s, o, nil
+}
+
+// restoreJob is a VM that goes on from a snapshot.
+type restoreJob struct {
+	Dir     string
+	Options vm.RestoreOptions
+}
+
+// open makes the VM; its name is claimed on the way.
+func (r *restoreJob) open(s *session) (*vm.VM, error) {
+	bar := newGauge("unpacking")
+	defer bar.end()
+	o := r.Options
+	o.Progress, o.Configure = bar.show, s.configure
+	return vm.Restore(r.Dir, o)
+}
+
+// configure claims the name of a VM that goes on, once it is known.
+func (s *session) configure(c *vm.Config) (_ []vm.Option, err error) {
+	if c.Name, err = s.claim(c); err != nil {
+		return nil, err
+	}
+	return s.options(), nil
 }
 
 func restoreCommand() *cobra.Command {
-	f := &restoreFlags{run: newRunFlags()}
-	r := f.run
+	f := &restoreFlags{}
+	var job restoreJob
+	count := 1
 	cmd := &cobra.Command{
 		Use: "restore [flags] DIR", Short: "Go on with a saved VM", Args: cobra.ExactArgs(1),
 		Long: "restore makes a VM that goes on where the saved one was. Its memory is mapped from the\n" +
@@ -33,95 +90,60 @@ func restoreCommand() *cobra.Command {
 			"numbers of its own.",
 		Example: "  vmm restore saved\n  vmm restore -d --count 10 saved\n  vmm restore -d --name test --publish 8080:80 saved",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r.named = cmd.Flags().Changed("name")
-			r.consoleGiven = cmd.Flags().Changed("console")
-			return f.start(cmd, args[0])
+			s, o, err := f.session(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			o.Copy, o.Verify, o.Prefetch, o.Overlays = job.Options.Copy, job.Options.Verify, job.Options.Prefetch, job.Options.Overlays
+			s.Restore = &restoreJob{args[0], o}
+			if count != 1 {
+				return s.startMany(cmd.Context(), cmd.OutOrStdout(), count)
+			}
+			return s.start(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
 	fl := cmd.Flags()
-	fl.SortFlags = false
-	r.addRestore(fl)
-	fl.IntVar(&f.count, "count", 1, "make a `NUMBER` of VMs in the background, called NAME-1, NAME-2, ...")
-	fl.BoolVar(&f.asCopy, "copy", false, "make it another one than the saved VM, also under the same name")
-	fl.BoolVar(&f.verify, "verify", false, "compare all checksums, also of files that have not been touched since they were written")
-	fl.BoolVar(&f.prefetch, "prefetch", false, "read the memory ahead that the last restore with --prefetch has used")
-	fl.StringVar(&f.overlays, "disk-overlay", "", "keep what the guest writes to its disks in `DIRECTORY`; without it, it is gone with the VM")
+	f.add(fl)
+	fl.IntVar(&count, "count", 1, "make a `NUMBER` of VMs in the background, called NAME-1, NAME-2, ...")
+	fl.BoolVar(&job.Options.Copy, "copy", false, "make it another one than the saved VM, also under the same name")
+	fl.BoolVar(&job.Options.Verify, "verify", false, "compare all checksums, also of files that have not been touched since they were written")
+	fl.BoolVar(&job.Options.Prefetch, "prefetch", false, "read the memory ahead that the last restore with --prefetch has used")
+	fl.StringVar(&job.Options.Overlays, "disk-overlay", "", "keep what the guest writes to its disks in `DIRECTORY`; without it, it is gone with the VM")
 	return cmd
 }
 
-// addRestore makes the flags of commands that go on with a VM.
-func (r *runFlags) addRestore(fl *pflag.FlagSet) {
-	fl.SortFlags = false
-	fl.BoolVarP(&r.detach, "detach", "d", false, "run the VM in the background, and print its name")
-	fl.BoolVar(&r.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
-	fl.StringVar(&r.name, "name", "", "the VM's `NAME`; that of the saved one if not given")
-	fl.StringArrayVar(&r.nets, "net", nil, "networks in the place of the saved ones, as with vmm run")
-	fl.StringArrayVarP(&r.publish, "publish", "p", nil, "publish ports, as with vmm run, in the place of the saved ones")
-	fl.StringArrayVar(&r.ports, "port", nil, "where a virtio-serial port leads, in the place of where it led: `NAME=FILE`, NAME=unix:PATH or NAME=none")
-	fl.StringVar(&r.vsock, "vsock", "", vsockUsage)
-	fl.StringVar(&r.console, "console", "serial", "serial console, as with vmm run")
-	fl.DurationVar(&r.timeout, "timeout", 0, "end the VM after `DURATION`")
-	fl.StringVar(&r.gdb, "gdb", "", gdbUsage)
-	fl.BoolVarP(&r.verbose, "verbose", "v", false, "report times and exits at the end")
-}
-
-// start restores one VM here, or has others made.
-func (f *restoreFlags) start(cmd *cobra.Command, dir string) error {
-	if f.count != 1 {
-		return f.startMany(cmd.OutOrStdout(), dir)
-	}
-	if f.run.detach && !isDetached() {
-		return detach(cmd.OutOrStdout())
-	}
-	bar := newGauge("unpacking")
-	r, err := openSnapshot(dir, snapshot.Options{Verify: f.verify, Progress: bar.show})
-	bar.end()
-	if err != nil {
-		return failed(err)
-	}
-	defer r.close()
-	r.overlays, r.prefetch, r.copies = f.overlays, f.prefetch, f.asCopy
-	if f.overlays != "" {
-		if err := os.MkdirAll(f.overlays, 0o755); err != nil {
-			return failed(fmt.Errorf("--disk-overlay: %w", err))
-		}
-	}
-	if err := r.take(f.run); err != nil {
-		return err
-	}
-	if err := checkName("--name", f.run.name); f.run.name != "" && err != nil {
-		return err
-	}
-	return f.run.start(cmd.Context(), cmd.OutOrStdout())
-}
-
 // startMany makes copies in the background, in processes of their own.
-func (f *restoreFlags) startMany(out io.Writer, dir string) error {
-	if f.count < 1 || f.count > 1000 {
-		return &exitError{statusUsage, fmt.Errorf("--count %d: between 1 and 1000", f.count)}
+func (s *session) startMany(ctx context.Context, out io.Writer, count int) error {
+	o := s.Restore.Options
+	if count < 1 || count > 1000 {
+		return usage("--count %d: between 1 and 1000", count)
 	}
-	if f.overlays != "" || len(f.run.publish) > 0 {
-		return &exitError{statusUsage, errors.New("--count goes without --publish and --disk-overlay, which only one VM can have")}
+	if o.Overlays != "" || len(o.Publish) > 0 {
+		return usage("--count goes without --publish and --disk-overlay, which only one VM can have")
 	}
-	base := f.run.name
+	base := o.Name
 	if base == "" {
-		r, err := openSnapshot(dir, snapshot.Options{})
+		c, err := vm.SavedConfig(s.Restore.Dir)
 		if err != nil {
 			return failed(err)
 		}
-		base = r.vm.Name
-		r.close()
+		base = c.Name
 	}
-	for n := 1; n <= f.count; n++ {
-		name := fmt.Sprintf("%s-%d", base, n)
-		var flags []string
-		if f.verify && n == 1 {
-			flags = []string{"--verify"}
-		}
-		if err := restoreApart(dir, name, f.run.remove, flags...); err != nil {
+	for n := range count {
+		o.Verify = o.Verify && n == 0
+		name := fmt.Sprintf("%s-%d", base, n+1)
+		if err := restoreCopy(ctx, s.Restore.Dir, name, s.Remove, o); err != nil {
 			return failed(err)
 		}
 		fmt.Fprintln(out, name)
 	}
 	return nil
+}
+
+// restoreCopy restores a copy in the background, in a process of its own.
+func restoreCopy(ctx context.Context, dir, name string, remove bool, o vm.RestoreOptions) error {
+	o.Name, o.Copy = name, true
+	s := &session{Restore: &restoreJob{dir, o}, Named: true, Detach: true, Remove: remove}
+	_, err := s.detach(ctx)
+	return err
 }

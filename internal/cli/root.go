@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -59,9 +60,11 @@ func failed(err error) error {
 // Run executes a command line, without the program's name, and returns the exit
 // status.
 func Run(args []string) int {
-	root := rootCommand()
+	root := Command()
 	root.SetArgs(args)
-	err := root.Execute()
+	ctx := withInterrupts(context.Background())
+	defer takeSignals(ctx)
+	err := interrupted(ctx, root.ExecuteContext(ctx))
 	if err == nil {
 		return statusOK
 	}
@@ -75,7 +78,8 @@ func Run(args []string) int {
 	return exit.status
 }
 
-func rootCommand() *cobra.Command {
+// Command returns the command line with all its commands, for what runs or documents it.
+func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmm",
 		Short: "Run Linux virtual machines",
@@ -87,6 +91,6 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
 		pauseCommand("pause", "Stop VMs where they are", (*client.Client).Pause), pauseCommand("resume", "Let paused VMs go on", (*client.Client).Resume),
-		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand())
+		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), backgroundCommand())
 	return root
 }

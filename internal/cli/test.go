@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"vmm/kerneltest"
 	"vmm/kerneltest/ktap"
@@ -56,9 +54,7 @@ func testCommand() *cobra.Command {
 			if err != nil {
 				return &exitError{statusUsage, err}
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-			defer stop()
-			return f.run(ctx, cmd.OutOrStdout(), vms)
+			return f.run(cmd.Context(), cmd.OutOrStdout(), vms)
 		},
 	}
 	f.add(cmd.Flags())

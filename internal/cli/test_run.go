@@ -24,7 +24,7 @@ import (
 type selfRunner string
 
 // Run implements kerneltest.Runner.
-func (self selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltest.Streams) (out kerneltest.Outcome, err error) {
+func (program selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltest.Streams) (out kerneltest.Outcome, err error) {
 	dir, err := os.MkdirTemp("", "vmm-test-")
 	if err != nil {
 		return out, err
@@ -35,7 +35,7 @@ func (self selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltest.S
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
 	args := append([]string{"run", "--name", name, "--console", console, "--result", result}, testArgs(&vm)...)
 	said := &tail{Writer: s.Stderr}
-	c := exec.CommandContext(ctx, string(self), args...)
+	c := exec.CommandContext(ctx, string(program), args...)
 	c.Stdout, c.Stderr = s.Stdout, said
 	c.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // Ctrl-C is for us alone
 	c.Cancel = func() error { return endTest(name, c.Process) }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/guest-images/agent"
 	"vmm/vm/api"
 	"vmm/vm/client"
 	"vmm/vm/registry"
@@ -247,7 +248,8 @@ func execCommand() *cobra.Command {
 				return failed(err)
 			}
 			ready := func(context.Context) error { return nil }
-			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), f.request(args[1:]), os.Stdout, os.Stderr)
+			x := f.settings()
+			status, err := runInGuest(cmd.Context(), ready, func() *agent.Client { return agentOf(vm) }, x.request(args[1:]), os.Stdout, os.Stderr)
 			if err != nil {
 				return failed(err)
 			}
@@ -394,11 +396,12 @@ func attachCommand() *cobra.Command {
 				return failed(err)
 			}
 			defer term.restore()
+			term.actions = consoleActions{
+				quit: func() { ask(vm).Kill(ctx) }, power: func() { ask(vm).Stop(ctx) }, detach: detach,
+				help: func() { io.WriteString(term, attachHelp) },
+			}
 			go func() {
-				term.copyInput(func(p []byte) error { _, err := conn.Write(p); return err }, consoleActions{
-					quit: func() { ask(vm).Kill(ctx) }, power: func() { ask(vm).Stop(ctx) }, detach: detach,
-					help: func() { io.WriteString(term, attachHelp) },
-				})
+				io.Copy(conn, term)
 				if !term.keys { // a script has said all
 					detach()
 				}

@@ -175,8 +175,8 @@ const (
 	spaceBus    = 2
 )
 
-// BusNumbers, IOWindow and MemoryWindow are what a host bridge passes on
-// (6.4.3.5.3, .2 and .1).
+// BusNumbers are the buses behind a host bridge, from first to last (ACPI 6.5,
+// 6.4.3.5.3); IOWindow and MemoryWindow are what it passes on (.2 and .1).
 func BusNumbers(first, last uint16) AML {
 	return word(spaceBus, 0, first, last)
 }

@@ -24,6 +24,7 @@ type fake struct {
 	stops   chan machine.DebugEvent
 	resumed []int
 	detach  bool
+	ended   bool // which it says when it is interrupted
 }
 
 const fakeBase = 0x1000
@@ -40,8 +41,12 @@ func (f *fake) CPUs() int                { return 2 }
 func (f *fake) Resume(step int) error    { f.resumed = append(f.resumed, step); return nil }
 func (f *fake) Wait() machine.DebugEvent { return <-f.stops }
 func (f *fake) Interrupt() {
+	e := machine.DebugEvent{Reason: machine.StopInterrupted}
+	if f.ended {
+		e.Reason = machine.StopEnded
+	}
 	select {
-	case f.stops <- machine.DebugEvent{Reason: machine.StopInterrupted}:
+	case f.stops <- e:
 	default:
 	}
 }
@@ -221,6 +226,15 @@ func TestEnds(t *testing.T) {
 	if err := <-done; err != nil && !errors.Is(err, unix.ECONNRESET) || !f.detach {
 		t.Errorf("without gdb: %v, detached %v", err, f.detach)
 	}
+
+	c, f, done = start(t) // gdb only says nothing any more, and the target has ended
+	f.ended = true
+	c.send("c")
+	c.c.(*net.TCPConn).CloseWrite()
+	if s := c.receive(); s != "W00" {
+		t.Errorf("the machine's end for one that only listens: %s", s)
+	}
+	<-done
 }
 
 func TestAcknowledge(t *testing.T) {

@@ -93,7 +93,9 @@ func Serve(rw io.ReadWriter, t Target, end func()) error {
 		case err := <-failed:
 			if s.running != nil { // Detach needs a target that stands
 				t.Interrupt()
-				<-s.running
+				if e := <-s.running; e.Reason == machine.StopEnded { // it may listen still
+					s.send(s.stopped(e))
+				}
 			}
 			if err == io.EOF {
 				err = nil

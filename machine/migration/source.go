@@ -33,6 +33,8 @@ type Result struct {
 	Rounds   int           `json:"rounds"`
 	Sent     int64         `json:"sent"`     // bytes of memory
 	Downtime time.Duration `json:"downtime"` // until the other side was running
+	// Resume lets the machine go on here after ErrUnknown; else it is nil.
+	Resume func() `json:"-"`
 }
 
 const (
@@ -48,17 +50,19 @@ type source struct {
 	o      Options
 	result Result
 	took   time.Duration // of sending memory
+	size   int64         // of memory, in bytes
+	buffer []byte        // pages on their way
 }
 
 // Send moves a machine over a connection, which it closes. If it returns nil, the
-// machine runs at the other side, and here it stands still for ever: the caller
-// stops it. Else it goes on here, but for ErrUnknown, after which it stands still
-// too, frozen no more.
+// machine runs at the other side, and here it is stopped. Else it goes on here, but
+// for ErrUnknown: then it is paused until Result.Resume is called. A machine that ends
+// meanwhile is machine.ErrEnded.
 func Send(ctx context.Context, c net.Conn, m *machine.Machine, o Options) (*Result, error) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	s := &source{link: newLink(c), m: m, o: o}
+	s := &source{link: newLink(c), m: m, o: o, buffer: make([]byte, maxPages)}
 	err := s.send()
 	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrUnknown) {
 		err = context.Cause(ctx)
@@ -114,8 +118,14 @@ func (s *source) fits(pages int) bool {
 
 // all sends all of memory but what was never used.
 func (s *source) all() error {
-	populated, err := s.m.Memory().Populated(chunk)
-	if err != nil {
+	var populated []bool
+	if err := s.m.Use(func(mem *machine.Memory) (err error) {
+		for _, ram := range mem.RAM() {
+			s.size += int64(len(ram))
+		}
+		populated, err = mem.Populated(chunk)
+		return err
+	}); err != nil {
 		return err
 	}
 	return s.each(func(off int64) bool { return populated[off/chunk] })
@@ -132,68 +142,83 @@ var zeroPage [pageSize]byte
 // those that are not.
 func (s *source) each(wanted func(off int64) bool) error {
 	start := time.Now()
-	base := int64(0)
-	for _, ram := range s.m.Memory().RAM() {
-		for at := 0; at < len(ram); {
-			if !wanted(base + int64(at)) {
-				at += pageSize
-				continue
+	for off := int64(0); off < s.size; {
+		if !wanted(off) {
+			off += pageSize
+			continue
+		}
+		end := off + pageSize
+		for end < s.size && wanted(end) {
+			end += pageSize
+		}
+		for off < end {
+			pages, zero, err := s.take(off, min(end-off, maxPages))
+			if err != nil {
+				return err
 			}
-			zero := bytes.Equal(ram[at:at+pageSize], zeroPage[:])
-			end := at + pageSize
-			for end < len(ram) && end-at < maxPages && wanted(base+int64(end)) && bytes.Equal(ram[end:end+pageSize], zeroPage[:]) == zero {
-				end += pageSize
-			}
-			offset := binary.LittleEndian.AppendUint64(nil, uint64(base)+uint64(at))
-			var err error
+			at := binary.LittleEndian.AppendUint64(nil, uint64(off))
 			if zero {
-				err = s.link.send(frameZeros, binary.LittleEndian.AppendUint64(offset, uint64(end-at)))
+				err = s.link.send(frameZeros, binary.LittleEndian.AppendUint64(at, uint64(len(pages))))
 			} else {
-				// The guest may write to it meanwhile: then it is sent again.
-				err = s.link.send(framePages, offset, ram[at:end])
+				err = s.link.send(framePages, at, pages)
 			}
 			if err != nil {
 				return err
 			}
-			s.result.Sent += int64(end - at)
-			at = end
+			off += int64(len(pages))
+			s.result.Sent += int64(len(pages))
 			if s.o.Progress != nil {
 				s.o.Progress(s.result.Sent, s.result.Rounds)
 			}
 		}
-		base += int64(len(ram))
 	}
 	err := s.w.Flush()
 	s.took += time.Since(start)
 	return err
 }
 
+// take returns a copy of pages from an offset on: of n bytes, those that are zero as
+// the first page is, or not zero as it is not. A copy, so that a machine that ends
+// need not wait for a slow connection; what the guest writes after that is sent again.
+func (s *source) take(off, n int64) (pages []byte, zero bool, err error) {
+	err = s.m.Use(func(mem *machine.Memory) error {
+		ram := mem.Range(off, n)[0]
+		isZero := func(at int) bool { return bytes.Equal(ram[at:at+pageSize], zeroPage[:]) }
+		zero = isZero(0)
+		end := pageSize
+		for end < len(ram) && isZero(end) == zero {
+			end += pageSize
+		}
+		if pages = s.buffer[:end]; !zero {
+			copy(pages, ram)
+		}
+		return nil
+	})
+	return pages, zero, err
+}
+
 // handOver stops the guest, sends the rest, and lets the other side go on.
 func (s *source) handOver(dirty machine.Bitmap) error {
 	start := time.Now()
-	if err := s.m.Freeze(); err != nil {
+	return s.m.Freeze(func(f *machine.Frozen) error {
+		released := false
+		err := s.rest(f, dirty, &released)
+		switch {
+		case err == nil:
+			s.result.Downtime = time.Since(start)
+			s.m.Stop()
+		case errors.Is(err, ErrUnknown):
+			s.result.Resume = s.m.Pause()
+		case released:
+			err = errors.Join(err, s.o.Reclaim())
+		}
 		return err
-	}
-	defer s.m.Thaw()
-	released := false
-	err := s.rest(dirty, &released)
-	if err == nil {
-		s.result.Downtime = time.Since(start)
-		s.m.Stop()
-		return nil
-	}
-	if errors.Is(err, ErrUnknown) {
-		s.m.Pause()
-		return err
-	}
-	if released {
-		err = errors.Join(err, s.o.Reclaim())
-	}
-	return err
+	})
 }
 
-func (s *source) rest(dirty machine.Bitmap, released *bool) error {
-	last, err := s.m.TakeDirty()
+// rest sends what is left of a frozen machine.
+func (s *source) rest(f *machine.Frozen, dirty machine.Bitmap, released *bool) error {
+	last, err := f.TakeDirty()
 	if err != nil {
 		return err
 	}
@@ -203,7 +228,7 @@ func (s *source) rest(dirty machine.Bitmap, released *bool) error {
 	if err := s.pages(last); err != nil {
 		return err
 	}
-	state, err := s.m.Save()
+	state, err := f.Save()
 	if err != nil {
 		return err
 	}

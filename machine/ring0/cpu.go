@@ -22,6 +22,7 @@ package ring0
 import (
 	"sync/atomic"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -70,18 +71,6 @@ const (
 	flagID   = 1 << 21
 
 	arithFlags = flagCF | flagPF | flagAF | flagZF | flagSF | flagOF
-)
-
-// Bits of the control registers (SDM 3, 2.5) and of EFER.
-const (
-	cr0PG   = 1 << 31
-	cr0WP   = 1 << 16
-	cr4PAE  = 1 << 5
-	cr4LA57 = 1 << 12
-	cr4SMEP = 1 << 20
-	cr4SMAP = 1 << 21
-	eferLMA = 1 << 10
-	eferNXE = 1 << 11
 )
 
 // Host is what the executor needs of the vCPU that it executes for.
@@ -257,12 +246,12 @@ func (c *CPU) RIP() uint64 { return c.r[rIP] }
 // 0, 64-bit code, 4-level paging.
 func (c *CPU) CanExecute() bool {
 	s := &c.sregs
-	return s.EFER&eferLMA != 0 && s.CS.L == 1 && s.SS.DPL == 0 && s.CS.Selector&3 == 0 &&
-		s.CR4&cr4LA57 == 0 && c.sys&(flagTF|flagVM|flagNT) == 0
+	return s.EFER&x86.EFERLMA != 0 && s.CS.L == 1 && s.SS.DPL == 0 && s.CS.Selector&3 == 0 &&
+		s.CR4&x86.CR4LA57 == 0 && c.sys&(flagTF|flagVM|flagNT) == 0
 }
 
 // User tells whether the state is at privilege level 3.
-func (c *CPU) User() bool { return c.sregs.CS.Selector&3 == 3 && c.sregs.EFER&eferLMA != 0 }
+func (c *CPU) User() bool { return c.sregs.CS.Selector&3 == 3 && c.sregs.EFER&x86.EFERLMA != 0 }
 
 // InterruptsOn tells whether the guest accepts interrupts.
 func (c *CPU) InterruptsOn() bool { return c.sys&flagIF != 0 }
@@ -298,7 +287,7 @@ func (c *CPU) setArith(f uint64) {
 
 // updateSMAP follows CR4.SMAP and RFLAGS.AC (SDM 3, 4.6.1).
 func (c *CPU) updateSMAP() {
-	c.noUser = c.sregs.CR4&cr4SMAP != 0 && c.sys&flagAC == 0
+	c.noUser = c.sregs.CR4&x86.CR4SMAP != 0 && c.sys&flagAC == 0
 }
 
 func parityEven(b uint8) bool {

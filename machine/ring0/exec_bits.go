@@ -267,7 +267,7 @@ func execCRC32(c *CPU, in *inst) status {
 	}
 	// The table's function complements before and after, the instruction not.
 	crc := ^uint32(c.get(in.reg, 4))
-	for i := uint8(0); i < in.op; i++ {
+	for i := range in.op {
 		crc = crc32.Update(crc, castagnoli, []byte{byte(v >> (8 * i))})
 	}
 	c.set(in.reg, 8, uint64(^crc))

@@ -301,7 +301,7 @@ func execIRet(c *CPU, _ *inst) status {
 		return handOver
 	}
 	s := &c.sregs
-	ended := status(done)
+	ended := done
 	switch {
 	case frame[1] == uint64(s.CS.Selector) && frame[4] == uint64(s.SS.Selector):
 	case c.isUser64(frame[1], frame[4]):

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -132,7 +133,7 @@ func TestTablesBeyondRAM(t *testing.T) {
 	}
 	cpu := fuzzCPU([]byte{0x90})
 	page := cpu.tables.mem.Page(0x1000)
-	le.PutUint64(page[8:], 0xffffffffff000|pteP|pteW|pteU)
+	le.PutUint64(page[8:], 0xffffffffff000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
 	cpu.EnterUser()
 	cpu.LeaveUser()
 }

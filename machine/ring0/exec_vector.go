@@ -32,10 +32,11 @@ const (
 	maxVector     = 64
 	maxX87        = 108
 	maxVectorInst = 15
-	// NativeScratchAddr is where the helper maps Scratch, and NativeCodeAddr
-	// where it maps Code, so that displacements are known here.
+	// NativeScratchAddr is where the helper maps Scratch, so that displacements are
+	// known here.
 	NativeScratchAddr = 0x2000
-	NativeCodeAddr    = 0x1000
+	// NativeCodeAddr is where it maps Code.
+	NativeCodeAddr = 0x1000
 )
 
 // vectorForm is how to rewrite an instruction: where its ModRM is and what

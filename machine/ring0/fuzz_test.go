@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/arch/x86/x86asm"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -88,17 +89,17 @@ func (h *fuzzHost) NativeDone() error          { return nil }
 // to itself, tables included: the guest may do its worst to itself.
 func fuzzCPU(code []byte) *CPU {
 	mem := make(fuzzMemory, fuzzPages)
-	le.PutUint64(mem[1][:], 0x2000|pteP|pteW|pteU)
-	le.PutUint64(mem[2][:], 0x3000|pteP|pteW|pteU)
-	le.PutUint64(mem[3][:], 0x4000|pteP|pteW|pteU)
+	le.PutUint64(mem[1][:], 0x2000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
+	le.PutUint64(mem[2][:], 0x3000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
+	le.PutUint64(mem[3][:], 0x4000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
 	for i := range uint64(fuzzPages + 4) { // some beyond RAM
-		le.PutUint64(mem[4][8*i:], i<<12|pteP|pteW|i%3/2*pteU)
+		le.PutUint64(mem[4][8*i:], i<<12|x86.PTEPresent|x86.PTEWritable|i%3/2*x86.PTEUser)
 	}
 	copy(mem[8][:], code)
 	c := New(&fuzzHost{}, NewTables(mem, func(uint64) error { return nil }), [64]Component{
 		2: {Offset: 576, Size: 256}, 5: {Offset: 832, Size: 64}, 6: {Offset: 896, Size: 512}, 7: {Offset: 1408, Size: 1024}})
 	c.Load(&kvm.Regs{RIP: 0x8000, RSP: 0xa000, RAX: 0x9000, RBX: 0x9080, RCX: 3, RSI: 0x9100, RDI: 0x9200, RFLAGS: 2},
-		&kvm.Sregs{CR3: 0x1000, CR0: cr0PG | cr0WP | 1, CR4: cr4PAE | cr4SMAP, EFER: eferLMA | eferNXE,
+		&kvm.Sregs{CR3: 0x1000, CR0: x86.CR0PG | x86.CR0WP | 1, CR4: x86.CR4PAE | x86.CR4SMAP, EFER: x86.EFERLMA | x86.EFERNXE,
 			CS: flatSegment(0x10, true, 0), SS: flatSegment(0x18, false, 0)})
 	return c
 }

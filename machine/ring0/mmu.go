@@ -3,6 +3,8 @@ package ring0
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"vmm/internal/x86"
 )
 
 const (
@@ -11,18 +13,6 @@ const (
 
 	tlbSize  = 4096
 	itlbSize = 256
-)
-
-// Bits of a page-table entry (SDM 3, 4.5).
-const (
-	pteP     = 1 << 0
-	pteW     = 1 << 1
-	pteU     = 1 << 2
-	pteA     = 1 << 5
-	pteD     = 1 << 6
-	ptePS    = 1 << 7
-	pteNX    = 1 << 63
-	pteFrame = 0x000ffffffffff000
 )
 
 // Bits of a page fault's error code (SDM 3, 4.7).
@@ -92,8 +82,8 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 	if !canonical(addr) {
 		return c.noPage()
 	}
-	perm = pteW | pteU
-	table := c.sregs.CR3 & pteFrame
+	perm = x86.PTEWritable | x86.PTEUser
+	table := c.sregs.CR3 & x86.PTEFrame
 	for shift := uint(39); ; shift -= 9 {
 		page := c.tables.mem.Page(table)
 		if page == nil {
@@ -101,25 +91,25 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 		}
 		p := (*uint64)(unsafe.Pointer(&page[addr>>shift&511*8]))
 		pte := atomic.LoadUint64(p)
-		if pte&pteP == 0 {
+		if pte&x86.PTEPresent == 0 {
 			return c.pageFault(addr, access)
 		}
-		perm = (perm & pte & (pteW | pteU)) | (perm|pte)&pteNX
-		leaf := shift == 12 || pte&ptePS != 0 && shift <= 30
+		perm = (perm & pte & (x86.PTEWritable | x86.PTEUser)) | (perm|pte)&x86.PTENX
+		leaf := shift == 12 || pte&x86.PTELarge != 0 && shift <= 30
 		if !leaf {
-			if pte&pteA == 0 {
-				atomic.OrUint64(p, pteA)
+			if pte&x86.PTEAccessed == 0 {
+				atomic.OrUint64(p, x86.PTEAccessed)
 				c.tables.mem.WritePage(table)
 			}
-			table = pte & pteFrame
+			table = pte & x86.PTEFrame
 			continue
 		}
 		if !c.permitted(perm, access) {
 			return c.pageFault(addr, access|pfPresent)
 		}
-		set := uint64(pteA)
+		set := uint64(x86.PTEAccessed)
 		if access&pfWrite != 0 {
-			set |= pteD
+			set |= x86.PTEDirty
 		}
 		if pte&set != set {
 			if !atomic.CompareAndSwapUint64(p, pte, pte|set) {
@@ -128,19 +118,19 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 			c.tables.mem.WritePage(table)
 		}
 		mask := uint64(1)<<shift - 1
-		return pte&pteFrame&^mask | addr&mask, perm, true
+		return pte&x86.PTEFrame&^mask | addr&mask, perm, true
 	}
 }
 
 func (c *CPU) permitted(perm uint64, access uint32) bool {
 	switch {
 	case access&pfFetch != 0:
-		return !(perm&pteNX != 0 && c.sregs.EFER&eferNXE != 0) &&
-			!(perm&pteU != 0 && c.sregs.CR4&cr4SMEP != 0)
-	case perm&pteU != 0 && c.noUser:
+		return !(perm&x86.PTENX != 0 && c.sregs.EFER&x86.EFERNXE != 0) &&
+			!(perm&x86.PTEUser != 0 && c.sregs.CR4&x86.CR4SMEP != 0)
+	case perm&x86.PTEUser != 0 && c.noUser:
 		return false
 	case access&pfWrite != 0:
-		return perm&pteW != 0 || c.sregs.CR0&cr0WP == 0
+		return perm&x86.PTEWritable != 0 || c.sregs.CR0&x86.CR0WP == 0
 	}
 	return true
 }
@@ -176,7 +166,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	}
 	vpn := addr >> 12
 	e := &c.tlb[vpn%tlbSize]
-	*e = tlbEntry{read: vpn + 1, host: unsafe.Pointer(page), user: perm&pteU != 0}
+	*e = tlbEntry{read: vpn + 1, host: unsafe.Pointer(page), user: perm&x86.PTEUser != 0}
 	if access&pfWrite != 0 && !table {
 		e.write = vpn + 1
 	}

@@ -19,21 +19,21 @@ type cached struct {
 type Stop int
 
 const (
-	// StopBudget: the number of instructions was reached, or interrupts have
-	// just become possible; the guest goes on anywhere.
+	// StopBudget says that the number of instructions was reached, or that interrupts
+	// have just become possible; the guest goes on anywhere.
 	StopBudget Stop = iota
-	// StopKVM: KVM must execute the instruction at RIP.
+	// StopKVM says that KVM must execute the instruction at RIP.
 	StopKVM
-	// StopLeft: the guest has left kernel mode.
+	// StopLeft says that the guest has left kernel mode.
 	StopLeft
-	// StopInject: the exception in Inject must be injected.
+	// StopInject says that the exception in Inject must be injected.
 	StopInject
-	// StopHalt: the CPU sleeps until an interrupt.
+	// StopHalt says that the CPU sleeps until an interrupt.
 	StopHalt
-	// StopUnknown: neither this package nor KVM knows the instruction at RIP,
-	// or it touches what only KVM knows how to.
+	// StopUnknown says that neither this package nor KVM knows the instruction at RIP,
+	// or that it touches what only KVM knows how to.
 	StopUnknown
-	// StopBreakpoint: RIP is one of Breakpoints.
+	// StopBreakpoint says that RIP is one of Breakpoints.
 	StopBreakpoint
 )
 

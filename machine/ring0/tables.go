@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"unsafe"
+
+	"vmm/internal/x86"
 )
 
 // Tables knows which guest pages KVM may have a shadow of.
@@ -65,7 +67,7 @@ func (t *Tables) isTable(gpa uint64) bool {
 // LeaveUser after: it marks all tables that user mode can reach.
 func (c *CPU) EnterUser() {
 	t := c.tables
-	root := c.sregs.CR3 & pteFrame
+	root := c.sregs.CR3 & x86.PTEFrame
 	t.mu.Lock()
 	c.running.native.Store(true)
 	if at, ok := t.roots[root]; !ok || at != t.forgotten || !t.isTable(root) {
@@ -102,8 +104,8 @@ func (t *Tables) mark(gpa uint64, level uint32) bool {
 	}
 	for i := 0; i < pageSize; i += 8 {
 		e := atomic.LoadUint64((*uint64)(unsafe.Pointer(&page[i])))
-		if e&(pteP|pteU) == pteP|pteU && e&ptePS == 0 {
-			changed = t.mark(e&pteFrame, level-1) || changed
+		if e&(x86.PTEPresent|x86.PTEUser) == x86.PTEPresent|x86.PTEUser && e&x86.PTELarge == 0 {
+			changed = t.mark(e&x86.PTEFrame, level-1) || changed
 		}
 	}
 	return changed

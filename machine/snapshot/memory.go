@@ -13,8 +13,8 @@ import (
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 
+	"vmm/internal/holes"
 	"vmm/internal/temp"
 	"vmm/machine"
 )
@@ -172,7 +172,7 @@ func sumChunks(f *os.File, size int64, do func(i int, sum uint32) error) error {
 		off := int64(i) * chunk
 		n := min(chunk, size-off)
 		// A chunk that is a hole needs no reading.
-		if at, err := seekData(f, off); n == chunk && (errors.Is(err, unix.ENXIO) || err == nil && at >= off+n) {
+		if from, _, err := holes.Next(int(f.Fd()), off, off+n); n == chunk && err == nil && from == off+n {
 			return do(i, zeroSum())
 		}
 		b := buffers.Get().(*[]byte)
@@ -182,11 +182,6 @@ func sumChunks(f *os.File, size int64, do func(i int, sum uint32) error) error {
 		}
 		return do(i, crc32.Checksum((*b)[:n], castagnoli))
 	})
-}
-
-// seekData finds the next data of a file.
-func seekData(f *os.File, off int64) (int64, error) {
-	return unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 }
 
 // verifyMemory compares the memory's checksums. Those of a compressed one are

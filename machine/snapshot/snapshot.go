@@ -34,8 +34,9 @@ const (
 )
 
 const (
-	// Format is Manifest.Format, and Version its version.
-	Format  = "vmm snapshot"
+	// Format is Manifest.Format.
+	Format = "vmm snapshot"
+	// Version is Manifest.Version.
 	Version = 1
 	// chunk is what the memory's checksums are of, in bytes.
 	chunk    = 1 << 20

@@ -21,7 +21,7 @@ func (s *Snapshot) WorkingSet() machine.WorkingSet {
 	var out machine.WorkingSet
 	for ; len(b) >= runSize; b = b[runSize:] {
 		le := binary.LittleEndian
-		out = append(out, machine.Run{Page: le.Uint32(b), Pages: le.Uint32(b[4:]), Written: le.Uint32(b[8:]) != 0})
+		out = append(out, machine.PageRange{Page: le.Uint32(b), Pages: le.Uint32(b[4:]), Written: le.Uint32(b[8:]) != 0})
 	}
 	return out
 }

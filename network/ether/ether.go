@@ -12,9 +12,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 )
 
@@ -23,9 +21,10 @@ const (
 	HeaderSize = 12
 	// FrameHeader is the size of an Ethernet header: two addresses and a type.
 	FrameHeader = 14
-	// MinMTU and MaxMTU bound what a frame carries beyond its header, in bytes.
-	// The lower one is what IPv4 needs (RFC 791).
+	// MinMTU is the least that a link lets a frame carry beyond its header, in bytes:
+	// what IPv4 needs (RFC 791).
 	MinMTU = 68
+	// MaxMTU is the most.
 	MaxMTU = 65521
 	// MaxFrame is the largest frame that is accepted from a sender: an IP packet
 	// of the largest size behind an Ethernet header and a VLAN tag.
@@ -140,6 +139,29 @@ var Broadcast = MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 // String writes an address in the usual way.
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
+// MarshalText implements encoding.TextMarshaler; the zero MAC is empty.
+func (m MAC) MarshalText() ([]byte, error) {
+	if m == (MAC{}) {
+		return nil, nil
+	}
+	return []byte(m.String()), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler. It takes any address, also one
+// that no device can have.
+func (m *MAC) UnmarshalText(b []byte) error {
+	*m = MAC{}
+	if len(b) == 0 {
+		return nil
+	}
+	a, err := net.ParseMAC(string(b))
+	if err != nil || len(a) != len(m) {
+		return fmt.Errorf("%q is no hardware address", b)
+	}
+	copy(m[:], a)
+	return nil
+}
+
 // Multicast tells whether the address is a group's.
 func (m MAC) Multicast() bool { return m[0]&1 != 0 }
 
@@ -154,56 +176,6 @@ func ParseMAC(s string) (m MAC, err error) {
 		return m, fmt.Errorf("%s cannot be a device's address", m)
 	}
 	return m, nil
-}
-
-// Size is the number of bytes in all parts.
-func Size(parts [][]byte) int {
-	n := 0
-	for _, p := range parts {
-		n += len(p)
-	}
-	return n
-}
-
-// Gather copies the first bytes of the parts and returns how many there were.
-func Gather(to []byte, parts [][]byte) int {
-	n := 0
-	for _, p := range parts {
-		if n == len(to) {
-			break
-		}
-		n += copy(to[n:], p)
-	}
-	return n
-}
-
-// Skip returns what is left of the parts after n bytes, in into's memory.
-func Skip(into, parts [][]byte, n int) [][]byte {
-	into = into[:0]
-	for _, p := range parts {
-		if n >= len(p) {
-			n -= len(p)
-			continue
-		}
-		into = append(into, p[n:])
-		n = 0
-	}
-	return into
-}
-
-// PutIovecs makes a header and the parts what a system call takes, and returns how
-// many there are; 0 if they are too many.
-func PutIovecs(to []unix.Iovec, header []byte, parts [][]byte) int {
-	if len(parts) >= len(to) {
-		return 0
-	}
-	to[0].Base = unsafe.SliceData(header)
-	to[0].SetLen(len(header))
-	for i, p := range parts {
-		to[i+1].Base = unsafe.SliceData(p)
-		to[i+1].SetLen(len(p))
-	}
-	return len(parts) + 1
 }
 
 // Checksum is the Internet checksum's sum over parts, not yet inverted.

@@ -158,23 +158,6 @@ func TestMAC(t *testing.T) {
 	}
 }
 
-func TestParts(t *testing.T) {
-	parts := [][]byte{{1, 2}, {}, {3}, {4, 5, 6}}
-	if n := Size(parts); n != 6 {
-		t.Errorf("size %d", n)
-	}
-	for skip := range 7 {
-		got := bytes.Join(Skip(nil, parts, skip), nil)
-		if !bytes.Equal(got, []byte{1, 2, 3, 4, 5, 6}[skip:]) {
-			t.Errorf("after %d: %v", skip, got)
-		}
-	}
-	to := make([]byte, 4)
-	if n := Gather(to, parts); n != 4 || !bytes.Equal(to, []byte{1, 2, 3, 4}) {
-		t.Errorf("%d, %v", n, to)
-	}
-}
-
 // FuzzFrame lets anybody send any frame with any Header: what passes Check can be
 // completed and cut.
 func FuzzFrame(f *testing.F) {

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/miekg/dns"
 
 	"vmm/network/ether"
 )
@@ -171,7 +170,7 @@ func (g *Gateway) handleDHCP(from ether.MAC, packet []byte) {
 		want = current
 	}
 	name := ""
-	if n := q.HostName(); dns.IsFqdn(n+".") && len(n) < 64 && !strings.Contains(n, ".") {
+	if n := q.HostName(); len(n) < 64 && !strings.ContainsAny(n, `.\`) {
 		name = strings.ToLower(n)
 	}
 	reply, err := dhcpv4.NewReplyFromRequest(q)

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -10,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/miekg/dns"
+	"golang.org/x/net/dns/dnsmessage"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -23,18 +25,21 @@ const (
 	resolvConf = "/etc/resolv.conf"
 	// resolvFor is for how long the host's resolvers are remembered.
 	resolvFor = 5 * time.Second
-	// maxQueries bounds the queries under way; more are not answered.
+	// maxQueries bounds the queries under way; more are not answered. maxNameConns
+	// bounds the connections that they come by.
 	maxQueries   = 256
+	maxNameConns = 256
 	queryTimeout = 5 * time.Second
-	nameTTL      = 60 // seconds
+	idleTimeout  = 8 * time.Second // of a connection
+	nameTTL      = 60              // seconds
 )
 
 // nameServer answers the guest's DNS queries.
 type nameServer struct {
 	g       *Gateway
-	servers []*dns.Server
-	group   sync.WaitGroup
-	slots   chan struct{}
+	closers []io.Closer
+	queries chan struct{} // those under way
+	conns   chan struct{} // open TCP connections
 
 	mu        sync.Mutex
 	resolvers []string
@@ -43,7 +48,7 @@ type nameServer struct {
 
 // serveNames starts the name server on its addresses, by UDP and TCP.
 func (g *Gateway) serveNames() (*nameServer, error) {
-	n := &nameServer{g: g, slots: make(chan struct{}, maxQueries)}
+	n := &nameServer{g: g, queries: make(chan struct{}, maxQueries), conns: make(chan struct{}, maxNameConns)}
 	for _, a := range []netip.Addr{g.names4, g.names6} {
 		proto := ipv4.ProtocolNumber
 		if a.Is6() {
@@ -54,77 +59,127 @@ func (g *Gateway) serveNames() (*nameServer, error) {
 		if err != nil {
 			return nil, errors.Join(err, n.close())
 		}
-		n.serve(&dns.Server{Listener: l, Handler: n, MaxTCPQueries: 1 << 10})
+		n.closers = append(n.closers, l)
+		g.group.Go(func() { n.serveTCP(l) })
 		c, err := gonet.DialUDP(g.stack, &at, nil, proto)
 		if err != nil {
 			return nil, errors.Join(err, n.close())
 		}
-		n.serve(&dns.Server{PacketConn: c, Handler: n})
+		n.closers = append(n.closers, c)
+		g.group.Go(func() { n.serveUDP(c) })
 	}
 	return n, nil
 }
 
-// serve runs a server, and returns when it has begun.
-func (n *nameServer) serve(s *dns.Server) {
-	begun := make(chan struct{})
-	s.NotifyStartedFunc = func() { close(begun) }
-	n.servers = append(n.servers, s)
-	n.group.Go(func() { s.ActivateAndServe() })
-	<-begun
-}
-
 func (n *nameServer) close() error {
 	var errs []error
-	for _, s := range n.servers {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // queries under way end by themselves
-		if err := s.ShutdownContext(ctx); !errors.Is(err, context.Canceled) {
-			errs = append(errs, err)
-		}
+	for _, c := range n.closers {
+		errs = append(errs, c.Close())
 	}
-	n.group.Wait()
 	return errors.Join(errs...)
 }
 
-// ServeDNS implements dns.Handler.
-func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	select {
-	case n.slots <- struct{}{}:
-		defer func() { <-n.slots }()
-	default:
-		return
-	}
-	if a := n.own(q); a != nil {
-		w.WriteMsg(a)
-		return
-	}
-	network := w.LocalAddr().Network()
-	a, err := n.ask(network, q)
-	if err != nil {
-		a = new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
-	}
-	a.Id = q.Id
-	if network == "udp" {
-		size := uint16(dns.MinMsgSize)
-		if o := q.IsEdns0(); o != nil {
-			size = max(o.UDPSize(), size)
+// serveUDP answers each datagram in a goroutine of its own, as far as there are any.
+func (n *nameServer) serveUDP(c net.PacketConn) {
+	buf := make([]byte, maxMessage)
+	for {
+		size, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
 		}
-		a.Truncate(int(min(size, ether.MaxMTU)))
+		query := bytes.Clone(buf[:size])
+		n.start(n.queries, func() {
+			if a := n.answer("udp", query); a != nil {
+				c.WriteTo(a, from)
+			}
+		})
 	}
-	w.WriteMsg(a)
 }
 
-// own answers questions for the names of the gateway's own domain, nil for
-// others. A VM's name is also known without the domain.
-func (n *nameServer) own(q *dns.Msg) *dns.Msg {
-	if len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
-		return new(dns.Msg).SetRcode(q, dns.RcodeRefused)
+// serveTCP takes connections.
+func (n *nameServer) serveTCP(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if !n.start(n.conns, func() { n.serveConn(c) }) {
+			c.Close()
+		}
 	}
-	question := q.Question[0]
-	name := strings.ToLower(strings.TrimSuffix(question.Name, "."))
+}
+
+// serveConn answers a connection's queries, one after the other.
+func (n *nameServer) serveConn(c net.Conn) {
+	defer c.Close()
+	defer context.AfterFunc(n.g.ctx, func() { c.Close() })()
+	for {
+		c.SetDeadline(time.Now().Add(idleTimeout))
+		query, err := readMessage(c)
+		if err != nil {
+			return
+		}
+		a := n.answer("tcp", query)
+		c.SetDeadline(time.Now().Add(idleTimeout))
+		if a == nil || writeMessage(c, a) != nil {
+			return
+		}
+	}
+}
+
+// start runs do in a goroutine, and reports false if there are too many, or the
+// gateway is being closed.
+func (n *nameServer) start(slots chan struct{}, do func()) bool {
+	select {
+	case slots <- struct{}{}:
+	default:
+		return false
+	}
+	if !n.g.enter() {
+		<-slots
+		return false
+	}
+	go func() {
+		defer n.g.group.Done()
+		defer func() { <-slots }()
+		do()
+	}()
+	return true
+}
+
+// answer returns what a query gets, nil if that is nothing.
+func (n *nameServer) answer(network string, message []byte) []byte {
+	q, err := parseQuery(message)
+	if err != nil {
+		return nil
+	}
+	a, err := n.own(q)
+	if a == nil && err == nil {
+		a, err = n.ask(network, q)
+	}
+	if err != nil {
+		a, err = q.reply(dnsmessage.RCodeServerFailure, nil)
+	}
+	if err == nil && network == "udp" && len(a) > int(min(q.room, ether.MaxMTU)) {
+		a, err = q.truncated(a)
+	}
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
+// own answers questions for the names of the gateway's own domain, with nil for
+// others. A VM's name is also known without the domain.
+func (n *nameServer) own(q *query) ([]byte, error) {
+	if len(q.questions) != 1 || q.header.OpCode != 0 {
+		return q.reply(dnsmessage.RCodeRefused, nil)
+	}
+	question := q.questions[0]
+	name := strings.ToLower(strings.TrimSuffix(question.Name.String(), "."))
 	short, inside := strings.CutSuffix(name, "."+Domain)
 	if !inside && (strings.Contains(name, ".") || name == "") {
-		return nil
+		return nil, nil
 	}
 	addr, known := n.g.leases.find(short)
 	if short == "host" && inside {
@@ -132,34 +187,29 @@ func (n *nameServer) own(q *dns.Msg) *dns.Msg {
 		// so by IPv4, and many programs try but one address.
 		addr, known = n.g.router4, true
 	}
-	if !known && !inside {
-		return nil
-	}
-	a := new(dns.Msg).SetReply(q)
-	a.Authoritative, a.RecursionAvailable = true, true
 	switch {
+	case !known && !inside:
+		return nil, nil
 	case !known:
-		a.Rcode = dns.RcodeNameError
-	case question.Qtype == dns.TypeA:
-		h := dns.RR_Header{Name: question.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: nameTTL}
-		a.Answer = append(a.Answer, &dns.A{Hdr: h, A: addr.AsSlice()})
+		return q.reply(dnsmessage.RCodeNameError, nil)
+	case question.Type == dnsmessage.TypeA:
+		return q.reply(dnsmessage.RCodeSuccess, &dnsmessage.AResource{A: addr.As4()})
 	}
-	return a
+	return q.reply(dnsmessage.RCodeSuccess, nil)
 }
 
 // errNoResolver says that there is nobody to ask.
 var errNoResolver = errors.New("the host has no name server")
 
 // ask passes a query on to the host's resolvers, one after the other.
-func (n *nameServer) ask(network string, q *dns.Msg) (*dns.Msg, error) {
+func (n *nameServer) ask(network string, q *query) ([]byte, error) {
 	if n.g.cfg.Policy.NoNames {
-		return new(dns.Msg).SetRcode(q, dns.RcodeRefused), nil
+		return q.reply(dnsmessage.RCodeRefused, nil)
 	}
-	client := dns.Client{Net: network, Timeout: queryTimeout, UDPSize: dns.MaxMsgSize}
 	err := errNoResolver
 	for _, server := range n.hostResolvers() {
-		var a *dns.Msg
-		if a, _, err = client.ExchangeContext(n.g.ctx, q, server); err == nil {
+		var a []byte
+		if a, err = q.exchange(n.g.ctx, network, server); err == nil {
 			return a, nil
 		}
 	}
@@ -187,18 +237,15 @@ func (n *nameServer) hostResolvers() []string {
 // readResolvers reads the name servers of a resolv.conf; a host without one has
 // none.
 func readResolvers(path string) []string {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	c, err := dns.ClientConfigFromReader(f)
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil
 	}
 	var out []string
-	for _, s := range c.Servers {
-		out = append(out, net.JoinHostPort(s, c.Port))
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+			out = append(out, net.JoinHostPort(f[1], "53"))
+		}
 	}
 	return out
 }

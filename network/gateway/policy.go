@@ -10,19 +10,20 @@ import (
 
 // Rule allows or denies destinations.
 type Rule struct {
-	Allow       bool
-	Net         netip.Prefix
-	First, Last uint16 // ports
+	Allow bool         `json:"allow,omitempty"`
+	Net   netip.Prefix `json:"net"`
+	First uint16       `json:"first"` // port
+	Last  uint16       `json:"last"`  // port
 }
 
 // Policy says where a guest may connect to. The first rule that fits decides;
 // where none does, everything but the host itself and its links is allowed,
 // unless Restrict is set.
 type Policy struct {
-	Rules    []Rule
-	Restrict bool
+	Rules    []Rule `json:"rules,omitempty"`
+	Restrict bool   `json:"restrict,omitempty"`
 	// NoNames keeps the name server from asking others.
-	NoNames bool
+	NoNames bool `json:"noNames,omitempty"`
 }
 
 var (

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/iovec"
 )
 
 // Publication is a port of the host's that leads to one of the guest's.
@@ -291,7 +293,7 @@ func (s *publications) answer(d *datagram, b []byte) bool {
 	}
 	c.used.Store(clock())
 	b = b[:d.size]
-	copyFrom(b, d.payload, 0)
+	iovec.Gather(b, d.payload)
 	for ; len(b) > d.segment; b = b[d.segment:] {
 		c.conn.WriteToUDPAddrPort(b[:d.segment], c.addr)
 	}

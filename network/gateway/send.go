@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -33,7 +34,8 @@ type datagram struct {
 
 // scratch is a Send's memory.
 type scratch struct {
-	head [maxHeaders]byte
+	head  [maxHeaders]byte
+	parts [][]byte // of a packet that is copied
 	datagram
 }
 
@@ -43,8 +45,8 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 func (g *Gateway) Send(queue int, h ether.Header, parts [][]byte) {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	head := s.head[:ether.Gather(s.head[:], parts)]
-	size := ether.Size(parts)
+	head := s.head[:iovec.Gather(s.head[:], parts)]
+	size := iovec.Len(parts)
 	if len(head) < ether.FrameHeader || size > ether.MaxFrame {
 		return
 	}
@@ -65,7 +67,8 @@ func (g *Gateway) Send(queue int, h ether.Header, parts [][]byte) {
 	// The rest is copied, and only then looked at.
 	v := buffer.NewViewSize(size - ether.FrameHeader)
 	packet := v.AsSlice()
-	copyFrom(packet, parts, ether.FrameHeader)
+	s.parts = iovec.Skip(s.parts[:0], parts, ether.FrameHeader)
+	iovec.Gather(packet, s.parts)
 	if !valid(kind, h, packet) {
 		v.Release()
 		return
@@ -76,18 +79,6 @@ func (g *Gateway) Send(queue int, h ether.Header, parts [][]byte) {
 		return
 	}
 	g.link.inject(kind, v)
-}
-
-// copyFrom fills to with what comes after the first skip bytes of the parts.
-func copyFrom(to []byte, parts [][]byte, skip int) {
-	for _, p := range parts {
-		if skip >= len(p) {
-			skip -= len(p)
-			continue
-		}
-		to = to[copy(to, p[skip:]):]
-		skip = 0
-	}
 }
 
 // local tells whether a datagram is for the gateway itself, or for nobody in
@@ -140,8 +131,8 @@ func (d *datagram) parseUDP(kind uint16, head []byte) (start int, ok bool) {
 // cut off or its checksum is wrong.
 func (d *datagram) take(h ether.Header, head []byte, parts [][]byte, start int) bool {
 	udp := header.UDP(head[start-header.UDPMinimumSize:])
-	d.payload = clip(ether.Skip(d.payload, parts, start), d.size)
-	if ether.Size(d.payload) < d.size {
+	d.payload = iovec.Cut(d.payload[:0], parts, int64(start), int64(d.size)) // a frame may be padded
+	if iovec.Len(d.payload) < d.size {
 		return false
 	}
 	d.segment = d.size
@@ -154,18 +145,6 @@ func (d *datagram) take(h ether.Header, head []byte, parts [][]byte, start int) 
 	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, address(d.from.Addr()), address(d.to.Addr()), udp.Length())
 	sum = checksum.Checksum(udp[:header.UDPMinimumSize], sum)
 	return checksum.Combine(sum, ether.Checksum(d.payload)) == 0xffff
-}
-
-// clip cuts the parts to n bytes: a frame may be padded.
-func clip(parts [][]byte, n int) [][]byte {
-	for i, p := range parts {
-		if n <= len(p) {
-			parts[i] = p[:n]
-			return parts[:i+1]
-		}
-		n -= len(p)
-	}
-	return parts
 }
 
 // valid checks what the stack does not check any more: the checksums. A frame

@@ -248,18 +248,7 @@ func TestNeighbors(t *testing.T) {
 
 // TestNames asks the name server.
 func TestNames(t *testing.T) {
-	upstream := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		a := new(dns.Msg).SetReply(q)
-		a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, 2, 1)})
-		w.WriteMsg(a)
-	})}
-	var err error
-	if upstream.PacketConn, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	go upstream.ActivateAndServe()
-	defer upstream.Shutdown()
-	resolver := upstream.PacketConn.LocalAddr().(*net.UDPAddr).AddrPort()
+	upstream := startResolver(t)
 	dead := netip.MustParseAddrPort("127.0.0.1:9")
 	for _, c := range []struct {
 		name string
@@ -271,31 +260,132 @@ func TestNames(t *testing.T) {
 		{"a VM", Config{Hostname: "dev"}, "dev.vmm.internal.", "10.0.2.15"},
 		{"a VM without the domain, in capitals", Config{Hostname: "dev"}, "DEV.", "10.0.2.15"},
 		{"nobody", Config{}, "nobody.vmm.internal.", "NXDOMAIN"},
-		{"the world", Config{Resolvers: []netip.AddrPort{resolver}}, "example.org.", "192.0.2.1"},
-		{"the second resolver", Config{Resolvers: []netip.AddrPort{dead, resolver}}, "example.org.", "192.0.2.1"},
+		{"the world", Config{Resolvers: []netip.AddrPort{upstream}}, "example.org.", "192.0.2.1"},
+		{"much of the world", Config{Resolvers: []netip.AddrPort{upstream}}, "many.example.org.", "192.0.2.1"},
+		{"the second resolver", Config{Resolvers: []netip.AddrPort{dead, upstream}}, "example.org.", "192.0.2.1"},
 		{"no resolver", Config{Resolvers: []netip.AddrPort{dead}}, "example.org.", "SERVFAIL"},
-		{"not allowed", Config{Resolvers: []netip.AddrPort{resolver}, Policy: Policy{NoNames: true}}, "example.org.", "REFUSED"},
+		{"not allowed", Config{Resolvers: []netip.AddrPort{upstream}, Policy: Policy{NoNames: true}}, "example.org.", "REFUSED"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, guest := start(t, c.cfg)
-			conn, err := gonet.DialUDP(guest.Stack, nil, &tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}, ipv4.ProtocolNumber)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			client := dns.Client{Timeout: 10 * time.Second}
-			a, _, err := client.ExchangeWithConnContext(context.Background(), new(dns.Msg).SetQuestion(c.ask, dns.TypeA), &dns.Conn{Conn: conn})
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := dns.RcodeToString[a.Rcode]
-			for _, rr := range a.Answer {
-				got += " " + rr.(*dns.A).A.String()
-			}
-			if !strings.Contains(got, c.want) {
-				t.Errorf("got %s, want %s", got, c.want)
-			}
-		})
+		for _, network := range []string{"udp", "tcp"} {
+			t.Run(c.name+" by "+network, func(t *testing.T) {
+				_, guest := start(t, c.cfg)
+				a := askNames(t, guest, network, new(dns.Msg).SetQuestion(c.ask, dns.TypeA))
+				got := dns.RcodeToString[a.Rcode]
+				for _, rr := range a.Answer {
+					got += " " + rr.(*dns.A).A.String()
+				}
+				if a.Truncated && network == "udp" && c.ask == "many.example.org." {
+					return // it is asked again by TCP
+				}
+				if !strings.Contains(got, c.want) || a.Truncated {
+					t.Errorf("got %s, want %s", got, c.want)
+				}
+			})
+		}
+	}
+}
+
+// manyAddresses is more than fits in a datagram.
+const manyAddresses = 300
+
+// startResolver starts a name server on the host, and returns its address.
+func startResolver(t *testing.T) netip.AddrPort {
+	t.Helper()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetReply(q)
+		count := 1
+		if strings.HasPrefix(q.Question[0].Name, "many") {
+			count = manyAddresses
+		}
+		for n := range count {
+			a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, byte(2+n/256), byte(1+n))})
+		}
+		w.WriteMsg(a)
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	c, err := net.ListenPacket("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*dns.Server{{Listener: l, Handler: handler}, {PacketConn: c, Handler: handler}} {
+		begun := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(begun) }
+		go s.ActivateAndServe()
+		<-begun
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return at
+}
+
+// askNames sends the gateway's name server a query.
+func askNames(t *testing.T, guest *networktest.Guest, network string, q *dns.Msg) *dns.Msg {
+	t.Helper()
+	at := tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}
+	var conn net.Conn
+	var err error
+	if network == "udp" {
+		conn, err = gonet.DialUDP(guest.Stack, nil, &at, ipv4.ProtocolNumber)
+	} else {
+		conn, err = gonet.DialTCP(guest.Stack, at, ipv4.ProtocolNumber)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := dns.Client{Net: network, Timeout: 10 * time.Second, UDPSize: 8192}
+	a, _, err := client.ExchangeWithConnContext(context.Background(), q, &dns.Conn{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestTruncated wants an answer of which a datagram has no room for all to say so, and
+// one that the guest has room for to be whole.
+func TestTruncated(t *testing.T) {
+	_, guest := start(t, Config{Resolvers: []netip.AddrPort{startResolver(t)}})
+	q := new(dns.Msg).SetQuestion("many.example.org.", dns.TypeA)
+	if a := askNames(t, guest, "udp", q); !a.Truncated || a.Len() > dns.MinMsgSize {
+		t.Errorf("without room: truncated %v, %d bytes", a.Truncated, a.Len())
+	}
+	if a := askNames(t, guest, "tcp", q); a.Truncated || len(a.Answer) != manyAddresses {
+		t.Errorf("by TCP: truncated %v, %d addresses", a.Truncated, len(a.Answer))
+	}
+}
+
+// TestNoQuery sends what is no query, and then one.
+func TestNoQuery(t *testing.T) {
+	_, guest := start(t, Config{})
+	at := tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}
+	conn, err := gonet.DialUDP(guest.Stack, nil, &at, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := new(dns.Msg).SetReply(new(dns.Msg).SetQuestion("host.vmm.internal.", dns.TypeA)).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range [][]byte{{0}, make([]byte, 11), bytes.Repeat([]byte{0xff}, 100), answer, append(make([]byte, 5), 9, 0, 9, 0, 9, 0, 9)} {
+		if _, err := conn.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		q    *dns.Msg
+		want int
+	}{
+		{&dns.Msg{MsgHdr: dns.MsgHdr{Id: 1}}, dns.RcodeRefused},
+		{&dns.Msg{MsgHdr: dns.MsgHdr{Id: 2, Opcode: dns.OpcodeUpdate}, Question: []dns.Question{{Name: "x.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}}, dns.RcodeRefused},
+		{new(dns.Msg).SetQuestion("host.vmm.internal.", dns.TypeAAAA), dns.RcodeSuccess},
+	} {
+		if a := askNames(t, guest, "udp", c.q); a.Rcode != c.want || len(a.Answer) != 0 {
+			t.Errorf("%v: got %v", c.q, a)
+		}
 	}
 }
 
@@ -307,98 +397,6 @@ func TestReadResolvers(t *testing.T) {
 	}
 	if got := readResolvers(path + "x"); got != nil {
 		t.Errorf("%v", got)
-	}
-}
-
-// TestPolicy holds destinations against rules.
-func TestPolicy(t *testing.T) {
-	for _, c := range []struct {
-		rules   string // allow and deny, + and -
-		to      string
-		allowed bool
-	}{
-		{"", "192.0.2.1:80", true},
-		{"", "10.0.2.2:80", false}, // the host's loopback
-		{"", "127.0.0.1:80", false},
-		{"", "127.9.9.9:80", false},
-		{"", "0.0.0.0:80", false},
-		{"", "0.1.2.3:80", false},
-		{"", "169.254.169.254:80", false},
-		{"", "[::1]:80", false},
-		{"", "[::]:80", false},
-		{"", "[fe80::1]:80", false},
-		{"", "[::ffff:127.0.0.1]:80", false},
-		{"", "[fd00:766d:6d::2]:80", false},
-		{"", "224.0.0.1:80", false},
-		{"", "10.0.2.77:80", false}, // the guest's own network
-		{"", "[2001:db8::1]:80", true},
-		{"+host:8080", "10.0.2.2:8080", true},
-		{"+host:8080", "[fd00:766d:6d::2]:8080", true},
-		{"+host:8080", "10.0.2.2:8081", false},
-		{"+127.0.0.1", "10.0.2.2:1", true},
-		{"+host:8000-8080", "10.0.2.2:8040", true},
-		{"+169.254.169.254:80", "169.254.169.254:80", true},
-		{"-192.0.2.0/24", "192.0.2.1:80", false},
-		{"-192.0.2.0/24", "192.0.3.1:80", true},
-		{"+192.0.2.1 -192.0.2.0/24", "192.0.2.1:80", true},
-		{"-192.0.2.0/24 +192.0.2.1", "192.0.2.1:80", false},
-		{"-0.0.0.0/0:25", "192.0.2.1:25", false},
-		{"restrict", "192.0.2.1:80", false},
-		{"restrict +192.0.2.0/24:443", "192.0.2.1:443", true},
-		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:443", true},
-		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:80", false},
-		{"restrict +2001:db8::1", "[2001:db8::1]:80", true},
-	} {
-		var p Policy
-		for _, r := range strings.Fields(c.rules) {
-			if r == "restrict" {
-				p.Restrict = true
-			} else if err := p.ParseRule(r[0] == '+', r[1:]); err != nil {
-				t.Fatal(err)
-			}
-		}
-		g := &Gateway{cfg: Config{Subnet: DefaultSubnet, Policy: p}, router4: router4, router6: router6, subnet6: subnet6(DefaultSubnet)}
-		if _, ok := g.target(netip.MustParseAddrPort(c.to)); ok != c.allowed {
-			t.Errorf("%q: %s is allowed: %v", c.rules, c.to, ok)
-		}
-	}
-	for _, s := range []string{"", "x", "1.2.3.4:x", "1.2.3.4:80-70", "1.2.3.4:99999", "[::1]80", "1.2.3.0/33"} {
-		if err := new(Policy).ParseRule(true, s); err == nil {
-			t.Errorf("%q was accepted", s)
-		}
-	}
-}
-
-func TestParsePublication(t *testing.T) {
-	for s, want := range map[string]string{
-		"8080:80": "[::]:8080:80", "127.0.0.1:8080:80": "127.0.0.1:8080:80", "[::1]:53:53/udp": "[::1]:53:53/udp", "0:22/tcp": "[::]:0:22",
-		"": "", "80": "", "80:": "", "80:0": "", "x:80": "", "80:80/sctp": "", "1.2.3:80:80": "", "70000:80": "",
-	} {
-		p, err := ParsePublication(s)
-		if want == "" != (err != nil) || err == nil && p.String() != want {
-			t.Errorf("%q: %v, %v", s, p, err)
-		}
-		if err == nil {
-			if again, err := ParsePublication(p.String()); err != nil || again != p {
-				t.Errorf("%q is written as %v, which is %v, %v", s, p, again, err)
-			}
-		}
-	}
-}
-
-func TestNew(t *testing.T) {
-	for _, c := range []Config{{MTU: 100}, {MTU: 70000}, {Subnet: netip.MustParsePrefix("10.0.0.0/30")}, {Subnet: netip.MustParsePrefix("fd00::/64")}} {
-		if _, err := New(c); err == nil {
-			t.Errorf("%+v was accepted", c)
-		}
-	}
-}
-
-func TestSubnet6(t *testing.T) {
-	for s, want := range map[string]string{"10.0.2.0/24": "fd00:766d:6d::/64", "10.9.0.0/16": "fd00:766d:6d:900::/64", "192.168.5.0/24": "fd00:766d:6d:a805::/64"} {
-		if got := subnet6(netip.MustParsePrefix(s)); got.String() != want {
-			t.Errorf("%s: %v, want %s", s, got, want)
-		}
 	}
 }
 

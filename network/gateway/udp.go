@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -17,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -60,6 +60,7 @@ type udpFlow struct {
 	datagram *datagram
 	write    func(fd uintptr) bool
 	iov      [maxIovecs]unix.Iovec
+	parts    [][]byte // of one datagram
 	msg      unix.Msghdr
 	cmsg     [cmsgSpace]byte
 	err      error
@@ -246,26 +247,14 @@ func (f *udpFlow) writeDatagram(fd uintptr) bool {
 	if f.together(fd, d) {
 		return true
 	}
-	part, at := 0, 0
-	for done := 0; done < d.size || done == 0; {
-		n := 0
-		left := min(d.segment, d.size-done)
-		for done += left; left > 0 && n < maxIovecs; {
-			b := d.payload[part][at:]
-			b = b[:min(left, len(b))]
-			f.iov[n].Base = unsafe.SliceData(b)
-			f.iov[n].SetLen(len(b))
-			n++
-			left -= len(b)
-			if at += len(b); at == len(d.payload[part]) {
-				part, at = part+1, 0
-			}
-		}
-		if left > 0 {
+	for done := 0; done < d.size || done == 0; done += d.segment {
+		f.parts = iovec.Cut(f.parts[:0], d.payload, int64(done), int64(min(d.segment, d.size-done)))
+		if len(f.parts) > maxIovecs {
 			f.err = unix.EMSGSIZE // cut finer than anybody does
 			return true
 		}
-		f.msg = unix.Msghdr{Iov: &f.iov[0], Iovlen: uint64(n)}
+		iov := iovec.Append(f.iov[:0], f.parts...)
+		f.msg = unix.Msghdr{Iov: &f.iov[0], Iovlen: uint64(len(iov))}
 		if f.err = f.sendmsg(fd); f.err != nil {
 			return true
 		}

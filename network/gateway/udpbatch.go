@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/iovec"
 )
 
 const (
@@ -34,7 +36,7 @@ func (b *udpBatch) add(d *datagram) bool {
 		d.dontFragment != b.first.dontFragment || d.mac != b.first.mac || b.n == maxBatch {
 		return false
 	}
-	copyFrom(b.data[b.n*d.size:][:d.size], d.payload, 0)
+	iovec.Gather(b.data[b.n*d.size:][:d.size], d.payload)
 	b.n++
 	return true
 }
@@ -47,7 +49,7 @@ func (b *udpBatch) begin(f *udpFlow, d *datagram) bool {
 	}
 	b.flow, b.first, b.n = f, *d, 1
 	b.first.payload = nil
-	copyFrom(b.data[:d.size], d.payload, 0)
+	iovec.Gather(b.data[:d.size], d.payload)
 	return true
 }
 
@@ -81,15 +83,12 @@ func (f *udpFlow) together(fd uintptr, d *datagram) bool {
 	if d.size <= d.segment || d.segment > batchSize || d.size > maxBatch*d.segment || d.size > maxDatagram || len(d.payload) > maxIovecs {
 		return false
 	}
-	for i, p := range d.payload {
-		f.iov[i].Base = unsafe.SliceData(p)
-		f.iov[i].SetLen(len(p))
-	}
+	iov := iovec.Append(f.iov[:0], d.payload...)
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&f.cmsg))
 	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
 	h.SetLen(unix.SizeofCmsghdr + 2)
 	binary.NativeEndian.PutUint16(f.cmsg[unix.SizeofCmsghdr:], uint16(d.segment))
-	f.msg = unix.Msghdr{Iov: &f.iov[0], Iovlen: uint64(len(d.payload)), Control: &f.cmsg[0], Controllen: cmsgSpace}
+	f.msg = unix.Msghdr{Iov: &f.iov[0], Iovlen: uint64(len(iov)), Control: &f.cmsg[0], Controllen: cmsgSpace}
 	err := f.sendmsg(fd)
 	if err == unix.EINVAL || err == unix.EIO { // the path's MTU is smaller, or its device cannot
 		return false

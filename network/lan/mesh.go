@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -180,11 +181,11 @@ func (p *peer) send(_ int, h ether.Header, parts [][]byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.Encode(p.header[:])
-	n := ether.PutIovecs(p.iov[:], p.header[:], parts)
-	if n == 0 {
+	if len(parts) >= len(p.iov) {
 		return true // finer than any driver has it
 	}
-	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(n)}
+	iov := iovec.Append(iovec.Append(p.iov[:0], p.header[:]), parts...)
+	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(len(iov))}
 	p.conn.SetWriteDeadline(time.Now().Add(patience)) // a slow one too: an old deadline would keep it from the try
 	err := p.raw.Write(p.write)
 	p.slow = errors.Is(err, os.ErrDeadlineExceeded) || p.slow && p.errno == unix.EAGAIN

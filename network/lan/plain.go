@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -38,7 +39,7 @@ func (p *plain) send(_ int, h ether.Header, parts [][]byte) bool {
 	if len(p.frame) == 0 {
 		p.frame = make([]byte, ether.MaxFrame)
 	}
-	n := ether.Gather(p.frame, parts)
+	n := iovec.Gather(p.frame, parts)
 	h, err := ether.Check(h, p.frame[:n])
 	switch {
 	case err != nil:
@@ -143,7 +144,7 @@ func (c chanCloser) Close() error {
 func (s *Switch) stream(c *net.UnixConn) (serve func()) {
 	var length [4]byte
 	out := &plain{write: func(frame [][]byte) error {
-		binary.BigEndian.PutUint32(length[:], uint32(ether.Size(frame)))
+		binary.BigEndian.PutUint32(length[:], uint32(iovec.Len(frame)))
 		c.SetWriteDeadline(time.Now().Add(writeTimeout))
 		buffers := net.Buffers(append([][]byte{length[:]}, frame...))
 		_, err := buffers.WriteTo(c)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -110,7 +111,7 @@ func (s *Switch) disown(c io.Closer) {
 // that has no room. What is for all is not waited for.
 func (s *Switch) forward(from *port, queue int, h ether.Header, parts [][]byte) bool {
 	var head [12]byte
-	if ether.Gather(head[:], parts) < len(head) {
+	if iovec.Gather(head[:], parts) < len(head) {
 		return true
 	}
 	dst, src := ether.MAC(head[:6]), ether.MAC(head[6:])

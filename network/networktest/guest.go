@@ -23,6 +23,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -128,15 +129,15 @@ func (g *Guest) Receive(_ uint32, h ether.Header, parts [][]byte) bool {
 	if g.Full.Load() {
 		return false
 	}
-	frame := make([]byte, ether.Size(parts))
-	ether.Gather(frame, parts)
+	frame := make([]byte, iovec.Len(parts))
+	iovec.Gather(frame, parts)
 	if !g.passes(false, h, frame) {
 		return true
 	}
 	if h.Segmented() {
 		ether.Segment(h, frame, false, func(_ ether.Header, s [][]byte) {
-			one := make([]byte, ether.Size(s))
-			ether.Gather(one, s)
+			one := make([]byte, iovec.Len(s))
+			iovec.Gather(one, s)
 			g.inject(one)
 		})
 		return true

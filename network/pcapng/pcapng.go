@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 )
 
@@ -142,7 +143,7 @@ func (w *Writer) Tap(link ether.Link, name string) ether.Link {
 func (w *Writer) packet(id uint32, flags uint32, parts [][]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := ether.Size(parts)
+	n := iovec.Len(parts)
 	now := uint64(time.Now().UnixNano())
 	total := uint32(packetHeader + n + padding(n) + 12 + 4)
 	h, le := w.header[:], binary.LittleEndian

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/network/iface"
 )
@@ -173,8 +174,9 @@ func (l *Link) Send(queue int, h ether.Header, parts [][]byte) {
 	h.Encode(q.header[:])
 	// Lost if it cannot be sent, as on any network, and if it is in more parts
 	// than any driver makes.
-	if n := ether.PutIovecs(q.iov[:], q.header[:], parts); n > 0 {
-		unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov)), uintptr(n))
+	if len(parts) < len(q.iov) {
+		iov := iovec.Append(iovec.Append(q.iov[:0], q.header[:]), parts...)
+		unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(&q.iov)), uintptr(len(iov)))
 	}
 }
 

@@ -139,15 +139,13 @@ func Copy(from, to storage.Disk, progress Progress) error {
 // sparseUnit is how much must be zero not to be written.
 const sparseUnit = 64 << 10
 
-var zeros [sparseUnit]byte
-
 // writeData writes b to an empty disk, but for what is zero.
 func writeData(to storage.Disk, b []byte, off int64) error {
 	for len(b) > 0 {
 		n := 0
 		for n < len(b) {
 			unit := b[n:min(n+sparseUnit, len(b))]
-			if bytes.Equal(unit, zeros[:len(unit)]) {
+			if storage.IsZero(unit) {
 				break
 			}
 			n += len(unit)

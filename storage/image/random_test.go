@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmm/storage"
 )
 
 // qemuImg runs qemu-img, which must succeed.
@@ -131,7 +133,7 @@ func (m *model) discarded(off, n int64) {
 	m.check("read", m.img.ReadV([][]byte{b}, off))
 	for at := int64(0); at < n; at += 512 {
 		s := b[at : at+512]
-		if !bytes.Equal(s, zeros[:512]) && !bytes.Equal(s, m.data[off+at:off+at+512]) {
+		if !storage.IsZero(s) && !bytes.Equal(s, m.data[off+at:off+at+512]) {
 			m.t.Fatalf("sector at %d is neither what it was nor zero after a discard", off+at)
 		}
 	}

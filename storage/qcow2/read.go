@@ -9,6 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"vmm/internal/iovec"
 	"vmm/storage"
 )
 
@@ -31,7 +32,7 @@ func (i *Image) TryReadV(v [][]byte, off int64) (bool, error) {
 }
 
 func (i *Image) read(v [][]byte, off int64, try bool) error {
-	total := storage.VecLen(v)
+	total := int64(iovec.Len(v))
 	if err := storage.CheckRange(off, total, i.Size()); err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (i *Image) read(v [][]byte, off int64, try bool) error {
 			err = i.readRun(r, v, off, try)
 		} else {
 			p := vectors.Get().(*[][]byte)
-			*p = storage.Cut((*p)[:0], v, done, r.n)
+			*p = iovec.Cut((*p)[:0], v, done, r.n)
 			err = i.readRun(r, *p, off+done, try)
 			clear(*p)
 			vectors.Put(p)
@@ -94,7 +95,7 @@ func (i *Image) readRun(r run, v [][]byte, off int64, try bool) error {
 	case r.kind == kindCompressed:
 		return i.readCompressed(r.entry, v, off&(i.cluster-1))
 	case r.kind == kindZero || i.backing == nil || off >= i.backing.Size():
-		storage.Clear(v)
+		iovec.Clear(v)
 		return nil
 	default:
 		return i.readBacking(v, off, try)
@@ -107,12 +108,12 @@ func (i *Image) readRun(r run, v [][]byte, off int64, try bool) error {
 
 // readBacking reads what the backing disk has; it may be shorter.
 func (i *Image) readBacking(v [][]byte, off int64, try bool) error {
-	n := storage.VecLen(v)
+	n := int64(iovec.Len(v))
 	have := min(n, i.backing.Size()-off)
 	if have < n {
-		tail := storage.Cut(nil, v, have, n-have)
-		storage.Clear(tail)
-		v = storage.Cut(nil, v, 0, have)
+		tail := iovec.Cut(nil, v, have, n-have)
+		iovec.Clear(tail)
+		v = iovec.Cut(nil, v, 0, have)
 	}
 	if !try {
 		return i.backing.ReadV(v, off)
@@ -152,7 +153,7 @@ func (i *Image) readCompressed(entry uint64, v [][]byte, in int64) error {
 	defer c.mu.Unlock()
 	for n := range c.kept {
 		if k := &c.kept[n]; k.entry == entry && k.data != nil {
-			scatter(v, k.data[in:])
+			iovec.Scatter(v, k.data[in:])
 			return nil
 		}
 	}
@@ -171,7 +172,7 @@ func (i *Image) readCompressed(entry uint64, v [][]byte, in int64) error {
 		return corrupt("the compressed cluster at %#x: %v", at, err)
 	}
 	k.entry = entry
-	scatter(v, k.data[in:])
+	iovec.Scatter(v, k.data[in:])
 	return nil
 }
 
@@ -181,12 +182,6 @@ func (i *Image) forgetUnpacked() {
 	defer i.unpacked.mu.Unlock()
 	for n := range i.unpacked.kept {
 		i.unpacked.kept[n].entry = 0
-	}
-}
-
-func scatter(v [][]byte, from []byte) {
-	for _, b := range v {
-		from = from[copy(b, from):]
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"vmm/internal/iovec"
 	"vmm/storage"
 )
 
@@ -17,7 +18,7 @@ func (i *Image) change(off, n int64) error {
 
 // WriteV implements storage.Disk.
 func (i *Image) WriteV(v [][]byte, off int64) error {
-	total := storage.VecLen(v)
+	total := int64(iovec.Len(v))
 	if err := i.change(off, total); err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func (i *Image) write(v [][]byte, off, total int64) error {
 		var p *[][]byte
 		if r.n < total {
 			p = vectors.Get().(*[][]byte)
-			*p = storage.Cut((*p)[:0], v, done, r.n)
+			*p = iovec.Cut((*p)[:0], v, done, r.n)
 			part = *p
 		}
 		n := r.n
@@ -84,7 +85,7 @@ func (i *Image) writeNew(v [][]byte, off, n int64) (int64, error) {
 		return 0, err
 	}
 	end := min(off+n, (p.first+p.clusters)<<i.bits)
-	err = i.fill(p, storage.Cut(nil, v, 0, end-off), off, end)
+	err = i.fill(p, iovec.Cut(nil, v, 0, end-off), off, end)
 	if err = i.settle(p, err); err != nil {
 		return 0, err
 	}
@@ -268,9 +269,6 @@ func (i *Image) WriteZeroes(off, n int64, unmap bool) error {
 	return i.tidy()
 }
 
-// zeros is what writeZeros writes.
-var zeros [64 << 10]byte
-
 // writeZeros writes zeros where something else is.
 func (i *Image) writeZeros(off, end int64) error {
 	for off < end {
@@ -279,8 +277,8 @@ func (i *Image) writeZeros(off, end int64) error {
 			return err
 		}
 		if !i.empty(r, off) {
-			r.n = min(r.n, int64(len(zeros)))
-			if err := i.write([][]byte{zeros[:r.n]}, off, r.n); err != nil {
+			r.n = min(r.n, storage.MaxZeros)
+			if err := i.write([][]byte{storage.Zeros(int(r.n))}, off, r.n); err != nil {
 				return err
 			}
 		}

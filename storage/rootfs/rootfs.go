@@ -10,19 +10,17 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/therootcompany/xz"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/decompress"
+	"vmm/storage/ext4"
 )
 
-// maxSize is the largest disk: metadata is laid out for it.
-const maxSize = 1 << 40
-
 // Build writes an ext4 file system with the files of source, a directory or a
-// tar archive (plain, gzip, zstd or xz), to an empty file, and leaves free
+// tar archive, plain or compressed, to an empty file, and leaves free
 // bytes of room in it. The file is sparse.
 //
 // Files that belong to the user who makes it belong to root in it, unless that
@@ -32,11 +30,45 @@ func Build(source string, out *os.File, free int64) error {
 	if err != nil {
 		return err
 	}
-	err = tar2ext4.Convert(r, out, tar2ext4.MaximumDiskSize(maxSize))
+	err = build(tar.NewReader(r), out, free)
 	if err = errors.Join(err, closeSource()); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
-	return grow(out, free)
+	return nil
+}
+
+// build makes the file system of an archive.
+func build(r *tar.Reader, out *os.File, free int64) error {
+	w, err := ext4.NewWriter(out)
+	if err != nil {
+		return err
+	}
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return w.Close(free)
+		}
+		if err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeLink {
+			err = w.Link(h.Linkname, h.Name)
+		} else if kind, ok := fileKinds[h.Typeflag]; ok {
+			err = w.Create(h.Name, ext4.Attributes{
+				Mode: kind | uint16(h.Mode)&0o7777, UID: uint32(h.Uid), GID: uint32(h.Gid), Modified: h.ModTime,
+				Target: h.Linkname, Major: uint32(h.Devmajor), Minor: uint32(h.Devminor), Xattrs: recordedXattrs(h),
+			}, r)
+		} // what else there is in archives is no file
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// fileKinds are the types of files, by those of entries.
+var fileKinds = map[byte]uint16{
+	tar.TypeReg: unix.S_IFREG, tar.TypeCont: unix.S_IFREG, tar.TypeGNUSparse: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR,
+	tar.TypeSymlink: unix.S_IFLNK, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
 }
 
 // IsTar tells whether a file is a tar archive, plain or compressed.
@@ -67,28 +99,16 @@ func open(source string) (r io.Reader, close func() error, err error) {
 		return pr, pr.Close, nil
 	}
 	b := bufio.NewReader(f)
-	head, _ := b.Peek(6)
-	r, err = decompress(b, string(head))
+	head, _ := b.Peek(decompress.HeadSize)
+	format := decompress.Detect(head)
+	if format == nil {
+		return b, f.Close, nil
+	}
+	unpacked, err := format.NewReader(b)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", source, errors.Join(err, f.Close()))
 	}
-	return r, f.Close, nil
-}
-
-func decompress(r io.Reader, head string) (io.Reader, error) {
-	switch {
-	case len(head) > 2 && head[:2] == "\x1f\x8b":
-		return gzip.NewReader(r)
-	case len(head) > 4 && head[:4] == "\x28\xb5\x2f\xfd":
-		d, err := zstd.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	case len(head) == 6 && head == "\xfd7zXZ\x00":
-		return xz.NewReader(r, 0)
-	}
-	return r, nil
+	return unpacked, func() error { return errors.Join(unpacked.Close(), f.Close()) }, nil
 }
 
 // archive writes a directory as a tar stream.
@@ -132,7 +152,7 @@ func add(t *tar.Writer, path, name string, links map[[2]uint64]string) error {
 	if me := os.Geteuid(); me != 0 && h.Uid == me {
 		h.Uid, h.Gid = 0, 0
 	}
-	if st, ok := info.Sys().(*unix.Stat_t); ok && st.Nlink > 1 && info.Mode().IsRegular() {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 && info.Mode().IsRegular() {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := links[id]; ok {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
@@ -165,7 +185,21 @@ func xattrs(path string) map[string]string {
 	for _, name := range split(names[:n]) {
 		v := make([]byte, 4096)
 		if n, err := unix.Lgetxattr(path, name, v); err == nil {
-			out["SCHILY.xattr."+name] = string(v[:n])
+			out[xattrRecord+name] = string(v[:n])
+		}
+	}
+	return out
+}
+
+// xattrRecord is what the PAX records of extended attributes begin with.
+const xattrRecord = "SCHILY.xattr."
+
+// recordedXattrs returns the extended attributes of an entry.
+func recordedXattrs(h *tar.Header) map[string]string {
+	out := map[string]string{}
+	for key, value := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(key, xattrRecord); ok {
+			out[name] = value
 		}
 	}
 	return out

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestBuild makes file systems and has e2fsck and debugfs look at them.
@@ -33,8 +35,13 @@ func TestBuild(t *testing.T) {
 	if err := os.Symlink("etc/passwd", filepath.Join(dir, "symlink")); err != nil {
 		t.Fatal(err)
 	}
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const xattr = "user.vmm"
+	hasXattrs := unix.Setxattr(filepath.Join(dir, "big"), xattr, []byte("value"), 0) == nil // not all file systems do
 	tgz := filepath.Join(t.TempDir(), "root.tar.gz")
-	if out, err := exec.Command("tar", "-C", dir, "-czf", tgz, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "-C", dir, "--xattrs", "-czf", tgz, ".").CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v\n%s", err, out)
 	}
 	for _, c := range []struct {
@@ -55,6 +62,14 @@ func TestBuild(t *testing.T) {
 		b, err := exec.Command("debugfs", "-R", "cat /link", out.Name()).Output()
 		if err != nil || !strings.HasPrefix(string(b), "root:x:0") {
 			t.Errorf("/link holds %q, %v", b, err)
+		}
+		for command, want := range map[string]string{"stat /link": "Links: 2 ", "stat /symlink": `"etc/passwd"`, "stat /pipe": "FIFO"} {
+			if b, err := exec.Command("debugfs", "-R", command, out.Name()).Output(); err != nil || !strings.Contains(string(b), want) {
+				t.Errorf("%s: no %q in %s, %v", command, want, b, err)
+			}
+		}
+		if b, err := exec.Command("debugfs", "-R", "ea_get /big "+xattr, out.Name()).Output(); hasXattrs && (err != nil || !strings.Contains(string(b), "value")) {
+			t.Errorf("the extended attribute is %q, %v", b, err)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +23,11 @@ import (
 // endurance keeps a guest busy while it is saved, restored, copied and moved: endure=FILE
 // gets a line of what was done and of what went wrong, again and again. disk=DEV is
 // written to, echo=ADDRESS gives back what it is sent; without them these parts are
-// left out. It runs until the guest ends.
+// left out. It runs until the guest ends. slow=N is how many times slower than usual the
+// host is.
 type endurance struct {
+	slow float64
+
 	cpu, ticks, blocks, sent, resets atomic.Int64
 	latest                           atomic.Int64 // of the clock, on all CPUs
 
@@ -32,7 +36,11 @@ type endurance struct {
 }
 
 func endure(want map[string]string) error {
-	e := &endurance{}
+	slow, err := strconv.ParseFloat(want["slow"], 64)
+	if err != nil {
+		return fmt.Errorf("slow: %w", err)
+	}
+	e := &endurance{slow: slow}
 	for cpu := range runtime.NumCPU() {
 		go e.compute()
 		go e.watchClock(cpu)
@@ -57,6 +65,11 @@ func endure(want map[string]string) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// patience is how long to wait on this host for what takes at most d elsewhere.
+func (e *endurance) patience(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * e.slow)
 }
 
 func (e *endurance) fail(format string, args ...any) {
@@ -116,7 +129,7 @@ func (e *endurance) tick() {
 	last := time.Now()
 	for range t.C {
 		now := time.Now()
-		if d := now.Sub(last); d > 20*time.Second {
+		if d := now.Sub(last); d > e.patience(20*time.Second) {
 			e.fail("a timer was %v late", d)
 		}
 		last = now
@@ -173,7 +186,7 @@ func (e *endurance) echo(addr string) {
 	chunk := make([]byte, 64<<10)
 	back := make([]byte, len(chunk))
 	for {
-		c, err := net.DialTimeout("tcp", addr, 30*time.Second)
+		c, err := net.DialTimeout("tcp", addr, e.patience(30*time.Second))
 		if err != nil {
 			e.fail("connecting: %v", err)
 			time.Sleep(time.Second)
@@ -181,7 +194,7 @@ func (e *endurance) echo(addr string) {
 		}
 		for n := uint64(1); ; n++ {
 			fill(chunk, 7, n)
-			c.SetDeadline(time.Now().Add(60 * time.Second))
+			c.SetDeadline(time.Now().Add(e.patience(60 * time.Second)))
 			if _, err = c.Write(chunk); err == nil {
 				_, err = io.ReadFull(c, back)
 			}

@@ -51,15 +51,15 @@ type Options struct {
 
 // Feature bits (5.2.3).
 const (
-	featureSegMax      = 1 << 2
-	featureRO          = 1 << 5
-	featureBlkSize     = 1 << 6
-	featureFlush       = 1 << 9
-	featureTopology    = 1 << 10
-	featureConfigWCE   = 1 << 11
-	featureMQ          = 1 << 12
-	featureDiscard     = 1 << 13
-	featureWriteZeroes = 1 << 14
+	featureSegMax      = 1 << 2  // VIRTIO_BLK_F_SEG_MAX
+	featureRO          = 1 << 5  // VIRTIO_BLK_F_RO
+	featureBlkSize     = 1 << 6  // VIRTIO_BLK_F_BLK_SIZE
+	featureFlush       = 1 << 9  // VIRTIO_BLK_F_FLUSH
+	featureTopology    = 1 << 10 // VIRTIO_BLK_F_TOPOLOGY
+	featureConfigWCE   = 1 << 11 // VIRTIO_BLK_F_CONFIG_WCE
+	featureMQ          = 1 << 12 // VIRTIO_BLK_F_MQ
+	featureDiscard     = 1 << 13 // VIRTIO_BLK_F_DISCARD
+	featureWriteZeroes = 1 << 14 // VIRTIO_BLK_F_WRITE_ZEROES
 )
 
 const (
@@ -350,7 +350,7 @@ func (s *queue) ended() {
 	s.mu.Unlock()
 }
 
-// alone tells whether no worker has a request of the queue.
+// alone reports whether no worker has a request of the queue.
 func (s *queue) alone() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/virtio"
 )
 
@@ -52,13 +53,8 @@ type request struct {
 func (r *request) parse() error {
 	var head [headerSize]byte
 	r.data, r.in = r.data[:0], 0
-	got := 0
-	for _, b := range r.chain.Readable {
-		n := copy(head[got:], b)
-		if got += n; n < len(b) {
-			r.data = append(r.data, b[n:])
-		}
-	}
+	got := iovec.Gather(head[:], r.chain.Readable)
+	r.data = iovec.Skip(r.data, r.chain.Readable, got)
 	w := r.chain.Writable
 	if got < headerSize || len(w) == 0 {
 		return virtio.ErrMalformed
@@ -95,7 +91,7 @@ func (r *request) bytes() int64 {
 	return n
 }
 
-// inRange tells whether n bytes from the request's offset are whole sectors of
+// inRange reports whether n bytes from the request's offset are whole sectors of
 // the disk.
 func (r *request) inRange(n int64) bool {
 	size := r.device.backend.Size()
@@ -164,11 +160,7 @@ func (r *request) try() error {
 	case typeGetID:
 		id := [MaxSerial]byte{}
 		copy(id[:], d.opts.Serial)
-		from := id[:]
-		for _, b := range r.data {
-			from = from[copy(b, from):]
-		}
-		r.in = uint32(MaxSerial - len(from))
+		r.in = uint32(iovec.Scatter(r.data, id[:]))
 		return nil
 	case typeDiscard, typeWriteZeroes:
 		return r.segments()
@@ -185,10 +177,8 @@ func (r *request) segments() error {
 		r.result = statusIOErr
 		return nil
 	}
-	all := make([]byte, 0, maxSegments*segmentSize)
-	for _, b := range r.data {
-		all = append(all, b...)
-	}
+	all := make([]byte, total)
+	iovec.Gather(all, r.data)
 	le := binary.LittleEndian
 	for ; len(all) > 0; all = all[segmentSize:] {
 		sector, n, flags := le.Uint64(all), le.Uint32(all[8:]), le.Uint32(all[12:])

@@ -9,25 +9,26 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/iovec"
 	"vmm/virtio"
 )
 
 // Feature bits (5.3.3).
 const (
-	featureSize      = 1 << 0
-	featureMultiport = 1 << 1
-	featureEmergency = 1 << 2
+	featureSize      = 1 << 0 // VIRTIO_CONSOLE_F_SIZE
+	featureMultiport = 1 << 1 // VIRTIO_CONSOLE_F_MULTIPORT
+	featureEmergency = 1 << 2 // VIRTIO_CONSOLE_F_EMERG_WRITE
 )
 
 // Events of control messages (5.3.6.2).
 const (
-	eventDeviceReady = 0
-	eventPortAdd     = 1
-	eventPortReady   = 3
-	eventConsolePort = 4
-	eventResize      = 5
-	eventPortOpen    = 6
-	eventPortName    = 7
+	eventDeviceReady = 0 // VIRTIO_CONSOLE_DEVICE_READY
+	eventPortAdd     = 1 // VIRTIO_CONSOLE_DEVICE_ADD
+	eventPortReady   = 3 // VIRTIO_CONSOLE_PORT_READY
+	eventConsolePort = 4 // VIRTIO_CONSOLE_CONSOLE_PORT
+	eventResize      = 5 // VIRTIO_CONSOLE_RESIZE
+	eventPortOpen    = 6 // VIRTIO_CONSOLE_PORT_OPEN
+	eventPortName    = 7 // VIRTIO_CONSOLE_PORT_NAME
 
 	controlSize = 8 // struct virtio_console_control
 )
@@ -107,7 +108,7 @@ func New(out io.Writer, ports ...Port) (*Device, error) {
 // Type implements virtio.Device.
 func (d *Device) Type() virtio.DeviceType { return virtio.TypeConsole }
 
-// multiport tells whether there is more than a console.
+// multiport reports whether there is more than a console.
 func (d *Device) multiport() bool { return len(d.ports) > 1 }
 
 // Features implements virtio.Device. A console alone does without control
@@ -254,10 +255,7 @@ func (d *Device) fill(p *port, q *virtio.Queue) error {
 		if err != nil || !ok {
 			return err
 		}
-		n := 0
-		for _, b := range p.rx.Writable {
-			n += copy(b, p.input[n:])
-		}
+		n := iovec.Scatter(p.rx.Writable, p.input)
 		p.input = p.input[n:]
 		q.Push(&p.rx, uint32(n))
 	}
@@ -341,10 +339,7 @@ func (d *Device) sendControl(q *virtio.Queue) error {
 		if err != nil || !ok {
 			return err
 		}
-		n := 0
-		for _, b := range c.Writable {
-			n += copy(b, d.messages[0][n:])
-		}
+		n := iovec.Scatter(c.Writable, d.messages[0])
 		d.messages = d.messages[1:]
 		q.Push(&c, uint32(n))
 	}
@@ -362,11 +357,7 @@ func (d *Device) receiveControl(q *virtio.Queue) error {
 			return err
 		}
 		var m [controlSize]byte
-		n := 0
-		for _, b := range c.Readable {
-			n += copy(m[n:], b)
-		}
-		if n == controlSize {
+		if iovec.Gather(m[:], c.Readable) == controlSize {
 			d.controlMessage(binary.LittleEndian.Uint32(m[:]), binary.LittleEndian.Uint16(m[4:]), binary.LittleEndian.Uint16(m[6:]))
 		}
 		q.Push(&c, 0)

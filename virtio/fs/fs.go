@@ -16,6 +16,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/virtio"
 )
 
@@ -231,7 +232,7 @@ func (d *Device) goOn(s *queue, q *virtio.Queue) error {
 		s.fs.Continue()
 	}
 	for _, head := range parked {
-		if err := q.Again(&s.chain, head); err != nil {
+		if err := q.Reload(&s.chain, head); err != nil {
 			return err
 		}
 		if err := d.request(s, q); err != nil {
@@ -255,7 +256,7 @@ func (d *Device) park(head uint16) bool {
 // a queue has one goroutine, and passing them on costs more than most of them.
 func (d *Device) request(s *queue, q *virtio.Queue) error {
 	var head [inHeaderSize]byte
-	if gather(head[:], s.chain.Readable) < inHeaderSize {
+	if iovec.Gather(head[:], s.chain.Readable) < inHeaderSize {
 		return fmt.Errorf("%w: a FUSE request without a header", virtio.ErrMalformed)
 	}
 	switch binary.LittleEndian.Uint32(head[inOpcode:]) {
@@ -285,7 +286,7 @@ func (s *queue) copyMessage(parts [][]byte) [][]byte {
 	if s.message == nil {
 		s.message = make([]byte, maxMessage)
 	}
-	s.in = append(s.in[:0], s.message[:gather(s.message, parts)])
+	s.in = append(s.in[:0], s.message[:iovec.Gather(s.message, parts)])
 	return s.in
 }
 
@@ -335,10 +336,10 @@ func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) (size uint32)
 	return uint32(n)
 }
 
-// interrupted tells whether an answer is EINTR.
+// interrupted reports whether an answer is EINTR.
 func interrupted(out [][]byte) bool {
 	var b [outHeaderSize]byte
-	return gather(b[:], out) == outHeaderSize && int32(binary.LittleEndian.Uint32(b[4:])) == -int32(unix.EINTR)
+	return iovec.Gather(b[:], out) == outHeaderSize && int32(binary.LittleEndian.Uint32(b[4:])) == -int32(unix.EINTR)
 }
 
 // refuse answers with an error.
@@ -347,21 +348,8 @@ func refuse(head *[inHeaderSize]byte, out [][]byte, errno unix.Errno) uint32 {
 	binary.LittleEndian.PutUint32(b[0:], outHeaderSize)
 	binary.LittleEndian.PutUint32(b[4:], uint32(-int32(errno)))
 	copy(b[8:], head[inUnique:inUnique+8])
-	n := 0
-	for _, to := range out {
-		n += copy(to, b[n:])
-	}
-	if n < outHeaderSize {
+	if iovec.Scatter(out, b[:]) < outHeaderSize {
 		return 0 // there is nobody to tell
 	}
 	return outHeaderSize
-}
-
-// gather copies parts into one piece, as far as it goes.
-func gather(to []byte, parts [][]byte) int {
-	n := 0
-	for _, p := range parts {
-		n += copy(to[n:], p)
-	}
-	return n
 }

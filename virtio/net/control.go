@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/virtio"
 )
@@ -49,14 +50,14 @@ type filter struct{ state atomic.Pointer[filterState] }
 func (f *filter) set(s filterState) { f.state.Store(&s) }
 func (f *filter) get() filterState  { return *f.state.Load() }
 
-// accepts tells whether the guest wants a frame.
+// accepts reports whether the guest wants a frame.
 func (f *filter) accepts(parts [][]byte) bool {
 	s := f.state.Load()
 	if s.promiscuous {
 		return true
 	}
 	var to ether.MAC
-	ether.Gather(to[:], parts)
+	iovec.Gather(to[:], parts)
 	return to == s.mac || to == ether.Broadcast || s.allMulti && to.Multicast() || slices.Contains(s.table, to)
 }
 
@@ -73,9 +74,9 @@ func (d *Device) handleControl(q *virtio.Queue) error {
 			return virtio.ErrMalformed
 		}
 		ack := byte(ackErr)
-		if n := ether.Size(c.Readable); n >= 2 && n <= maxCommand {
+		if n := iovec.Len(c.Readable); n >= 2 && n <= maxCommand {
 			b := make([]byte, n)
-			ether.Gather(b, c.Readable)
+			iovec.Gather(b, c.Readable)
 			if d.command(b[0], b[1], b[2:]) {
 				ack = ackOK
 			}

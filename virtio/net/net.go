@@ -165,8 +165,8 @@ func (d *Device) controlQueue() int {
 	return 2 * d.opts.Pairs
 }
 
-// Supplied implements virtio.Supplied: receive queues are.
-func (d *Device) Supplied(i int) bool { return i%2 == 0 && i != d.controlQueue() }
+// IsReceiveQueue implements virtio.Receiver.
+func (d *Device) IsReceiveQueue(i int) bool { return i%2 == 0 && i != d.controlQueue() }
 
 // ReadConfig implements virtio.Device.
 func (d *Device) ReadConfig(offset uint32, data []byte) {
@@ -213,7 +213,7 @@ func (d *Device) Reset() {
 
 // StopQueue implements virtio.Device.
 func (d *Device) StopQueue(i int) {
-	if d.Supplied(i) {
+	if d.IsReceiveQueue(i) {
 		d.rx[i/2].stop()
 	}
 }
@@ -239,7 +239,7 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 // MAC is the address that the device has now.
 func (d *Device) MAC() ether.MAC { return d.filter.get().mac }
 
-// Up tells whether the cable is plugged in.
+// Up reports whether the cable is plugged in.
 func (d *Device) Up() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -268,5 +268,5 @@ func (d *Device) SetUp(up bool) {
 	}
 }
 
-// linked tells whether frames pass.
+// linked reports whether frames pass.
 func (d *Device) linked() bool { return d.status.Load()&statusLinkUp != 0 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/virtio"
 )
@@ -44,7 +45,7 @@ func (r *receiver) stop() {
 // Receive implements ether.NIC.
 func (d *Device) Receive(hash uint32, h ether.Header, parts [][]byte) bool {
 	r := &d.rx[hash%uint32(d.pairs.Load())]
-	size := ether.Size(parts)
+	size := iovec.Len(parts)
 	if !d.linked() || !d.filter.accepts(parts) {
 		d.counters.received.dropped.Add(1)
 		return true
@@ -79,11 +80,11 @@ func (d *Device) again(r *receiver, wait time.Duration) {
 // receivePlain does the sender's work for a driver that does not take it off
 // it. What does not fit in is dropped: part of a frame cannot be taken back.
 func (d *Device) receivePlain(r *receiver, h ether.Header, parts [][]byte) bool {
-	size := ether.Size(parts)
+	size := iovec.Len(parts)
 	if cap(r.copied) < size {
 		r.copied = make([]byte, max(size, ether.MaxFrame))
 	}
-	frame := r.copied[:ether.Gather(r.copied[:size], parts)]
+	frame := r.copied[:iovec.Gather(r.copied[:size], parts)]
 	if !h.Segmented() {
 		ether.Complete(h, frame)
 		return d.put(r, ether.Header{}, [][]byte{frame}, size)
@@ -91,7 +92,7 @@ func (d *Device) receivePlain(r *receiver, h ether.Header, parts [][]byte) bool 
 	took := 0
 	partial := offloads(d.features.Load()).Checksum
 	ether.Segment(h, frame, partial, func(h ether.Header, segment [][]byte) {
-		if d.put(r, h, segment, ether.Size(segment)) {
+		if d.put(r, h, segment, iovec.Len(segment)) {
 			took++
 		} else if took > 0 {
 			d.counters.received.dropped.Add(1)
@@ -131,7 +132,7 @@ func (d *Device) put(r *receiver, h ether.Header, parts [][]byte, size int) bool
 			}
 			return true
 		}
-		room += ether.Size(w)
+		room += iovec.Len(w)
 		n++
 	}
 	h.Buffers = uint16(n)

@@ -1,6 +1,7 @@
 package net
 
 import (
+	"vmm/internal/iovec"
 	"vmm/network/ether"
 	"vmm/virtio"
 	"vmm/virtio/ratelimit"
@@ -28,11 +29,11 @@ func (d *Device) transmit(i int, q *virtio.Queue) error {
 			return err
 		}
 		var b [ether.HeaderSize]byte
-		if ether.Gather(b[:], t.chain.Readable) < len(b) {
+		if iovec.Gather(b[:], t.chain.Readable) < len(b) {
 			return virtio.ErrMalformed
 		}
-		t.parts = ether.Skip(t.parts, t.chain.Readable, len(b))
-		size := ether.Size(t.parts)
+		t.parts = iovec.Skip(t.parts[:0], t.chain.Readable, len(b))
+		size := iovec.Len(t.parts)
 		switch {
 		case size < ether.FrameHeader || size > ether.MaxFrame || !d.linked():
 			d.counters.sent.dropped.Add(1)

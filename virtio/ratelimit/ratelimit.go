@@ -22,7 +22,7 @@ func (b *Bucket) Set(rate int64) {
 	b.rate, b.tokens, b.at = float64(rate), float64(rate), time.Now()
 }
 
-// Bounded tells whether there is a bound.
+// Bounded reports whether there is a bound.
 func (b *Bucket) Bounded() bool { return b.rate > 0 }
 
 // Take takes n tokens and returns how long to wait before going on.
@@ -66,7 +66,7 @@ func (l *Limiter) Set(bytes, count int64) {
 	l.count.Set(count)
 }
 
-// Bounded tells whether there is a bound.
+// Bounded reports whether there is a bound.
 func (l *Limiter) Bounded() bool { return l.bytes.Bounded() || l.count.Bounded() }
 
 // Take accounts for one of n bytes and returns how long to wait before going on.

@@ -55,8 +55,8 @@ func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
 	return m.Bytes[gpa : gpa+n : gpa+n], nil
 }
 
-// Wrote implements virtio.Memory.
-func (m *Memory) Wrote([]byte) {}
+// MarkDirty implements virtio.Memory.
+func (m *Memory) MarkDirty([]byte) {}
 
 // Guest drives one device through its PCI transport.
 type Guest struct {
@@ -256,7 +256,7 @@ func (g *Guest) write(reg uint64, n int, v uint64) {
 	g.PCI.BARWrite(reg, b[:n])
 }
 
-// NeedsReset tells whether the device has given up.
+// NeedsReset reports whether the device has given up.
 func (g *Guest) NeedsReset() bool { return g.read(regStatus, 1)&statusNeedsReset != 0 }
 
 // Reset resets the device.

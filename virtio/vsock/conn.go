@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/iovec"
 )
 
 const (
@@ -200,18 +202,11 @@ func (c *Conn) receive(size uint32, data [][]byte) bool {
 	if c.inEnded || int64(size) > int64(bufAlloc-c.in.n) {
 		return false
 	}
-	for i, b := range data {
-		data[i] = b[:min(uint32(len(b)), size)]
-		size -= uint32(len(data[i]))
-	}
-	if size != 0 {
+	if data = iovec.Cut(data[:0], data, 0, int64(size)); iovec.Len(data) < int(size) {
 		return false
 	}
-	skip := c.writeThrough(data)
-	for _, b := range data {
-		k := min(skip, len(b))
-		c.in.put(b[k:])
-		skip -= k
+	for _, b := range iovec.Skip(data[:0], data, c.writeThrough(data)) {
+		c.in.put(b)
 	}
 	return true
 }

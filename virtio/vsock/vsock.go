@@ -88,8 +88,8 @@ func (d *Device) Features() uint64 { return 0 }
 // QueueSizes implements virtio.Device.
 func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize, queueSize, eventQueueSize} }
 
-// Supplied implements virtio.Supplied: only the guest's packets come by kicks.
-func (d *Device) Supplied(i int) bool { return i != queueTransmit }
+// IsReceiveQueue implements virtio.Receiver: the event queue is one too.
+func (d *Device) IsReceiveQueue(i int) bool { return i != queueTransmit }
 
 // ReadConfig implements virtio.Device: the guest's CID (5.10.4).
 func (d *Device) ReadConfig(offset uint32, data []byte) {

@@ -19,6 +19,9 @@ const agentPatience = 2 * time.Minute
 // serves that, or why there is nothing.
 func join(protocol string, open func(context.Context, VM) (func(Conn), error)) route {
 	return route{protocol: protocol, serve: func(s *Server, w http.ResponseWriter, r *http.Request) error {
+		if _, can := w.(http.Hijacker); !can {
+			return api.ErrBadRequest.With("only a connection of HTTP/1.1 can become one of %s", protocol)
+		}
 		serve, err := open(r.Context(), s.vm)
 		if err != nil {
 			return err
@@ -35,22 +38,25 @@ func join(protocol string, open func(context.Context, VM) (func(Conn), error)) r
 
 // agent joins a client with the guest's agent.
 func agent(ctx context.Context, vm VM) (func(Conn), error) {
-	wait, cancel := context.WithTimeoutCause(ctx, agentPatience, api.ErrAgentSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, api.ErrAgentSilent)
 	defer cancel()
-	guest, err := vm.Agent(wait)
+	guest, err := vm.Agent(ctx)
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() { guest.Close() }) // with the request, or the server
 	return func(client Conn) { pipe(client, guest) }, nil
 }
 
-// pipe joins a client with a guest until the guest has said its last word.
+// pipe joins a client with a guest until the guest has said its last word, or the
+// client is hung up on.
 func pipe(client, guest Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		io.Copy(guest, client)
+		if _, err := io.Copy(guest, client); err != nil {
+			guest.Close()
+			return
+		}
 		guest.CloseWrite()
 	}()
 	io.Copy(client, guest)

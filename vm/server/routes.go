@@ -14,8 +14,7 @@ import (
 type route struct {
 	serve func(*Server, http.ResponseWriter, *http.Request) error
 	// request and answer are values of their types, nil if there is none. lines is set
-	// if the answer is lines of events that end with such a one, and protocol if the
-	// connection becomes another.
+	// if the answer is lines of such, and protocol if the connection becomes another.
 	request, answer any
 	lines           bool
 	protocol        string
@@ -87,12 +86,12 @@ func ask[Request, Answer any](do func(VM, Request) (Answer, error)) route {
 
 // follow is the route of what takes long: its answer is lines of events.
 func follow[Request, Result any](do func(VM, context.Context, Request, func(api.Progress)) (*Result, error)) route {
-	return route{request: *new(Request), answer: *new(Result), lines: true, serve: func(s *Server, w http.ResponseWriter, r *http.Request) error {
+	return route{request: *new(Request), answer: *new(api.Event[Result]), lines: true, serve: func(s *Server, w http.ResponseWriter, r *http.Request) error {
 		var req Request
 		if err := decode(w, r, &req); err != nil {
 			return err
 		}
-		e := events[Result]{w: w, last: time.Now()}
+		e := events[Result]{w: w}
 		result, err := do(s.vm, r.Context(), req, e.progress)
 		if err == nil {
 			e.send(api.Event[Result]{Result: result})

@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// interrupts ends a command's context by a signal, so that the command clears away what
+// it was making. A second signal ends the process at once.
+type interrupts struct {
+	signals chan os.Signal
+	done    chan struct{}
+	once    sync.Once
+}
+
+type interruptsKey struct{}
+
+// withInterrupts returns a context that SIGINT, SIGTERM and SIGHUP end. Its cause is then
+// an *exitError.
+func withInterrupts(ctx context.Context) context.Context {
+	i := &interrupts{signals: make(chan os.Signal, 1), done: make(chan struct{})}
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, interruptsKey{}, i))
+	signal.Notify(i.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	go func() {
+		select {
+		case s := <-i.signals:
+			i.end()
+			cancel(&exitError{128 + int(s.(unix.Signal)), errors.New("interrupted")})
+		case <-i.done:
+		}
+	}()
+	return ctx
+}
+
+func (i *interrupts) end() {
+	i.once.Do(func() {
+		signal.Stop(i.signals)
+		close(i.done)
+	})
+}
+
+// takeSignals is for who has a use of its own for signals from now on, such as passing
+// them on to a guest: they do not end ctx any more.
+func takeSignals(ctx context.Context) {
+	if i, ok := ctx.Value(interruptsKey{}).(*interrupts); ok {
+		i.end()
+	}
+}
+
+// interrupted returns the error of a command that a signal has ended, in the place of
+// what came of that.
+func interrupted(ctx context.Context, err error) error {
+	var exit *exitError
+	if err != nil && errors.As(context.Cause(ctx), &exit) {
+		return exit
+	}
+	return err
+}

@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sort"
+	"strings"
+	"time"
+
+	"vmm/vm"
+)
+
+// runResult is how a VM ended, for --result.
+type runResult struct {
+	Started bool   `json:"started"` // the command was
+	Exited  bool   `json:"exited"`  // the command has
+	Status  int    `json:"status"`  // of the command, or vmm's
+	End     string `json:"end"`     // stopped, power off, reset, crash, debug exit or timeout
+	Detail  string `json:"detail,omitempty"`
+}
+
+// endTimeout is runResult.End after --timeout.
+const endTimeout = "timeout"
+
+// save writes the result to the file of --result.
+func (r *runResult) save(path string, end vm.Result, err error) error {
+	if path == "" {
+		return nil
+	}
+	r.Status, r.Detail = statusOf(err)
+	if r.End = end.End.String(); r.Status == statusTimeout && !r.Exited {
+		r.End = endTimeout
+	}
+	b, bad := json.Marshal(r)
+	if bad == nil {
+		bad = os.WriteFile(path, append(b, '\n'), 0o644)
+	}
+	if bad != nil {
+		return fmt.Errorf("--result: %w", bad)
+	}
+	return nil
+}
+
+// consoleLines is how much of the console is shown when a guest fails whose console
+// is not seen.
+const consoleLines = 40
+
+// outcome is what the guest's end means for the exit status.
+func (s *session) outcome(v *vm.VM, r vm.Result, status int) error {
+	switch {
+	case r.End == vm.EndCrash:
+		if !s.Terminal && s.background == nil && v.Config().Console == (vm.Endpoint{}) {
+			fmt.Fprintln(os.Stderr, v.LastLines(consoleLines))
+		}
+		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
+	case r.End == vm.EndDebugExit:
+		status = r.Status
+	case r.End != vm.EndStopped && s.Sandbox:
+		if why := v.Complaints(); why != nil {
+			return &exitError{statusFailed, fmt.Errorf("the guest could not run the command: %s", strings.Join(why, "; "))}
+		}
+		return &exitError{statusFailed, errors.New("the guest shut down before the command had ended")}
+	}
+	if status == statusOK {
+		return nil
+	}
+	return &exitError{status, nil}
+}
+
+func writeProfile(path string, v *vm.VM) error {
+	out, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("--profile: %w", err)
+	}
+	return errors.Join(v.WriteProfile(out), out.Close())
+}
+
+// report prints what -v asks for.
+func report(w io.Writer, v *vm.VM, setup, ran time.Duration) {
+	mode := "hardware"
+	if v.Interpreted() {
+		mode = "interpreted"
+	}
+	fmt.Fprintf(w, "\nvmm: set up in %v, ran for %v, guest kernel mode: %s\n",
+		setup.Round(time.Microsecond), ran.Round(time.Millisecond), mode)
+	exits := v.Exits()
+	names := make([]string, 0, len(exits))
+	for n := range exits {
+		names = append(names, n)
+	}
+	sort.Slice(names, func(i, j int) bool { return exits[names[i]] > exits[names[j]] })
+	for _, n := range names {
+		fmt.Fprintf(w, "vmm: %10d exits: %s\n", exits[n], n)
+	}
+	for i, n := range v.NICs() {
+		fmt.Fprintf(w, "vmm: eth%d: received %d packets, %d bytes, dropped %d; sent %d packets, %d bytes, dropped %d\n",
+			i, n.Received.Packets, n.Received.Bytes, n.Received.Dropped, n.Sent.Packets, n.Sent.Bytes, n.Sent.Dropped)
+	}
+}

@@ -1,0 +1,367 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"vmm/bootloader"
+	"vmm/internal/bytesize"
+	"vmm/machine"
+	"vmm/network/gateway"
+	"vmm/vm"
+	"vmm/vm/registry"
+	"vmm/vm/spec"
+)
+
+// runFlags are the flags of vmm run, as they were written: session says what they mean.
+type runFlags struct {
+	fl *pflag.FlagSet
+
+	kernel, modules, protocol, bootEntry string
+	initrds, args                        []string
+	memory                               bytesize.Size
+	hugePages, nested                    bool
+	cpus                                 int
+	name, transport, terminal, onENOSPC  string
+	disks, ports, nets, publish          []string
+	shares, rw                           []string
+	root, rootfs, vsock                  string
+	noAgent                              bool
+	config                               string
+	sessionFlags
+	execFlags
+	cold, warmConsole bool
+}
+
+// sessionFlags are those that any command has which runs a VM here.
+type sessionFlags struct {
+	console string
+	timeout time.Duration
+	gdb     string
+	detach  bool
+	remove  bool
+	verbose bool
+	pcap    string
+	profile string
+	result  string
+}
+
+// add makes the flags that vmm run, restore and receive have.
+func (f *sessionFlags) add(fl *pflag.FlagSet) {
+	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
+	fl.DurationVar(&f.timeout, "timeout", 0, "end the VM after `DURATION`, such as 90s")
+	fl.StringVar(&f.gdb, "gdb", "", gdbUsage)
+	fl.BoolVarP(&f.detach, "detach", "d", false, "run the VM in the background, and print its name (see vmm ps, exec, logs, attach, stop)")
+	fl.BoolVar(&f.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
+}
+
+const (
+	netUsage = "network `MODE[,OPTION...]`: user (the default), none, tap,ifname=NAME, switch,name=NAME, stream,path=SOCKET or " +
+		"dgram,local=SOCKET,remote=SOCKET; see docs/network.md; several are possible"
+	diskUsage = "disk `[file=]PATH[,OPTION...]`: ro, format=raw|qcow2, snapshot=on, serial=ID, cache=writeback|writethrough|none|unsafe, " +
+		"iops=N, bps=SIZE, queues=N, backing=any; several are possible"
+	portUsage  = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
+	shareUsage = "a directory of the host in the guest: `HOST:GUEST[:ro]`; several are possible"
+	vsockUsage = "the guest's vsock as unix sockets of the host: write \"CONNECT PORT\" to `PATH` to reach the guest, which reaches PATH_PORT"
+)
+
+// add makes the flags.
+func (f *runFlags) add(fl *pflag.FlagSet) {
+	f.fl = fl
+	fl.SortFlags = false
+	fl.SetInterspersed(false)
+	f.memory = machine.DefaultMemory
+	fl.StringVar(&f.kernel, "kernel", "", "kernel `FILE`: a bzImage or a vmlinux; \"default\" is the default guest's, whatever the disks boot")
+	fl.StringVar(&f.modules, "modules", "", "the kernel's modules: `DIRECTORY` with a modules.dep; those that the guest needs are loaded by the default guest's init, and all are in its /lib/modules")
+	fl.StringArrayVar(&f.initrds, "initrd", nil, "initial RAM disk `FILE`; several are joined")
+	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
+	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
+	fl.BoolVar(&f.hugePages, "huge-pages", false, "back guest memory with huge pages")
+	fl.BoolVar(&f.nested, "nested", false, "show the guest the CPU's virtualization, so that it can have VMs of its own")
+	fl.IntVarP(&f.cpus, "cpus", "c", 1, "`NUMBER` of virtual CPUs")
+	f.sessionFlags.add(fl)
+	fl.StringVar(&f.terminal, "console-device", string(vm.Serial), "what the console is in the guest: serial (ttyS0), or virtio (hvc0), which is faster and knows the terminal's size")
+	fl.StringArrayVar(&f.ports, "port", nil, portUsage)
+	fl.StringArrayVar(&f.nets, "net", nil, netUsage)
+	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "make a port of the guest's one of the host's: `[ADDRESS:]HOST:GUEST[/udp]`; several are possible")
+	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
+	f.execFlags.add(fl)
+	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
+	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
+	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
+	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
+	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
+	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
+	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
+	fl.StringVar(&f.name, "name", registry.DefaultName, "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
+	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
+	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
+	fl.StringVar(&f.bootEntry, "boot-entry", "", "boot this `ENTRY` of the first disk: its number or title (see vmm image boot-entries)")
+	fl.StringVar(&f.onENOSPC, "on-enospc", string(vm.Report), "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
+	fl.StringVar(&f.transport, "virtio", string(machine.PCI), "how the guest finds its virtio devices: pci, mmio, or mmio-cmdline")
+	fl.StringVar(&f.profile, "profile", "", "write a pprof profile of the guest's kernel to `FILE`")
+	fl.StringVar(&f.config, "config", "", "take the VM from a TOML `FILE` (see vmm config)")
+	fl.StringVar(&f.result, "result", "", "write how the VM ended to `FILE`, as JSON")
+}
+
+// usage is an error of the command line.
+func usage(format string, args ...any) error {
+	return &exitError{statusUsage, fmt.Errorf(format, args...)}
+}
+
+// flagOf are the flags that fill the fields of a Config.
+var flagOf = map[string]string{
+	"Version": "--config", "Name": "--name", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
+	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Disks": "--disk", "OnNoSpace": "--on-enospc",
+	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
+	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
+}
+
+// inFlags says an error about a Config in terms of flags.
+func inFlags(err error) error {
+	var config *vm.ConfigError
+	if !errors.As(err, &config) {
+		return err
+	}
+	return fmt.Errorf("%s %w", flagOf[config.Field], config.Err)
+}
+
+// session is what the flags, and a file of --config, mean for a VM that runs now.
+func (f *runFlags) session(command []string) (*session, error) {
+	s, err := f.read(command)
+	if err != nil {
+		return nil, err
+	}
+	if s.Config.Name == "" {
+		s.Config.Name = registry.DefaultName
+	}
+	if err := checkName("--name", s.Config.Name); err != nil {
+		return nil, err
+	}
+	if err := f.complete(s); err != nil {
+		return nil, err
+	}
+	if err := s.Config.Check(); err != nil {
+		return nil, &exitError{statusUsage, inFlags(err)}
+	}
+	*s.Config = s.Config.WithDefaults()
+	return s, nil
+}
+
+// read is what the flags and a file say, wherever and whenever it is to run.
+func (f *runFlags) read(command []string) (*session, error) {
+	s := &session{Config: &vm.Config{}, Command: command}
+	if f.config != "" {
+		if err := f.load(s); err != nil {
+			return nil, &exitError{statusUsage, fmt.Errorf("--config: %w", err)}
+		}
+		if len(command) > 0 {
+			s.Command = command
+		}
+	}
+	if err := f.fill(s.Config); err != nil {
+		return nil, err
+	}
+	f.sessionFlags.fill(s, f.fl)
+	s.Exec, s.Cold, s.Warm = f.execFlags.settings(), f.cold, f.warmConsole
+	s.Named = s.Config.Name != ""
+	return s, nil
+}
+
+// fill sets what the flags say, in the place of what a file does.
+func (f *runFlags) fill(c *vm.Config) (err error) {
+	given := f.fl.Changed
+	set := func(flag string, to *string, v string) {
+		if given(flag) {
+			*to = v
+		}
+	}
+	set("kernel", &c.Boot.Kernel, f.kernel)
+	set("modules", &c.Boot.Modules, f.modules)
+	set("boot-entry", &c.Boot.Entry, f.bootEntry)
+	set("boot-protocol", (*string)(&c.Boot.Protocol), f.protocol)
+	set("virtio", (*string)(&c.Transport), f.transport)
+	set("console-device", (*string)(&c.ConsoleDevice), f.terminal)
+	set("on-enospc", (*string)(&c.OnNoSpace), f.onENOSPC)
+	set("vsock", &c.Vsock, f.vsock)
+	set("name", &c.Name, f.name)
+	if given("memory") {
+		if c.Memory = f.memory; c.Memory == 0 {
+			return usage("--memory 0: between %v and %v", bytesize.Size(machine.MinMemory), bytesize.Size(machine.MaxMemory))
+		}
+	}
+	if given("cpus") {
+		if c.CPUs = f.cpus; c.CPUs == 0 {
+			return usage("--cpus 0: between 1 and %d", machine.MaxCPUs)
+		}
+	}
+	for _, b := range []struct {
+		flag string
+		to   *bool
+		v    bool
+	}{{"huge-pages", &c.HugePages, f.hugePages}, {"nested", &c.Nested, f.nested}, {"no-agent", &c.NoAgent, f.noAgent}} {
+		if given(b.flag) {
+			*b.to = b.v
+		}
+	}
+	if given("initrd") {
+		c.Boot.Initrds = f.initrds
+	}
+	if given("append") {
+		c.Boot.Args = f.args
+	}
+	switch {
+	case f.rootfs != "" && f.root != "":
+		return usage("--rootfs: a guest that runs a command has a --root")
+	case f.rootfs != "":
+		c.Root = &vm.Root{Path: f.rootfs, Boot: true}
+	case f.root != "":
+		c.Root = &vm.Root{Path: f.root}
+	}
+	if f.fl.Changed("console") {
+		if c.Console, _, err = f.endpoint(); err != nil {
+			return err
+		}
+	}
+	err = errors.Join(
+		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
+		read(f.fl, "publish", f.publish, gateway.ParsePublication, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
+		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
+	for _, dir := range f.rw {
+		path, bad := realPath(dir)
+		if bad != nil {
+			return failed(fmt.Errorf("--rw: %w", bad))
+		}
+		c.Shares = append(c.Shares, vm.Share{Host: path, Guest: path})
+	}
+	return err
+}
+
+// read reads the values of a flag, if it was given.
+func read[T any](fl *pflag.FlagSet, flag string, values []string, parse func(string) (T, error), to *[]T) error {
+	if !fl.Changed(flag) {
+		return nil
+	}
+	*to = nil
+	for _, v := range values {
+		t, err := parse(v)
+		if err != nil {
+			return usage("--%s %w", flag, err)
+		}
+		*to = append(*to, t)
+	}
+	return nil
+}
+
+// fill sets what concerns the session.
+func (f *sessionFlags) fill(s *session, fl *pflag.FlagSet) {
+	s.ConsoleGiven = fl.Changed("console")
+	s.Timeout, s.GDB, s.Detach, s.Remove, s.Verbose = f.timeout, f.gdb, f.detach, f.remove, f.verbose
+	s.Capture, s.Profile, s.Result = f.pcap, f.profile, f.result
+}
+
+// endpoint is where --console leads; terminal if that is this one.
+func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
+	switch f.console {
+	case "":
+		return to, false, usage("--console: serial, none, a file or unix:PATH")
+	case "serial":
+		return to, true, nil
+	case "none":
+		return to, false, nil
+	}
+	return spec.Endpoint(f.console), false, nil
+}
+
+// complete finds out what the guest is for: commands, with the root and the directories
+// that these need, or what it boots.
+func (f *runFlags) complete(s *session) (err error) {
+	c := s.Config
+	switch {
+	case s.Detach && s.Exec.TTY:
+		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
+	case s.Timeout < 0:
+		return usage("--timeout %v: a time cannot be negative", s.Timeout)
+	}
+	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || f.interactive
+	if s.Terminal = f.console == "serial"; c.Console != (vm.Endpoint{}) {
+		s.Terminal, s.ConsoleGiven = false, true
+	}
+	if !s.Sandbox {
+		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" {
+			return usage("--root, --rw, --env, --user and --cwd are for a command: vmm run ... -- COMMAND, or -it for a shell")
+		}
+		return nil
+	}
+	if !s.ConsoleGiven {
+		s.Terminal = false
+	}
+	switch {
+	case c.Root != nil && c.Root.Boot:
+		return usage("--rootfs: a guest that runs a command has a --root")
+	case c.NoAgent:
+		return usage("--no-agent: a command needs the agent")
+	}
+	if err := f.execFlags.check(); err != nil {
+		return err
+	}
+	return s.completeSandbox()
+}
+
+// completeSandbox gives a guest that runs a command its root and directory.
+func (s *session) completeSandbox() error {
+	c := s.Config
+	root := vm.Root{Path: "/"}
+	if c.Root != nil {
+		st, err := os.Stat(c.Root.Path)
+		if root = *c.Root; err == nil && st.IsDir() {
+			root.Path, err = realPath(root.Path)
+		}
+		if err != nil {
+			return failed(fmt.Errorf("--root: %w", err))
+		}
+	}
+	c.Root, c.ShareOwner = &root, guestOwner(s.Exec.User)
+	if root.Path == "/" && s.Exec.Dir == "" {
+		cwd, err := os.Getwd()
+		if err != nil {
+			return failed(err)
+		}
+		s.Exec.Dir = cwd
+		shareCwd(c, cwd)
+	}
+	if len(s.Command) == 0 {
+		s.Command = []string{"/bin/sh"}
+		if shell := os.Getenv("SHELL"); root.Path == "/" && shell != "" {
+			s.Command = []string{shell}
+		}
+	}
+	return nil
+}
+
+// hidden are the directories in which the guest has file systems of its own, so
+// that what the root has there is not seen.
+var hidden = []string{"/tmp", "/run", "/dev", "/proc", "/sys"}
+
+// shareCwd lets a guest with the host's root see the current directory also where
+// its own file systems hide it. What it writes goes to its memory.
+func shareCwd(c *vm.Config, cwd string) {
+	within := func(dir string) bool { return below(cwd, dir) }
+	if slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) }) || !slices.ContainsFunc(hidden, within) {
+		return
+	}
+	c.Shares = append(c.Shares, vm.Share{Host: cwd, Guest: cwd, Overlay: true})
+}
+
+// below reports whether a path is a directory or in it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}

@@ -1,0 +1,447 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"os/user"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	guestimages "vmm/guest-images"
+	"vmm/vm"
+	"vmm/vm/api"
+	"vmm/vm/registry"
+	"vmm/vm/server"
+	"vmm/vm/warm"
+)
+
+// session is one VM that a command runs: what it is made of, and what this process does
+// with it. It is JSON for a process in the background.
+type session struct {
+	// One of these says where the VM comes from.
+	Config  *vm.Config   `json:",omitempty"`
+	Restore *restoreJob  `json:",omitempty"`
+	Receive *receiveJob  `json:",omitempty"`
+	Named   bool         // the VM has this name or none
+	Sandbox bool         // it is there for Command
+	Command []string     `json:",omitempty"`
+	Exec    execSettings // how that runs
+
+	Terminal     bool // the console is this process's standard input and output
+	ConsoleGiven bool // the user has said where the console leads
+	Timeout      time.Duration
+	GDB          string
+	Capture      string
+	Profile      string
+	Result       string
+	Detach       bool
+	Remove       bool
+	Verbose      bool
+	Cold         bool // no warm start
+	Warm         bool // a warm start although the user wants the console
+
+	// Of the process that runs it.
+	entry      *registry.Entry
+	background *background
+	console    *hostConsole
+	stdout     io.Writer // of the command
+	stderr     io.Writer
+	result     runResult
+	warm       *warm.Snapshot // where the VM is saved before its command; nil if it is not
+	saving     sync.WaitGroup
+	began      time.Time
+	builder    *guestimages.Builder
+	built      func() // ends the builder's progress bar
+	killed     atomic.Bool
+	ready      bool // whoever has started it need not be there any more
+}
+
+// start runs the session here or in the background.
+func (s *session) start(ctx context.Context, out io.Writer) error {
+	if s.Detach {
+		name, err := s.detach(ctx)
+		if err == nil {
+			fmt.Fprintln(out, name)
+		}
+		return failed(err)
+	}
+	return s.run(ctx)
+}
+
+// run runs the VM in this process until it ends.
+func (s *session) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(failed(err), s.leave(err)) }()
+	s.began, s.stdout, s.stderr = time.Now(), os.Stdout, os.Stderr
+	s.builder, s.built = setupBuilder()
+	if s.Config != nil {
+		name, err := s.claim(s.Config)
+		if err != nil {
+			return err
+		}
+		s.Config.Name = name
+	}
+	v, err := s.prepare(ctx)
+	s.built()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	return s.live(ctx, v)
+}
+
+// leave gives up the VM's name.
+func (s *session) leave(why error) error {
+	if s.console != nil {
+		s.console.restore()
+	}
+	if s.background != nil {
+		s.background.close()
+	}
+	if s.entry == nil {
+		return nil
+	}
+	if s.Remove || !s.ready {
+		return s.entry.Remove()
+	}
+	return s.entry.End(statusOf(failed(why)))
+}
+
+// claim takes the VM's name, or a similar one that is free, and opens what its messages
+// go to.
+func (s *session) claim(c *vm.Config) (name string, err error) {
+	take := registry.User().ClaimSimilar
+	if s.Named {
+		take = registry.User().Claim
+	}
+	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach,
+		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
+	if info.Kernel == "" {
+		info.Kernel = vm.DefaultKernel
+	}
+	for _, d := range c.Disks {
+		info.Disks = append(info.Disks, d.Path)
+	}
+	for _, m := range c.Shares {
+		info.Shares = append(info.Shares, m.Host+":"+m.Guest)
+	}
+	for _, n := range c.Nets {
+		info.Nets = append(info.Nets, n.Mode())
+	}
+	if s.entry, err = take(info); err != nil {
+		return "", advise(err)
+	}
+	return s.entry.Name(), s.openConsole()
+}
+
+// openConsole opens what the console and the command's output go to: a VM in the
+// background has logs, and of one that runs a command the console is seen only if it
+// crashes.
+func (s *session) openConsole() (err error) {
+	s.console = noConsole()
+	if s.Detach {
+		if s.background, err = openBackground(s.entry); err != nil {
+			return err
+		}
+		s.stdout, s.stderr = s.background.output, s.background.output
+		if !s.ConsoleGiven {
+			s.console = &hostConsole{Writer: s.background.console, restore: func() {}}
+			return nil
+		}
+	}
+	if s.Terminal {
+		s.console, err = stdConsole()
+	}
+	return err
+}
+
+// options are what the VM has of this process.
+func (s *session) options() []vm.Option {
+	var keys io.Reader // nil, and no hostConsole that is
+	if s.console.in != nil {
+		keys = s.console
+	}
+	o := []vm.Option{
+		vm.WithConsole(keys, s.console), vm.WithLog(s.log), vm.WithBuilder(s.builder), vm.WithCapture(s.Capture),
+		vm.WithRuntimeDir(registry.User().Dir()),
+	}
+	if s.Terminal && s.console.in != nil {
+		serial := s.Config == nil || s.Config.ConsoleDevice != vm.VirtioConsole
+		o = append(o, vm.WithInitArgs(terminalArgs(serial)...))
+	}
+	return o
+}
+
+// log tells what a user should know while the VM runs.
+func (s *session) log(err error) {
+	out := io.Writer(os.Stderr)
+	if s.console != nil {
+		out = s.console.messages()
+	}
+	fmt.Fprintf(out, "vmm: %v\n", err)
+}
+
+// prepare makes the VM, from a snapshot of its kind if there is one.
+func (s *session) prepare(ctx context.Context) (*vm.VM, error) {
+	switch {
+	case s.Restore != nil:
+		return prepared(ctx)(s.Restore.open(s))
+	case s.Receive != nil:
+		return prepared(ctx)(s.Receive.open(ctx, s))
+	}
+	if s.Cold || s.ConsoleGiven && !s.Warm || s.GDB != "" || s.Profile != "" { // who wants the console wants the boot's messages
+		return prepared(ctx)(s.boot())
+	}
+	store, err := warm.Open()
+	if err != nil {
+		return prepared(ctx)(s.boot())
+	}
+	at := store.Find(s.Config)
+	if at == nil {
+		return prepared(ctx)(s.boot())
+	}
+	if why, ok := at.GivenUp(); ok {
+		s.sayCold(at, why)
+		return prepared(ctx)(s.boot())
+	}
+	if v := at.New(*s.Config, s.options()...); v != nil {
+		err := v.Prepare(ctx)
+		var cold *vm.ColdError
+		if !errors.As(err, &cold) {
+			return v, err
+		}
+		s.sayCold(at, cold.Err.Error())
+		if at.GiveUp(cold.Err) {
+			return prepared(ctx)(s.boot())
+		}
+	}
+	s.warm = at
+	return prepared(ctx)(s.boot())
+}
+
+// boot makes a VM that boots.
+func (s *session) boot() (*vm.VM, error) { return vm.New(*s.Config, s.options()...) }
+
+// prepared prepares a VM that was made.
+func prepared(ctx context.Context) func(*vm.VM, error) (*vm.VM, error) {
+	return func(v *vm.VM, err error) (*vm.VM, error) {
+		if err == nil {
+			err = v.Prepare(ctx)
+		}
+		return v, inFlags(err)
+	}
+}
+
+// sayCold tells who wants to know why the VM does not start from a snapshot.
+func (s *session) sayCold(at *warm.Snapshot, why string) {
+	if s.Verbose {
+		fmt.Fprintf(os.Stderr, "vmm: this VM boots, for a snapshot of its kind could not be used: %s (vmm cache rm %s has it tried again)\n", why, at.Name)
+	}
+}
+
+// live runs a VM that is prepared.
+func (s *session) live(ctx context.Context, v *vm.VM) error {
+	// A command's standard error is its own, where it goes to a file.
+	if v.StockKernel() && (!s.Sandbox || term.IsTerminal(int(os.Stderr.Fd()))) {
+		s.log(errors.New("this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster"))
+	}
+	debugger, err := listenGDB(s.GDB)
+	if err != nil {
+		return err
+	}
+	defer debugger.close()
+	local := &server.Local{VM: v, Entry: s.entry.VM, Killed: func() { s.killed.Store(true) },
+		NoConsole: s.background == nil || s.ConsoleGiven}
+	if s.Sandbox {
+		local.End = func() error { return unix.Kill(os.Getpid(), unix.SIGTERM) } // which goes on to the command
+	}
+	control := server.New(local)
+	if err := control.Listen(s.entry.Socket()); err != nil {
+		return err
+	}
+	defer control.Close()
+	if s.background != nil {
+		if err := s.background.ready(s.entry.Name()); err != nil {
+			return err
+		}
+	}
+	s.ready = true
+	debugger.serve(v, local.Kill, s.console.messages())
+	if s.Profile != "" {
+		v.StartProfile()
+	}
+	set := time.Now()
+	result, status, err := s.drive(ctx, v)
+	s.console.restore()
+	s.saving.Wait()
+	if err != nil {
+		return err
+	}
+	if to := v.MovedTo(); to != "" {
+		s.log(fmt.Errorf("the VM has moved to %s", to))
+		s.Remove = true
+		return nil
+	}
+	if s.killed.Load() && result.End == vm.EndStopped {
+		status = 128 + int(unix.SIGKILL)
+	}
+	if s.Profile != "" {
+		if err := writeProfile(s.Profile, v); err != nil {
+			return err
+		}
+	}
+	if s.Verbose {
+		report(os.Stderr, v, set.Sub(s.began), time.Since(set))
+	}
+	err = s.outcome(v, result, status)
+	if bad := s.result.save(s.Result, result, err); bad != nil {
+		return errors.Join(bad, err)
+	}
+	return err
+}
+
+// drive runs the VM, with its command or with its console and the signals that end it;
+// and with the timeout.
+func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
+	takeSignals(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := func(status int, err error) { cancel(&exitError{status, err}) }
+	if s.Timeout > 0 {
+		t := time.AfterFunc(s.Timeout, func() { stop(statusTimeout, fmt.Errorf("the guest did not end within %v", s.Timeout)) })
+		defer t.Stop()
+	}
+	s.console.actions = consoleActions{quit: func() { stop(statusOK, nil) }, power: v.PressPowerButton,
+		help: func() { io.WriteString(s.console, consoleHelp) }}
+	signals := make(chan os.Signal, 1)
+	if !s.Sandbox {
+		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+		defer signal.Stop(signals)
+	}
+	if s.Terminal && v.Config().ConsoleDevice == vm.VirtioConsole {
+		go followSize(ctx, v)
+	}
+	if err := v.Start(ctx); err != nil {
+		return vm.Result{}, statusFailed, err
+	}
+	if s.Sandbox {
+		done := make(chan struct{})
+		defer func() {
+			cancel(nil)
+			<-done // it has the terminal
+		}()
+		go func() {
+			defer close(done)
+			stop(s.job(ctx, v))
+		}()
+	}
+	select {
+	case <-v.Done():
+	case sig := <-signals:
+		stop(128+int(sig.(unix.Signal)), nil)
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		v.Kill()
+	}
+	result, err := v.Wait(context.WithoutCancel(ctx))
+	var exit *exitError
+	if errors.As(context.Cause(ctx), &exit) && result.End == vm.EndStopped {
+		if exit.err != nil {
+			s.console.restore()
+			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
+		}
+		return result, exit.status, err
+	}
+	if s.Sandbox && result.End != vm.EndCrash && result.End != vm.EndDebugExit {
+		return result, statusFailed, err
+	}
+	return result, statusOK, err
+}
+
+// job runs the command in the guest and saves what that has written.
+func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
+	ready := func(ctx context.Context) error {
+		err := v.Greeted(ctx)
+		if s.result.Started = err == nil; err != nil {
+			return err
+		}
+		if s.warm != nil {
+			goesOn := make(chan struct{})
+			s.saving.Go(func() { s.warm.Save(context.WithoutCancel(ctx), v, sync.OnceFunc(func() { close(goesOn) })) })
+			<-goesOn
+		}
+		return v.Ready(ctx)
+	}
+	status, err := runInGuest(ctx, ready, v.Agent, s.Exec.request(s.Command), s.stdout, s.stderr)
+	if err != nil {
+		select { // the guest may be about to end, which says more
+		case <-ctx.Done():
+		case <-time.After(lastWords):
+		}
+		return statusFailed, err
+	}
+	s.result.Exited = true
+	if c := v.Config(); len(c.Disks)+len(c.Shares) > 0 {
+		if err := v.Sync(ctx); err != nil && ctx.Err() == nil {
+			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)
+		}
+	}
+	if status >= statusCrash && status <= statusFailed {
+		fmt.Fprintf(s.stderr, "vmm: status %d is the command's own\n", status)
+	}
+	return status, nil
+}
+
+// lastWords is how long a guest may take to end when its agent has hung up.
+const lastWords = 3 * time.Second
+
+// guestOwner is who the user of vmm is in the guest: the one who runs the command, as
+// USER[:GROUP].
+func guestOwner(spec string) (o vm.Owner) {
+	name, group, _ := strings.Cut(spec, ":")
+	if name == "" {
+		return o
+	}
+	id := func(s string) uint32 {
+		n, _ := strconv.ParseUint(s, 10, 32)
+		return uint32(n)
+	}
+	o = vm.Owner{UID: id(name), GID: id(name)}
+	if u, err := user.Lookup(name); err == nil { // the guest's users are the host's, or nobody knows
+		o = vm.Owner{UID: id(u.Uid), GID: id(u.Gid)}
+	}
+	if group != "" {
+		o.GID = id(group)
+		if g, err := user.LookupGroup(group); err == nil {
+			o.GID = id(g.Gid)
+		}
+	}
+	return o
+}
+
+// followSize tells the guest the terminal's size whenever it changes, until ctx ends.
+func followSize(ctx context.Context, v *vm.VM) {
+	changes := make(chan os.Signal, 1)
+	signal.Notify(changes, unix.SIGWINCH)
+	defer signal.Stop(changes)
+	for {
+		if cols, rows, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
+			v.ResizeConsole(cols, rows)
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

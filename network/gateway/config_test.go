@@ -1,0 +1,99 @@
+package gateway
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// TestPolicy holds destinations against rules.
+func TestPolicy(t *testing.T) {
+	for _, c := range []struct {
+		rules   string // allow and deny, + and -
+		to      string
+		allowed bool
+	}{
+		{"", "192.0.2.1:80", true},
+		{"", "10.0.2.2:80", false}, // the host's loopback
+		{"", "127.0.0.1:80", false},
+		{"", "127.9.9.9:80", false},
+		{"", "0.0.0.0:80", false},
+		{"", "0.1.2.3:80", false},
+		{"", "169.254.169.254:80", false},
+		{"", "[::1]:80", false},
+		{"", "[::]:80", false},
+		{"", "[fe80::1]:80", false},
+		{"", "[::ffff:127.0.0.1]:80", false},
+		{"", "[fd00:766d:6d::2]:80", false},
+		{"", "224.0.0.1:80", false},
+		{"", "10.0.2.77:80", false}, // the guest's own network
+		{"", "[2001:db8::1]:80", true},
+		{"+host:8080", "10.0.2.2:8080", true},
+		{"+host:8080", "[fd00:766d:6d::2]:8080", true},
+		{"+host:8080", "10.0.2.2:8081", false},
+		{"+127.0.0.1", "10.0.2.2:1", true},
+		{"+host:8000-8080", "10.0.2.2:8040", true},
+		{"+169.254.169.254:80", "169.254.169.254:80", true},
+		{"-192.0.2.0/24", "192.0.2.1:80", false},
+		{"-192.0.2.0/24", "192.0.3.1:80", true},
+		{"+192.0.2.1 -192.0.2.0/24", "192.0.2.1:80", true},
+		{"-192.0.2.0/24 +192.0.2.1", "192.0.2.1:80", false},
+		{"-0.0.0.0/0:25", "192.0.2.1:25", false},
+		{"restrict", "192.0.2.1:80", false},
+		{"restrict +192.0.2.0/24:443", "192.0.2.1:443", true},
+		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:443", true},
+		{"restrict +[2001:db8::/32]:443", "[2001:db8::1]:80", false},
+		{"restrict +2001:db8::1", "[2001:db8::1]:80", true},
+	} {
+		var p Policy
+		for _, r := range strings.Fields(c.rules) {
+			if r == "restrict" {
+				p.Restrict = true
+			} else if err := p.ParseRule(r[0] == '+', r[1:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := &Gateway{cfg: Config{Subnet: DefaultSubnet, Policy: p}, router4: router4, router6: router6, subnet6: subnet6(DefaultSubnet)}
+		if _, ok := g.target(netip.MustParseAddrPort(c.to)); ok != c.allowed {
+			t.Errorf("%q: %s is allowed: %v", c.rules, c.to, ok)
+		}
+	}
+	for _, s := range []string{"", "x", "1.2.3.4:x", "1.2.3.4:80-70", "1.2.3.4:99999", "[::1]80", "1.2.3.0/33"} {
+		if err := new(Policy).ParseRule(true, s); err == nil {
+			t.Errorf("%q was accepted", s)
+		}
+	}
+}
+
+func TestParsePublication(t *testing.T) {
+	for s, want := range map[string]string{
+		"8080:80": "[::]:8080:80", "127.0.0.1:8080:80": "127.0.0.1:8080:80", "[::1]:53:53/udp": "[::1]:53:53/udp", "0:22/tcp": "[::]:0:22",
+		"": "", "80": "", "80:": "", "80:0": "", "x:80": "", "80:80/sctp": "", "1.2.3:80:80": "", "70000:80": "",
+	} {
+		p, err := ParsePublication(s)
+		if want == "" != (err != nil) || err == nil && p.String() != want {
+			t.Errorf("%q: %v, %v", s, p, err)
+		}
+		if err == nil {
+			if again, err := ParsePublication(p.String()); err != nil || again != p {
+				t.Errorf("%q is written as %v, which is %v, %v", s, p, again, err)
+			}
+		}
+	}
+}
+
+func TestNew(t *testing.T) {
+	for _, c := range []Config{{MTU: 100}, {MTU: 70000}, {Subnet: netip.MustParsePrefix("10.0.0.0/30")}, {Subnet: netip.MustParsePrefix("fd00::/64")}} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%+v was accepted", c)
+		}
+	}
+}
+
+func TestSubnet6(t *testing.T) {
+	for s, want := range map[string]string{"10.0.2.0/24": "fd00:766d:6d::/64", "10.9.0.0/16": "fd00:766d:6d:900::/64", "192.168.5.0/24": "fd00:766d:6d:a805::/64"} {
+		if got := subnet6(netip.MustParsePrefix(s)); got.String() != want {
+			t.Errorf("%s: %v, want %s", s, got, want)
+		}
+	}
+}

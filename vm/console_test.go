@@ -1,0 +1,80 @@
+package vm
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestEndpoints opens sockets and files.
+func TestEndpoints(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "console")
+	e, err := openEndpoint(Endpoint{Socket: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openEndpoint(Endpoint{Socket: path}); err == nil {
+		t.Error("two ends on one socket")
+	}
+	e.Write([]byte("nobody listens"))
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Write([]byte("x"))
+	if b, err := io.ReadAll(io.LimitReader(e.input(), 1)); err != nil || string(b) != "x" {
+		t.Errorf("the client's byte came as %q, %v", b, err)
+	}
+	e.Write([]byte("hello"))
+	if b, err := io.ReadAll(io.LimitReader(c, 5)); err != nil || string(b) != "hello" {
+		t.Errorf("the client got %q, %v", b, err)
+	}
+	e.close() // with a client
+	c.Close()
+	if e, err = openEndpoint(Endpoint{Socket: path}); err != nil {
+		t.Errorf("after the first is gone: %v", err)
+	} else {
+		e.close()
+	}
+	if _, err := openEndpoint(Endpoint{File: t.TempDir() + "/none/file"}); err == nil {
+		t.Error("a file in no directory")
+	}
+	if _, err := openEndpoint(Endpoint{File: "a", Socket: "b"}); err == nil {
+		t.Error("two ends at once")
+	}
+}
+
+// TestConsole sends what the guest says everywhere at once.
+func TestConsole(t *testing.T) {
+	var out bytes.Buffer
+	c, err := openConsole(Endpoint{}, &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan []byte, 1)
+	c.send = func(b []byte) error { got <- bytes.Clone(b); return nil }
+	near, far := net.Pipe()
+	ended := make(chan struct{})
+	attached := make(chan struct{})
+	go func() { c.attach(far, ended); close(attached) }()
+	near.Write([]byte("ls")) // which is taken once it is attached
+	if b := <-got; string(b) != "ls" {
+		t.Errorf("the guest got %q", b)
+	}
+	c.Write([]byte("one\r\ntwo\r\n"))
+	if b, err := io.ReadAll(io.LimitReader(near, 10)); err != nil || string(b) != "one\r\ntwo\r\n" {
+		t.Errorf("the attached terminal got %q, %v", b, err)
+	}
+	close(ended)
+	<-attached
+	c.Write([]byte(strings.Repeat("x", 3*tailSize) + "\nthree\n"))
+	if out.Len() != 10+3*tailSize+7 {
+		t.Errorf("%d bytes in all", out.Len())
+	}
+	if got := c.last.lines(1); len(got) != 1 || got[0] != "three" {
+		t.Errorf("the last line is %q", got)
+	}
+}

@@ -1,0 +1,218 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
+	"vmm/guest-images/guestinit"
+)
+
+// ErrNoAgent is the error where the guest is not to have an agent (Config.NoAgent).
+var ErrNoAgent = errors.New("the VM has no agent")
+
+// Cmd is a command for the guest.
+type Cmd struct {
+	Args []string // the program and its arguments; the program is looked for in the guest's PATH
+	Dir  string   // the user's home if empty
+	User string   // USER or UID, with :GROUP or :GID; root if empty
+	Env  []string // NAME=VALUE, beside PATH, HOME, USER, LOGNAME and SHELL
+
+	Stdin  io.Reader // nil is empty
+	Stdout io.Writer // nil drops it, as Stderr does
+	Stderr io.Writer
+
+	// TTY gives the command a terminal: Stdout has all of its output then.
+	TTY        bool
+	Rows, Cols uint16              // of the terminal
+	Resize     <-chan unix.Winsize // its sizes from then on
+	Signals    <-chan os.Signal    // for the command
+}
+
+// ExitError is the error for a command that has ended with a status other than 0.
+type ExitError struct {
+	Status int    // as a shell has it: 128 and more after a signal, 126 and 127 if it could not start
+	Reason string // why it could not start; else empty
+}
+
+// Error implements error.
+func (e *ExitError) Error() string {
+	if e.Reason != "" {
+		return e.Reason
+	}
+	return fmt.Sprintf("exit status %d", e.Status)
+}
+
+// Exec runs a command in the guest and waits until it has ended. It waits for the
+// guest's agent before. The error is an *ExitError if the command has failed, and
+// ErrNoAgent if there never will be an agent; when ctx ends, the command is killed.
+func (v *VM) Exec(ctx context.Context, c Cmd) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	or := func(w io.Writer) io.Writer {
+		if w == nil {
+			return io.Discard
+		}
+		return w
+	}
+	exit, err := v.Agent().Exec(ctx,
+		agent.Exec{Argv: c.Args, Env: c.Env, Dir: c.Dir, User: c.User, TTY: c.TTY, Rows: c.Rows, Cols: c.Cols},
+		agent.Streams{In: c.Stdin, Out: or(c.Stdout), Err: or(c.Stderr), Resize: c.Resize, Signals: c.Signals})
+	switch {
+	case err != nil:
+		return err
+	case exit.Status != 0 || exit.Error != "":
+		return &ExitError{exit.Status, exit.Error}
+	}
+	return nil
+}
+
+// CopyTo copies a file or directory of the host into the guest, CopyFrom one of the
+// guest to the host. What is copied to a directory goes into it.
+func (v *VM) CopyTo(ctx context.Context, host, guest string) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().Put(ctx, host, guest)
+}
+
+// CopyFrom is the opposite of CopyTo.
+func (v *VM) CopyFrom(ctx context.Context, guest, host string) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().Get(ctx, guest, host)
+}
+
+// Sync returns when what the guest has written is on its disks and shares.
+func (v *VM) Sync(ctx context.Context) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().Sync(ctx)
+}
+
+// guestSetup is what the guest is told before its first command.
+type guestSetup struct {
+	mu   sync.Mutex
+	done bool
+	// withNext goes together with the next request to the agent, which is faster.
+	withNext *agent.Setup
+}
+
+// Ready returns when commands can be run in the guest: the agent has said hello, and
+// knows what it is to mount.
+func (v *VM) Ready(ctx context.Context) error {
+	switch err := v.running(); {
+	case err != nil:
+		return err
+	case v.cfg.NoAgent:
+		return ErrNoAgent
+	case !v.guest.setUp:
+		return v.untilEnded(ctx, v.guest.waitOpen)
+	}
+	if err := v.Greeted(ctx); err != nil {
+		return err
+	}
+	return v.setUp(ctx)
+}
+
+// Greeted returns when the guest's agent has said hello. A guest for commands does not
+// know yet what it is to mount then: Ready tells it.
+func (v *VM) Greeted(ctx context.Context) error {
+	switch err := v.running(); {
+	case err != nil:
+		return err
+	case v.cfg.NoAgent:
+		return ErrNoAgent
+	}
+	return v.untilEnded(ctx, v.guest.wait)
+}
+
+// untilEnded waits, but not for a guest that has ended.
+func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-v.ended:
+			cancel(ErrNotRunning)
+		case <-stop:
+		}
+	}()
+	return wait(ctx)
+}
+
+// setUp tells the guest what it does not know, before anybody else uses its agent:
+// together with the first request where there is nothing to mount.
+func (v *VM) setUp(ctx context.Context) error {
+	v.setup.mu.Lock()
+	defer v.setup.mu.Unlock()
+	if v.setup.done {
+		return nil
+	}
+	s := v.news()
+	if s == nil || len(v.shares.config.Mounts) == 0 {
+		v.setup.withNext = s
+	} else if err := v.guest.client().Setup(ctx, s); err != nil {
+		return err
+	}
+	v.setup.done = true
+	v.guest.letIn()
+	return nil
+}
+
+// news is what a guest for commands does not know: its mounts, and after a warm start
+// the time, its name and new random numbers. It is nil if there is nothing.
+func (v *VM) news() *agent.Setup {
+	s := &agent.Setup{Now: time.Now()}
+	if len(v.shares.config.Mounts) > 0 {
+		s.Config, _ = json.Marshal(&guestinit.Config{Mounts: v.shares.config.Mounts})
+	}
+	if r := v.from; r != nil {
+		s.Entropy = make([]byte, 32)
+		rand.Read(s.Entropy)
+		if r.vm.Config.Name != v.cfg.Name {
+			s.Hostname = v.cfg.Name
+		}
+	} else if s.Config == nil {
+		return nil
+	}
+	return s
+}
+
+// Agent speaks to the guest's agent, once Ready has returned.
+func (v *VM) Agent() *agent.Client {
+	v.setup.mu.Lock()
+	defer v.setup.mu.Unlock()
+	c := v.guest.client()
+	c.Before, v.setup.withNext = v.setup.withNext, nil
+	return c
+}
+
+// Complaints are what the guest's init has said of why it could not do its work.
+func (v *VM) Complaints() []string {
+	var out []string
+	for _, line := range v.console.last.lines(tailSize) {
+		if rest, ok := strings.CutPrefix(line, "init: "); ok {
+			out = append(out, rest)
+		}
+	}
+	return out
+}
+
+// LastLines returns the last n lines that the guest has said on its console.
+func (v *VM) LastLines(n int) string { return strings.Join(v.console.last.lines(n), "\n") }

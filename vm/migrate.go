@@ -1,0 +1,175 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"vmm/internal/version"
+	"vmm/machine/migration"
+)
+
+// DefaultDowntime is how long a guest that moves may stand still where nothing else is
+// said.
+const DefaultDowntime = 300 * time.Millisecond
+
+// MigrateOptions say how a VM moves.
+type MigrateOptions struct {
+	// Key is what the receiver has printed (see Peer); a unix socket needs none.
+	Key string
+	// Downtime is how long the guest may stand still; DefaultDowntime if 0.
+	Downtime time.Duration
+	// Progress is told how many bytes of memory were sent in all; nil drops it.
+	Progress func(sent int64, round int)
+}
+
+// MigrateResult tells how it went.
+type MigrateResult = migration.Result
+
+// ErrUnknownEnd is in the error of Migrate if the connection broke just when the other
+// side was told to go on: the VM is paused here, and may run there.
+var ErrUnknownEnd = migration.ErrUnknown
+
+// Migrate moves the VM to a Receiver at tcp://HOST:PORT or unix:PATH, while it runs: it
+// stands still only for the end of it. Its disks and shared directories must be there by
+// the same paths. After an error it goes on here, but for ErrUnknownEnd. When it has
+// moved, Wait returns here.
+func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*MigrateResult, error) {
+	if err := v.running(); err != nil {
+		return nil, err
+	}
+	v.saver.mu.Lock()
+	defer v.saver.mu.Unlock()
+	if v.space.holds() {
+		return nil, ErrNoSpace
+	}
+	for _, d := range v.disks.disks {
+		if d.temporary() {
+			return nil, fmt.Errorf("what the guest writes to the disk %s is in a file without a name, which cannot move", d.image.File.Name())
+		}
+	}
+	if o.Downtime == 0 {
+		o.Downtime = DefaultDowntime
+	}
+	hello := migration.Hello{VMM: version.String(), Memory: uint64(v.cfg.Memory), CPUs: v.cfg.CPUs, Name: v.cfg.Name}
+	conn, err := dialPeer(ctx, address, o.Key, &hello)
+	if err != nil {
+		return nil, err
+	}
+	v.saver.base = "" // what was written since is told to the other side
+	result, err := migration.Send(ctx, conn, v.machine, migration.Options{
+		Hello: hello, Downtime: o.Downtime, Progress: o.Progress, Release: v.disks.release, Reclaim: v.disks.reopen,
+		Config: func() ([]byte, error) {
+			vm := v.describe()
+			for _, d := range v.disks.disks {
+				vm.Disks = append(vm.Disks, d.moved())
+			}
+			return json.Marshal(vm)
+		},
+	})
+	if errors.Is(err, migration.ErrUnknown) {
+		v.saver.pauseMu.Lock()
+		defer v.saver.pauseMu.Unlock()
+		if v.saver.released = true; v.saver.paused {
+			result.Resume() // the user's own pause is left
+		} else {
+			v.saver.paused, v.saver.resume = true, result.Resume
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.saver.movedTo = address
+	return result, nil
+}
+
+// MovedTo returns where the VM is that is not here any more; "" if it has not moved.
+func (v *VM) MovedTo() string {
+	v.saver.mu.Lock()
+	defer v.saver.mu.Unlock()
+	return v.saver.movedTo
+}
+
+// moved is the disk for another process, which opens the file itself.
+func (d *vmDisk) moved() savedDisk {
+	s := savedDisk{Disk: d.cfg}
+	if path, err := realPath(d.cfg.Path); err == nil {
+		s.Path = path
+	}
+	s.AnyBacking = true
+	return s
+}
+
+// Receiver waits for one VM that moves here.
+type Receiver struct {
+	l     net.Listener
+	token string
+	log   func(error)
+}
+
+// Receive waits until a source has sent its VM, and makes one that goes on where that
+// is once it is started. Sources that do not know the key are told to log, and refused.
+// It ends with ctx.
+func (r *Receiver) Receive(ctx context.Context, o RestoreOptions, options ...Option) (*VM, error) {
+	d, err := r.accept(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Receive(); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("receiving a VM: %w", err)
+	}
+	s := &source{state: d.Final.State, received: d.Memory, moved: true, confirm: d.Ready}
+	s.peer = d
+	if err = s.vm.unmarshal(d.Final.Config); err == nil {
+		var v *VM
+		if v, err = s.make(&o, options); err == nil {
+			return v, nil
+		}
+	}
+	s.refuse(err)
+	return nil, err
+}
+
+// refuse tells the source that its VM cannot run here, unless it knows that it can.
+func (r *source) refuse(err error) {
+	if r == nil || r.peer == nil {
+		return
+	}
+	if err != nil {
+		r.peer.Refuse(err)
+	}
+	r.peer.Close()
+	r.peer = nil
+}
+
+// accept waits for a source that knows the key.
+func (r *Receiver) accept(ctx context.Context) (*migration.Destination, error) {
+	defer r.l.Close()
+	stop := context.AfterFunc(ctx, func() { r.l.Close() })
+	defer stop()
+	for {
+		c, err := r.l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, err
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // too many open files, which may pass
+			continue
+		}
+		d, err := migration.Accept(c, r.token)
+		if err == nil {
+			return d, nil
+		}
+		r.log(fmt.Errorf("refused a VM from %v: %w", c.RemoteAddr(), err))
+	}
+}
+
+// Close ends a Receiver that nothing was received by.
+func (r *Receiver) Close() error { return r.l.Close() }

@@ -1,0 +1,67 @@
+package vm
+
+import (
+	"io"
+	"path/filepath"
+
+	guestimages "vmm/guest-images"
+	"vmm/virtio"
+)
+
+// options are what a VM has of this process, which no Config can hold.
+type options struct {
+	in      io.Reader
+	out     io.Writer
+	log     func(error)
+	builder *guestimages.Builder
+	devices []virtio.Device
+	// initArgs are arguments for the default guest's init, as the kernel passes them on.
+	initArgs []string
+	capture  string
+	runtime  string
+	notes    string
+}
+
+// Option is something that a VM gets of this process.
+type Option func(*options)
+
+// WithConsole connects the guest's console: out takes what the guest says, and in (which
+// may be nil) is read for it until it ends. A write to out that blocks holds the guest up.
+func WithConsole(in io.Reader, out io.Writer) Option {
+	return func(o *options) { o.in, o.out = in, out }
+}
+
+// WithLog has log told what a user should know while the VM runs: a full disk, a driver
+// that does wrong. It must not block.
+func WithLog(log func(error)) Option { return func(o *options) { o.log = log } }
+
+// WithBuilder makes or fetches the default guest with b, which can show how far it is.
+func WithBuilder(b *guestimages.Builder) Option { return func(o *options) { o.builder = b } }
+
+// WithDevice adds a virtio device, behind those of the Config. The VM closes it. A VM
+// that is restored needs one of the same kind, which its saved state is loaded into.
+func WithDevice(d virtio.Device) Option {
+	return func(o *options) { o.devices = append(o.devices, d) }
+}
+
+// WithInitArgs passes arguments on to the init of the default guest, such as TERM=xterm.
+func WithInitArgs(args ...string) Option {
+	return func(o *options) { o.initArgs = append(o.initArgs, args...) }
+}
+
+// WithCapture writes what crosses the guest's networks to a file, as pcapng.
+func WithCapture(path string) Option { return func(o *options) { o.capture = path } }
+
+// WithRuntimeDir names the directory where the VMs of a Switch meet.
+func WithRuntimeDir(dir string) Option { return func(o *options) { o.runtime = dir } }
+
+func newOptions(list []Option) options {
+	o := options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}
+	if cache, err := guestimages.CacheDir(); err == nil {
+		o.notes = filepath.Join(cache, "host")
+	}
+	for _, set := range list {
+		set(&o)
+	}
+	return o
+}

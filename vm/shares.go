@@ -1,0 +1,98 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	guestimages "vmm/guest-images"
+	"vmm/guest-images/guestinit"
+	"vmm/storage/share"
+	"vmm/virtio"
+	"vmm/virtio/fs"
+)
+
+// rootTag is the tag of the guest's root; other shares are numbered.
+const rootTag = "root"
+
+// shares are the host's directories that the guest has.
+type shares struct {
+	devices []virtio.Device
+	saved   []savedShare
+	config  guestinit.Config
+}
+
+// add shares a directory.
+func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
+	dir, err := realPath(dir)
+	if err != nil {
+		return err
+	}
+	first, err := share.New(dir, o) // what is wrong with it is said now
+	if err != nil {
+		return err
+	}
+	if err := first.Close(); err != nil {
+		return err
+	}
+	dev, err := fs.New(tag, func() (fs.FileSystem, error) { return share.New(dir, o) }, log)
+	s.devices = append(s.devices, dev)
+	s.saved = append(s.saved, savedShare{tag, dir, o})
+	return err
+}
+
+// mount shares a directory and has the guest mount it.
+func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(error)) error {
+	m.Tag = "share" + strconv.Itoa(len(s.config.Mounts))
+	s.config.Mounts = append(s.config.Mounts, m)
+	return s.add(m.Tag, dir, o, log)
+}
+
+// restoreShares shares what a saved VM shared.
+func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
+	s := &shares{}
+	for _, o := range saved {
+		if err := s.add(o.Tag, o.Dir, o.Options, log); err != nil {
+			return nil, of("Shares", fmt.Errorf("the shared directory %s: %w", o.Dir, err))
+		}
+	}
+	return s, nil
+}
+
+// openShares makes the shares of a VM that boots; modules is the tree of its kernel's.
+func openShares(c *Config, modules string, log func(error)) (*shares, error) {
+	s := &shares{}
+	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
+	if c.Commands() {
+		if _, err := os.Stat(c.Root.Path); err != nil {
+			return nil, of("Root", err)
+		}
+		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); isDir(c.Root.Path) {
+			o := options
+			o.ReadOnly, o.Static, o.System = true, true, true
+			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {
+				return nil, of("Root", err)
+			}
+			s.config.Root = &guestinit.Root{Tag: rootTag}
+		}
+	}
+	if modules != "" {
+		tree, err := guestimages.ModuleTree(modules)
+		if err == nil {
+			err = s.mount(tree, guestinit.Mount{Path: "/lib/modules/" + filepath.Base(tree), ReadOnly: true},
+				share.Options{ReadOnly: true, Static: true}, log)
+		}
+		if err != nil {
+			return nil, of("Boot.Modules", err)
+		}
+	}
+	for _, m := range c.Shares {
+		o := options
+		o.ReadOnly = m.ReadOnly || m.Overlay
+		if err := s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay}, o, log); err != nil {
+			return nil, of("Shares", err)
+		}
+	}
+	return s, nil
+}

@@ -1,0 +1,396 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"vmm/internal/version"
+	"vmm/machine"
+	"vmm/machine/snapshot"
+	"vmm/network/gateway"
+	"vmm/storage/image"
+)
+
+// SnapshotOptions say how a VM is saved. The zero value saves all of it.
+type SnapshotOptions struct {
+	Replace bool // an older snapshot of that name
+	// Parent is the snapshot since which only what has changed is saved: the last one of
+	// this VM, or what it was restored from.
+	Parent   string
+	Zstd     bool // compress the memory
+	DiskCopy bool // copy the disks into the snapshot, which needs no other files then
+	Stop     bool // end the VM when it is saved
+	// Progress is told how much of the memory is saved, in bytes; nil drops it.
+	Progress func(done, total int64)
+	// GoesOn is called when the guest can go on while the rest is written. Such a
+	// snapshot stands alone, need not survive the host's crash, and has nothing to do
+	// with those that Parent names.
+	GoesOn func()
+}
+
+// SnapshotResult is what became of it.
+type SnapshotResult struct {
+	Paused time.Duration // how long the guest was
+	// Disks are where the VM writes now, by the files that belong to the snapshot.
+	Disks map[string]string
+}
+
+// Errors that Pause, Resume, Snapshot and Migrate return.
+var (
+	ErrPaused    = errors.New("the VM is paused already")
+	ErrNotPaused = errors.New("the VM is not paused")
+	ErrNoSpace   = errors.New("the VM waits for room on the host's disk")
+	ErrNotParent = errors.New("neither the last snapshot of this VM nor what it was restored from: save all of it")
+)
+
+// saver is what a running VM knows of saving itself.
+type saver struct {
+	mu      sync.Mutex // one at a time
+	base    string     // the snapshot since which written pages are tracked
+	movedTo string     // where the VM is now; it is none here any more
+
+	// pauseMu is its own: a VM can be looked at while it is saved.
+	pauseMu sync.Mutex
+	paused  bool   // by the user
+	resume  func() // of a paused machine
+	// released is set while another process may have the disks.
+	released bool
+}
+
+// Paused reports whether the VM was paused by Pause.
+func (v *VM) Paused() bool {
+	v.saver.pauseMu.Lock()
+	defer v.saver.pauseMu.Unlock()
+	return v.saver.paused
+}
+
+// Pause stops the VM where it is. The error is ErrPaused if that was done before.
+func (v *VM) Pause() error { return v.setPaused(true) }
+
+// Resume lets a paused VM go on. The error is ErrNotPaused if it is not.
+func (v *VM) Resume() error { return v.setPaused(false) }
+
+func (v *VM) setPaused(on bool) error {
+	if err := v.running(); err != nil {
+		return err
+	}
+	s := &v.saver
+	s.pauseMu.Lock()
+	defer s.pauseMu.Unlock()
+	switch {
+	case s.paused && on:
+		return ErrPaused
+	case !s.paused && !on:
+		return ErrNotPaused
+	}
+	if s.released {
+		if err := v.disks.reopen(); err != nil {
+			return err
+		}
+		s.released = false
+	}
+	if s.paused = on; on {
+		s.resume = v.machine.Pause()
+	} else {
+		s.resume()
+	}
+	return nil
+}
+
+// Snapshot saves the VM to a directory. It stands still for a part of it, and goes on
+// unless it is to stop. Its disks belong to the snapshot as they are: what the guest
+// writes from then on goes to new files beside them.
+func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (_ *SnapshotResult, err error) {
+	if err := v.running(); err != nil {
+		return nil, err
+	}
+	v.saver.mu.Lock()
+	defer v.saver.mu.Unlock()
+	if v.space.holds() {
+		return nil, ErrNoSpace
+	}
+	mem := snapshot.MemoryOptions{Zstd: o.Zstd, Progress: o.Progress}
+	if o.Parent != "" {
+		if mem.Parent, err = snapshot.Open(o.Parent, snapshot.Options{}); err != nil {
+			return nil, err
+		}
+		defer mem.Parent.Close()
+		if v.saver.base == "" || mem.Parent.ID != v.saver.base {
+			return nil, fmt.Errorf("%s is %w", o.Parent, ErrNotParent)
+		}
+	}
+	w, err := snapshot.Create(dir, o.Replace)
+	if err != nil {
+		return nil, err
+	}
+	result := &SnapshotResult{Disks: map[string]string{}}
+	if err := v.save(w, &o, mem, result); err != nil {
+		for from, to := range result.Disks { // no harm is done, but it must be known
+			err = fmt.Errorf("%w; what was in %s goes on in %s", err, from, to)
+		}
+		v.saver.base = "" // what was written since is not known any more
+		w.Abort()
+		return nil, err
+	}
+	if o.GoesOn == nil {
+		v.saver.base = w.ID()
+	}
+	return result, nil
+}
+
+// save saves the VM. It need not stand still for all of it, unless it ends.
+func (v *VM) save(w *snapshot.Writer, o *SnapshotOptions, mem snapshot.MemoryOptions, result *SnapshotResult) error {
+	start := time.Now()
+	var state *machine.State
+	var vm *saved
+	if err := v.machine.Freeze(func(f *machine.Frozen) (err error) {
+		state, vm, err = v.collect(f, w, o, mem, result)
+		result.Paused = time.Since(start)
+		if !o.Stop {
+			return err
+		}
+		if err == nil {
+			err = w.Commit(version.String(), vm, state)
+		}
+		if err != nil {
+			return errors.Join(err, v.disks.reopen())
+		}
+		v.machine.Stop()
+		return nil
+	}); err != nil || o.Stop {
+		return err
+	}
+	if o.GoesOn != nil {
+		o.GoesOn()
+		w.NoSync = true
+	}
+	return w.Commit(version.String(), vm, state)
+}
+
+// collect saves what needs the guest to stand still.
+func (v *VM) collect(f *machine.Frozen, w *snapshot.Writer, o *SnapshotOptions, mem snapshot.MemoryOptions, result *SnapshotResult) (*machine.State, *saved, error) {
+	var err error
+	if mem.Dirty, err = f.TakeDirty(); err != nil {
+		return nil, nil, err
+	}
+	if mem.Dirty == nil && o.GoesOn == nil {
+		if err := f.TrackDirty(); err != nil {
+			return nil, nil, err
+		}
+	}
+	state, err := f.Save()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := w.Memory(f.Memory(), mem); err != nil {
+		return nil, nil, err
+	}
+	vm := v.describe()
+	for i, d := range v.disks.disks {
+		disk, err := d.save(w, i, o, result.Disks)
+		if err != nil {
+			return nil, nil, err
+		}
+		vm.Disks = append(vm.Disks, *disk)
+	}
+	return state, vm, nil
+}
+
+// describe returns how the VM is made again. Its disks follow.
+func (v *VM) describe() *saved {
+	c := v.cfg
+	c.Disks, c.Shares, c.Console = nil, nil, Endpoint{}
+	c.Vsock = absolute(c.Vsock)
+	c.Ports = slices.Clone(c.Ports)
+	for i := range c.Ports {
+		to := &c.Ports[i].To
+		to.File, to.Socket = absolute(to.File), absolute(to.Socket)
+	}
+	s := &saved{Version: savedVersion, Config: c, Shares: v.shares.saved, CID: v.guest.device.CID(),
+		Agent: !c.NoAgent && v.guest.greeted()}
+	for _, n := range v.nets.nics {
+		nic := savedNIC{MAC: n.device.MAC()}
+		if g := n.gateway.Load(); g != nil {
+			nic.TCP = g.TCP()
+		}
+		s.NICs = append(s.NICs, nic)
+	}
+	return s
+}
+
+// absolute is a path from wherever; the empty one stays empty.
+func absolute(path string) string {
+	if a, err := filepath.Abs(path); err == nil && path != "" {
+		return a
+	}
+	return path
+}
+
+// save has the snapshot keep the disk as it is now.
+func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[string]string) (*savedDisk, error) {
+	s := &savedDisk{Disk: d.cfg, Temp: d.cfg.Ephemeral}
+	s.Format, s.Ephemeral, s.AnyBacking = d.image.Format, false, false
+	if err := d.image.Flush(); err != nil && !d.cfg.ReadOnly {
+		return nil, err
+	}
+	name := fmt.Sprintf("disk-%d.qcow2", i)
+	_, gone := os.Stat(d.image.File.Name()) // of a file without a name
+	switch {
+	case o.DiskCopy || gone != nil:
+		s.Path, s.Format = name, image.Qcow2
+		return s, s.keep(w.File(name), d.image.SaveCopy)
+	case d.cfg.Ephemeral:
+		s.Path, s.Format = name, image.Qcow2
+		return s, s.keep(w.File(name), d.image.SaveChanges)
+	}
+	path, err := realPath(d.image.File.Name())
+	if err != nil {
+		return nil, err
+	}
+	s.Path = path
+	switch {
+	case d.cfg.ReadOnly:
+	case o.Stop:
+		err = d.release() // its last word
+	default:
+		var overlay string
+		if overlay, err = d.moveOn(path); err == nil {
+			moved[path] = overlay
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, s.note()
+}
+
+// keep writes an image into the snapshot.
+func (d *savedDisk) keep(path string, write func(path string) error) error {
+	if err := write(path); err != nil {
+		return err
+	}
+	st, err := os.Stat(path)
+	if err == nil {
+		d.Size = st.Size()
+	}
+	return err
+}
+
+// RestoreOptions say what is other than in the snapshot. The zero value makes the VM
+// that was saved.
+// They are JSON too, but for the functions.
+type RestoreOptions struct {
+	// Name of another VM makes a copy, whose guest gets a name, a machine ID, addresses
+	// and random numbers of its own; so does Copy, whatever the name.
+	Name string `json:"name,omitempty"`
+	Copy bool   `json:"copy,omitempty"`
+	// Configure is told what VM it will be. It may give it another name, such as one that
+	// is free here, and returns what else the VM has of this process; nil leaves it.
+	Configure func(c *Config) ([]Option, error) `json:"-"`
+	// Overlays is a directory that keeps what the guest writes to its disks; without
+	// one it goes with the VM.
+	Overlays string `json:"overlays,omitempty"`
+	Verify   bool   `json:"verify,omitempty"`   // compare all checksums, also of files that look as they did
+	Prefetch bool   `json:"prefetch,omitempty"` // read the memory ahead that the last such restore has used
+	// Nets are in the place of the saved ones, as many as there were.
+	Nets Nets `json:"nets,omitempty"`
+	// Publish and Vsock are in the place of the saved ones; a copy has only these.
+	Publish []gateway.Publication `json:"publish,omitempty"`
+	Vsock   string                `json:"vsock,omitempty"`
+	Ports   []Port                `json:"ports,omitempty"`  // in the place of the saved ones of their names
+	Console Endpoint              `json:"console,omitzero"` // as Config.Console
+	// Progress is told how much of a compressed snapshot's memory is unpacked, in bytes.
+	Progress func(done, total int64) `json:"-"`
+}
+
+// Restore makes a VM that goes on where the one was that Snapshot has saved to dir,
+// once it is started. Neither the snapshot nor its disks are changed. The error is a
+// *snapshot.Error if the snapshot is what is wrong.
+func Restore(dir string, o RestoreOptions, options ...Option) (*VM, error) {
+	r, err := openSnapshot(dir, snapshot.Options{Verify: o.Verify, Progress: o.Progress})
+	if err != nil {
+		return nil, err
+	}
+	r.overlays, r.prefetch, r.copies = o.Overlays, o.Prefetch, o.Copy
+	v, err := r.make(&o, options)
+	if err != nil {
+		r.close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// SavedConfig returns the Config of a saved VM, without its disks and shares.
+func SavedConfig(dir string) (*Config, error) {
+	m, err := snapshot.ReadManifest(dir)
+	if err != nil {
+		return nil, &snapshot.Error{Dir: dir, Err: err}
+	}
+	var s saved
+	if err := s.unmarshal(m.Config); err != nil {
+		return nil, &snapshot.Error{Dir: dir, Err: err}
+	}
+	return &s.Config, nil
+}
+
+// make makes the VM that goes on from r.
+func (r *source) make(o *RestoreOptions, options []Option) (*VM, error) {
+	c := r.vm.Config
+	if o.Overlays != "" {
+		if err := os.MkdirAll(o.Overlays, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if len(o.Nets) > 0 {
+		if len(o.Nets) != len(c.Nets) {
+			return nil, wrong("Nets", "the saved VM has %d networks, and %d are given", len(c.Nets), len(o.Nets))
+		}
+		c.Nets = o.Nets
+	}
+	if o.Name != "" {
+		c.Name = o.Name
+	}
+	if o.Configure != nil {
+		more, err := o.Configure(&c)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options[:len(options):len(options)], more...)
+	}
+	if c.Name != r.vm.Config.Name {
+		r.copies = r.copies || !r.moved // what has moved is there only once
+	}
+	c.Ports = slices.Clone(c.Ports)
+	for i := range c.Ports {
+		p := &c.Ports[i]
+		if r.copies { // which must not write to the same file
+			p.To = Endpoint{}
+		}
+		for _, given := range o.Ports {
+			if given.Name == p.Name {
+				p.To = given.To
+			}
+		}
+	}
+	if r.copies {
+		c.Publish, c.Vsock = nil, ""
+	}
+	if len(o.Publish) > 0 {
+		c.Publish = o.Publish
+	}
+	if o.Vsock != "" {
+		c.Vsock = o.Vsock
+	}
+	c.Console = o.Console
+	v, err := New(c, options...)
+	if err == nil {
+		v.from = r
+	}
+	return v, err
+}

@@ -1,0 +1,65 @@
+package vm
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"vmm/guest-images/agent"
+	"vmm/machine/snapshot"
+)
+
+// A warm start: a VM for commands goes on from a snapshot of one of its kind that was
+// just about to run its first. Package warm keeps such snapshots.
+
+// ColdError is the error for a snapshot that no VM can go on from on this host: it has
+// to boot.
+type ColdError struct{ Err error }
+
+// Error implements error.
+func (e *ColdError) Error() string { return "the warm start does not fit: " + e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *ColdError) Unwrap() error { return e.Err }
+
+// NewWarm is New for a VM that does not boot, but goes on from a snapshot that SaveWarm
+// has made of another one of its kind. Prepare returns a *ColdError if that cannot be.
+func NewWarm(cfg Config, dir string, list ...Option) (*VM, error) {
+	v, err := New(cfg, list...)
+	if err != nil {
+		return nil, err
+	}
+	if v.from, err = openSnapshot(dir, snapshot.Options{}); err != nil {
+		return nil, err
+	}
+	v.from.warm = true
+	return v, nil
+}
+
+// exercises is how often a guest is exercised: some things are kept only when they are
+// used again. exerciseTime bounds all of them.
+const (
+	exercises    = 2
+	exerciseTime = 2 * time.Second
+)
+
+// SaveWarm saves the VM, whose agent has said hello and has run nothing yet, for the warm
+// start of others. It calls goesOn as soon as the guest can go on, and returns when the
+// snapshot is written.
+func (v *VM) SaveWarm(ctx context.Context, dir string, goesOn func()) error {
+	v.exercise(ctx)
+	_, err := v.Snapshot(ctx, dir, SnapshotOptions{Replace: true, GoesOn: goesOn})
+	return err
+}
+
+// exercise has the guest run a command that does nothing: what every command needs is
+// in the guest's memory then.
+func (v *VM) exercise(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, exerciseTime) // whatever it is that is called so there
+	defer cancel()
+	client := v.guest.client()
+	client.Before = &agent.Setup{Now: time.Now(), Entropy: make([]byte, 1)}
+	for range exercises {
+		client.Exec(ctx, agent.Exec{Argv: []string{"true"}}, agent.Streams{Out: io.Discard, Err: io.Discard}) // a root may have none
+	}
+}

@@ -1,0 +1,89 @@
+package warm
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"vmm/vm"
+)
+
+// TestGiveUp keeps the reason why a snapshot could not be used, for a day.
+func TestGiveUp(t *testing.T) {
+	w := &Snapshot{Dir: filepath.Join(t.TempDir(), "warm", "key")}
+	if _, ok := w.GivenUp(); ok {
+		t.Error("given up before it was tried")
+	}
+	os.MkdirAll(w.Dir, 0o700)
+	os.WriteFile(filepath.Join(w.Dir, "memory"), []byte("x"), 0o600)
+	w.GiveUp(errors.New("no XSAVE here"))
+	if why, ok := w.GivenUp(); !ok || why != "no XSAVE here" {
+		t.Errorf("given up: %v, %q", ok, why)
+	}
+	if _, err := os.Stat(filepath.Join(w.Dir, "memory")); err == nil {
+		t.Error("the snapshot is still there")
+	}
+	if w.New(vm.Config{Root: &vm.Root{Path: "/"}}) != nil {
+		t.Error("there is a snapshot to go on from")
+	}
+	w.GiveUp(errors.New("again"))
+	old := time.Now().Add(-2 * unusableFor)
+	os.Chtimes(filepath.Join(w.Dir, unusable), old, old)
+	if _, ok := w.GivenUp(); ok {
+		t.Error("given up for ever")
+	}
+}
+
+// TestKinds tells VMs apart that cannot go on from each other's snapshots.
+func TestKinds(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := vm.Config{Boot: vm.Boot{Kernel: kernel}, Root: &vm.Root{Path: "/"}}
+	find := func(change func(*vm.Config)) string {
+		c := base
+		change(&c)
+		c = c.WithDefaults()
+		if s := store.Find(&c); s != nil {
+			return s.Name
+		}
+		return ""
+	}
+	same := find(func(*vm.Config) {})
+	if same == "" {
+		t.Fatal("a VM for commands cannot start warm")
+	}
+	for name, change := range map[string]func(*vm.Config){
+		"its name": func(c *vm.Config) { c.Name = "other" }, "what it publishes": func(c *vm.Config) { c.Vsock = "/x" },
+	} {
+		if got := find(change); got != same {
+			t.Errorf("%s makes it another kind", name)
+		}
+	}
+	for name, change := range map[string]func(*vm.Config){
+		"CPUs": func(c *vm.Config) { c.CPUs = 2 }, "memory": func(c *vm.Config) { c.Memory = 1 << 30 }, "arguments": func(c *vm.Config) { c.Boot.Args = []string{"x"} },
+		"networks": func(c *vm.Config) { c.Nets = vm.Nets{vm.None{}} }, "shares": func(c *vm.Config) { c.Shares = []vm.Share{{Host: "/", Guest: "/x"}} },
+		"owner": func(c *vm.Config) { c.ShareOwner.UID = 1 }, "root": func(c *vm.Config) { c.Root = &vm.Root{Path: t.TempDir()} },
+	} {
+		if got := find(change); got == same || got == "" {
+			t.Errorf("%s: the same kind, %q", name, got)
+		}
+	}
+	for name, change := range map[string]func(*vm.Config){
+		"no commands": func(c *vm.Config) { c.Root = nil }, "a disk": func(c *vm.Config) { c.Disks = []vm.Disk{{Path: "x"}} }, "modules": func(c *vm.Config) { c.Boot.Modules = "/m" },
+		"huge pages": func(c *vm.Config) { c.HugePages = true }, "a switch": func(c *vm.Config) { c.Nets = vm.Nets{vm.Switch{Name: "a"}} },
+		"a port": func(c *vm.Config) { c.Ports = []vm.Port{{Name: "a"}} }, "a root that is a disk": func(c *vm.Config) { c.Root = &vm.Root{Path: kernel} },
+	} {
+		if got := find(change); got != "" {
+			t.Errorf("%s: can start warm as %s", name, got)
+		}
+	}
+}
