@@ -50,7 +50,7 @@ type Manifest struct {
 	ID      string          `json:"id"` // random: what a difference names its parent by
 	Created time.Time       `json:"created"`
 	VMM     string          `json:"vmm"`    // the version of the program
-	Config  json.RawMessage `json:"config"` // how the machine is made: of package main
+	Config  json.RawMessage `json:"config"` // how the VM is made: package vm's
 	State   *machine.State  `json:"state"`
 	Memory  Memory          `json:"memory"`
 	Files   []File          `json:"files"` // all others, with their checksums
