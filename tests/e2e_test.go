@@ -181,6 +181,8 @@ func TestEnds(t *testing.T) {
 			args: []string{"--append", "reboot=t"}, status: 123, want: "the guest crashed: triple fault"},
 		{name: "shell ends", input: "exit\n"},
 		{name: "panic", script: "echo c >/proc/sysrq-trigger", status: 123, want: "the guest crashed: kernel panic"},
+		{name: "panic on a virtio console", script: "echo c >/proc/sysrq-trigger", args: []string{"--console-device", "virtio", "--append", "initcall_blacklist=pvpanic_mmio_driver_init"},
+			status: 123, want: "the guest crashed: kernel panic"},
 		{name: "no init", args: []string{"--append", "rdinit=/nowhere init=/nowhere"}, status: 123, want: "the guest crashed: kernel panic"},
 		{name: "debug exit", script: "printf '\\003' | dd of=/dev/port bs=1 seek=1281", status: 7},
 		{name: "timeout", script: "sleep 1000", args: []string{"--timeout", limit}, status: 124, want: "did not end within " + limit},

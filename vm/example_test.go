@@ -154,6 +154,33 @@ func ExampleRestore() {
 	// copy-9 has what origin knows
 }
 
+// A copy of a running VM: both go on.
+func ExampleVM_Clone() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	v := boot(ctx, "first")
+	defer v.Close()
+	if err := v.Ready(ctx); err != nil {
+		log.Fatal(err)
+	}
+	clone, err := v.Clone(ctx, "second")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer clone.Close()
+	if err := clone.Start(ctx); err != nil {
+		log.Fatal(err)
+	}
+	for _, v := range []*vm.VM{v, clone} {
+		if err := v.Exec(ctx, vm.Cmd{Args: []string{"hostname"}, Stdout: os.Stdout}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	// Output:
+	// first
+	// second
+}
+
 // Two VMs on a switch, of which one has the gateway that gives both their addresses and
 // names.
 func ExampleSwitch() {

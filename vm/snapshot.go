@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/temp"
 	"vmm/internal/version"
 	"vmm/machine"
 	"vmm/machine/snapshot"
@@ -324,6 +325,29 @@ func Restore(dir string, o RestoreOptions, options ...Option) (*VM, error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+// Clone makes a copy of the running VM, of another name, that goes on from now once it is
+// started; this one goes on too. They share the memory that they do not write to. What
+// the copy writes to its disks goes with it.
+func (v *VM) Clone(ctx context.Context, name string, options ...Option) (*VM, error) {
+	parent, err := temp.Dir("vmm-clone-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(parent) // the copy holds the files open
+	dir := filepath.Join(parent, "snapshot")
+	if _, err := v.Snapshot(ctx, dir, SnapshotOptions{}); err != nil {
+		return nil, err
+	}
+	c, err := Restore(dir, RestoreOptions{Name: name, Copy: true}, options...)
+	if err == nil {
+		err = c.Prepare(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // SavedConfig returns the Config of a saved VM, without its disks and shares.

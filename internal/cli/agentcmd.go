@@ -37,10 +37,11 @@ func agentCommand() *cobra.Command {
 		Long: "agent runs inside a guest, and lets vmm exec and vmm cp on the host reach it. The default guest,\n" +
 			"and one that runs a command, have it already; in another, copy vmm there and install it.",
 		Example: "  vmm agent --install    # in the guest, as root",
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if install {
 				return failed(installAgent())
 			}
+			takeSignals(cmd.Context()) // it ends with any
 			s := &agent.Server{Shutdown: shutGuestDown}
 			return failed(s.Run())
 		},

@@ -2,183 +2,42 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"os"
-	"os/signal"
-	"strings"
 
-	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
-	"golang.org/x/term"
+	"github.com/spf13/cobra"
 
 	"vmm/guest-images/agent"
 )
 
-// execFlags say how a command runs in a guest: those of vmm run and vmm exec.
-type execFlags struct {
-	interactive bool
-	tty         bool
-	user        string
-	cwd         string
-	env         []string
-}
-
-func (e *execFlags) add(fl *pflag.FlagSet) {
-	fl.BoolVarP(&e.interactive, "interactive", "i", false, "give the command standard input (it has it anyway; for those who are used to -it)")
-	fl.BoolVarP(&e.tty, "tty", "t", false, "give the command a terminal")
-	fl.StringVarP(&e.user, "user", "u", "", "run the command as `USER[:GROUP]` of the guest; root if not given")
-	fl.StringArrayVarP(&e.env, "env", "e", nil, "set an environment variable: `NAME=VALUE`, or NAME as it is here; several are possible")
-	fl.StringVarP(&e.cwd, "cwd", "w", "", "run the command in `DIRECTORY` of the guest")
-}
-
-// execSettings say how a command runs in a guest.
-type execSettings struct {
-	TTY       bool     `json:",omitempty"`
-	User, Dir string   `json:",omitempty"`
-	Env       []string `json:",omitempty"`
-}
-
-// settings are what the flags mean.
-func (e *execFlags) settings() execSettings {
-	x := execSettings{TTY: e.tty, User: e.user, Dir: e.cwd}
-	if t := os.Getenv("TERM"); e.tty && t != "" {
-		x.Env = append(x.Env, "TERM="+t)
-	}
-	for _, v := range e.env {
-		name, _, given := strings.Cut(v, "=")
-		if here, ok := os.LookupEnv(name); !given && ok {
-			v = name + "=" + here
-		} else if !given {
-			continue
-		}
-		x.Env = append(x.Env, v)
-	}
-	return x
-}
-
-// request is what the agent is asked for.
-func (e *execSettings) request(argv []string) agent.Exec {
-	return agent.Exec{Argv: argv, Dir: e.Dir, User: e.User, TTY: e.TTY, Env: e.Env}
-}
-
-// check finds what is wrong with the flags.
-func (e *execFlags) check() error {
-	if e.tty && !term.IsTerminal(int(os.Stdin.Fd())) {
-		return &exitError{statusUsage, errors.New("-t: standard input is not a terminal")}
-	}
-	return nil
-}
-
-// forwarded are the signals that go on to a command in the guest.
-var forwarded = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
-
-// patience is how many signals a command may take before vmm ends in its place.
-const patience = 3
-
-// runInGuest runs a command in a guest on this process's streams. wait returns when
-// the agent can be used. The status is the command's, or that of a signal before
-// there was one.
-func runInGuest(ctx context.Context, wait func(context.Context) error, c func() *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
-	takeSignals(ctx)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, forwarded...)
-	defer signal.Stop(signals)
-	passed := make(chan os.Signal, 8)
-	running := make(chan struct{})
-	go func() {
-		for n := 1; ; n++ {
-			select {
-			case s := <-signals:
-				select {
-				case <-running:
-					if n < patience {
-						passed <- s
-						continue
-					}
-				default:
-				}
-				cancel(&exitError{128 + int(s.(unix.Signal)), nil})
-			case <-ctx.Done():
-				return
+// execCommand is vmm exec.
+func execCommand() *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use: "exec [flags] VM COMMAND [ARGUMENT...]", Short: "Run a command in a running VM", Args: cobra.MinimumNArgs(2),
+		Long: "exec runs a command in the guest, with this process's standard streams, and ends with its\n" +
+			"exit status. The guest needs vmm's agent, as vmm's own guests have it.",
+		Example: "  vmm exec dev uname -a\n  vmm exec -it dev sh",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
 			}
-		}
-	}()
-	streams := agent.Streams{In: os.Stdin, Out: out, Err: errs, Signals: passed}
-	if x.TTY {
-		restore, resize, err := rawTTY(&x)
-		if err != nil {
-			return 0, err
-		}
-		defer restore()
-		defer signal.Stop(resize.changes)
-		streams.Resize = resize.sizes
-		go resize.follow(ctx)
+			vm, err := findRunning(args[0])
+			if err != nil {
+				return failed(err)
+			}
+			ready := func(context.Context) error { return nil }
+			x := f.settings()
+			status, err := runInGuest(cmd.Context(), ready, func() *agent.Client { return agentOf(vm) }, x.request(args[1:]), os.Stdout, os.Stderr)
+			if err != nil {
+				return failed(err)
+			}
+			if status != statusOK {
+				return &exitError{status, nil}
+			}
+			return nil
+		},
 	}
-	if err := wait(ctx); err != nil {
-		return ended(ctx, err)
-	}
-	close(running)
-	exit, err := c().Exec(ctx, x, streams)
-	if err != nil {
-		return ended(ctx, err)
-	}
-	if exit.Error != "" {
-		fmt.Fprintf(errs, "vmm: %s\n", exit.Error)
-	}
-	return exit.Status, nil
-}
-
-// ended finds the status that a signal has asked for.
-func ended(ctx context.Context, err error) (int, error) {
-	var exit *exitError
-	if errors.As(context.Cause(ctx), &exit) {
-		return exit.status, exit.err
-	}
-	return 0, err
-}
-
-// terminalSize follows the size of this terminal.
-type terminalSize struct {
-	changes chan os.Signal
-	sizes   chan unix.Winsize
-}
-
-// rawTTY makes the terminal raw for a command's terminal in the guest, which gets
-// its size.
-func rawTTY(x *agent.Exec) (restore func(), size *terminalSize, err error) {
-	fd := int(os.Stdin.Fd())
-	state, err := term.MakeRaw(fd)
-	if err != nil {
-		return nil, nil, fmt.Errorf("the terminal cannot be made raw: %w", err)
-	}
-	if cols, rows, err := term.GetSize(fd); err == nil {
-		x.Cols, x.Rows = uint16(cols), uint16(rows)
-	}
-	size = &terminalSize{make(chan os.Signal, 1), make(chan unix.Winsize)}
-	signal.Notify(size.changes, unix.SIGWINCH)
-	return func() { term.Restore(fd, state) }, size, nil
-}
-
-// follow sends the size whenever it changes.
-func (s *terminalSize) follow(ctx context.Context) {
-	for {
-		select {
-		case <-s.changes:
-		case <-ctx.Done():
-			return
-		}
-		cols, rows, err := term.GetSize(int(os.Stdin.Fd()))
-		if err != nil {
-			continue
-		}
-		select {
-		case s.sizes <- unix.Winsize{Row: uint16(rows), Col: uint16(cols)}:
-		case <-ctx.Done():
-			return
-		}
-	}
+	cmd.Flags().SetInterspersed(false)
+	f.add(cmd.Flags())
+	return cmd
 }

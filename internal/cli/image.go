@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,9 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"vmm/internal/bytesize"
 	"vmm/storage"
@@ -79,25 +78,6 @@ func (f *imageFlags) withImage(path string, write bool, do func(*image.Image) er
 	} else {
 		return failed(errors.Join(err, closing))
 	}
-}
-
-// bytesProgress shows how far a long operation is, on a terminal.
-func bytesProgress(what string) (image.Progress, func()) {
-	if !term.IsTerminal(int(os.Stderr.Fd())) {
-		return nil, func() {}
-	}
-	var bar *progressbar.ProgressBar
-	return func(done, total int64) {
-			if bar == nil {
-				bar = progressbar.NewOptions64(total, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
-					progressbar.OptionShowBytes(true), progressbar.OptionClearOnFinish())
-			}
-			bar.Set64(done)
-		}, func() {
-			if bar != nil {
-				bar.Finish()
-			}
-		}
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -310,7 +290,7 @@ func imageConvert() *cobra.Command {
 			}
 			return f.withImage(args[0], false, func(from *image.Image) error {
 				o.Size = from.Size()
-				return convert(from, args[1], o)
+				return convert(cmd.Context(), from, args[1], o)
 			})
 		},
 	}
@@ -320,7 +300,7 @@ func imageConvert() *cobra.Command {
 	return cmd
 }
 
-func convert(from *image.Image, path string, o image.CreateOptions) error {
+func convert(ctx context.Context, from *image.Image, path string, o image.CreateOptions) error {
 	if err := image.Create(path, o); err != nil {
 		return err
 	}
@@ -328,9 +308,9 @@ func convert(from *image.Image, path string, o image.CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	progress, finish := bytesProgress("converting")
-	err = errors.Join(image.Copy(from, to, progress), to.Close())
-	finish()
+	bar := newProgress("converting")
+	err = errors.Join(image.Copy(from, to, bar.until(ctx)), to.Close())
+	bar.end()
 	if err != nil {
 		os.Remove(path)
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,9 +26,9 @@ func imageCommit() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			progress, finish := bytesProgress("committing")
-			err = errors.Join(img.Commit(progress), img.Close())
-			finish()
+			bar := newProgress("committing")
+			err = errors.Join(img.Commit(bar.until(cmd.Context())), img.Close())
+			bar.end()
 			return failed(err)
 		},
 	}
@@ -51,9 +52,9 @@ func imageRebase() *cobra.Command {
 				return failed(rebaseHeader(args[0], backing, format))
 			}
 			return f.withImage(args[0], true, func(img *image.Image) error {
-				progress, finish := bytesProgress("rebasing")
-				defer finish()
-				return img.Rebase(backing, format, progress)
+				bar := newProgress("rebasing")
+				defer bar.end()
+				return img.Rebase(backing, format, bar.until(cmd.Context()))
 			})
 		},
 	}
@@ -126,7 +127,7 @@ func imageDiff() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.withImage(args[0], false, func(a *image.Image) error {
 				return f.withImage(args[1], false, func(b *image.Image) error {
-					return diff(cmd.OutOrStdout(), a, b, f.json)
+					return diff(cmd.Context(), cmd.OutOrStdout(), a, b, f.json)
 				})
 			})
 		},
@@ -136,15 +137,15 @@ func imageDiff() *cobra.Command {
 	return cmd
 }
 
-func diff(w io.Writer, a, b *image.Image, asJSON bool) error {
-	progress, finish := bytesProgress("comparing")
+func diff(ctx context.Context, w io.Writer, a, b *image.Image, asJSON bool) error {
+	bar := newProgress("comparing")
 	ranges := []image.Range{}
 	total := int64(0)
-	err := image.Diff(a, b, progress, func(r image.Range) error {
+	err := image.Diff(a, b, bar.until(ctx), func(r image.Range) error {
 		ranges, total = append(ranges, r), total+r.Length
 		return nil
 	})
-	finish()
+	bar.end()
 	if err != nil {
 		return err
 	}

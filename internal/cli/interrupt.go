@@ -6,24 +6,30 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // interrupts ends a command's context by a signal, so that the command clears away what
-// it was making. A second signal ends the process at once.
+// it was making. A second signal ends the process at once, and so does time: not all that
+// a command does looks at its context.
 type interrupts struct {
 	signals chan os.Signal
-	done    chan struct{}
+	done    chan struct{} // closed when signals are none of ours any more
+	over    chan struct{} // closed when the command has ended
 	once    sync.Once
 }
 
 type interruptsKey struct{}
 
+// interruptTime is how long a command may take to clear up.
+const interruptTime = 20 * time.Second
+
 // withInterrupts returns a context that SIGINT, SIGTERM and SIGHUP end. Its cause is then
 // an *exitError.
 func withInterrupts(ctx context.Context) context.Context {
-	i := &interrupts{signals: make(chan os.Signal, 1), done: make(chan struct{})}
+	i := &interrupts{signals: make(chan os.Signal, 1), done: make(chan struct{}), over: make(chan struct{})}
 	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, interruptsKey{}, i))
 	signal.Notify(i.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	go func() {
@@ -31,6 +37,13 @@ func withInterrupts(ctx context.Context) context.Context {
 		case s := <-i.signals:
 			i.end()
 			cancel(&exitError{128 + int(s.(unix.Signal)), errors.New("interrupted")})
+			time.AfterFunc(interruptTime, func() {
+				select {
+				case <-i.over:
+				default:
+					unix.Kill(os.Getpid(), s.(unix.Signal))
+				}
+			})
 		case <-i.done:
 		}
 	}()
@@ -50,6 +63,12 @@ func takeSignals(ctx context.Context) {
 	if i, ok := ctx.Value(interruptsKey{}).(*interrupts); ok {
 		i.end()
 	}
+}
+
+// endCommand says that the command has ended.
+func endCommand(ctx context.Context) {
+	takeSignals(ctx)
+	close(ctx.Value(interruptsKey{}).(*interrupts).over)
 }
 
 // interrupted returns the error of a command that a signal has ended, in the place of

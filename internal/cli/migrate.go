@@ -41,8 +41,8 @@ func migrateCommand() *cobra.Command {
 			} else if req.Key == "" {
 				return &exitError{statusUsage, errors.New("migrate: over TCP the --key is needed that vmm receive has printed")}
 			}
-			bar := newGauge("moving")
-			result, err := ask(origin).Migrate(cmd.Context(), req, bar.progress)
+			bar := newProgress("moving")
+			result, err := ask(origin).Migrate(cmd.Context(), req, bar.of)
 			bar.end()
 			if err != nil {
 				return failed(advise(err))

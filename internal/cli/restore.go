@@ -63,7 +63,7 @@ type restoreJob struct {
 
 // open makes the VM; its name is claimed on the way.
 func (r *restoreJob) open(s *session) (*vm.VM, error) {
-	bar := newGauge("unpacking")
+	bar := newProgress("unpacking")
 	defer bar.end()
 	o := r.Options
 	o.Progress, o.Configure = bar.show, s.configure

@@ -63,7 +63,7 @@ func Run(args []string) int {
 	root := Command()
 	root.SetArgs(args)
 	ctx := withInterrupts(context.Background())
-	defer takeSignals(ctx)
+	defer endCommand(ctx)
 	err := interrupted(ctx, root.ExecuteContext(ctx))
 	if err == nil {
 		return statusOK

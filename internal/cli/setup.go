@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	guestimages "vmm/guest-images"
 )
@@ -14,34 +12,16 @@ import (
 // setupBuilder returns a builder that shows on standard error what it does;
 // finish ends its progress bar.
 func setupBuilder() (b *guestimages.Builder, finish func()) {
-	var bar *progressbar.ProgressBar
-	finish = func() {
-		if bar != nil {
-			bar.Finish()
-			fmt.Fprintln(os.Stderr)
-			bar = nil
+	bar := newProgress("")
+	show := func(step string, done, total int) {
+		if step != bar.what {
+			bar.end()
+			bar = newProgress(step)
+			bar.lines = true
 		}
+		bar.show(int64(done), int64(total))
 	}
-	tty := term.IsTerminal(int(os.Stderr.Fd()))
-	last := -1
-	return &guestimages.Builder{
-		Log: os.Stderr,
-		Progress: func(step string, done, total int) {
-			if !tty { // a line every tenth
-				if tenth := done * 10 / total; tenth != last {
-					last = tenth
-					fmt.Fprintf(os.Stderr, "%s: %d %%\n", step, tenth*10)
-				}
-				return
-			}
-			if bar == nil {
-				bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(os.Stderr),
-					progressbar.OptionSetDescription(step), progressbar.OptionSetWidth(40),
-					progressbar.OptionSetPredictTime(true))
-			}
-			bar.Set(done)
-		},
-	}, finish
+	return &guestimages.Builder{Log: os.Stderr, Progress: show}, func() { bar.end() }
 }
 
 func setupCommand() *cobra.Command {

@@ -3,12 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"vmm/vm/api"
 	"vmm/vm/client"
@@ -60,35 +57,10 @@ func snapshotCommand() *cobra.Command {
 
 // askSnapshot has a VM saved, and shows how far that is.
 func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.SnapshotResult, error) {
-	bar := newGauge("saving")
+	bar := newProgress("saving")
 	defer bar.end()
-	result, err := ask(vm).Snapshot(ctx, req, bar.progress)
+	result, err := ask(vm).Snapshot(ctx, req, bar.of)
 	return result, advise(err)
-}
-
-// gauge shows on a terminal how far something is that takes long.
-type gauge struct {
-	what  string
-	start time.Time
-	shown bool
-}
-
-func newGauge(what string) *gauge { return &gauge{what: what, start: time.Now()} }
-
-func (p *gauge) show(done, total int64) {
-	if time.Since(p.start) > 500*time.Millisecond && total > 0 && term.IsTerminal(int(os.Stderr.Fd())) {
-		fmt.Fprintf(os.Stderr, "\r%s: %d %%", p.what, 100*done/total)
-		p.shown = true
-	}
-}
-
-// progress shows what a VM tells.
-func (p *gauge) progress(of api.Progress) { p.show(of.Done, of.Total) }
-
-func (p *gauge) end() {
-	if p.shown {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
-	}
 }
 
 // pauseCommand is vmm pause, or vmm resume.

@@ -76,13 +76,15 @@ func Create(path string, o CreateOptions) (err error) {
 // chunk is how much is copied or compared at once.
 const chunk = 1 << 20
 
-// Progress is told how many bytes are done, of how many.
-type Progress func(done, total int64)
+// Progress is told how many bytes are done, of how many. An error ends what is being
+// done, which leaves images that show what they showed before, but for a copy.
+type Progress func(done, total int64) error
 
-func (p Progress) at(done, total int64) {
-	if p != nil {
-		p(done, total)
+func (p Progress) at(done, total int64) error {
+	if p == nil {
+		return nil
 	}
+	return p(done, total)
 }
 
 // extent is storage.Mapper's Map, for disks that know nothing too.
@@ -129,7 +131,9 @@ func Copy(from, to storage.Disk, progress Progress) error {
 				}
 				off += n
 			}
-			progress.at(off, from.Size())
+			if err := progress.at(off, from.Size()); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -224,7 +228,9 @@ func Diff(a, b storage.Disk, progress Progress, each func(Range) error) error {
 			}
 		}
 		off += n
-		progress.at(off, size)
+		if err := progress.at(off, size); err != nil {
+			return err
+		}
 	}
 	return add(Range{Start: -1})
 }
@@ -242,11 +248,16 @@ func (i *Image) Commit(progress Progress) error {
 		}
 	}
 	err := i.own(func(off, n int64, e storage.Extent) error {
-		defer progress.at(off+n, i.Size())
-		if !e.Data {
-			return to.WriteZeroes(off, n, true)
+		var err error
+		if e.Data {
+			err = copyRange(i, to, off, n)
+		} else {
+			err = to.WriteZeroes(off, n, true)
 		}
-		return copyRange(i, to, off, n)
+		if err != nil {
+			return err
+		}
+		return progress.at(off+n, i.Size())
 	})
 	if err != nil {
 		return err
@@ -351,7 +362,9 @@ func (i *Image) keepOld(to *Image, progress Progress) error {
 			}
 		}
 		off += n
-		progress.at(off, i.Size())
+		if err := progress.at(off, i.Size()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmm/vm/api"
+	"vmm/vm/registry"
+)
+
+// logsCommand is vmm logs.
+func logsCommand() *cobra.Command {
+	var follow, console bool
+	cmd := &cobra.Command{
+		Use: "logs VM", Short: "Show what a VM in the background has said", Args: cobra.ExactArgs(1),
+		Long: "logs prints the output of the VM's command, or of its console if it has no command.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			vm, err := findVM(args[0])
+			if err != nil {
+				return failed(err)
+			}
+			if !vm.Detached {
+				return failed(fmt.Errorf("VM %q is not in the background: what it says is where it was started", vm.Name))
+			}
+			log := registry.User().OutputLog(vm.Name)
+			if console || len(vm.Command) == 0 {
+				log = registry.User().ConsoleLog(vm.Name)
+			}
+			return failed(showLog(cmd, vm, log, follow))
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the VM has ended")
+	cmd.Flags().BoolVar(&console, "console", false, "the console's output")
+	return cmd
+}
+
+// followCheck is how often a log is looked at.
+const followCheck = 100 * time.Millisecond
+
+// showLog prints a log, and what comes, until the VM has ended.
+func showLog(cmd *cobra.Command, vm api.VM, path string, follow bool) error {
+	out := cmd.OutOrStdout()
+	if old, err := os.Open(path + registry.OldLog); err == nil {
+		_, err = io.Copy(out, old)
+		if err = errors.Join(err, old.Close()); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { f.Close() }()
+	for {
+		now, err := registry.User().Look(vm.Name)
+		if _, err := io.Copy(out, f); err != nil {
+			return err
+		}
+		if !follow || err != nil || now.State != api.Running || !now.Started.Equal(vm.Started) {
+			return nil
+		}
+		if next, err := os.Open(path); err == nil { // the log may have begun anew
+			a, _ := f.Stat()
+			b, _ := next.Stat()
+			if os.SameFile(a, b) {
+				next.Close()
+			} else {
+				io.Copy(out, f)
+				f.Close()
+				f = next
+			}
+		}
+		select {
+		case <-time.After(followCheck):
+		case <-cmd.Context().Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,37 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmm/vm/api"
+	"vmm/vm/registry"
+)
+
+func rmCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm VM...", Short: "Remove VMs that have ended from the list, with their logs", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return forEach(cmd, args, func(ctx context.Context, name string) error {
+				vm, err := findVM(name)
+				if err != nil {
+					return err
+				}
+				if vm.State == api.Running {
+					if !force {
+						return fmt.Errorf("VM %q is running: stop it before, or rm -f", vm.Name)
+					}
+					if err := killVM(ctx, vm); err != nil {
+						return err
+					}
+				}
+				return registry.User().Remove(vm.Name)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "end those that run")
+	return cmd
+}

@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmm/vm/api"
+	"vmm/vm/client"
+	"vmm/vm/registry"
+)
+
+// forEach does something with each of the VMs that are named, and goes on after
+// errors.
+func forEach(cmd *cobra.Command, names []string, do func(ctx context.Context, name string) error) error {
+	var errs []error
+	for _, name := range names {
+		if err := do(cmd.Context(), name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), name)
+	}
+	return failed(errors.Join(errs...))
+}
+
+// killTime is how long a VM's process may take to end when it is told to.
+const killTime = 30 * time.Second
+
+// killVM ends a VM at once.
+func killVM(ctx context.Context, vm api.VM) error {
+	err := ask(vm).Kill(ctx)
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	if registry.User().WaitEnded(ctx, vm) != nil {
+		return errors.Join(fmt.Errorf("VM %q does not end: kill -9 %d", vm.Name, vm.PID), err)
+	}
+	return nil
+}
+
+func killCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "kill VM...", Short: "End VMs at once, as pulling the plug does", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return forEach(cmd, args, func(ctx context.Context, name string) error {
+				vm, err := findRunning(name)
+				if err != nil {
+					return err
+				}
+				return killVM(ctx, vm)
+			})
+		},
+	}
+}
+
+func stopCommand() *cobra.Command {
+	patience := 10
+	cmd := &cobra.Command{
+		Use: "stop VM...", Short: "Shut VMs down", Args: cobra.MinimumNArgs(1),
+		Long: "stop asks the guest to shut down, by its agent or by the power button, and ends the VM if it\n" +
+			"has not done so in time.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return forEach(cmd, args, func(ctx context.Context, name string) error {
+				vm, err := findRunning(name)
+				if err != nil {
+					return err
+				}
+				if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
+					return err
+				}
+				wait, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
+				defer cancel()
+				if registry.User().WaitEnded(wait, vm) == nil {
+					return nil
+				}
+				return killVM(ctx, vm)
+			})
+		},
+	}
+	cmd.Flags().IntVarP(&patience, "time", "t", patience, "`SECONDS` until the VM is ended")
+	return cmd
+}
