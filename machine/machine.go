@@ -12,13 +12,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"vmm/bootloader"
 	"vmm/devices"
-	"vmm/internal/footprint"
 	"vmm/kvm"
 	"vmm/machine/ring0"
 	"vmm/virtio"
@@ -373,7 +373,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 			errs <- err
 		}()
 	}
-	footprint.Shrink()
+	// What the start needed, such as the kernel's file, is far more than what a running
+	// machine does, and the collector would keep it for minutes.
+	debug.FreeOSMemory()
 	var failed []error
 	for range m.cpus {
 		failed = append(failed, <-errs)

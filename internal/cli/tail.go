@@ -39,14 +39,3 @@ func lastLines(s string, n int) string {
 	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(s, "\r", ""), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
-
-// said returns the lines that begin with a prefix, without it.
-func (t *tail) said(prefix string) []string {
-	var out []string
-	for _, line := range strings.Split(t.lines(tailSize), "\n") {
-		if rest, ok := strings.CutPrefix(line, prefix); ok {
-			out = append(out, rest)
-		}
-	}
-	return out
-}

@@ -30,7 +30,7 @@ var layers = [][]string{
 }
 
 // beside are those that any may import, and that import none of the layers.
-var beside = []string{"internal/bytesize", "internal/decompress", "internal/elf", "internal/footprint", "internal/holes", "internal/iovec", "internal/temp", "internal/tomlfile",
+var beside = []string{"internal/bytesize", "internal/decompress", "internal/elf", "internal/holes", "internal/iovec", "internal/temp", "internal/tomlfile",
 	"internal/version", "internal/x86", "vm/api"}
 
 // outside are programs and tests, which may import anything.
