@@ -162,7 +162,7 @@ func (c *Config) checkNets() error {
 		published = published || gatewayOf(n) != nil
 	}
 	if !published {
-		return wrong("Publish", "no network here has a gateway, which is what publishes ports")
+		return &ConfigError{"Publish", ErrNoGateway}
 	}
 	return nil
 }

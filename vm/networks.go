@@ -74,7 +74,7 @@ func openNetworks(c *Config, saved []ether.MAC, o *options) (_ *networks, err er
 	for _, p := range c.Publish {
 		g := n.gateway()
 		if g == nil {
-			return nil, of("Publish", errors.New("the switch's gateway is another VM's: ports can be published there"))
+			return nil, of("Publish", fmt.Errorf("%w: the switch's is another VM's", ErrNoGateway))
 		}
 		if _, err := g.Publish(p); err != nil {
 			return nil, err

@@ -128,8 +128,11 @@ var flagOf = map[string]string{
 // inFlags says an error about a Config in terms of flags.
 func inFlags(err error) error {
 	var config *vm.ConfigError
-	if !errors.As(err, &config) {
+	switch {
+	case !errors.As(err, &config):
 		return err
+	case errors.Is(err, vm.ErrNoGateway):
+		return fmt.Errorf("--publish needs a --net user, or to be the first with gateway=on on a switch: %w", config.Err)
 	}
 	return fmt.Errorf("%s %w", flagOf[config.Field], config.Err)
 }

@@ -98,7 +98,7 @@ func (s *source) send() error {
 		}
 		if s.result.Rounds >= maxRounds {
 			return fmt.Errorf("the guest writes to its memory faster than it can be sent: %d MiB are left after %d rounds; "+
-				"a longer --downtime than %v would do", dirty.Len()*pageSize>>20, maxRounds, s.o.Downtime)
+				"a longer downtime than %v would do", dirty.Len()*pageSize>>20, maxRounds, s.o.Downtime)
 		}
 		if err := s.pages(dirty); err != nil {
 			return err
