@@ -331,6 +331,11 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 	if err := m.writeGeneration(); err != nil {
 		return nil, err
 	}
+	entry, err := m.mem.Slice(resetEntry, uint64(len(resetCode)))
+	if err != nil {
+		return nil, err
+	}
+	copy(entry, resetCode)
 	return m.cfg.Kernel.Load(m.mem, bootloader.Params{
 		E820:     m.e820(),
 		RSDP:     acpiBase,
@@ -342,7 +347,9 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 
 // defaultArgs are the kernel arguments for a machine without keyboard and
 // screen: the console is the serial port, and a panic ends the VM.
-var defaultArgs = []string{"console=ttyS0", "panic=-1"}
+// It reboots by ACPI: a kernel that can be started by EFI, which this one was not, takes
+// hardware-reduced ACPI for a reason to try EFI and then the BIOS, and ACPI no more.
+var defaultArgs = []string{"console=ttyS0", "panic=-1", "reboot=a"}
 
 // Run starts the vCPUs and returns when the guest has ended, Stop or Close was
 // called, or ctx is done. The error is the VMM's own failure, not the guest's, and

@@ -30,6 +30,7 @@ const (
 	helperBase = 0xfe000000 // see helper.go
 	acpiBase   = 0xe0000    // where a PC's BIOS keeps the RSDP
 	biosEnd    = 0x100000
+	resetEntry = 0xffff0 // FFFF:0000, where a PC begins and where real mode jumps to reboot
 	ebdaBase   = 0x9fc00
 
 	pageSize  = 4096

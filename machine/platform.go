@@ -63,6 +63,15 @@ func (m *Machine) addPlatform() error {
 	return nil
 }
 
+// resetCode is all that there is of a BIOS: who jumps to its entry wants a reset.
+var resetCode = []byte{
+	0xba, portReset & 0xff, portReset >> 8, // mov dx, portReset
+	0xb0, devices.ResetValue, // mov al, ResetValue
+	0xee,       // out dx, al
+	0xf4,       // hlt
+	0xeb, 0xfd, // jmp to the hlt
+}
+
 // firmware returns the ACPI tables, to be placed at acpiBase.
 func (m *Machine) firmware() []byte {
 	p := acpi.Platform{

@@ -177,6 +177,7 @@ func TestEnds(t *testing.T) {
 		{name: "poweroff", script: "poweroff; sleep 100"},
 		{name: "reboot", script: "reboot; sleep 100"},
 		{name: "reboot by a triple fault", script: "reboot; sleep 100", args: []string{"--append", "reboot=t"}},
+		{name: "reboot by the BIOS", script: "reboot; sleep 100", args: []string{"--append", "reboot=b"}},
 		{name: "triple fault after an oops", script: "mount -t debugfs none /sys/kernel/debug; echo 0 > /proc/sys/kernel/panic_on_oops; (echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT); reboot; sleep 100",
 			args: []string{"--append", "reboot=t"}, status: 123, want: "the guest crashed: triple fault"},
 		{name: "shell ends", input: "exit\n"},
