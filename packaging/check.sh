@@ -3,12 +3,14 @@
 # each, and with another time zone, language and umask the second time.
 set -eu
 cd "$(dirname "$0")/.."
+commit=$(git rev-parse HEAD)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM HUP
 build() (
 	git clone -q . "$dir/$1"
 	cd "$dir/$1"
+	git checkout -q "$commit"
 	GOCACHE=$dir/cache make --always-make vmm
 	rm -rf "$dir/cache"
 	make packages
