@@ -76,11 +76,21 @@ type (
 )
 
 // Mode implements Net.
-func (User) Mode() string     { return "user" }
-func (None) Mode() string     { return "none" }
-func (Tap) Mode() string      { return "tap" }
-func (Switch) Mode() string   { return "switch" }
-func (Stream) Mode() string   { return "stream" }
+func (User) Mode() string { return "user" }
+
+// Mode implements Net.
+func (None) Mode() string { return "none" }
+
+// Mode implements Net.
+func (Tap) Mode() string { return "tap" }
+
+// Mode implements Net.
+func (Switch) Mode() string { return "switch" }
+
+// Mode implements Net.
+func (Stream) Mode() string { return "stream" }
+
+// Mode implements Net.
 func (Datagram) Mode() string { return "dgram" }
 
 func (n User) card() *NIC     { return &n.NIC }
