@@ -25,9 +25,7 @@ func TestNothingAfterClose(t *testing.T) {
 	}
 	g.Close()
 	control.NeedsReset(errors.New("even later"))
-	if n := runtime.NumGoroutine(); n > before {
-		t.Errorf("%d goroutines more than before", n-before)
-	}
+	// One that was waited for may still be about to go.
 	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
 	if errs := g.log.all(); len(errs) > 0 {
 		t.Errorf("after Close: %v", errs)

@@ -207,6 +207,9 @@ func (v *VM) collect(f *machine.Frozen, w *snapshot.Writer, o *SnapshotOptions, 
 func (v *VM) describe() *saved {
 	c := v.cfg
 	c.Disks, c.Shares, c.Console = nil, nil, Endpoint{}
+	if v.kernel.image != "" { // what has booted, where the Config left that open
+		c.Boot.Kernel = v.kernel.image
+	}
 	c.Vsock = absolute(c.Vsock)
 	c.Ports = slices.Clone(c.Ports)
 	for i := range c.Ports {
