@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"vmm/machine"
 )
@@ -226,10 +227,17 @@ func (s *socketEndpoint) Write(p []byte) (int, error) {
 	c := s.c
 	s.mu.Unlock()
 	if c != nil {
-		c.Write(p)
+		// Who does not read must not hold the guest's device up, nor the VM's end.
+		c.SetWriteDeadline(time.Now().Add(socketPatience))
+		if _, err := c.Write(p); err != nil {
+			c.Close() // accept sees it
+		}
 	}
 	return len(p), nil
 }
+
+// socketPatience is how long the client of a socket may take to read.
+const socketPatience = 2 * time.Second
 
 func (s *socketEndpoint) input() io.Reader { return s.r }
 

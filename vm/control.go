@@ -182,7 +182,7 @@ func (v *VM) AttachConsole(rw io.ReadWriter) error {
 
 // ResizeConsole tells the guest the size of its terminal, where ConsoleDevice can.
 func (v *VM) ResizeConsole(cols, rows int) {
-	if v.ports != nil && v.ports.device != nil && v.cfg.ConsoleDevice == VirtioConsole {
+	if v.made() && v.ports.device != nil && v.cfg.ConsoleDevice == VirtioConsole {
 		v.ports.device.Resize(cols, rows)
 	}
 }
@@ -207,7 +207,11 @@ func (v *VM) AgentAlive() bool { return v.running() == nil && !v.cfg.NoAgent && 
 
 // Await has the guest, once it is started, wait for a debugger before its first
 // instruction. It is for a VM that Prepare has made.
-func (v *VM) Await() { v.machine.Debugger().Await() }
+func (v *VM) Await() {
+	if v.made() {
+		v.machine.Debugger().Await()
+	}
+}
 
 // ServeGDB lets a gdb on a connection debug the guest's kernel, until that ends. kill is
 // called when gdb ends the VM; nil is Kill.
@@ -226,18 +230,32 @@ func (v *VM) ServeGDB(c net.Conn, kill func()) error {
 
 // StartProfile notes where the guest's kernel runs, from Start on. It is for a VM that
 // Prepare has made.
-func (v *VM) StartProfile() { v.machine.StartProfile(v.symbols) }
+func (v *VM) StartProfile() {
+	if v.made() {
+		v.machine.StartProfile(v.symbols)
+	}
+}
 
 // WriteProfile writes what StartProfile has had noted, in pprof's format, once the VM
 // has ended.
-func (v *VM) WriteProfile(w io.Writer) error { return v.machine.WriteProfile(w) }
+func (v *VM) WriteProfile(w io.Writer) error {
+	if !v.made() {
+		return ErrNotRunning
+	}
+	return v.machine.WriteProfile(w)
+}
 
 // Interpreted reports whether this host's KVM interprets guest kernel mode. It is for a
 // VM that Prepare has made.
-func (v *VM) Interpreted() bool { return v.machine.Interpreted() }
+func (v *VM) Interpreted() bool { return v.made() && v.machine.Interpreted() }
 
 // Exits returns how often virtual CPUs came back, by reason.
-func (v *VM) Exits() map[string]uint64 { return v.machine.Exits() }
+func (v *VM) Exits() map[string]uint64 {
+	if !v.made() {
+		return nil
+	}
+	return v.machine.Exits()
+}
 
 // StockKernel reports whether Debian's own kernel boots because the default guest's is
 // not built. It is for a VM that Prepare has made.

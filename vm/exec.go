@@ -107,8 +107,6 @@ func (v *VM) Sync(ctx context.Context) error {
 type guestSetup struct {
 	mu   sync.Mutex
 	done bool
-	// withNext goes together with the next request to the agent, which is faster.
-	withNext *agent.Setup
 }
 
 // Ready returns when commands can be run in the guest: the agent has said hello, and
@@ -156,19 +154,17 @@ func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) e
 	return wait(ctx)
 }
 
-// setUp tells the guest what it does not know, before anybody else uses its agent:
-// together with the first request where there is nothing to mount.
+// setUp tells the guest what it does not know, before anybody else uses its agent.
 func (v *VM) setUp(ctx context.Context) error {
 	v.setup.mu.Lock()
 	defer v.setup.mu.Unlock()
 	if v.setup.done {
 		return nil
 	}
-	s := v.news()
-	if s == nil || len(v.shares.config.Mounts) == 0 {
-		v.setup.withNext = s
-	} else if err := v.guest.client().Setup(ctx, s); err != nil {
-		return err
+	if s := v.news(); s != nil {
+		if err := v.guest.client().Setup(ctx, s); err != nil {
+			return err
+		}
 	}
 	v.setup.done = true
 	v.guest.letIn()
@@ -195,17 +191,14 @@ func (v *VM) news() *agent.Setup {
 }
 
 // Agent speaks to the guest's agent, once Ready has returned.
-func (v *VM) Agent() *agent.Client {
-	v.setup.mu.Lock()
-	defer v.setup.mu.Unlock()
-	c := v.guest.client()
-	c.Before, v.setup.withNext = v.setup.withNext, nil
-	return c
-}
+func (v *VM) Agent() *agent.Client { return v.guest.client() }
 
 // Complaints are what the guest's init has said of why it could not do its work.
 func (v *VM) Complaints() []string {
 	var out []string
+	if !v.made() {
+		return out
+	}
 	for _, line := range v.console.last.lines(tailSize) {
 		if rest, ok := strings.CutPrefix(line, "init: "); ok {
 			out = append(out, rest)
@@ -215,4 +208,9 @@ func (v *VM) Complaints() []string {
 }
 
 // LastLines returns the last n lines that the guest has said on its console.
-func (v *VM) LastLines(n int) string { return strings.Join(v.console.last.lines(n), "\n") }
+func (v *VM) LastLines(n int) string {
+	if !v.made() {
+		return ""
+	}
+	return strings.Join(v.console.last.lines(n), "\n")
+}

@@ -63,5 +63,8 @@ func newOptions(list []Option) options {
 	for _, set := range list {
 		set(&o)
 	}
+	if o.log == nil {
+		o.log = func(error) {}
+	}
 	return o
 }

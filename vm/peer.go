@@ -49,6 +49,9 @@ func Listen(address string, log func(error)) (r *Receiver, key string, err error
 	if err != nil {
 		return nil, "", err
 	}
+	if log == nil {
+		log = func(error) {}
+	}
 	r = &Receiver{log: log}
 	if network == "unix" {
 		l, err := ListenUnix(addr)

@@ -98,7 +98,6 @@ func (v *VM) prepare(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = v.explain(err)
 			v.from.refuse(err)
 			err = errors.Join(err, v.release())
 			v.closed = true
@@ -111,7 +110,7 @@ func (v *VM) prepare(ctx context.Context) (err error) {
 	}
 	v.disks.owned = true // New closes devices when it fails
 	if v.machine, err = machine.New(*cfg); err != nil {
-		return err
+		return v.explain(err)
 	}
 	v.space.attach(v.machine)
 	v.saver.base = v.from.id()
@@ -245,15 +244,22 @@ func (v *VM) run(life context.Context) {
 	v.beside.Wait()
 	spare(-v.cfg.CPUs)
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.closed = true
+	v.mu.Unlock()
+	// Not with the lock: who saves the VM may be asking it something.
 	v.result, v.err = result, errors.Join(err, v.release())
 	close(v.ended)
 }
 
 // spare gives Go's scheduler a place more for each virtual CPU: one that is in KVM_RUN
 // keeps its place for up to milliseconds, and the devices' goroutines would wait for it.
-func spare(n int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n) }
+func spare(n int) {
+	spareMu.Lock()
+	defer spareMu.Unlock()
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n)
+}
+
+var spareMu sync.Mutex
 
 // release closes what was opened and no machine has freed. It waits for whoever saves
 // the VM.

@@ -35,6 +35,9 @@ func (f *restoreFlags) add(fl *pflag.FlagSet) {
 func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptions, err error) {
 	s = &session{Named: fl.Changed("name")}
 	f.sessionFlags.fill(s, fl)
+	if f.timeout < 0 {
+		return nil, o, usage("--timeout %v: a time cannot be negative", f.timeout)
+	}
 	if f.name != "" {
 		if err := checkName("--name", f.name); err != nil {
 			return nil, o, err

@@ -217,7 +217,7 @@ func (s *session) prepare(ctx context.Context) (*vm.VM, error) {
 		err := v.Prepare(ctx)
 		var cold *vm.ColdError
 		if !errors.As(err, &cold) {
-			return v, err
+			return v, inFlags(err)
 		}
 		s.sayCold(at, cold.Err.Error())
 		if at.GiveUp(cold.Err) {
