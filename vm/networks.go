@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	"vmm/internal/version"
 	"vmm/network/ether"
 	"vmm/network/gateway"
 	"vmm/network/lan"
@@ -52,7 +53,7 @@ func openNetworks(c *Config, saved []ether.MAC, o *options) (_ *networks, err er
 		}
 	}()
 	if o.capture != "" {
-		if n.capture, err = pcapng.Create(o.capture, "vmm"); err != nil {
+		if n.capture, err = pcapng.Create(o.capture, "vmm "+version.String()); err != nil {
 			return nil, fmt.Errorf("the capture: %w", err)
 		}
 	}
