@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"vmm/internal/tail"
 
 	"golang.org/x/sys/unix"
 )
@@ -102,12 +103,7 @@ func command(ctx context.Context, dir, name string, args ...string) (string, err
 	}
 	out, err := c.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, lastLines(string(out), 10))
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, strings.Join(tail.Lines(string(out), 10), "\n"))
 	}
 	return string(out), nil
-}
-
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"vmm/internal/tail"
 )
 
 // kernelConfig is merged over the kernel's tinyconfig.
@@ -152,8 +153,8 @@ func (b *Builder) make(ctx context.Context, src string) error {
 	c := exec.CommandContext(ctx, "make", fmt.Sprintf("-j%d", runtime.NumCPU()+1), "bzImage")
 	c.Dir = src
 	c.Env = append(os.Environ(), "LC_ALL=C", "KBUILD_BUILD_USER=vmm", "KBUILD_BUILD_HOST=vmm")
-	var tail strings.Builder
-	c.Stderr = &tail
+	var errs tail.Buffer
+	c.Stderr = &errs
 	out, err := c.StdoutPipe()
 	if err != nil {
 		return err
@@ -166,7 +167,7 @@ func (b *Builder) make(ctx context.Context, src string) error {
 		b.progress("kernel", min(lines, buildLines), buildLines)
 	}
 	if err := c.Wait(); err != nil {
-		return fmt.Errorf("make bzImage: %w\n%s", err, lastLines(tail.String(), 15))
+		return fmt.Errorf("make bzImage: %w\n%s", err, strings.Join(tail.Lines(errs.String(), 15), "\n"))
 	}
 	b.progress("kernel", buildLines, buildLines)
 	return nil

@@ -3,16 +3,15 @@ package kerneltest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"vmm/bootloader"
 	"vmm/internal/bytesize"
+	"vmm/internal/meminfo"
 	"vmm/internal/tomlfile"
 )
 
@@ -182,19 +181,7 @@ func (m *Matrix) jobs(vms []*VM) int {
 	n := m.Jobs
 	if n == 0 {
 		shape := vms[0].Shape
-		n = min(runtime.NumCPU()/shape.CPUs, int(memAvailable()/(uint64(shape.Memory)+memoryBeside)))
+		n = min(runtime.NumCPU()/shape.CPUs, int(meminfo.Value("MemAvailable")<<10/(uint64(shape.Memory)+memoryBeside)))
 	}
 	return max(1, min(n, len(vms)))
-}
-
-// memAvailable is the host's free memory, in bytes, by /proc/meminfo.
-func memAvailable() uint64 {
-	b, _ := os.ReadFile("/proc/meminfo")
-	for _, line := range strings.Split(string(b), "\n") {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
-			kib, _ := strconv.ParseUint(f[1], 10, 64)
-			return kib << 10
-		}
-	}
-	return 0
 }

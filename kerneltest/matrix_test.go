@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vmm/internal/bytesize"
+	"vmm/internal/meminfo"
 )
 
 // load reads a matrix from a file with a text.
@@ -148,7 +149,7 @@ func TestJobs(t *testing.T) {
 			t.Errorf("%+v: %d", c, got)
 		}
 	}
-	if memAvailable() == 0 {
+	if meminfo.Value("MemAvailable") == 0 {
 		t.Error("the host has no memory")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vmm/bootloader"
+	"vmm/internal/vmname"
 	"vmm/machine"
 	"vmm/network/gateway"
 	"vmm/storage"
@@ -182,10 +183,7 @@ func of(field string, err error) error {
 	return &ConfigError{field, err}
 }
 
-var (
-	validName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	validPort = regexp.MustCompile(`^[A-Za-z0-9._]([A-Za-z0-9._-]{0,61}[A-Za-z0-9._])?$`)
-)
+var validPort = regexp.MustCompile(`^[A-Za-z0-9._]([A-Za-z0-9._-]{0,61}[A-Za-z0-9._])?$`)
 
 // complete fills in what is left out.
 func (c *Config) complete() {
@@ -235,7 +233,7 @@ func (c *Config) check() error {
 	switch {
 	case c.Version != ConfigVersion:
 		return wrong("Version", "%d, and this build understands %d", c.Version, ConfigVersion)
-	case !validName.MatchString(c.Name):
+	case !vmname.Valid(c.Name):
 		return wrong("Name", "%q: only letters, digits and dashes, at most 63", c.Name)
 	case c.CPUs < 1 || c.CPUs > machine.MaxCPUs:
 		return wrong("CPUs", "%d: between 1 and %d", c.CPUs, machine.MaxCPUs)

@@ -6,11 +6,11 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"vmm/internal/tail"
 	"vmm/machine"
 )
 
@@ -21,7 +21,7 @@ type console struct {
 	device atomic.Pointer[io.Writer] // of the machine, which watches what goes past
 	send   func([]byte) error        // to the guest
 	outs   []io.Writer
-	last   tail
+	last   tail.Buffer
 	end    endpoint
 
 	mu       sync.Mutex
@@ -247,33 +247,4 @@ func (s *socketEndpoint) close() {
 	s.set(nil)
 	<-s.done
 	s.set(nil)
-}
-
-// tail keeps the last of what is written to it.
-type tail struct {
-	mu   sync.Mutex
-	last []byte
-}
-
-// tailSize is how much a tail keeps at least, in bytes.
-const tailSize = 64 << 10
-
-// Write implements io.Writer.
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(p) > tailSize {
-		t.last = append(t.last[:0], p[len(p)-tailSize:]...)
-	} else if t.last = append(t.last, p...); len(t.last) > 2*tailSize {
-		t.last = append(t.last[:0], t.last[len(t.last)-tailSize:]...)
-	}
-	return len(p), nil
-}
-
-// lines returns the last n lines, without carriage returns.
-func (t *tail) lines(n int) []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all := strings.Split(strings.TrimRight(strings.ReplaceAll(string(t.last), "\r", ""), "\n"), "\n")
-	return all[max(0, len(all)-n):]
 }

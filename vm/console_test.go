@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vmm/internal/tail"
 )
 
 // TestEndpoints opens sockets and files.
@@ -70,11 +71,11 @@ func TestConsole(t *testing.T) {
 	}
 	close(ended)
 	<-attached
-	c.Write([]byte(strings.Repeat("x", 3*tailSize) + "\nthree\n"))
-	if out.Len() != 10+3*tailSize+7 {
+	c.Write([]byte(strings.Repeat("x", 3*tail.Size) + "\nthree\n"))
+	if out.Len() != 10+3*tail.Size+7 {
 		t.Errorf("%d bytes in all", out.Len())
 	}
-	if got := c.last.lines(1); len(got) != 1 || got[0] != "three" {
+	if got := tail.Lines(c.last.String(), 1); len(got) != 1 || got[0] != "three" {
 		t.Errorf("the last line is %q", got)
 	}
 }

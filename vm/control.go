@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"vmm/internal/paths"
 	"vmm/machine/gdb"
 	"vmm/network/gateway"
 	vnet "vmm/virtio/net"
@@ -106,7 +107,7 @@ func (v *VM) ResizeDisk(path string, size func(old int64) (int64, error)) error 
 	if err := v.running(); err != nil {
 		return err
 	}
-	path, err := realPath(path)
+	path, err := paths.Real(path)
 	if err != nil {
 		return err
 	}

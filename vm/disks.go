@@ -10,6 +10,7 @@ import (
 
 	"vmm/bootloader"
 	"vmm/bootloader/disk"
+	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/storage"
 	"vmm/storage/image"
@@ -49,7 +50,7 @@ func (s *diskSet) open(d Disk) error {
 
 func (s *diskSet) add(d Disk, img *image.Image) {
 	v := &vmDisk{cfg: d, image: img}
-	if path, err := realPath(img.File.Name()); err == nil {
+	if path, err := paths.Real(img.File.Name()); err == nil {
 		v.path = path
 	}
 	s.disks = append(s.disks, v)
@@ -66,7 +67,7 @@ func openDisks(c *Config) (_ *diskSet, err error) {
 	if c.Root != nil && c.Root.Boot {
 		root, err := rootDisk(c.Root.Path)
 		if err != nil {
-			return nil, of("Root", err)
+			return nil, of("Root.Boot", err)
 		}
 		s.add(Disk{Serial: "rootfs"}, root)
 	} else if c.Root != nil && !isDir(c.Root.Path) {
@@ -279,13 +280,4 @@ func freeName(path string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s: too many overlays beside it", path)
-}
-
-// realPath makes a path absolute and free of symbolic links.
-func realPath(path string) (string, error) {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Abs(path)
 }

@@ -2,20 +2,19 @@ package vm
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
+	"vmm/internal/tail"
 )
 
 // ErrNoAgent is the error where the guest is not to have an agent (Config.NoAgent).
@@ -103,12 +102,6 @@ func (v *VM) Sync(ctx context.Context) error {
 	return v.Agent().Sync(ctx)
 }
 
-// guestSetup is what the guest is told before its first command.
-type guestSetup struct {
-	mu   sync.Mutex
-	done bool
-}
-
 // Ready returns when commands can be run in the guest: the agent has said hello, and
 // knows what it is to mount.
 func (v *VM) Ready(ctx context.Context) error {
@@ -142,13 +135,11 @@ func (v *VM) Greeted(ctx context.Context) error {
 func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
 	go func() {
 		select {
 		case <-v.ended:
 			cancel(ErrNotRunning)
-		case <-stop:
+		case <-ctx.Done():
 		}
 	}()
 	return wait(ctx)
@@ -156,9 +147,9 @@ func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) e
 
 // setUp tells the guest what it does not know, before anybody else uses its agent.
 func (v *VM) setUp(ctx context.Context) error {
-	v.setup.mu.Lock()
-	defer v.setup.mu.Unlock()
-	if v.setup.done {
+	v.setup.Lock()
+	defer v.setup.Unlock()
+	if v.isSetUp {
 		return nil
 	}
 	if s := v.news(); s != nil {
@@ -166,7 +157,7 @@ func (v *VM) setUp(ctx context.Context) error {
 			return err
 		}
 	}
-	v.setup.done = true
+	v.isSetUp = true
 	v.guest.letIn()
 	return nil
 }
@@ -175,17 +166,17 @@ func (v *VM) setUp(ctx context.Context) error {
 // the time, its name and new random numbers. It is nil if there is nothing.
 func (v *VM) news() *agent.Setup {
 	s := &agent.Setup{Now: time.Now()}
+	if v.from != nil {
+		s = freshSetup()
+	}
 	if len(v.shares.config.Mounts) > 0 {
 		s.Config, _ = json.Marshal(&guestinit.Config{Mounts: v.shares.config.Mounts})
 	}
-	if r := v.from; r != nil {
-		s.Entropy = make([]byte, 32)
-		rand.Read(s.Entropy)
-		if r.vm.Config.Name != v.cfg.Name {
-			s.Hostname = v.cfg.Name
-		}
-	} else if s.Config == nil {
+	switch r := v.from; {
+	case r == nil && s.Config == nil:
 		return nil
+	case r != nil && r.vm.Config.Name != v.cfg.Name:
+		s.Hostname = v.cfg.Name
 	}
 	return s
 }
@@ -199,7 +190,7 @@ func (v *VM) Complaints() []string {
 	if !v.made() {
 		return out
 	}
-	for _, line := range v.console.last.lines(tailSize) {
+	for _, line := range tail.Lines(v.console.last.String(), tail.Size) {
 		if rest, ok := strings.CutPrefix(line, "init: "); ok {
 			out = append(out, rest)
 		}
@@ -212,5 +203,5 @@ func (v *VM) LastLines(n int) string {
 	if !v.made() {
 		return ""
 	}
-	return strings.Join(v.console.last.lines(n), "\n")
+	return strings.Join(tail.Lines(v.console.last.String(), n), "\n")
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"vmm/internal/paths"
 	"vmm/internal/version"
 	"vmm/machine/migration"
 )
@@ -38,14 +39,11 @@ var ErrUnknownEnd = migration.ErrUnknown
 // the same paths. After an error it goes on here, but for ErrUnknownEnd. When it has
 // moved, Wait returns here.
 func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*MigrateResult, error) {
-	if err := v.running(); err != nil {
+	end, err := v.beginSaving()
+	if err != nil {
 		return nil, err
 	}
-	v.saver.mu.Lock()
-	defer v.saver.mu.Unlock()
-	if v.space.holds() {
-		return nil, ErrNoSpace
-	}
+	defer end()
 	for _, d := range v.disks.disks {
 		if d.temporary() {
 			return nil, fmt.Errorf("what the guest writes to the disk %s is in a file without a name, which cannot move", d.image.File.Name())
@@ -96,7 +94,7 @@ func (v *VM) MovedTo() string {
 // moved is the disk for another process, which opens the file itself.
 func (d *vmDisk) moved() savedDisk {
 	s := savedDisk{Disk: d.cfg}
-	if path, err := realPath(d.cfg.Path); err == nil {
+	if path, err := paths.Real(d.cfg.Path); err == nil {
 		s.Path = path
 	}
 	s.AnyBacking = true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"vmm/internal/vmname"
 	"vmm/network/ether"
 	"vmm/network/gateway"
 	"vmm/virtio/net"
@@ -104,7 +105,7 @@ func (n User) check() error { return n.Gateway.check() }
 func (None) check() error   { return nil }
 func (Tap) check() error    { return nil }
 func (n Switch) check() error {
-	if !validName.MatchString(n.Name) {
+	if !vmname.Valid(n.Name) {
 		return errors.New("a switch's name has only letters, digits and dashes, at most 63")
 	}
 	if n.Gateway != nil {

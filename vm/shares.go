@@ -8,6 +8,7 @@ import (
 
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
+	"vmm/internal/paths"
 	"vmm/storage/share"
 	"vmm/virtio"
 	"vmm/virtio/fs"
@@ -25,7 +26,7 @@ type shares struct {
 
 // add shares a directory.
 func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
-	dir, err := realPath(dir)
+	dir, err := paths.Real(dir)
 	if err != nil {
 		return err
 	}

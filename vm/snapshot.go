@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/internal/version"
 	"vmm/machine"
@@ -107,15 +108,12 @@ func (v *VM) setPaused(on bool) error {
 // Snapshot saves the VM to a directory. It stands still for a part of it, and goes on
 // unless it is to stop. Its disks belong to the snapshot as they are: what the guest
 // writes from then on goes to new files beside them.
-func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (_ *SnapshotResult, err error) {
-	if err := v.running(); err != nil {
+func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*SnapshotResult, error) {
+	end, err := v.beginSaving()
+	if err != nil {
 		return nil, err
 	}
-	v.saver.mu.Lock()
-	defer v.saver.mu.Unlock()
-	if v.space.holds() {
-		return nil, ErrNoSpace
-	}
+	defer end()
 	mem := snapshot.MemoryOptions{Zstd: o.Zstd, Progress: o.Progress}
 	if o.Parent != "" {
 		if mem.Parent, err = snapshot.Open(o.Parent, snapshot.Options{}); err != nil {
@@ -143,6 +141,20 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (_ *Sn
 		v.saver.base = w.ID()
 	}
 	return result, nil
+}
+
+// beginSaving is for who saves or moves the VM, of whom there is one at a time, until end
+// is called. The VM can be stopped meanwhile, but does not go.
+func (v *VM) beginSaving() (end func(), err error) {
+	if err := v.running(); err != nil {
+		return nil, err
+	}
+	v.saver.mu.Lock()
+	if v.space.holds() {
+		v.saver.mu.Unlock()
+		return nil, ErrNoSpace
+	}
+	return v.saver.mu.Unlock, nil
 }
 
 // save saves the VM. It need not stand still for all of it, unless it ends.
@@ -253,7 +265,7 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[s
 		s.Path, s.Format = name, image.Qcow2
 		return s, s.keep(w.File(name), d.image.SaveChanges)
 	}
-	path, err := realPath(d.image.File.Name())
+	path, err := paths.Real(d.image.File.Name())
 	if err != nil {
 		return nil, err
 	}

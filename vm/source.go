@@ -286,10 +286,17 @@ func (r *source) settle(ctx context.Context, v *VM) {
 	}
 }
 
-// newSetup is what the guest is to be told.
-func (r *source) newSetup(v *VM) *agent.Setup {
+// freshSetup is what every guest is told that goes on from a snapshot: the time, and
+// random numbers that no other has.
+func freshSetup() *agent.Setup {
 	s := &agent.Setup{Now: time.Now(), Entropy: make([]byte, 32)}
 	rand.Read(s.Entropy)
+	return s
+}
+
+// newSetup is what the guest is to be told.
+func (r *source) newSetup(v *VM) *agent.Setup {
+	s := freshSetup()
 	if r.moved {
 		s.Entropy = nil
 	}

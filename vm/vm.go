@@ -10,6 +10,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"io"
 	"log"
 	"runtime"
 	"sync"
@@ -61,7 +62,8 @@ type VM struct {
 	guest   *guestAgent
 	space   *spaceWatch
 	saver   saver
-	setup   guestSetup
+	setup   sync.Mutex // of isSetUp
+	isSetUp bool       // the guest knows what a guest for commands is told before its first
 
 	ended  chan struct{} // closed when the guest has ended and all is gone
 	result Result
@@ -163,7 +165,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	}
 	cfg.Console, cfg.Log = v.console, log.New(logWriter{v.opts.log}, "", 0)
 	cfg.HostNotes = v.opts.notes
-	var terminal interface{ Write([]byte) (int, error) }
+	var terminal io.Writer
 	if v.cfg.ConsoleDevice == VirtioConsole {
 		terminal = v.console.virtio()
 	}

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/meminfo"
 	"vmm/kvm"
 	"vmm/machine"
 )
@@ -88,8 +88,8 @@ func doctorCommand() *cobra.Command {
 
 func diagnose() *diagnosis {
 	d := &diagnosis{Device: kvm.DevicePath}
-	d.MemoryMiB = meminfo("MemAvailable") >> 10
-	d.HugePages = meminfo("HugePages_Free")
+	d.MemoryMiB = meminfo.Value("MemAvailable") >> 10
+	d.HugePages = meminfo.Value("HugePages_Free")
 	slim, ok := guestimages.HasSlimKernel()
 	d.GuestImages = append(d.GuestImages, guestImageInfo{"slim", slim, ok})
 	stock, ok := guestimages.HasStockKernel()
@@ -179,17 +179,4 @@ func (d *diagnosis) print(w io.Writer) {
 		}
 		line("guest image", "%s: %s", g.Name, state)
 	}
-}
-
-// meminfo returns a number of /proc/meminfo, 0 where it is missing.
-func meminfo(name string) uint64 {
-	b, _ := os.ReadFile("/proc/meminfo")
-	for _, l := range strings.Split(string(b), "\n") {
-		f := strings.Fields(l)
-		if len(f) >= 2 && f[0] == name+":" {
-			n, _ := strconv.ParseUint(f[1], 10, 64)
-			return n
-		}
-	}
-	return 0
 }

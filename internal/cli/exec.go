@@ -5,8 +5,6 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
-
-	"vmm/guest-images/agent"
 )
 
 // execCommand is vmm exec.
@@ -27,7 +25,7 @@ func execCommand() *cobra.Command {
 			}
 			ready := func(context.Context) error { return nil }
 			x := f.settings()
-			status, err := runInGuest(cmd.Context(), ready, func() *agent.Client { return agentOf(vm) }, x.request(args[1:]), os.Stdout, os.Stderr)
+			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), x.request(args[1:]), os.Stdout, os.Stderr)
 			if err != nil {
 				return failed(err)
 			}

@@ -80,7 +80,7 @@ const patience = 3
 // runInGuest runs a command in a guest on this process's streams. wait returns when
 // the agent can be used. The status is the command's, or that of a signal before
 // there was one.
-func runInGuest(ctx context.Context, wait func(context.Context) error, c func() *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
+func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
 	takeSignals(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -122,7 +122,7 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c func() 
 		return ended(ctx, err)
 	}
 	close(running)
-	exit, err := c().Exec(ctx, x, streams)
+	exit, err := c.Exec(ctx, x, streams)
 	if err != nil {
 		return ended(ctx, err)
 	}

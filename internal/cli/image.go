@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/internal/bytesize"
+	"vmm/internal/paths"
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
@@ -342,7 +342,7 @@ func imageResize() *cobra.Command {
 			var locked *storage.LockError
 			if errors.As(err, &locked) && locked.Process != 0 {
 				if vm, none := findRunning(strconv.Itoa(locked.Process)); none == nil {
-					if req.Path, err = realPath(req.Path); err != nil {
+					if req.Path, err = paths.Real(req.Path); err != nil {
 						return failed(err)
 					}
 					return failed(advise(ask(vm).Resize(cmd.Context(), req)))
@@ -354,13 +354,4 @@ func imageResize() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size; what is beyond it is lost")
 	return cmd
-}
-
-// realPath makes a path absolute and free of symbolic links.
-func realPath(path string) (string, error) {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Abs(path)
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -34,28 +35,19 @@ func (f *restoreFlags) add(fl *pflag.FlagSet) {
 // session is what the flags mean, but for where the VM comes from.
 func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptions, err error) {
 	s = &session{Named: fl.Changed("name")}
-	f.sessionFlags.fill(s, fl)
-	if f.timeout < 0 {
-		return nil, o, usage("--timeout %v: a time cannot be negative", f.timeout)
-	}
 	if f.name != "" {
 		if err := checkName("--name", f.name); err != nil {
 			return nil, o, err
 		}
 	}
 	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock}
-	if o.Console, s.Terminal, err = f.endpoint(); err != nil {
+	if o.Console, err = f.sessionFlags.fill(s, fl, vm.Endpoint{}); err != nil {
 		return nil, o, err
 	}
-	for _, err := range []error{
+	return s, o, errors.Join(
 		read(fl, "net", f.nets, spec.Net, (*[]vm.Net)(&o.Nets)),
 		read(fl, "publish", f.publish, gateway.ParsePublication, &o.Publish),
-		read(fl, "port", f.ports, spec.Port, &o.Ports)} {
-		if err != nil {
-			return nil, o, err
-		}
-	}
-	return s, o, nil
+		read(fl, "port", f.ports, spec.Port, &o.Ports))
 }
 
 // restoreJob is a VM that goes on from a snapshot.

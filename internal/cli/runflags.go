@@ -12,10 +12,10 @@ import (
 
 	"vmm/bootloader"
 	"vmm/internal/bytesize"
+	"vmm/internal/paths"
 	"vmm/machine"
 	"vmm/network/gateway"
 	"vmm/vm"
-	"vmm/vm/registry"
 	"vmm/vm/spec"
 )
 
@@ -62,15 +62,20 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 }
 
-const (
-	netUsage = "network `MODE[,OPTION...]`: user (the default), none, tap,ifname=NAME, switch,name=NAME, stream,path=SOCKET or " +
-		"dgram,local=SOCKET,remote=SOCKET; see docs/network.md; several are possible"
-	diskUsage = "disk `[file=]PATH[,OPTION...]`: ro, format=raw|qcow2, snapshot=on, serial=ID, cache=writeback|writethrough|none|unsafe, " +
-		"iops=N, bps=SIZE, queues=N, backing=any; several are possible"
+var (
+	netUsage   = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
+	diskUsage  = form("disk", spec.DiskForm) + "; several are possible"
 	portUsage  = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
 	shareUsage = "a directory of the host in the guest: `HOST:GUEST[:ro]`; several are possible"
 	vsockUsage = "the guest's vsock as unix sockets of the host: write \"CONNECT PORT\" to `PATH` to reach the guest, which reaches PATH_PORT"
 )
+
+// form is a form of package spec for a flag's help, where backquotes are around what
+// stands for the value.
+func form(what, form string) string {
+	value, rest, _ := strings.Cut(form, ": ")
+	return what + " `" + value + "`: " + rest
+}
 
 // add makes the flags.
 func (f *runFlags) add(fl *pflag.FlagSet) {
@@ -100,7 +105,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
 	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
-	fl.StringVar(&f.name, "name", registry.DefaultName, "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.name, "name", vm.DefaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
@@ -120,7 +125,7 @@ func usage(format string, args ...any) error {
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
 	"Version": "--config", "Name": "--name", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
-	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Disks": "--disk", "OnNoSpace": "--on-enospc",
+	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
 }
@@ -144,7 +149,7 @@ func (f *runFlags) session(command []string) (*session, error) {
 		return nil, err
 	}
 	if s.Config.Name == "" {
-		s.Config.Name = registry.DefaultName
+		s.Config.Name = vm.DefaultName
 	}
 	if err := checkName("--name", s.Config.Name); err != nil {
 		return nil, err
@@ -160,8 +165,8 @@ func (f *runFlags) session(command []string) (*session, error) {
 }
 
 // read is what the flags and a file say, wherever and whenever it is to run.
-func (f *runFlags) read(command []string) (*session, error) {
-	s := &session{Config: &vm.Config{}, Command: command}
+func (f *runFlags) read(command []string) (s *session, err error) {
+	s = &session{Config: &vm.Config{}, Command: command}
 	if f.config != "" {
 		if err := f.load(s); err != nil {
 			return nil, &exitError{statusUsage, fmt.Errorf("--config: %w", err)}
@@ -173,7 +178,9 @@ func (f *runFlags) read(command []string) (*session, error) {
 	if err := f.fill(s.Config); err != nil {
 		return nil, err
 	}
-	f.sessionFlags.fill(s, f.fl)
+	if s.Config.Console, err = f.sessionFlags.fill(s, f.fl, s.Config.Console); err != nil {
+		return nil, err
+	}
 	s.Exec, s.Cold, s.Warm = f.execFlags.settings(), f.cold, f.warmConsole
 	s.Named = s.Config.Name != ""
 	return s, nil
@@ -229,17 +236,12 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 	case f.root != "":
 		c.Root = &vm.Root{Path: f.root}
 	}
-	if f.fl.Changed("console") {
-		if c.Console, _, err = f.endpoint(); err != nil {
-			return err
-		}
-	}
 	err = errors.Join(
 		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
 		read(f.fl, "publish", f.publish, gateway.ParsePublication, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
 		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
 	for _, dir := range f.rw {
-		path, bad := realPath(dir)
+		path, bad := paths.Real(dir)
 		if bad != nil {
 			return failed(fmt.Errorf("--rw: %w", bad))
 		}
@@ -264,11 +266,21 @@ func read[T any](fl *pflag.FlagSet, flag string, values []string, parse func(str
 	return nil
 }
 
-// fill sets what concerns the session.
-func (f *sessionFlags) fill(s *session, fl *pflag.FlagSet) {
-	s.ConsoleGiven = fl.Changed("console")
+// fill sets what concerns the session. It returns where the console leads beside this
+// terminal: to what a file has said, unless that is given.
+func (f *sessionFlags) fill(s *session, fl *pflag.FlagSet, file vm.Endpoint) (console vm.Endpoint, err error) {
+	if f.timeout < 0 {
+		return file, usage("--timeout %v: a time cannot be negative", f.timeout)
+	}
+	if console, s.Terminal, err = f.endpoint(); err != nil {
+		return file, err
+	}
+	if s.ConsoleGiven = fl.Changed("console"); !s.ConsoleGiven && file != (vm.Endpoint{}) {
+		console, s.Terminal, s.ConsoleGiven = file, false, true
+	}
 	s.Timeout, s.GDB, s.Detach, s.Remove, s.Verbose = f.timeout, f.gdb, f.detach, f.remove, f.verbose
 	s.Capture, s.Profile, s.Result = f.pcap, f.profile, f.result
+	return console, nil
 }
 
 // endpoint is where --console leads; terminal if that is this one.
@@ -288,16 +300,10 @@ func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
 // that these need, or what it boots.
 func (f *runFlags) complete(s *session) (err error) {
 	c := s.Config
-	switch {
-	case s.Detach && s.Exec.TTY:
+	if s.Detach && s.Exec.TTY {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
-	case s.Timeout < 0:
-		return usage("--timeout %v: a time cannot be negative", s.Timeout)
 	}
 	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || f.interactive
-	if s.Terminal = f.console == "serial"; c.Console != (vm.Endpoint{}) {
-		s.Terminal, s.ConsoleGiven = false, true
-	}
 	if !s.Sandbox {
 		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" {
 			return usage("--root, --rw, --env, --user and --cwd are for a command: vmm run ... -- COMMAND, or -it for a shell")
@@ -326,7 +332,7 @@ func (s *session) completeSandbox() error {
 	if c.Root != nil {
 		st, err := os.Stat(c.Root.Path)
 		if root = *c.Root; err == nil && st.IsDir() {
-			root.Path, err = realPath(root.Path)
+			root.Path, err = paths.Real(root.Path)
 		}
 		if err != nil {
 			return failed(fmt.Errorf("--root: %w", err))

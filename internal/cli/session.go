@@ -190,55 +190,62 @@ func (s *session) log(err error) {
 	fmt.Fprintf(out, "vmm: %v\n", err)
 }
 
-// prepare makes the VM, from a snapshot of its kind if there is one.
+// prepare makes the VM, from a snapshot of its kind if there is one, and prepares it.
 func (s *session) prepare(ctx context.Context) (*vm.VM, error) {
+	v, err := s.fromWarm(ctx)
+	if v != nil {
+		return v, inFlags(err)
+	}
+	if v, err = s.make(ctx); err == nil {
+		err = v.Prepare(ctx)
+	}
+	return v, inFlags(err)
+}
+
+// make makes a VM that boots, or goes on from what the user says.
+func (s *session) make(ctx context.Context) (*vm.VM, error) {
 	switch {
 	case s.Restore != nil:
-		return prepared(ctx)(s.Restore.open(s))
+		return s.Restore.open(s)
 	case s.Receive != nil:
-		return prepared(ctx)(s.Receive.open(ctx, s))
+		return s.Receive.open(ctx, s)
 	}
-	if s.Cold || s.ConsoleGiven && !s.Warm || s.GDB != "" || s.Profile != "" { // who wants the console wants the boot's messages
-		return prepared(ctx)(s.boot())
+	return vm.New(*s.Config, s.options()...)
+}
+
+// fromWarm makes and prepares a VM that goes on from a snapshot of its kind. It is nil if
+// there is none to be used; warm says then where one is to be made, if it is.
+func (s *session) fromWarm(ctx context.Context) (*vm.VM, error) {
+	if s.Config == nil || s.Cold || s.ConsoleGiven && !s.Warm || s.GDB != "" || s.Profile != "" { // who wants the console wants the boot's messages
+		return nil, nil
 	}
 	store, err := warm.Open()
-	if err != nil {
-		return prepared(ctx)(s.boot())
+	if err != nil { // then nothing is kept
+		return nil, nil
 	}
 	at := store.Find(s.Config)
 	if at == nil {
-		return prepared(ctx)(s.boot())
+		return nil, nil
 	}
 	if why, ok := at.GivenUp(); ok {
 		s.sayCold(at, why)
-		return prepared(ctx)(s.boot())
+		return nil, nil
 	}
-	if v := at.New(*s.Config, s.options()...); v != nil {
-		err := v.Prepare(ctx)
-		var cold *vm.ColdError
-		if !errors.As(err, &cold) {
-			return v, inFlags(err)
-		}
-		s.sayCold(at, cold.Err.Error())
-		if at.GiveUp(cold.Err) {
-			return prepared(ctx)(s.boot())
-		}
+	v := at.New(*s.Config, s.options()...)
+	if v == nil {
+		s.warm = at
+		return nil, nil
 	}
-	s.warm = at
-	return prepared(ctx)(s.boot())
-}
-
-// boot makes a VM that boots.
-func (s *session) boot() (*vm.VM, error) { return vm.New(*s.Config, s.options()...) }
-
-// prepared prepares a VM that was made.
-func prepared(ctx context.Context) func(*vm.VM, error) (*vm.VM, error) {
-	return func(v *vm.VM, err error) (*vm.VM, error) {
-		if err == nil {
-			err = v.Prepare(ctx)
-		}
-		return v, inFlags(err)
+	err = v.Prepare(ctx)
+	var cold *vm.ColdError
+	if !errors.As(err, &cold) {
+		return v, err
 	}
+	s.sayCold(at, cold.Err.Error())
+	if !at.GiveUp(cold.Err) {
+		s.warm = at
+	}
+	return nil, nil
 }
 
 // sayCold tells who wants to know why the VM does not start from a snapshot.
@@ -382,7 +389,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 		}
 		return v.Ready(ctx)
 	}
-	status, err := runInGuest(ctx, ready, v.Agent, s.Exec.request(s.Command), s.stdout, s.stderr)
+	status, err := runInGuest(ctx, ready, v.Agent(), s.Exec.request(s.Command), s.stdout, s.stderr)
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():

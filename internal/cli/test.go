@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vmm/internal/tail"
 	"vmm/kerneltest"
 	"vmm/kerneltest/ktap"
 )
@@ -233,11 +234,11 @@ func tellFailure(out io.Writer, r *kerneltest.Result) {
 		}
 	}
 	if len(r.Findings) == 0 {
-		if s := lastLines(r.Output, shownLines); s != "" {
+		if s := strings.Join(tail.Lines(r.Output, shownLines), "\n"); s != "" {
 			fmt.Fprintln(out, s)
 		}
 		if r.Verdict == kerneltest.NoBoot || r.Verdict == kerneltest.Timeout {
-			fmt.Fprintf(out, "The end of the console:\n%s\n", lastLines(r.Console, shownLines))
+			fmt.Fprintf(out, "The end of the console:\n%s\n", strings.Join(tail.Lines(r.Console, shownLines), "\n"))
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/tail"
 	"vmm/kerneltest"
 	"vmm/vm/registry"
 )
@@ -34,9 +35,9 @@ func (program selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltes
 	defer registry.User().Look(name) // which clears away what is left of one that was killed
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
 	args := append([]string{"run", "--name", name, "--console", console, "--result", result}, testArgs(&vm)...)
-	said := &tail{Writer: s.Stderr}
+	var said tail.Buffer
 	c := exec.CommandContext(ctx, string(program), args...)
-	c.Stdout, c.Stderr = s.Stdout, said
+	c.Stdout, c.Stderr = s.Stdout, io.MultiWriter(&said, s.Stderr)
 	c.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // Ctrl-C is for us alone
 	c.Cancel = func() error { return endTest(name, c.Process) }
 	c.WaitDelay = testEnd
@@ -54,7 +55,7 @@ func (program selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltes
 	if err != nil {
 		return out, err
 	}
-	return testOutcome(r, c.ProcessState.ExitCode(), strings.TrimPrefix(said.lines(1), "vmm: ")), nil
+	return testOutcome(r, c.ProcessState.ExitCode(), strings.TrimPrefix(tail.Lines(said.String(), 1)[0], "vmm: ")), nil
 }
 
 // testVMName makes a VM's name of a directory's.

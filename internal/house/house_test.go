@@ -30,8 +30,9 @@ var layers = [][]string{
 }
 
 // beside are those that any may import, and that import none of the layers.
-var beside = []string{"internal/bytesize", "internal/decompress", "internal/elf", "internal/holes", "internal/iovec", "internal/temp", "internal/tomlfile",
-	"internal/version", "internal/x86", "vm/api"}
+var beside = []string{"internal/bytesize", "internal/decompress", "internal/elf", "internal/holes", "internal/iovec", "internal/meminfo", "internal/paths",
+	"internal/tail", "internal/temp", "internal/tomlfile",
+	"internal/version", "internal/vmname", "internal/x86", "vm/api"}
 
 // outside are programs and tests, which may import anything.
 var outside = []string{"tests/...", "internal/house", "internal/manpages", "guest-images/init", "guest-images/pack", "virtio/virtiotest", "network/networktest"}

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/vmname"
 	"vmm/vm/api"
 )
 
@@ -33,9 +33,6 @@ const (
 
 // OldLog ends the name of the file that a log was in before it began anew.
 const OldLog = ".1"
-
-// DefaultName is the name of a VM that is not given one.
-const DefaultName = "vmm"
 
 // SwitchDir is the directory, beside those of the VMs, of the switches that they share.
 const SwitchDir = "switch"
@@ -86,12 +83,9 @@ func (e *NotFoundError) Error() string {
 // Is implements the interface of errors.Is.
 func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
 
-// validName has the form of a hostname, which a name becomes.
-var validName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-
 // ValidName reports whether a name has the right form: letters, digits and dashes
 // between them, 1 to 63.
-func ValidName(name string) bool { return validName.MatchString(name) }
+func ValidName(name string) bool { return vmname.Valid(name) }
 
 // Reserved reports whether a name is one that no VM can have, for what else is in the
 // directory of VMs.
