@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -350,6 +351,10 @@ func copyOutput(w io.Writer, from *os.File, ended <-chan struct{}) {
 	buf := make([]byte, MaxFrame)
 	for {
 		n, err := from.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// In a busy guest what the command wrote may lie there longer than that.
+			n, err = readNow(from, buf)
+		}
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
 				return
@@ -364,6 +369,18 @@ func copyOutput(w io.Writer, from *os.File, ended <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// readNow reads what there is already. Nothing at all is io.EOF.
+func readNow(from *os.File, buf []byte) (n int, err error) {
+	err = control(from, func(fd int) error {
+		n, err = unix.Read(fd, buf)
+		return err
+	})
+	if n <= 0 {
+		return 0, cmp.Or(err, io.EOF)
+	}
+	return n, nil
 }
 
 // endOfTransmission is what a terminal takes for the end of its input.
