@@ -1,0 +1,150 @@
+// Package jail takes from this process, for good, what it does not need any more.
+//
+// It is the second wall around a guest: the first is that no byte of a guest's is
+// believed. Whoever gets past that has a process that opens only the files named here
+// (Landlock, docs/jail.md), and makes only the system calls that a running VM makes
+// (seccomp). Neither needs a privilege, and no process can take them off again.
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Level is how much is taken.
+type Level string
+
+// The levels.
+const (
+	Off      Level = "off"
+	Landlock Level = "landlock" // files and TCP ports
+	Full     Level = "full"     // system calls too
+)
+
+// Levels are all levels.
+var Levels = []Level{Off, Landlock, Full}
+
+// Access is what may be done with a file, or with a directory and all below it.
+type Access int
+
+// The kinds of Access.
+const (
+	Read     Access = iota
+	Write           // and read, and whatever else changes a tree
+	Unlink          // only remove what is below a directory
+	ReadFile        // a file, and nothing below it
+	WriteFile
+)
+
+// Path is a file or directory that stays open to the process. One that is not there
+// when the jail is made stays closed.
+type Path struct {
+	Path   string
+	Access Access
+}
+
+// Rules say what the process needs still.
+type Rules struct {
+	Paths []Path
+	// Internet allows sockets of IPv4 and IPv6. What may be reached with them is not
+	// the jail's to say: a gateway has its own policy.
+	Internet bool
+}
+
+// Status tells what holds.
+type Status struct {
+	// Level is what was asked for, or Off if nothing of it can be had.
+	Level Level `json:"level"`
+	// Landlock is its ABI version; 0 if the kernel has none.
+	Landlock int  `json:"landlock"`
+	Seccomp  bool `json:"seccomp"`
+	// Missing says in words what this host cannot do.
+	Missing string `json:"missing,omitempty"`
+}
+
+// String is one line for people.
+func (s Status) String() string {
+	var have []string
+	if s.Landlock > 0 {
+		have = append(have, fmt.Sprintf("Landlock (ABI %d)", s.Landlock))
+	}
+	if s.Seccomp {
+		have = append(have, "seccomp")
+	}
+	text := strings.Join(have, ", ")
+	if text == "" {
+		text = string(Off)
+	}
+	if s.Missing != "" {
+		text += "; " + s.Missing
+	}
+	return text
+}
+
+// Harden is for the start of a process that will run a VM: it and what it starts gain no
+// rights by execve (no_new_privs), nobody without privileges reads its memory through
+// ptrace or /proc, and a crash leaves no core.
+func Harden() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("no core files: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("not dumpable: %w", err)
+	}
+	return nil
+}
+
+// Enforce makes the jail, on all threads. violation is called, from a goroutine of its
+// own, with the name of a system call that was made all the same; the thread that made
+// it stands still, and violation has to end the process. What the kernel cannot do is
+// left out and told by the Status. It is called once; Narrow can follow.
+func Enforce(level Level, r Rules, violation func(call string)) (Status, error) {
+	s := Status{Level: level}
+	if level == Off {
+		return s, nil
+	}
+	s.Landlock = landlockABI()
+	var missing []string
+	if s.Landlock == 0 {
+		missing = append(missing, "this kernel has no Landlock")
+	} else if err := restrictFiles(&r); err != nil {
+		return s, fmt.Errorf("Landlock: %w", err)
+	}
+	if level == Full {
+		switch err := filterCalls(r.Internet, violation); {
+		case err == nil:
+			s.Seccomp = true
+		case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL):
+			missing = append(missing, "this kernel has no seccomp filters with a listener (Linux 5.7)")
+		default:
+			return s, fmt.Errorf("seccomp: %w", err)
+		}
+	}
+	if s.Missing = strings.Join(missing, ", and "); s.Landlock == 0 && !s.Seccomp {
+		s.Level = Off
+	}
+	return s, nil
+}
+
+// Narrow leaves of the paths that are open still only those of the rules.
+func Narrow(r Rules) error {
+	if landlockABI() == 0 {
+		return nil
+	}
+	return restrictFiles(&r)
+}
+
+// Able tells what Enforce could do on this host.
+func Able() Status {
+	s := Status{Level: Full, Landlock: landlockABI(), Seccomp: canFilter()}
+	switch {
+	case s.Landlock == 0 && !s.Seccomp:
+		s.Level = Off
+	case !s.Seccomp:
+		s.Level = Landlock
+	}
+	return s
+}

@@ -1,0 +1,306 @@
+package jail
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A jail is for good, so each test is a process of its own: this one again, which finds
+// in its environment what it is to try and in which directory.
+const (
+	tryVariable = "VMM_JAIL_TEST"
+	violated    = "violation: "
+)
+
+func TestMain(m *testing.M) {
+	if name := os.Getenv(tryVariable); name != "" {
+		err := tries[name].do(os.Args[1])
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println("done")
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// enter makes the jail, whose rules are those of the test's directory.
+func enter(dir string, internet bool) error {
+	_, err := Enforce(Full, Rules{Internet: internet, Paths: []Path{
+		{filepath.Join(dir, "ro"), Read}, {filepath.Join(dir, "rw"), Write}, {filepath.Join(dir, "entries"), Unlink},
+		{filepath.Join(dir, "file"), WriteFile}, {filepath.Join(dir, "nowhere"), Read},
+	}}, func(call string) {
+		fmt.Println(violated + call)
+		os.Exit(2)
+	})
+	return err
+}
+
+// tries are what a process tries in a jail, and what comes of it: "done", an error, or
+// the system call that ends it.
+var tries = map[string]struct {
+	do   func(dir string) error
+	want string
+}{
+	"files":    {tryFiles, "done"},
+	"narrow":   {tryNarrow, "done"},
+	"threads":  {tryThreads, "done"},
+	"loopback": {inside(true, tryLoopback), "done"},
+	"collect":  {inside(false, tryRuntime), "done"},
+	"clone3":   {inside(false, tryClone3), "done"},
+
+	"exec":         {inside(false, func() error { return unix.Exec("/bin/true", []string{"true"}, nil) }), violated + "execve"},
+	"fork":         {inside(false, call(unix.SYS_FORK)), violated + "fork"},
+	"vfork":        {inside(false, call(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uintptr(unix.SIGCHLD))), violated + "clone"},
+	"ptrace":       {inside(false, call(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(os.Getppid()))), violated + "ptrace"},
+	"peek":         {inside(false, call(unix.SYS_PROCESS_VM_READV, uintptr(os.Getppid()))), violated + "process_vm_readv"},
+	"mount":        {inside(false, func() error { return unix.Mount("none", "/mnt", "tmpfs", 0, "") }), violated + "mount"},
+	"namespace":    {inside(false, func() error { return unix.Unshare(unix.CLONE_NEWUSER) }), violated + "unshare"},
+	"bpf":          {inside(false, call(unix.SYS_BPF)), violated + "bpf"},
+	"keyring":      {inside(false, call(unix.SYS_KEYCTL)), violated + "keyctl"},
+	"uring":        {inside(false, call(unix.SYS_IO_URING_SETUP, 8)), violated + "io_uring_setup"},
+	"handle":       {inside(false, call(unix.SYS_OPEN_BY_HANDLE_AT)), violated + "open_by_handle_at"},
+	"unknown":      {inside(false, call(0xfff)), violated + "number 4095"},
+	"kill":         {inside(false, func() error { return unix.Kill(os.Getppid(), 0) }), violated + "kill"},
+	"code":         {inside(false, call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)), violated + "mmap"},
+	"executable":   {inside(false, tryProtect), violated + "mprotect"},
+	"internet":     {inside(false, func() error { _, err := net.Dial("tcp", "127.0.0.1:9"); return err }), violated + "socket"},
+	"raw packets":  {inside(true, call(unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW)), violated + "socket"},
+	"terminal":     {inside(false, call(unix.SYS_IOCTL, 0, unix.TIOCSTI)), violated + "ioctl"},
+	"let go":       {inside(false, call(unix.SYS_IOCTL, 0, notifySend)), violated + "ioctl"},
+	"filter":       {inside(false, call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER)), violated + "seccomp"},
+	"other device": {inside(false, call(unix.SYS_IOCTL, 0, 0x4c00)), violated + "ioctl"}, // LOOP_SET_FD
+}
+
+// inside tries something in a jail.
+func inside(internet bool, do func() error) func(string) error {
+	return func(dir string) error {
+		if err := enter(dir, internet); err != nil {
+			return err
+		}
+		return do()
+	}
+}
+
+// call makes a system call.
+func call(number uintptr, args ...uintptr) func() error {
+	var a [6]uintptr
+	copy(a[:], args)
+	return func() error {
+		if _, _, errno := unix.Syscall6(number, a[0], a[1], a[2], a[3], a[4], a[5]); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+}
+
+func tryFiles(dir string) error {
+	at := func(path string) string { return filepath.Join(dir, path) }
+	if err := enter(dir, false); err != nil {
+		return err
+	}
+	read := func(path string) error { _, err := os.ReadFile(at(path)); return err }
+	write := func(path string) error { return os.WriteFile(at(path), []byte("x"), 0o600) }
+	for _, c := range []struct {
+		what  string
+		err   error
+		fails bool
+	}{
+		{"read of what is shared", read("ro/there"), false},
+		{"write of what is shared", write("ro/there"), true},
+		{"create in what is shared", write("ro/new"), true},
+		{"remove in what is shared", os.Remove(at("ro/there")), true},
+		{"write where that is allowed", write("rw/there"), false},
+		{"create where that is allowed", write("rw/new"), false},
+		{"directory where that is allowed", os.Mkdir(at("rw/dir"), 0o700), false},
+		{"rename across directories", os.Rename(at("rw/new"), at("rw/dir/new")), false},
+		{"rename out", os.Rename(at("rw/there"), at("there")), true},
+		{"link to a secret", os.Link(at("secret"), at("rw/secret")), true},
+		{"symbolic link to a secret", os.Symlink(at("secret"), at("rw/link")), false},
+		{"read through that", read("rw/link"), true},
+		{"read of a file", read("file"), false},
+		{"write of a file", write("file"), false},
+		{"a file beside it", read("secret"), true},
+		{"write beside it", write("secret"), true},
+		{"remove of an entry", os.Remove(at("entries/there")), false},
+		{"read of an entry", read("entries/other"), true},
+		{"a system file", readable("/etc/passwd"), true},
+		{"this process's memory", readable("/proc/self/mem"), true},
+	} {
+		if failed := c.err != nil; failed != c.fails {
+			return fmt.Errorf("%s: %v", c.what, c.err)
+		}
+	}
+	return nil
+}
+
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err == nil {
+		f.Close()
+	}
+	return err
+}
+
+func tryNarrow(dir string) error {
+	if err := enter(dir, false); err != nil {
+		return err
+	}
+	rw, ro := filepath.Join(dir, "rw/there"), filepath.Join(dir, "ro/there")
+	if err := errors.Join(readable(rw), readable(ro)); err != nil {
+		return err
+	}
+	if err := Narrow(Rules{Paths: []Path{{filepath.Join(dir, "ro"), Read}}}); err != nil {
+		return err
+	}
+	if readable(rw) == nil {
+		return errors.New("what Narrow took away can be read")
+	}
+	return readable(ro)
+}
+
+// tryThreads looks whether a thread that was there before the jail is in it.
+func tryThreads(dir string) error {
+	begin, result := make(chan bool), make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		<-begin
+		result <- readable(filepath.Join(dir, "secret"))
+	}()
+	if err := enter(dir, false); err != nil {
+		return err
+	}
+	begin <- true
+	if err := <-result; !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("on another thread: %v", err)
+	}
+	return nil
+}
+
+func tryLoopback() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Close(), l.Close())
+}
+
+// tryRuntime has Go's runtime do what it does in a long life: collect, start threads,
+// and preempt by signals.
+func tryRuntime() error {
+	done := make(chan bool)
+	for range 8 {
+		go func() {
+			runtime.LockOSThread() // whose thread ends with it
+			var keep [][]byte
+			for range 2000 {
+				keep = append(keep[max(0, len(keep)-10):], make([]byte, 64<<10))
+			}
+			done <- len(keep) > 0
+		}()
+	}
+	for range 8 {
+		<-done
+	}
+	runtime.GC()
+	return nil
+}
+
+func tryClone3() error {
+	if err := call(unix.SYS_CLONE3)(); err != unix.ENOSYS {
+		return fmt.Errorf("clone3: %v", err)
+	}
+	return nil
+}
+
+func tryProtect() error {
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return err
+	}
+	return call(unix.SYS_MPROTECT, uintptr(unsafe.Pointer(&page[0])), 4096, unix.PROT_READ|unix.PROT_EXEC)()
+}
+
+func TestJail(t *testing.T) {
+	able := Able()
+	if able.Landlock == 0 || !able.Seccomp {
+		t.Skipf("this host has only: %v", able)
+	}
+	for name, try := range tries {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if name == "narrow" && cgo {
+				t.Skip("the C library reaches all threads by a call that the jail refuses; vmm is built without it")
+			}
+			dir := t.TempDir()
+			for _, f := range []string{"ro/there", "rw/there", "entries/there", "entries/other", "file", "secret"} {
+				path := filepath.Join(dir, f)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("text"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a call of Go's runtime would stand still
+			defer cancel()
+			c := exec.CommandContext(ctx, "/proc/self/exe", dir)
+			c.Env = append(os.Environ(), tryVariable+"="+name)
+			out, err := c.CombinedOutput()
+			first, _, _ := strings.Cut(string(bytes.TrimSpace(out)), "\n")
+			if first != try.want {
+				t.Errorf("%s, %v; want %s", out, err, try.want)
+			}
+		})
+	}
+}
+
+// TestHarden holds what another process may do with this one.
+func TestHarden(t *testing.T) {
+	if err := Harden(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); n != 0 || err != nil {
+		t.Errorf("dumpable: %d, %v", n, err)
+	}
+	var core syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &core); err != nil || core.Cur != 0 || core.Max != 0 {
+		t.Errorf("core files: %+v, %v", core, err)
+	}
+}
+
+// TestNames holds the names to numbers that package unix has too.
+func TestNames(t *testing.T) {
+	numbers := callNumbers()
+	for name, want := range map[string]uint32{
+		"read": unix.SYS_READ, "ioctl": unix.SYS_IOCTL, "execve": unix.SYS_EXECVE, "seccomp": unix.SYS_SECCOMP, "rseq": unix.SYS_RSEQ,
+		"pidfd_send_signal": unix.SYS_PIDFD_SEND_SIGNAL, "landlock_restrict_self": unix.SYS_LANDLOCK_RESTRICT_SELF, "fchmodat2": unix.SYS_FCHMODAT2,
+	} {
+		if numbers[name] != want || callName(int(want)) != name {
+			t.Errorf("%s: %d, and %d is %s", name, numbers[name], want, callName(int(want)))
+		}
+	}
+	for _, list := range []string{runtimeCalls, fileCalls, socketCalls, jailCalls} {
+		for _, name := range strings.Fields(list) {
+			if _, ok := numbers[name]; !ok {
+				t.Errorf("there is no system call %q", name)
+			}
+		}
+	}
+}
