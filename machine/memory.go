@@ -59,6 +59,8 @@ type Memory struct {
 	size    uint64
 	backed  []Backing
 	dirty   dirtyPages
+	// pagemap is this process's: one that is not dumpable cannot open it later (proc(5)).
+	pagemap *os.File
 }
 
 // Backing is a part of guest RAM that begins as what a file holds. Offsets are
@@ -76,7 +78,11 @@ type Backing struct {
 // and transparent ones otherwise. What a backing holds is mapped privately: pages
 // come from the file on touch, and nothing is written back.
 func newMemory(size uint64, huge bool, backings ...Backing) (*Memory, error) {
-	m := &Memory{size: size}
+	pagemap, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return nil, err
+	}
+	m := &Memory{size: size, pagemap: pagemap}
 	low := min(size, lowRAMEnd)
 	for _, r := range []struct{ gpa, size uint64 }{{0, low}, {highRAM, size - low}} {
 		if r.size == 0 {
@@ -94,6 +100,9 @@ func newMemory(size uint64, huge bool, backings ...Backing) (*Memory, error) {
 			m.close()
 			return nil, fmt.Errorf("guest memory from %s: %w", b.File.Name(), err)
 		}
+	}
+	for _, r := range m.regions {
+		unix.Madvise(r.host, unix.MADV_DONTDUMP) // a guest's secrets are in no core file
 	}
 	return m, nil
 }
@@ -180,7 +189,7 @@ func (m *Memory) close() error {
 		errs = append(errs, unix.MunmapPtr(unsafe.Pointer(&r.host[0]), uintptr(len(r.host))))
 	}
 	m.regions = nil
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.pagemap.Close())...)
 }
 
 // register gives the RAM to a VM, a slot a region.

@@ -3,7 +3,6 @@ package machine
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -105,17 +104,12 @@ func (m *Memory) Private() (n int64, err error) {
 
 // eachPage calls do for every page of RAM with its entry of the pagemap.
 func (m *Memory) eachPage(do func(page int, entry uint64)) error {
-	f, err := os.Open("/proc/self/pagemap")
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	buf := make([]byte, 64<<10)
 	page := 0
 	for _, r := range m.regions {
 		at := int64(uintptr(unsafe.Pointer(&r.host[0]))) / pageSize * pagemapEntry
 		for left := len(r.host) / pageSize * pagemapEntry; left > 0; {
-			n, err := f.ReadAt(buf[:min(left, len(buf))], at)
+			n, err := m.pagemap.ReadAt(buf[:min(left, len(buf))], at)
 			if err != nil {
 				return fmt.Errorf("which memory is in use: %w", err)
 			}

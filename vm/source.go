@@ -233,7 +233,8 @@ func (r *source) machineConfig(c *Config) *machine.Config {
 		Moved: r.moved || r.warm} // warm, the agent gets new randomness before anything is run
 	if r.snapshot != nil && (r.prefetch || r.warm) {
 		m.Prefetch = r.snapshot.WorkingSet()
-		if m.Prefetch == nil || r.prefetch {
+		// Best effort: the snapshot may be another user's.
+		if (m.Prefetch == nil || r.prefetch) && r.snapshot.PrepareWorkingSet() == nil {
 			m.Ending = r.noteWorkingSet
 		}
 	}
@@ -243,7 +244,7 @@ func (r *source) machineConfig(c *Config) *machine.Config {
 // noteWorkingSet keeps which memory the guest has used, for the next prefetch.
 func (r *source) noteWorkingSet(mem *machine.Memory) {
 	if set, err := mem.WorkingSet(); err == nil {
-		r.snapshot.NoteWorkingSet(set) // best effort: the snapshot may be another user's
+		r.snapshot.NoteWorkingSet(set)
 	}
 }
 

@@ -50,6 +50,7 @@ type sessionFlags struct {
 	pcap    string
 	profile string
 	result  string
+	jail    string
 }
 
 // add makes the flags that vmm run, restore and receive have.
@@ -60,6 +61,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run the VM in the background, and print its name (see vmm ps, exec, logs, attach, stop)")
 	fl.BoolVar(&f.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
+	fl.StringVar(&f.jail, "jail", string(vm.JailFull), "what this process gives up while the guest runs: full (all files and system calls that the VM does not need), landlock (only files), off; see docs/jail.md")
 }
 
 var (
@@ -279,7 +281,10 @@ func (f *sessionFlags) fill(s *session, fl *pflag.FlagSet, file vm.Endpoint) (co
 		console, s.Terminal, s.ConsoleGiven = file, false, true
 	}
 	s.Timeout, s.GDB, s.Detach, s.Remove, s.Verbose = f.timeout, f.gdb, f.detach, f.remove, f.verbose
-	s.Capture, s.Profile, s.Result = f.pcap, f.profile, f.result
+	s.Capture, s.Profile, s.Result, s.Jail = f.pcap, f.profile, f.result, vm.JailLevel(f.jail)
+	if !slices.Contains(vm.JailLevels, s.Jail) {
+		return file, usage("--jail %s: full, landlock or off", f.jail)
+	}
 	return console, nil
 }
 

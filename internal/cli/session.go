@@ -44,6 +44,7 @@ type session struct {
 	Capture      string
 	Profile      string
 	Result       string
+	Jail         vm.JailLevel
 	Detach       bool
 	Remove       bool
 	Verbose      bool
@@ -82,6 +83,9 @@ func (s *session) start(ctx context.Context, out io.Writer) error {
 func (s *session) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(failed(err), s.leave(err)) }()
 	s.began, s.stdout, s.stderr = time.Now(), os.Stdout, os.Stderr
+	if err := s.harden(); err != nil {
+		return err
+	}
 	s.builder, s.built = setupBuilder()
 	if s.Config != nil {
 		name, err := s.claim(s.Config)
@@ -286,6 +290,9 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 	if s.Profile != "" {
 		v.StartProfile()
 	}
+	if err := s.confine(v, local); err != nil {
+		return err
+	}
 	set := time.Now()
 	result, status, err := s.drive(ctx, v)
 	s.console.restore()
@@ -384,7 +391,10 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 		}
 		if s.warm != nil {
 			goesOn := make(chan struct{})
-			s.saving.Go(func() { s.warm.Save(context.WithoutCancel(ctx), v, sync.OnceFunc(func() { close(goesOn) })) })
+			s.saving.Go(func() {
+				s.warm.Save(context.WithoutCancel(ctx), v, sync.OnceFunc(func() { close(goesOn) }))
+				s.narrow(v)
+			})
 			<-goesOn
 		}
 		return v.Ready(ctx)

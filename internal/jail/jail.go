@@ -9,6 +9,8 @@ package jail
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,11 +34,9 @@ type Access int
 
 // The kinds of Access.
 const (
-	Read     Access = iota
-	Write           // and read, and whatever else changes a tree
-	Unlink          // only remove what is below a directory
-	ReadFile        // a file, and nothing below it
-	WriteFile
+	Read   Access = iota
+	Write         // and read, and whatever else changes a tree
+	Unlink        // only remove what is below a directory
 )
 
 // Path is a file or directory that stays open to the process. One that is not there
@@ -95,6 +95,24 @@ func Harden() error {
 		return fmt.Errorf("not dumpable: %w", err)
 	}
 	return nil
+}
+
+// CloseInherited closes the descriptors that this process was started with, but for its
+// standard streams: those without FD_CLOEXEC, which Go gives to all that it opens.
+func CloseInherited() error {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	names, err := dir.Readdirnames(-1)
+	dir.Close()
+	for _, name := range names {
+		fd, _ := strconv.Atoi(name)
+		if flags, bad := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); fd > 2 && bad == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd)
+		}
+	}
+	return err
 }
 
 // Enforce makes the jail, on all threads. violation is called, from a goroutine of its

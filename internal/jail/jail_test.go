@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 func enter(dir string, internet bool) error {
 	_, err := Enforce(Full, Rules{Internet: internet, Paths: []Path{
 		{filepath.Join(dir, "ro"), Read}, {filepath.Join(dir, "rw"), Write}, {filepath.Join(dir, "entries"), Unlink},
-		{filepath.Join(dir, "file"), WriteFile}, {filepath.Join(dir, "nowhere"), Read},
+		{filepath.Join(dir, "file"), Write}, {filepath.Join(dir, "nowhere"), Read},
 	}}, func(call string) {
 		fmt.Println(violated + call)
 		os.Exit(2)
@@ -282,6 +282,28 @@ func TestHarden(t *testing.T) {
 	var core syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &core); err != nil || core.Cur != 0 || core.Max != 0 {
 		t.Errorf("core files: %+v, %v", core, err)
+	}
+}
+
+func TestCloseInherited(t *testing.T) {
+	own, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	given, err := unix.FcntlInt(own.Fd(), unix.F_DUPFD, 100) // without FD_CLOEXEC
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CloseInherited(); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(given, &st); err != unix.EBADF {
+		t.Errorf("a descriptor that was inherited: %v", err)
+	}
+	if _, err := own.Stat(); err != nil {
+		t.Errorf("a file that Go has opened: %v", err)
 	}
 }
 

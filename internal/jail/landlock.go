@@ -1,6 +1,8 @@
 package jail
 
 import (
+	"os"
+
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
@@ -20,17 +22,15 @@ func landlockABI() int {
 
 // Rights by Access (landlock(7)). A right that the kernel does not know is left out.
 const (
-	readFile  = ll.AccessFSReadFile
-	readTree  = readFile | ll.AccessFSReadDir
-	writeFile = readFile | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSIoctlDev
-	unlink    = ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
-	writeTree = readTree | writeFile | unlink | ll.AccessFSRefer | ll.AccessFSMakeChar | ll.AccessFSMakeDir | ll.AccessFSMakeReg |
+	read  = ll.AccessFSReadFile | ll.AccessFSReadDir
+	write = read | ofFile | unlink | ll.AccessFSRefer | ll.AccessFSMakeChar | ll.AccessFSMakeDir | ll.AccessFSMakeReg |
 		ll.AccessFSMakeSock | ll.AccessFSMakeFifo | ll.AccessFSMakeBlock | ll.AccessFSMakeSym
+	unlink = ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
+	// ofFile are the rights that a file can have, and not only a directory.
+	ofFile = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSIoctlDev
 )
 
-var rights = map[Access]landlock.AccessFSSet{
-	Read: readTree, Write: writeTree, Unlink: unlink, ReadFile: readFile, WriteFile: writeFile,
-}
+var rights = map[Access]landlock.AccessFSSet{Read: read, Write: write, Unlink: unlink}
 
 // restrictFiles leaves the process the paths of the rules, TCP if it has the internet,
 // and only its own abstract sockets. Signals are left to seccomp: before Linux 6.15
@@ -38,7 +38,11 @@ var rights = map[Access]landlock.AccessFSSet{
 func restrictFiles(r *Rules) error {
 	var rules []landlock.Rule
 	for _, p := range r.Paths {
-		rules = append(rules, landlock.PathAccess(rights[p.Access], p.Path).IgnoreIfMissing())
+		allowed := rights[p.Access]
+		if st, err := os.Stat(p.Path); err == nil && !st.IsDir() {
+			allowed &= ofFile
+		}
+		rules = append(rules, landlock.PathAccess(allowed, p.Path).IgnoreIfMissing())
 	}
 	c := abi
 	c.Scoped = ll.ScopeAbstractUnixSocket

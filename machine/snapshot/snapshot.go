@@ -102,6 +102,8 @@ type Snapshot struct {
 	Dir    string
 	parent *Snapshot
 	memory *os.File
+	// working is what a working set is noted in; nil if it is not to be.
+	working *os.File
 }
 
 // Options say how a snapshot is opened.
@@ -264,6 +266,9 @@ func (s *Snapshot) Close() error {
 	}
 	if s.memory != nil {
 		errs = append(errs, s.memory.Close())
+	}
+	if s.working != nil {
+		errs = append(errs, s.working.Close())
 	}
 	return errors.Join(errs...)
 }

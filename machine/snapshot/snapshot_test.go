@@ -191,7 +191,7 @@ func TestWorkingSet(t *testing.T) {
 		t.Error("a working set out of nothing")
 	}
 	want := machine.WorkingSet{{Page: 1, Pages: 2}, {Page: 9, Pages: 1, Written: true}}
-	if err := s.NoteWorkingSet(want); err != nil {
+	if err := errors.Join(s.PrepareWorkingSet(), s.NoteWorkingSet(append(want, want...)), s.NoteWorkingSet(want)); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.WorkingSet(); len(got) != 2 || got[0] != want[0] || got[1] != want[1] {

@@ -2,7 +2,10 @@ package snapshot
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"vmm/machine"
 )
@@ -26,8 +29,20 @@ func (s *Snapshot) WorkingSet() machine.WorkingSet {
 	return out
 }
 
-// NoteWorkingSet keeps a working set for the next time.
+// PrepareWorkingSet opens the file for NoteWorkingSet, whose process may not open any
+// by then.
+func (s *Snapshot) PrepareWorkingSet() (err error) {
+	s.working, err = os.OpenFile(s.Path(workingFile), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	return err
+}
+
+// NoteWorkingSet keeps a working set for the next time, if PrepareWorkingSet could
+// prepare that. One that others write at the same time may become a mixture of all: it
+// is only what is read ahead.
 func (s *Snapshot) NoteWorkingSet(set machine.WorkingSet) error {
+	if s.working == nil {
+		return nil
+	}
 	b := make([]byte, 0, runSize*len(set))
 	for _, r := range set {
 		le := binary.LittleEndian
@@ -37,9 +52,6 @@ func (s *Snapshot) NoteWorkingSet(set machine.WorkingSet) error {
 		}
 		b = le.AppendUint32(le.AppendUint32(le.AppendUint32(b, r.Page), r.Pages), written)
 	}
-	tmp := s.Path(workingFile + ".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, s.Path(workingFile))
+	_, err := s.working.WriteAt(b, 0)
+	return errors.Join(err, s.working.Truncate(int64(len(b))))
 }

@@ -39,4 +39,6 @@ type VM struct {
 	Detached bool `json:"detached,omitempty"`
 	Agent    bool `json:"agent"`            // the guest's agent answers
 	Paused   bool `json:"paused,omitempty"` // by a request
+	// Jail tells what the VM's process is confined to; "" if it is not.
+	Jail string `json:"jail,omitempty"`
 }

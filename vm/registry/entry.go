@@ -88,6 +88,9 @@ func (e *Entry) ConsoleLog() string { return e.registry.ConsoleLog(e.vm.Name) }
 // OutputLog is the path of the log of the command, for a VM in the background.
 func (e *Entry) OutputLog() string { return e.registry.OutputLog(e.vm.Name) }
 
+// Path is the VM's directory.
+func (e *Entry) Path() string { return e.registry.path(e.vm.Name) }
+
 // End lets the name go when the VM has ended. If it was detached it stays in the list,
 // with its exit status, 0 to 255, and why it ended.
 func (e *Entry) End(status int, detail string) error {

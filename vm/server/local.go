@@ -22,6 +22,8 @@ type Local struct {
 	End func() error
 	// Killed is told that somebody has ended the VM; nil is told nothing.
 	Killed func()
+	// Jail tells what the process is confined to; "" if it is not.
+	Jail string
 	// NoConsole keeps the console to where the VM was started.
 	NoConsole bool
 }
@@ -50,6 +52,7 @@ func coded(err error) error {
 // Info implements VM.
 func (l *Local) Info() api.VM {
 	info := l.Entry()
+	info.Jail = l.Jail
 	info.Agent, info.Paused, info.Disks = l.VM.AgentAlive(), l.VM.Paused(), l.VM.DiskPaths()
 	return info
 }

@@ -186,17 +186,25 @@ func (s *Snapshot) New(c vm.Config, options ...vm.Option) *vm.VM {
 	return v
 }
 
+// Reserve makes the directory that Save writes in and returns it: a process that opens
+// no others by then needs it before.
+func (s *Snapshot) Reserve() (string, error) {
+	dir := filepath.Dir(s.Dir)
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
 // Save makes the snapshot, of a VM whose agent has said hello and has run nothing. It
 // calls goesOn as soon as the guest can go on, in any case, and returns when the
 // snapshot is there. An error only means that the next start is cold.
 func (s *Snapshot) Save(ctx context.Context, v *vm.VM, goesOn func()) error {
 	defer goesOn()
-	if err := os.MkdirAll(filepath.Dir(s.Dir), 0o700); err != nil {
+	dir, err := s.Reserve()
+	if err != nil {
 		return err
 	}
-	err := v.SaveWarm(ctx, s.Dir, goesOn)
+	err = v.SaveWarm(ctx, s.Dir, goesOn)
 	goesOn()
-	_, bad := (&Store{filepath.Dir(s.Dir)}).Prune(DefaultLimit)
+	_, bad := (&Store{dir}).Prune(DefaultLimit)
 	return errors.Join(err, bad)
 }
 

@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"vmm/internal/jail"
+	"vmm/vm"
+	"vmm/vm/registry"
+	"vmm/vm/server"
+)
+
+// heapLimit is where Go's collector begins to work harder, in bytes: a VM's process beside
+// its guest has some MiB (docs/development.md).
+const heapLimit = 512 << 20
+
+// harden prepares this process for a guest that nobody trusts.
+func (s *session) harden() error {
+	if s.Jail == vm.JailOff {
+		return nil
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(heapLimit)
+	}
+	return jail.Harden()
+}
+
+// confine takes from this process what it does not need any more: all that it will open
+// is open.
+func (s *session) confine(v *vm.VM, local *server.Local) error {
+	if s.Jail == vm.JailOff {
+		return nil
+	}
+	time.Now().Zone() // has its file read
+	if err := jail.CloseInherited(); err != nil {
+		return err
+	}
+	c := s.confinement()
+	if s.warm != nil {
+		dir, err := s.warm.Reserve()
+		if err != nil { // then nothing is saved
+			s.warm = nil
+		}
+		c.Write = append(c.Write, dir)
+	}
+	status, err := v.Confine(c)
+	if err != nil {
+		return fmt.Errorf("the jail: %w (--jail off runs without one)", err)
+	}
+	local.Jail = status.String()
+	return nil
+}
+
+// narrow takes away what only the saving of a warm start has needed.
+func (s *session) narrow(v *vm.VM) {
+	if s.Jail == vm.JailOff {
+		return
+	}
+	if err := v.Narrow(s.confinement()); err != nil {
+		s.log(fmt.Errorf("the jail: %w", err))
+	}
+}
+
+// confinement is what this process needs beside the VM.
+func (s *session) confinement() vm.Confinement {
+	c := vm.Confinement{Level: s.Jail, Write: []string{s.entry.Path()}, Unlink: []string{registry.User().Dir()}, Violation: s.violation}
+	for _, file := range []string{s.Result, s.Profile} {
+		if file != "" {
+			c.Write = append(c.Write, filepath.Dir(file))
+		}
+	}
+	return c
+}
+
+// violation ends the VM: a system call that its process has no use for was made by
+// something else, or by a version of the libraries that the rules do not know.
+func (s *session) violation(call string) {
+	s.console.restore()
+	s.log(fmt.Errorf("the VM was ended: its process made the system call %s, which the jail refuses. Its guest may have broken out of the devices; "+
+		"if nothing speaks for that, please report it (SECURITY.md). --jail landlock runs the VM without this wall", call))
+	os.Exit(statusFailed)
+}

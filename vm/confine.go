@@ -1,0 +1,147 @@
+package vm
+
+import (
+	"os"
+	"path/filepath"
+
+	"vmm/internal/jail"
+)
+
+// JailLevel is how much Confine takes from the process.
+type JailLevel = jail.Level
+
+// The values of JailLevel.
+const (
+	JailOff      = jail.Off
+	JailLandlock = jail.Landlock // only files
+	JailFull     = jail.Full     // and system calls
+)
+
+// JailLevels are all of them.
+var JailLevels = jail.Levels
+
+// JailStatus tells what Confine has done. Its String is for people.
+type JailStatus = jail.Status
+
+// Confinement says how Confine confines the process.
+type Confinement struct {
+	Level JailLevel
+	// What the program itself needs still, beside what the VM does: directories with all
+	// below them, or files. Unlink are directories in which it only removes.
+	Read, Write, Unlink []string
+	// Violation is called with the name of a system call that was made all the same, which
+	// only a fault of vmm's or an attacker does. It has to end the process.
+	Violation func(call string)
+}
+
+// hostFiles are what any VM may read while it runs: its own numbers, and the time zone.
+var hostFiles = []string{"/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/net/core/somaxconn", "/etc/localtime"}
+
+// resolverFiles are where the gateway finds the resolvers, also when they change: the
+// file is replaced then, so that its directory must be open. /etc is not where root runs
+// the VM, who could read too much there.
+func resolverFiles() []string {
+	list := []string{"/etc/resolv.conf", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"}
+	if os.Getuid() != 0 {
+		list = append(list, "/etc")
+	}
+	return list
+}
+
+// Confine takes from this whole process, for good, what the VM does not need any more: it
+// is for a program that runs one VM, between Prepare and Start. What would open other
+// files later fails then: Snapshot to a directory, Clone, a disk's new overlay outside its
+// directory. It is a second wall, behind which a guest is that got past the first.
+func (v *VM) Confine(c Confinement) (JailStatus, error) {
+	if !v.made() {
+		return JailStatus{Level: JailOff}, ErrNotRunning
+	}
+	return jail.Enforce(c.Level, v.rules(&c), c.Violation)
+}
+
+// Narrow follows a Confine: of what that has left, only what c names and what the VM needs
+// stays.
+func (v *VM) Narrow(c Confinement) error {
+	return jail.Narrow(v.rules(&c))
+}
+
+// rules are what the VM and the program need.
+func (v *VM) rules(c *Confinement) jail.Rules {
+	r := v.needs()
+	for access, paths := range map[jail.Access][]string{jail.Read: c.Read, jail.Write: c.Write, jail.Unlink: c.Unlink} {
+		for _, p := range paths {
+			r.Paths = append(r.Paths, jail.Path{Path: p, Access: access})
+		}
+	}
+	return r
+}
+
+// needs are what the VM uses of the host while it runs.
+func (v *VM) needs() jail.Rules {
+	var r jail.Rules
+	add := func(path string, access jail.Access) {
+		if path != "" {
+			r.Paths = append(r.Paths, jail.Path{Path: path, Access: access})
+		}
+	}
+	unlink := func(socket string) { // at its end
+		if socket != "" {
+			add(filepath.Dir(socket), jail.Unlink)
+		}
+	}
+	for _, f := range hostFiles {
+		add(f, jail.Read)
+	}
+	for _, s := range v.shares.saved {
+		if s.Options.ReadOnly {
+			add(s.Dir, jail.Read)
+		} else {
+			add(s.Dir, jail.Write)
+		}
+	}
+	for _, d := range v.disks.disks {
+		if d.cfg.Path == "" {
+			continue // in a file without a name
+		}
+		for _, i := range d.image.Chain() {
+			add(i.File.Name(), jail.Read)
+		}
+		if !d.cfg.ReadOnly && !d.cfg.Ephemeral {
+			add(d.image.File.Name(), jail.Write)
+			add(filepath.Dir(d.image.File.Name()), jail.Write) // a snapshot's overlay is beside it
+		}
+	}
+	for _, n := range v.nets.nics {
+		switch cfg := n.cfg.(type) {
+		case User:
+			r.Internet = true
+		case Switch:
+			r.Internet = r.Internet || cfg.Gateway != nil
+			add(filepath.Join(v.opts.runtime, "switch", cfg.Name), jail.Write)
+			unlink(cfg.Listen)
+		case Stream:
+			unlink(cfg.Path)
+		case Datagram:
+			unlink(cfg.Local)
+		}
+	}
+	for _, socket := range append(v.sockets(), v.cfg.Vsock) {
+		unlink(socket)
+	}
+	if r.Internet {
+		for _, f := range resolverFiles() {
+			add(f, jail.Read)
+		}
+	}
+	add(v.symbols, jail.Read)
+	return r
+}
+
+// sockets are those of the console and the ports.
+func (v *VM) sockets() []string {
+	out := []string{v.cfg.Console.Socket}
+	for _, p := range v.cfg.Ports {
+		out = append(out, p.To.Socket)
+	}
+	return out
+}
