@@ -292,9 +292,9 @@ func (c *core) Wake(i int) {
 	}
 }
 
-// fail sets DEVICE_NEEDS_RESET; mu is held.
+// fail sets DEVICE_NEEDS_RESET, unless the device is closed; mu is held.
 func (c *core) fail(err error) {
-	if c.status&statusNeedsReset != 0 {
+	if c.closed || c.status&statusNeedsReset != 0 {
 		return
 	}
 	c.status |= statusNeedsReset
