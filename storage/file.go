@@ -60,18 +60,29 @@ func OpenFile(name string, readOnly bool, cache Cache) (*File, error) {
 // what is read may be out of date, or half changed.
 func Inspect(name string) (*File, error) { return openFile(name, true, "", true) }
 
-func openFile(name string, readOnly bool, cache Cache, inspect bool) (_ *File, err error) {
+// Adopt is OpenFile for a file that is open already, for reading and writing, and stays
+// so.
+func Adopt(f *os.File) (*File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "dup", Path: f.Name(), Err: err}
+	}
+	return newFile(f.Name(), fd, false, Writeback, false)
+}
+
+func openFile(name string, readOnly bool, cache Cache, inspect bool) (*File, error) {
 	if cache == "" {
 		cache = Writeback
 	}
-	mode := unix.O_RDWR
-	if readOnly {
-		mode = unix.O_RDONLY
-	}
-	fd, err := unix.Open(name, mode|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(name, openMode(readOnly)|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
+	return newFile(name, fd, readOnly, cache, inspect)
+}
+
+// newFile is a File of a descriptor, which it owns.
+func newFile(name string, fd int, readOnly bool, cache Cache, inspect bool) (_ *File, err error) {
 	f := &File{name: name, fd: fd, meta: fd, readOnly: readOnly, cache: cache, align: 1}
 	f.noWait.Store(true)
 	defer func() {
@@ -103,16 +114,23 @@ func openFile(name string, readOnly bool, cache Cache, inspect bool) (_ *File, e
 		}
 	}
 	if cache == None {
-		if err := f.openDirect(mode); err != nil {
+		if err := f.openDirect(readOnly); err != nil {
 			return nil, err
 		}
 	}
 	return f, nil
 }
 
+func openMode(readOnly bool) int {
+	if readOnly {
+		return unix.O_RDONLY
+	}
+	return unix.O_RDWR
+}
+
 // openDirect opens the file again, past the page cache.
-func (f *File) openDirect(mode int) error {
-	fd, err := unix.Open(f.name, mode|unix.O_CLOEXEC|unix.O_DIRECT, 0)
+func (f *File) openDirect(readOnly bool) error {
+	fd, err := unix.Open(f.name, openMode(readOnly)|unix.O_CLOEXEC|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("%s: this file system has no direct I/O, which cache=none needs: use cache=writeback", f.name)
 	}

@@ -28,6 +28,12 @@ type SnapshotOptions struct {
 	Zstd     bool // compress the memory
 	DiskCopy bool // copy the disks into the snapshot, which needs no other files then
 	Stop     bool // end the VM when it is saved
+	// Files are where the snapshot is written to, by name, in a process that makes no
+	// files (see Confine): somebody else has made them with snapshot.Place, which gives
+	// the snapshot its name. ParentID says then which snapshot Parent is. Nil writes to
+	// the directory.
+	Files    map[string]*os.File
+	ParentID string
 	// Progress is told how much of the memory is saved, in bytes; nil drops it.
 	Progress func(done, total int64)
 	// GoesOn is called when the guest can go on while the rest is written. Such a
@@ -116,15 +122,14 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*Snap
 	defer end()
 	mem := snapshot.MemoryOptions{Zstd: o.Zstd, Progress: o.Progress}
 	if o.Parent != "" {
-		if mem.Parent, err = snapshot.Open(o.Parent, snapshot.Options{}); err != nil {
+		if mem.Parent, err = o.parent(); err != nil {
 			return nil, err
 		}
-		defer mem.Parent.Close()
 		if v.saver.base == "" || mem.Parent.ID != v.saver.base {
 			return nil, fmt.Errorf("%s is %w", o.Parent, ErrNotParent)
 		}
 	}
-	w, err := snapshot.Create(dir, o.Replace)
+	w, err := o.writer(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +146,26 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*Snap
 		v.saver.base = w.ID()
 	}
 	return result, nil
+}
+
+// parent is the snapshot that this one needs.
+func (o *SnapshotOptions) parent() (*snapshot.Parent, error) {
+	if o.ParentID != "" {
+		return &snapshot.Parent{Dir: o.Parent, ID: o.ParentID}, nil
+	}
+	m, err := snapshot.ReadManifest(o.Parent)
+	if err != nil {
+		return nil, &snapshot.Error{Dir: o.Parent, Err: err}
+	}
+	return &snapshot.Parent{Dir: o.Parent, ID: m.ID}, nil
+}
+
+// writer writes to the directory, or to the files that there are.
+func (o *SnapshotOptions) writer(dir string) (*snapshot.Writer, error) {
+	if o.Files != nil {
+		return snapshot.WriteTo(dir, o.Files), nil
+	}
+	return snapshot.Create(dir, o.Replace)
 }
 
 // beginSaving is for who saves or moves the VM, of whom there is one at a time, until end
@@ -181,7 +206,7 @@ func (v *VM) save(w *snapshot.Writer, o *SnapshotOptions, mem snapshot.MemoryOpt
 	}
 	if o.GoesOn != nil {
 		o.GoesOn()
-		w.NoSync = true
+		w.Cache = true
 	}
 	return w.Commit(version.String(), vm, state)
 }
@@ -255,15 +280,15 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[s
 	if err := d.image.Flush(); err != nil && !d.cfg.ReadOnly {
 		return nil, err
 	}
-	name := fmt.Sprintf("disk-%d.qcow2", i)
+	name := snapshot.DiskFile(i)
 	_, gone := os.Stat(d.image.File.Name()) // of a file without a name
 	switch {
 	case o.DiskCopy || gone != nil:
 		s.Path, s.Format = name, image.Qcow2
-		return s, s.keep(w.File(name), d.image.SaveCopy)
+		return s, s.keep(w, name, d.image.SaveCopy)
 	case d.cfg.Ephemeral:
 		s.Path, s.Format = name, image.Qcow2
-		return s, s.keep(w.File(name), d.image.SaveChanges)
+		return s, s.keep(w, name, d.image.SaveChanges)
 	}
 	path, err := paths.Real(d.image.File.Name())
 	if err != nil {
@@ -287,11 +312,15 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[s
 }
 
 // keep writes an image into the snapshot.
-func (d *savedDisk) keep(path string, write func(path string) error) error {
-	if err := write(path); err != nil {
+func (d *savedDisk) keep(w *snapshot.Writer, name string, write func(*os.File) error) error {
+	f, err := w.File(name)
+	if err != nil {
 		return err
 	}
-	st, err := os.Stat(path)
+	if err := write(f); err != nil {
+		return err
+	}
+	st, err := f.Stat()
 	if err == nil {
 		d.Size = st.Size()
 	}

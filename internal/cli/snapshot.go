@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"vmm/machine/snapshot"
 	"vmm/vm/api"
 	"vmm/vm/client"
 	"vmm/vm/registry"
@@ -55,12 +57,46 @@ func snapshotCommand() *cobra.Command {
 	return cmd
 }
 
-// askSnapshot has a VM saved, and shows how far that is.
+// askSnapshot has a VM saved, and shows how far that is. The VM's process is in a jail: it
+// writes to files that are made here.
 func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.SnapshotResult, error) {
+	now, err := ask(vm).Inspect(ctx)
+	if err != nil {
+		return nil, advise(err)
+	}
+	if req.Parent != "" {
+		m, err := snapshot.ReadManifest(req.Parent)
+		if err != nil {
+			return nil, &snapshot.Error{Dir: req.Parent, Err: err}
+		}
+		req.ParentID = m.ID
+	}
+	place, err := snapshot.NewPlace(req.Dir, req.Replace)
+	if err != nil {
+		return nil, err
+	}
+	files, err := place.CreateAll(len(now.Disks)+1, req.Zstd) // a root is not among them
+	if err != nil {
+		place.Abort()
+		return nil, err
+	}
 	bar := newProgress("saving")
 	defer bar.end()
-	result, err := ask(vm).Snapshot(ctx, req, bar.of)
-	return result, advise(err)
+	if req.Stop { // the VM may have ended already, and be nowhere but in these files
+		ctx = context.WithoutCancel(ctx)
+	}
+	result, err := ask(vm).SnapshotTo(ctx, req, files, bar.of)
+	for _, f := range files {
+		f.Close()
+	}
+	if req.Stop && errors.Is(err, client.ErrGone) && place.Publish() == nil {
+		return &api.SnapshotResult{}, nil // it was saved, and ended before it could say so
+	}
+	if err != nil {
+		place.Abort()
+		return nil, advise(err)
+	}
+	return result, place.Publish()
 }
 
 // pauseCommand is vmm pause, or vmm resume.

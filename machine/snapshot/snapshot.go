@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -320,7 +321,12 @@ func (s *Snapshot) verify() error {
 		if f.Name != filepath.Base(f.Name) {
 			return corrupt("a file called %q", f.Name)
 		}
-		got, err := sumFile(s.Path(f.Name))
+		file, err := os.Open(s.Path(f.Name))
+		if err != nil {
+			return err
+		}
+		got, err := sumFile(file, f.Name)
+		file.Close()
 		if err != nil {
 			return err
 		}
@@ -332,13 +338,8 @@ func (s *Snapshot) verify() error {
 }
 
 // sumFile is the size and checksum of a file.
-func sumFile(path string) (File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return File{}, err
-	}
-	defer f.Close()
+func sumFile(f *os.File, name string) (File, error) {
 	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return File{filepath.Base(path), n, hex.EncodeToString(h.Sum(nil))}, err
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, math.MaxInt64))
+	return File{name, n, hex.EncodeToString(h.Sum(nil))}, err
 }

@@ -84,7 +84,7 @@ func TestRoundTrip(t *testing.T) {
 		dirty[p/64] |= 1 << (p % 64)
 	}
 	clear(page(m, 300)) // one that has become zero
-	save(t, diff, m, MemoryOptions{Parent: parent, Dirty: dirty})
+	save(t, diff, m, MemoryOptions{Parent: &Parent{parent.Dir, parent.ID}, Dirty: dirty})
 	if !bytes.Equal(restored(t, diff), m.RAM()[0]) {
 		t.Error("the difference is not what was saved")
 	}

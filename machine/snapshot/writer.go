@@ -5,51 +5,92 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"vmm/machine"
 )
 
-// Writer makes a snapshot: under another name, which it gets only when it is
-// whole.
+// Writer writes the files of a snapshot. Commit or Abort ends it.
 type Writer struct {
-	dir, tmp string
-	m        Manifest
-	replace  bool
-	files    []string
-	// NoSync does not wait until the snapshot is on the disk.
-	NoSync bool
+	dir   string // where the snapshot will be
+	place *Place // nil if another process has it
+	given map[string]*os.File
+	m     Manifest
+	open  []*os.File // all that were made
+	kept  []keptFile // those that are in Manifest.Files
+	// Cache is a snapshot that can be made again: it is not waited for until it is on
+	// the disk, and not signed.
+	Cache bool
+}
+
+type keptFile struct {
+	name string
+	file *os.File
 }
 
 // Create begins a snapshot in a directory that does not exist yet, or in the place
 // of an older snapshot with replace.
 func Create(dir string, replace bool) (*Writer, error) {
-	if _, err := os.Lstat(dir); err == nil && !replace {
-		return nil, fmt.Errorf("%s exists already: give the snapshot another directory", dir)
-	}
-	dir, err := filepath.Abs(dir)
+	p, err := NewPlace(dir, replace)
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{dir: dir, replace: replace, m: Manifest{Format: Format, Version: Version, ID: rand.Text(), Created: time.Now()}}
-	w.tmp, err = os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".saving-")
-	if err != nil {
-		return nil, fmt.Errorf("saving a snapshot: %w", err)
-	}
+	w := newWriter(p.dir)
+	w.place = p
 	return w, nil
+}
+
+// WriteTo writes a snapshot to files that another process has made with Place.CreateAll,
+// which then gives it its name, dir. The Writer closes them.
+func WriteTo(dir string, files map[string]*os.File) *Writer {
+	w := newWriter(dir)
+	w.given = files
+	return w
+}
+
+func newWriter(dir string) *Writer {
+	return &Writer{dir: dir, m: Manifest{Format: Format, Version: Version, ID: rand.Text(), Created: time.Now()}}
 }
 
 // ID is the snapshot's.
 func (w *Writer) ID() string { return w.m.ID }
 
+// File makes a further file of the snapshot. The Writer closes it.
+func (w *Writer) File(name string) (*os.File, error) {
+	f, err := w.create(name)
+	if err == nil {
+		w.kept = append(w.kept, keptFile{name, f})
+	}
+	return f, err
+}
+
+func (w *Writer) create(name string) (f *os.File, err error) {
+	if w.place != nil {
+		f, err = w.place.Create(name)
+	} else if f = w.given[name]; f == nil {
+		err = fmt.Errorf("there is no descriptor for the snapshot's file %s", name)
+	}
+	if err == nil {
+		w.open = append(w.open, f)
+	}
+	return f, err
+}
+
+// Parent is the snapshot since which only some pages have changed.
+type Parent struct {
+	Dir string
+	ID  string // Manifest.ID
+}
+
 // MemoryOptions say how memory is saved.
 type MemoryOptions struct {
 	// Parent is the snapshot since which only the pages in Dirty have changed;
 	// nil saves all.
-	Parent   *Snapshot
+	Parent   *Parent
 	Dirty    machine.Bitmap
 	Zstd     bool
 	Progress func(done, total int64)
@@ -67,10 +108,9 @@ func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 	if o.Zstd {
 		name = zstdFile
 	}
-	if m.file, err = os.OpenFile(filepath.Join(w.tmp, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	if m.file, err = w.create(name); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.file.Close()) }()
 	if !o.Zstd {
 		if err := m.file.Truncate(m.size); err != nil {
 			return err
@@ -102,19 +142,23 @@ func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	w.files = append(w.files, sumsFile)
-	return os.WriteFile(filepath.Join(w.tmp, sumsFile), m.sums, 0o600)
+	sums, err := w.File(sumsFile)
+	if err != nil {
+		return err
+	}
+	_, err = sums.Write(m.sums)
+	return err
 }
 
-// File is where to put a further file of the snapshot.
-func (w *Writer) File(name string) string {
-	w.files = append(w.files, name)
-	return filepath.Join(w.tmp, name)
-}
-
-// Commit finishes the snapshot: it is on the disk then, under its name.
+// Commit finishes the snapshot: it is on the disk then, under its name unless that is
+// another process's to give.
 func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error) {
 	defer func() {
+		err = errors.Join(err, w.close())
+		if err == nil && w.place != nil {
+			w.place.Cache = w.Cache
+			err = w.place.Publish()
+		}
 		if err != nil {
 			w.Abort()
 		}
@@ -123,8 +167,8 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 		return err
 	}
 	w.m.VMM, w.m.State = vmm, state
-	for _, name := range w.files {
-		f, err := sumFile(filepath.Join(w.tmp, name))
+	for _, k := range w.kept {
+		f, err := sumFile(k.file, k.name)
 		if err != nil {
 			return err
 		}
@@ -134,56 +178,44 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 	if err != nil {
 		return err
 	}
-	text = append(append(append(text, '\n'), digest(text)...), '\n')
-	if err := os.WriteFile(filepath.Join(w.tmp, ManifestFile), text, 0o600); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(w.tmp)
+	f, err := w.create(ManifestFile)
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if err := w.sync(filepath.Join(w.tmp, e.Name())); err != nil {
+	if _, err := io.WriteString(f, string(text)+"\n"+digest(text)+"\n"); err != nil {
+		return err
+	}
+	if w.Cache {
+		return nil
+	}
+	for _, f := range w.open {
+		if err := f.Sync(); err != nil {
 			return err
 		}
 	}
-	if err := w.rename(); err != nil {
-		return err
-	}
-	s := &Snapshot{Manifest: w.m, Dir: w.dir}
-	if err := s.openMemory(); err != nil {
-		return err
-	}
-	defer s.Close()
-	return errors.Join(s.stamp(), w.sync(filepath.Dir(w.dir)))
+	return nil
 }
 
-// rename gives the snapshot its name.
-func (w *Writer) rename() error {
-	err := os.Rename(w.tmp, w.dir)
-	if err == nil || !w.replace || !errors.Is(err, fs.ErrExist) {
-		return err
+// close closes all files.
+func (w *Writer) close() error {
+	var errs []error
+	for _, f := range w.open {
+		errs = append(errs, f.Close())
 	}
-	old := w.tmp + ".old"
-	if err := os.Rename(w.dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for name, f := range w.given {
+		if !slices.Contains(w.open, f) {
+			errs = append(errs, f.Close())
+		}
+		delete(w.given, name)
 	}
-	if err := os.Rename(w.tmp, w.dir); err != nil {
-		return errors.Join(err, os.Rename(old, w.dir))
-	}
-	return os.RemoveAll(old)
+	w.open = nil
+	return errors.Join(errs...)
 }
 
 // Abort leaves nothing of a snapshot that is not finished.
-func (w *Writer) Abort() { os.RemoveAll(w.tmp) }
-
-func (w *Writer) sync(path string) error {
-	if w.NoSync {
-		return nil
+func (w *Writer) Abort() {
+	w.close()
+	if w.place != nil {
+		w.place.Abort()
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -70,6 +70,12 @@ type SnapshotRequest struct {
 	Zstd     bool   `json:"zstd,omitempty"`     // compress the memory
 	DiskCopy bool   `json:"diskCopy,omitempty"` // copy the disks into the snapshot
 	Stop     bool   `json:"stop,omitempty"`     // end the VM when it is saved
+	// Files are the names of files whose descriptors come with the request's first byte
+	// (SCM_RIGHTS), in this order: the VM writes to them, and who has asked gives the
+	// snapshot its name. Without them the VM makes the directory itself, which one in a jail
+	// cannot. ParentID is what Parent calls itself, then.
+	Files    []string `json:"files,omitempty"`
+	ParentID string   `json:"parentID,omitempty"`
 }
 
 // SnapshotResult is what became of it.

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"syscall"
 
 	"vmm/vm/api"
@@ -31,6 +32,7 @@ var (
 // Client asks one VM. Its methods may be called at the same time.
 type Client struct {
 	socket string
+	rights []*os.File // descriptors that go with each request
 }
 
 // New returns a client for the VM that listens on a unix socket. It connects when it
@@ -71,7 +73,17 @@ func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, api.Path
 // Snapshot has the VM saved; progress, if it is not nil, hears now and then how far
 // that is, on the caller's goroutine.
 func (c *Client) Snapshot(ctx context.Context, req api.SnapshotRequest, progress func(api.Progress)) (*api.SnapshotResult, error) {
-	return follow[api.SnapshotResult](ctx, c, api.PathSnapshot, req, progress)
+	return c.SnapshotTo(ctx, req, nil, progress)
+}
+
+// SnapshotTo is Snapshot for a VM that makes no files: it writes to these, whose names
+// become req.Files, and the caller gives the snapshot its name.
+func (c *Client) SnapshotTo(ctx context.Context, req api.SnapshotRequest, files map[string]*os.File, progress func(api.Progress)) (*api.SnapshotResult, error) {
+	var rights []*os.File
+	for name, f := range files {
+		req.Files, rights = append(req.Files, name), append(rights, f)
+	}
+	return follow[api.SnapshotResult](ctx, c.with(rights), api.PathSnapshot, req, progress)
 }
 
 // Migrate has the VM move; progress is as with Snapshot. If ctx ends before, the VM
@@ -185,7 +197,43 @@ func (c *Client) do(ctx context.Context, method, path string, request any, read 
 }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
+	if err != nil || len(c.rights) == 0 {
+		return conn, err
+	}
+	return &rightsConn{UnixConn: conn.(*net.UnixConn), files: c.rights}, nil
+}
+
+// with is a client that hands descriptors over with each request.
+func (c *Client) with(files []*os.File) *Client {
+	n := *c
+	n.rights = files
+	return &n
+}
+
+// rightsConn is a connection whose first bytes bring descriptors (unix(7), SCM_RIGHTS).
+type rightsConn struct {
+	*net.UnixConn
+	files []*os.File // until they are sent
+}
+
+// Write implements net.Conn.
+func (c *rightsConn) Write(p []byte) (int, error) {
+	if len(c.files) == 0 || len(p) == 0 {
+		return c.UnixConn.Write(p)
+	}
+	var fds []int
+	for _, f := range c.files {
+		fds = append(fds, int(f.Fd()))
+	}
+	n, _, err := c.WriteMsgUnix(p, syscall.UnixRights(fds...), nil)
+	c.files = nil
+	if err == nil && n < len(p) {
+		var more int
+		more, err = c.UnixConn.Write(p[n:])
+		n += more
+	}
+	return n, err
 }
 
 // errorOf reads an answer that is an error.

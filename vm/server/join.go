@@ -80,7 +80,7 @@ func (s *Server) upgrade(w http.ResponseWriter, protocol string) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &upgraded{raw.(*net.UnixConn), buffered.Reader}
+	conn := &upgraded{raw.(*descriptorConn).UnixConn, buffered.Reader}
 	conn.SetDeadline(time.Time{})
 	s.mu.Lock()
 	defer s.mu.Unlock()

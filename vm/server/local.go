@@ -108,7 +108,15 @@ func (l *Local) Resume() error { return coded(l.VM.Resume()) }
 
 // Snapshot implements VM. It goes on when the one who has asked hangs up.
 func (l *Local) Snapshot(ctx context.Context, r api.SnapshotRequest, progress func(api.Progress)) (*api.SnapshotResult, error) {
+	files, err := descriptors(ctx, r.Files)
+	if err != nil {
+		return nil, err
+	}
+	if files == nil && l.Jail != "" {
+		return nil, api.ErrConflict.With("this VM's process is in a jail and makes no files: hand them over (see vmm snapshot), or start the VM with --jail off")
+	}
 	result, err := l.VM.Snapshot(ctx, r.Dir, vm.SnapshotOptions{
+		Files: files, ParentID: r.ParentID,
 		Replace: r.Replace, Parent: r.Parent, Zstd: r.Zstd, DiskCopy: r.DiskCopy, Stop: r.Stop,
 		Progress: func(done, total int64) { progress(api.Progress{Done: done, Total: total}) },
 	})

@@ -85,7 +85,8 @@ func New(vm VM) *Server {
 	s := &Server{vm: vm, joined: map[Conn]bool{}}
 	var ctx context.Context
 	ctx, s.cancel = context.WithCancel(context.Background())
-	s.http = http.Server{Handler: s, ReadHeaderTimeout: headerTime, BaseContext: func(net.Listener) context.Context { return ctx }}
+	s.http = http.Server{Handler: s, ReadHeaderTimeout: headerTime, BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withConn}
 	return s
 }
 
@@ -96,10 +97,11 @@ func (s *Server) Listen(path string) error {
 		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
 	}
 	os.Remove(path)
-	l, err := net.Listen("unix", path)
+	u, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("the control socket: %w", err)
 	}
+	l := listener{u}
 	if err := os.Chmod(path, 0o600); err != nil {
 		return errors.Join(err, l.Close())
 	}
