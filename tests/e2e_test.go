@@ -33,6 +33,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	os.Setenv("XDG_DATA_HOME", filepath.Join(dir, "data")) // where the key is that snapshots are signed with
 	if err = programs.Init(".."); err == nil {
 		if vmmPath, err = programs.Build(dir, "vmm", "vmm/cmd/vmm"); err == nil {
 			guestCheck, err = programs.Build(dir, "guestcheck", "vmm/tests/guestcheck")

@@ -27,7 +27,11 @@ func TestMain(m *testing.M) {
 		fmt.Println("the examples are skipped, for they run VMs:", err)
 		flag.Set("test.skip", "^Example")
 	}
-	os.Exit(m.Run())
+	dir, remove := scratch()
+	os.Setenv("XDG_DATA_HOME", dir) // where the key is that snapshots are signed with
+	status := m.Run()
+	remove()
+	os.Exit(status)
 }
 
 // patience bounds an example, also on a host that is emulated.

@@ -105,6 +105,7 @@ func (d *vmDisk) moved() savedDisk {
 type Receiver struct {
 	l     net.Listener
 	token string
+	own   bool // only this user can send
 	log   func(error)
 }
 
@@ -121,10 +122,10 @@ func (r *Receiver) Receive(ctx context.Context, o RestoreOptions, options ...Opt
 		return nil, fmt.Errorf("receiving a VM: %w", err)
 	}
 	s := &source{state: d.Final.State, received: d.Memory, moved: true, confirm: d.Ready}
-	s.peer = d
+	s.peer, s.trusted = d, r.own
 	if err = s.vm.unmarshal(d.Final.Config); err == nil {
 		var v *VM
-		if v, err = s.make(&o, options); err == nil {
+		if v, err = s.make("the VM that was sent", &o, options); err == nil {
 			return v, nil
 		}
 	}

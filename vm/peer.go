@@ -58,7 +58,7 @@ func Listen(address string, log func(error)) (r *Receiver, key string, err error
 		if err == nil {
 			err = os.Chmod(addr, 0o600)
 		}
-		r.l = l
+		r.l, r.own = l, true
 		return r, "", err
 	}
 	config, k, err := newPeer()

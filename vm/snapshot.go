@@ -335,6 +335,9 @@ type RestoreOptions struct {
 	// and random numbers of its own; so does Copy, whatever the name.
 	Name string `json:"name,omitempty"`
 	Copy bool   `json:"copy,omitempty"`
+	// Trust believes what the saved VM says of the host's files and networks, also if this
+	// user has not saved it; without it that is an *UntrustedError.
+	Trust bool `json:"trust,omitempty"`
 	// Configure is told what VM it will be. It may give it another name, such as one that
 	// is free here, and returns what else the VM has of this process; nil leaves it.
 	Configure func(c *Config) ([]Option, error) `json:"-"`
@@ -363,7 +366,8 @@ func Restore(dir string, o RestoreOptions, options ...Option) (*VM, error) {
 		return nil, err
 	}
 	r.overlays, r.prefetch, r.copies = o.Overlays, o.Prefetch, o.Copy
-	v, err := r.make(&o, options)
+	r.trusted = r.snapshot.Signed()
+	v, err := r.make("snapshot "+dir, &o, options)
 	if err != nil {
 		r.close()
 		return nil, err
@@ -384,7 +388,7 @@ func (v *VM) Clone(ctx context.Context, name string, options ...Option) (*VM, er
 	if _, err := v.Snapshot(ctx, dir, SnapshotOptions{}); err != nil {
 		return nil, err
 	}
-	c, err := Restore(dir, RestoreOptions{Name: name, Copy: true}, options...)
+	c, err := Restore(dir, RestoreOptions{Name: name, Copy: true, Trust: true}, options...)
 	if err == nil {
 		err = c.Prepare(ctx)
 	}
@@ -407,8 +411,11 @@ func SavedConfig(dir string) (*Config, error) {
 	return &s.Config, nil
 }
 
-// make makes the VM that goes on from r.
-func (r *source) make(o *RestoreOptions, options []Option) (*VM, error) {
+// make makes the VM that goes on from r, which errors call what.
+func (r *source) make(what string, o *RestoreOptions, options []Option) (*VM, error) {
+	if err := r.checkTrust(what, o); err != nil {
+		return nil, err
+	}
 	c := r.vm.Config
 	if o.Overlays != "" {
 		if err := os.MkdirAll(o.Overlays, 0o755); err != nil {

@@ -108,6 +108,8 @@ type source struct {
 	// copies makes the guest another one than the saved one, whatever its name.
 	copies bool
 	moved  bool // the saved VM is no more
+	// trusted is what this user has signed, or could only send.
+	trusted bool
 	// Of a VM that comes from another process: its memory, and what lets it run here,
 	// once it could.
 	received *machine.Memory

@@ -44,7 +44,7 @@ func cloneCommand() *cobra.Command {
 				fmt.Fprintf(os.Stderr, "vmm: the clones have %s as it is; VM %q goes on in %s\n", from, origin.Name, to)
 			}
 			for _, name := range args[1:] {
-				if err := restoreCopy(cmd.Context(), dir, name, remove, vm.RestoreOptions{}); err != nil {
+				if err := restoreCopy(cmd.Context(), dir, name, remove, vm.JailFull, vm.RestoreOptions{Trust: true}); err != nil {
 					return failed(err)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), name)

@@ -18,6 +18,7 @@ import (
 type restoreFlags struct {
 	sessionFlags
 	name, vsock          string
+	trust                bool
 	nets, publish, ports []string
 }
 
@@ -30,6 +31,7 @@ func (f *restoreFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "publish ports, as with vmm run, in the place of the saved ones")
 	fl.StringArrayVar(&f.ports, "port", nil, "where a virtio-serial port leads, in the place of where it led: `NAME=FILE`, NAME=unix:PATH or NAME=none")
 	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
+	fl.BoolVar(&f.trust, "trust", false, "open what the saved VM says, also if it was not saved by you on this host")
 }
 
 // session is what the flags mean, but for where the VM comes from.
@@ -40,7 +42,7 @@ func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptio
 			return nil, o, err
 		}
 	}
-	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock}
+	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock, Trust: f.trust}
 	if o.Console, err = f.sessionFlags.fill(s, fl, vm.Endpoint{}); err != nil {
 		return nil, o, err
 	}
@@ -127,7 +129,7 @@ func (s *session) startMany(ctx context.Context, out io.Writer, count int) error
 	for n := range count {
 		o.Verify = o.Verify && n == 0
 		name := fmt.Sprintf("%s-%d", base, n+1)
-		if err := restoreCopy(ctx, s.Restore.Dir, name, s.Remove, o); err != nil {
+		if err := restoreCopy(ctx, s.Restore.Dir, name, s.Remove, s.Jail, o); err != nil {
 			return failed(err)
 		}
 		fmt.Fprintln(out, name)
@@ -136,9 +138,9 @@ func (s *session) startMany(ctx context.Context, out io.Writer, count int) error
 }
 
 // restoreCopy restores a copy in the background, in a process of its own.
-func restoreCopy(ctx context.Context, dir, name string, remove bool, o vm.RestoreOptions) error {
+func restoreCopy(ctx context.Context, dir, name string, remove bool, jail vm.JailLevel, o vm.RestoreOptions) error {
 	o.Name, o.Copy = name, true
-	s := &session{Restore: &restoreJob{dir, o}, Named: true, Detach: true, Remove: remove}
+	s := &session{Restore: &restoreJob{dir, o}, Named: true, Detach: true, Remove: remove, Jail: jail}
 	_, err := s.detach(ctx)
 	return err
 }

@@ -135,7 +135,10 @@ var flagOf = map[string]string{
 // inFlags says an error about a Config in terms of flags.
 func inFlags(err error) error {
 	var config *vm.ConfigError
+	var untrusted *vm.UntrustedError
 	switch {
+	case errors.As(err, &untrusted):
+		return fmt.Errorf("%w\nIf you believe that: --trust. Else give other --net, --publish, --port or --vsock", err)
 	case !errors.As(err, &config):
 		return err
 	case errors.Is(err, vm.ErrNoGateway):

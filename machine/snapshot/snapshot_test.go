@@ -13,6 +13,18 @@ import (
 	"vmm/machine"
 )
 
+// TestMain keeps the user's key out of it.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "vmm-test-")
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("XDG_DATA_HOME", dir)
+	status := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(status)
+}
+
 const testSize = machine.MinMemory + 3*pageSize // not whole chunks
 
 // memoryOf makes a memory with some pages filled.
@@ -34,14 +46,18 @@ func save(t testing.TB, dir string, m *machine.Memory, o MemoryOptions) {
 	t.Helper()
 	w, err := Create(dir, false)
 	if err == nil {
-		err = w.Memory(m, o)
-	}
-	if err == nil {
-		err = w.Commit("test", map[string]int{"x": 1}, &machine.State{Version: machine.StateVersion})
+		err = finish(w, m, o)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func finish(w *Writer, m *machine.Memory, o MemoryOptions) error {
+	if err := w.Memory(m, o); err != nil {
+		return err
+	}
+	return w.Commit("test", map[string]int{"x": 1}, &machine.State{Version: machine.StateVersion})
 }
 
 // restored reads a snapshot's memory as a machine would map it.
