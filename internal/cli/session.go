@@ -275,6 +275,9 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 	if s.Sandbox {
 		local.End = func() error { return unix.Kill(os.Getpid(), unix.SIGTERM) } // which goes on to the command
 	}
+	if err := s.confine(v, local); err != nil {
+		return err
+	}
 	control := server.New(local)
 	if err := control.Listen(s.entry.Socket()); err != nil {
 		return err
@@ -289,9 +292,6 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 	debugger.serve(v, local.Kill, s.console.messages())
 	if s.Profile != "" {
 		v.StartProfile()
-	}
-	if err := s.confine(v, local); err != nil {
-		return err
 	}
 	set := time.Now()
 	result, status, err := s.drive(ctx, v)

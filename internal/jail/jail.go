@@ -36,7 +36,7 @@ type Access int
 const (
 	Read   Access = iota
 	Write         // and read, and whatever else changes a tree
-	Unlink        // only remove what is below a directory
+	Unlink        // only list and remove what is below a directory
 )
 
 // Path is a file or directory that stays open to the process. One that is not there
