@@ -15,7 +15,7 @@ import (
 func receiver(t *testing.T, name, address string, before ...string) (key string) {
 	t.Helper()
 	keyFile := filepath.Join(t.TempDir(), "key")
-	argv := append(before, vmmPath, "receive", "--console", "none", "--name", name, "--key-file", keyFile, address)
+	argv := append(before, vmmPath, "receive", "--console", "none", "--name", name, "--key-file", keyFile, "--trust", address)
 	c := exec.Command(argv[0], argv[1:]...)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,9 @@ const DefaultDowntime = 300 * time.Millisecond
 type MigrateOptions struct {
 	// Key is what the receiver has printed (see Peer); a unix socket needs none.
 	Key string
+	// Conn is a connection to the Receiver, where this process cannot make one itself; nil
+	// connects. Migrate closes it.
+	Conn net.Conn
 	// Downtime is how long the guest may stand still; DefaultDowntime if 0.
 	Downtime time.Duration
 	// Progress is told how many bytes of memory were sent in all; nil drops it.
@@ -53,7 +56,7 @@ func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*Mi
 		o.Downtime = DefaultDowntime
 	}
 	hello := migration.Hello{VMM: version.String(), Memory: uint64(v.cfg.Memory), CPUs: v.cfg.CPUs, Name: v.cfg.Name}
-	conn, err := dialPeer(ctx, address, o.Key, &hello)
+	conn, err := openPeer(ctx, o.Conn, address, o.Key, &hello)
 	if err != nil {
 		return nil, err
 	}

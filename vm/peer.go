@@ -73,24 +73,39 @@ func Listen(address string, log func(error)) (r *Receiver, key string, err error
 // Addr is where the Receiver listens.
 func (r *Receiver) Addr() net.Addr { return r.l.Addr() }
 
-// dialPeer connects to a Receiver. Over TCP, its certificate must be the one of the
-// key, and it is told the key's secret.
-func dialPeer(ctx context.Context, address, key string, hello *migration.Hello) (net.Conn, error) {
+// Dial connects to a Receiver's address, for MigrateOptions.Conn.
+func Dial(ctx context.Context, address string) (net.Conn, error) {
 	network, addr, err := SplitAddress(address)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	if network == "unix" {
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}
-	k, err := parseKey(key)
+	return (&net.Dialer{}).DialContext(ctx, network, addr)
+}
+
+// openPeer makes of a connection to a Receiver one that a VM can be sent over. Over TCP,
+// the other side's certificate must be the one of the key, and it is told the key's
+// secret. A nil conn is made.
+func openPeer(ctx context.Context, conn net.Conn, address, key string, hello *migration.Hello) (_ net.Conn, err error) {
+	network, _, err := SplitAddress(address)
 	if err != nil {
 		return nil, err
 	}
+	if conn == nil {
+		if conn, err = Dial(ctx, address); err != nil {
+			return nil, err
+		}
+	}
+	if network == "unix" {
+		return conn, nil
+	}
+	k, err := parseKey(key)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	hello.Token = k.token()
-	d := tls.Dialer{Config: &tls.Config{
+	c := tls.Client(conn, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // no authority has signed it: it is compared itself
 		VerifyConnection: func(c tls.ConnectionState) error {
@@ -100,8 +115,13 @@ func dialPeer(ctx context.Context, address, key string, hello *migration.Hello) 
 			}
 			return nil
 		},
-	}}
-	return d.DialContext(ctx, network, addr)
+	})
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return c, nil
 }
 
 // peerKey is what two sides of a migration know of each other: what proves the

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -41,9 +42,7 @@ func migrateCommand() *cobra.Command {
 			} else if req.Key == "" {
 				return &exitError{statusUsage, errors.New("migrate: over TCP the --key is needed that vmm receive has printed")}
 			}
-			bar := newProgress("moving")
-			result, err := ask(origin).Migrate(cmd.Context(), req, bar.of)
-			bar.end()
+			result, err := askMigrate(cmd.Context(), origin, req)
 			if err != nil {
 				return failed(advise(err))
 			}
@@ -56,6 +55,24 @@ func migrateCommand() *cobra.Command {
 	fl.StringVar(&req.Key, "key", "", "the `KEY` that vmm receive has printed; or the environment variable "+keyEnv)
 	fl.DurationVar(&req.Downtime, "downtime", vm.DefaultDowntime, "how long the guest may stand still: `DURATION`")
 	return cmd
+}
+
+// askMigrate has a VM moved, and shows how far that is. The VM's process is in a jail: it
+// uses a connection that is made here.
+func askMigrate(ctx context.Context, origin api.VM, req api.MigrateRequest) (*api.MigrateResult, error) {
+	conn, err := vm.Dial(ctx, req.Address)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	f, err := conn.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	bar := newProgress("moving")
+	defer bar.end()
+	return ask(origin).MigrateOver(ctx, req, f, bar.of)
 }
 
 // keyEnv is where a key need not be seen in a list of processes.

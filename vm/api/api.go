@@ -89,6 +89,10 @@ type MigrateRequest struct {
 	Address  string        `json:"address"`       // tcp://HOST:PORT or unix:PATH, absolute
 	Key      string        `json:"key,omitempty"` // what the receiver has printed; for TCP
 	Downtime time.Duration `json:"downtime"`      // how long the guest may stand still, in nanoseconds
+	// Connected says that a connection to Address comes with the request's first byte
+	// (SCM_RIGHTS). Without it the VM connects itself, which one in a jail cannot
+	// everywhere.
+	Connected bool `json:"connected,omitempty"`
 }
 
 // MigrateResult is how a VM has moved.

@@ -92,6 +92,13 @@ func (c *Client) Migrate(ctx context.Context, req api.MigrateRequest, progress f
 	return follow[api.MigrateResult](ctx, c, api.PathMigrate, req, progress)
 }
 
+// MigrateOver is Migrate for a VM that connects to nobody: it uses a connection to
+// req.Address, whose descriptor is handed over.
+func (c *Client) MigrateOver(ctx context.Context, req api.MigrateRequest, conn *os.File, progress func(api.Progress)) (*api.MigrateResult, error) {
+	req.Connected = true
+	return follow[api.MigrateResult](ctx, c.with([]*os.File{conn}), api.PathMigrate, req, progress)
+}
+
 // Resize changes the size of a disk. It returns api.ErrNotFound if the VM has no such
 // disk, and api.ErrShrink if it would lose data and that is not allowed.
 func (c *Client) Resize(ctx context.Context, req api.ResizeRequest) error {

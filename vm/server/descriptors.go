@@ -118,3 +118,18 @@ func descriptors(ctx context.Context, names []string) (map[string]*os.File, erro
 	}
 	return c.take(names)
 }
+
+// connection is the one that came with a request.
+func connection(ctx context.Context) (net.Conn, error) {
+	const name = "connection"
+	files, err := descriptors(ctx, []string{name})
+	if err != nil {
+		return nil, err
+	}
+	defer files[name].Close()
+	c, err := net.FileConn(files[name])
+	if err != nil {
+		return nil, api.ErrBadRequest.With("what came is no connection: %v", err)
+	}
+	return c, nil
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"strconv"
 
@@ -115,6 +116,11 @@ func (l *Local) Snapshot(ctx context.Context, r api.SnapshotRequest, progress fu
 	if files == nil && l.Jail != "" {
 		return nil, api.ErrConflict.With("this VM's process is in a jail and makes no files: hand them over (see vmm snapshot), or start the VM with --jail off")
 	}
+	defer func() {
+		for _, f := range files { // those that were not taken
+			f.Close()
+		}
+	}()
 	result, err := l.VM.Snapshot(ctx, r.Dir, vm.SnapshotOptions{
 		Files: files, ParentID: r.ParentID,
 		Replace: r.Replace, Parent: r.Parent, Zstd: r.Zstd, DiskCopy: r.DiskCopy, Stop: r.Stop,
@@ -129,7 +135,17 @@ func (l *Local) Snapshot(ctx context.Context, r api.SnapshotRequest, progress fu
 // Migrate implements VM.
 func (l *Local) Migrate(ctx context.Context, r api.MigrateRequest, progress func(api.Progress)) (*api.MigrateResult, error) {
 	memory := int64(l.VM.Config().Memory)
-	result, err := l.VM.Migrate(ctx, r.Address, vm.MigrateOptions{Key: r.Key, Downtime: r.Downtime,
+	var conn net.Conn
+	if r.Connected {
+		var err error
+		if conn, err = connection(ctx); err != nil {
+			return nil, err
+		}
+		defer conn.Close()
+	} else if l.Jail != "" {
+		return nil, api.ErrConflict.With("this VM's process is in a jail and connects to nobody: hand the connection over (see vmm migrate), or start the VM with --jail off")
+	}
+	result, err := l.VM.Migrate(ctx, r.Address, vm.MigrateOptions{Key: r.Key, Downtime: r.Downtime, Conn: conn,
 		Progress: func(sent int64, round int) {
 			progress(api.Progress{Done: sent, Total: max(memory, sent), Round: round})
 		}})
