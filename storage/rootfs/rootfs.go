@@ -4,6 +4,7 @@ package rootfs
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,17 +25,31 @@ import (
 // bytes of room in it. The file is sparse.
 //
 // Files that belong to the user who makes it belong to root in it, unless that
-// is root, as with fakeroot.
-func Build(source string, out *os.File, free int64) error {
+// is root, as with fakeroot. When ctx ends, Build ends with its error.
+func Build(ctx context.Context, source string, out *os.File, free int64) error {
 	r, closeSource, err := open(source)
 	if err != nil {
 		return err
 	}
-	err = build(tar.NewReader(r), out, free)
+	err = build(tar.NewReader(&boundReader{ctx, r}), out, free)
 	if err = errors.Join(err, closeSource()); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	return nil
+}
+
+// boundReader reads until a context ends.
+type boundReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+// Read implements io.Reader.
+func (b *boundReader) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, context.Cause(b.ctx)
+	}
+	return b.r.Read(p)
 }
 
 // build makes the file system of an archive.
