@@ -202,15 +202,22 @@ func (s *session) prepare(ctx context.Context) (*vm.VM, error) {
 	return v, inFlags(err)
 }
 
-// make makes a VM that boots, or goes on from what the user says.
-func (s *session) make(ctx context.Context) (*vm.VM, error) {
+// make makes a VM that boots, or goes on from what the user says. A Config that cannot be
+// is a wrong use, for all of it that was not saved is what the user has said.
+func (s *session) make(ctx context.Context) (v *vm.VM, err error) {
 	switch {
 	case s.Restore != nil:
-		return s.Restore.open(s)
+		v, err = s.Restore.open(s)
 	case s.Receive != nil:
-		return s.Receive.open(ctx, s)
+		v, err = s.Receive.open(ctx, s)
+	default:
+		v, err = vm.New(*s.Config, s.options()...)
 	}
-	return vm.New(*s.Config, s.options()...)
+	var config *vm.ConfigError
+	if errors.As(err, &config) {
+		err = &exitError{statusUsage, inFlags(err)}
+	}
+	return v, err
 }
 
 // fromWarm makes and prepares a VM that goes on from a snapshot of its kind. It is nil if
