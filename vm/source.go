@@ -108,11 +108,10 @@ type source struct {
 	// copies makes the guest another one than the saved one, whatever its name.
 	copies bool
 	moved  bool // the saved VM is no more
-	// Of a VM that comes from another process: its memory, and what lets it run here,
-	// once it could.
+	// Of a VM that comes from another process: its memory, until the machine has it, and
+	// the other side, until it is told that the VM runs here, or cannot.
 	received *machine.Memory
-	confirm  func() error
-	peer     *migration.Destination // until it is told that the VM runs here, or cannot
+	peer     *migration.Destination
 	// warm is a start of another VM's: the Config is the new one's, and the guest is
 	// told what it does not know together with its first command.
 	warm bool
@@ -134,9 +133,26 @@ func openSnapshot(dir string, o snapshot.Options) (*source, error) {
 	return r, nil
 }
 
-func (r *source) close() {
-	if r != nil && r.snapshot != nil {
-		r.snapshot.Close()
+// close frees what no machine has taken over.
+func (r *source) close() error {
+	if r == nil {
+		return nil
+	}
+	var err error
+	if r.snapshot != nil {
+		err = r.snapshot.Close()
+	}
+	if r.received != nil {
+		err = errors.Join(err, r.received.Close())
+		r.received = nil
+	}
+	return err
+}
+
+// handOver says that the machine owns the memory from now on.
+func (r *source) handOver() {
+	if r != nil {
+		r.received = nil
 	}
 }
 
