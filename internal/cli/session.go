@@ -187,7 +187,7 @@ func (s *session) log(err error) {
 	if s.console != nil {
 		out = s.console.messages()
 	}
-	fmt.Fprintf(out, "vmm: %v\n", err)
+	fmt.Fprintf(out, "vmm: %v\n", withHint(err))
 }
 
 // prepare makes the VM, from a snapshot of its kind if there is one, and prepares it.
@@ -283,12 +283,6 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 		return err
 	}
 	defer control.Close()
-	if s.background != nil {
-		if err := s.background.ready(s.entry.Name()); err != nil {
-			return err
-		}
-	}
-	s.ready = true
 	debugger.serve(v, local.Kill, s.console.messages())
 	if s.Profile != "" {
 		v.StartProfile()
@@ -347,6 +341,12 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	if err := v.Start(ctx); err != nil {
 		return vm.Result{}, statusFailed, err
 	}
+	if s.background != nil {
+		if err := s.background.ready(s.entry.Name()); err != nil {
+			return vm.Result{}, statusFailed, err
+		}
+	}
+	s.ready = true
 	if s.Sandbox {
 		done := make(chan struct{})
 		defer func() {
@@ -400,7 +400,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():
-		case <-time.After(lastWords):
+		case <-time.After(hangUpTime):
 		}
 		return statusFailed, err
 	}
@@ -416,8 +416,8 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 	return status, nil
 }
 
-// lastWords is how long a guest may take to end when its agent has hung up.
-const lastWords = 3 * time.Second
+// hangUpTime is how long a guest may take to end when its agent has hung up.
+const hangUpTime = 3 * time.Second
 
 // guestOwner is who the user of vmm is in the guest: the one who runs the command, as
 // USER[:GROUP].
