@@ -61,7 +61,7 @@ func slimName() string {
 	return fmt.Sprintf("kernel-slim-%.6x", sha256.Sum256(fmt.Appendf(nil, "%d\n%s", kernelRecipe, kernelConfig)))
 }
 
-// HasSlimKernel tells whether the slim kernel is built, and where it is or
+// HasSlimKernel reports whether the slim kernel is built, and where it is or
 // would be.
 func HasSlimKernel() (path string, ok bool) { return cached(slimName(), "bzImage") }
 
@@ -231,7 +231,7 @@ func (b *Builder) fetchKernel(ctx context.Context, a *apt, dir string) error {
 	const image = "linux-image-"
 	pkg, err := a.metapackage(ctx, "linux-image-cloud-amd64", image)
 	if err != nil { // only Debian has it
-		return fmt.Errorf("%w\nboot a kernel of this host's instead, with %s", err, hostKernel("/"))
+		return fmt.Errorf("%w: %w", ErrNoCloudKernel, err)
 	}
 	parts, err := a.depends(ctx, pkg)
 	if err != nil {
@@ -291,5 +291,5 @@ func packagedKernel(dir string) (Kernel, error) {
 	return Kernel{Image: filepath.Join(dir, "bzImage"), Modules: modules}, err
 }
 
-// HasStockKernel tells whether Debian's kernel is in the cache, and where.
+// HasStockKernel reports whether Debian's kernel is in the cache, and where.
 func HasStockKernel() (path string, ok bool) { return cached(stockName, "bzImage") }

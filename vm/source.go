@@ -263,9 +263,9 @@ func (r *source) noteWorkingSet(mem *machine.Memory) {
 	}
 }
 
-// setupPatience is how long a restored guest's agent may take to answer, on a host
+// setupTimeout is how long a restored guest's agent may take to answer, on a host
 // that many others keep busy: until then nobody may take a copy for the original.
-const setupPatience = 2 * time.Minute
+const setupTimeout = 2 * time.Minute
 
 // firstTry is how long it may take to answer the first time; each further try may
 // take twice as long.
@@ -281,13 +281,13 @@ func (r *source) settle(ctx context.Context, v *VM) {
 	if r.warm {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, setupPatience)
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	var err error
-	for patience := firstTry; ctx.Err() == nil; patience *= 2 {
+	for timeout := firstTry; ctx.Err() == nil; timeout *= 2 {
 		// A guest that has just got another address drops all connections, so it may
 		// need a second try.
-		try, end := context.WithTimeout(ctx, patience)
+		try, end := context.WithTimeout(ctx, timeout)
 		err = v.guest.client().Setup(try, r.newSetup(v))
 		if end(); err == nil {
 			return

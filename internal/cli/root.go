@@ -73,7 +73,7 @@ func Run(args []string) int {
 		exit = &exitError{statusUsage, fmt.Errorf("%w (see vmm --help)", err)}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "vmm:", exit.err)
+		fmt.Fprintln(os.Stderr, "vmm:", withHint(exit.err))
 	}
 	return exit.status
 }

@@ -101,7 +101,7 @@ func (s *source) moveAway() error {
 	}
 }
 
-// fits tells whether so many pages can be sent in the time that the guest may stand
+// fits reports whether so many pages can be sent in the time that the guest may stand
 // still. Half of it is for all else.
 func (s *source) fits(pages int) bool {
 	if s.result.Sent == 0 || s.took == 0 {

@@ -86,7 +86,7 @@ var fileKinds = map[byte]uint16{
 	tar.TypeSymlink: unix.S_IFLNK, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
 }
 
-// IsTar tells whether a file is a tar archive, plain or compressed.
+// IsTar reports whether a file is a tar archive, plain or compressed.
 func IsTar(path string) (bool, error) {
 	r, closeSource, err := open(path)
 	if err != nil {
