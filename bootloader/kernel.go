@@ -70,7 +70,7 @@ func Parse(data []byte) (*Kernel, error) {
 	return nil, ErrNotKernel
 }
 
-// Compressed tells whether the image would unpack itself in the guest.
+// Compressed reports whether the image would unpack itself in the guest.
 func (k *Kernel) Compressed() bool { return k.setup != nil && k.elf == nil }
 
 // Version is what a bzImage says of itself: the release, and who built it when. It

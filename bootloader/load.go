@@ -79,7 +79,7 @@ func (k *Kernel) Load(mem Memory, p Params) (*Entry, error) {
 	}
 	switch {
 	case proto == BzImage && k.setup == nil:
-		return nil, k.wrap(errors.New("an ELF file has no bzImage entry: use --boot-protocol elf or pvh"))
+		return nil, k.wrap(errors.New("an ELF file has no bzImage entry: elf and pvh are protocols for it"))
 	case proto == PVH && k.pvh == 0:
 		return nil, k.wrap(errors.New("has no PVH entry (CONFIG_PVH)"))
 	}

@@ -9,9 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"vmm/internal/tail"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/tail"
 )
 
 // CacheDir is where guest images are kept: vmm in the user's cache directory.
@@ -63,12 +66,9 @@ func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.C
 		return "", err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		b.log("waiting for another process that makes %s", name)
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-		if err != nil {
-			return "", err
-		}
+	waits := func() { b.log("waiting for another process that makes %s", name) }
+	if err := takeLock(ctx, lock, waits); err != nil {
+		return "", err
 	}
 	if _, err := os.Stat(final); err == nil {
 		return final, nil
@@ -90,9 +90,42 @@ func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.C
 	return final, os.Chmod(final, 0o755)
 }
 
+// lockCheck is how often a lock is tried that another process has: no lock can be waited
+// for and given up.
+const lockCheck = 100 * time.Millisecond
+
+// takeLock locks a file, or waits for that until ctx ends: waits is called then.
+func takeLock(ctx context.Context, lock *os.File, waits func()) error {
+	waits = sync.OnceFunc(waits)
+	for {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		waits()
+		select {
+		case <-time.After(lockCheck):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// endTime is how long a program may take to end when it is told to.
+const endTime = 10 * time.Second
+
+// process is a program that ends with ctx, together with those that it has started: killed,
+// it would leave those behind.
+func process(ctx context.Context, name string, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, name, args...)
+	c.Cancel = func() error { return c.Process.Signal(unix.SIGTERM) }
+	c.WaitDelay = endTime
+	return c
+}
+
 // command runs a program and shows the end of its output if it fails.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
-	c := exec.CommandContext(ctx, name, args...)
+	c := process(ctx, name, args...)
 	c.Dir = dir
 	// Programs of administrators are not in everybody's PATH.
 	c.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")

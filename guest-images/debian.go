@@ -13,29 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoApt says that this is no Debian-like machine, and what to boot there.
-var ErrNoApt error = noApt{}
+// Errors of hosts that guest images cannot be made on. Their own kernels can be booted all
+// the same: see HostKernel.
+var (
+	ErrNoApt         = errors.New("apt-get is not here, and guest images are made of Debian's packages")
+	ErrNoCloudKernel = errors.New("this host's packages have no cloud kernel of Debian's")
+)
 
-type noApt struct{}
-
-func (noApt) Error() string {
-	return "apt-get is not here, and guest images are made of Debian's packages: boot a kernel of this host's, with " + hostKernel("/")
-}
-
-// hostKernel returns the flags that boot the host's own kernel, if it is below root;
-// else what such flags look like.
-func hostKernel(root string) string {
+// HostKernel returns the host's own kernel and its modules, below the directory root; ok
+// is false if it is not there.
+func HostKernel(root string) (k Kernel, ok bool) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		release := unix.ByteSliceToString(u.Release[:])
 		modules := filepath.Join(root, "lib/modules", release)
 		for _, image := range []string{filepath.Join(root, "boot/vmlinuz-"+release), filepath.Join(modules, "vmlinuz")} {
 			if _, err := os.Stat(image); err == nil {
-				return "--kernel " + image + " --modules " + modules
+				return Kernel{Image: image, Modules: modules}, true
 			}
 		}
 	}
-	return "--kernel /boot/vmlinuz-VERSION --modules /lib/modules/VERSION"
+	return Kernel{}, false
 }
 
 // updateLists makes sure that apt-get knows its packages.

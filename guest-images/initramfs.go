@@ -168,7 +168,7 @@ func selfStatic() ([]byte, error) {
 	return self, err
 }
 
-// isStatic tells whether a program needs no dynamic linker.
+// isStatic reports whether a program needs no dynamic linker.
 func isStatic(program []byte) (bool, error) {
 	f, err := elf.Read(bytes.NewReader(program))
 	if err != nil {

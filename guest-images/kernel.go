@@ -1,18 +1,18 @@
 package guestimages
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+
 	"vmm/internal/tail"
 )
 
@@ -61,7 +61,7 @@ func slimName() string {
 	return fmt.Sprintf("kernel-slim-%.6x", sha256.Sum256(fmt.Appendf(nil, "%d\n%s", kernelRecipe, kernelConfig)))
 }
 
-// HasSlimKernel tells whether the slim kernel is built, and where it is or
+// HasSlimKernel reports whether the slim kernel is built, and where it is or
 // would be.
 func HasSlimKernel() (path string, ok bool) { return cached(slimName(), "bzImage") }
 
@@ -150,27 +150,30 @@ func checkConfig(path string) error {
 
 // make runs the build and counts its lines.
 func (b *Builder) make(ctx context.Context, src string) error {
-	c := exec.CommandContext(ctx, "make", fmt.Sprintf("-j%d", runtime.NumCPU()+1), "bzImage")
+	c := process(ctx, "make", fmt.Sprintf("-j%d", runtime.NumCPU()+1), "bzImage")
 	c.Dir = src
 	c.Env = append(os.Environ(), "LC_ALL=C", "KBUILD_BUILD_USER=vmm", "KBUILD_BUILD_HOST=vmm")
 	var errs tail.Buffer
 	c.Stderr = &errs
-	out, err := c.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := c.Start(); err != nil {
-		return err
-	}
-	lines := 0
-	for s := bufio.NewScanner(out); s.Scan(); lines++ {
-		b.progress("kernel", min(lines, buildLines), buildLines)
-	}
-	if err := c.Wait(); err != nil {
+	c.Stdout = &lineCounter{func(n int) { b.progress("kernel", min(n, buildLines), buildLines) }, 0}
+	if err := c.Run(); err != nil {
 		return fmt.Errorf("make bzImage: %w\n%s", err, strings.Join(tail.Lines(errs.String(), 15), "\n"))
 	}
 	b.progress("kernel", buildLines, buildLines)
 	return nil
+}
+
+// lineCounter tells how many lines were written to it.
+type lineCounter struct {
+	tell  func(lines int)
+	lines int
+}
+
+// Write implements io.Writer.
+func (c *lineCounter) Write(p []byte) (int, error) {
+	c.lines += bytes.Count(p, []byte("\n"))
+	c.tell(c.lines)
+	return len(p), nil
 }
 
 // stockName is the cache's name of the cloud kernel of this machine's Debian.
@@ -228,7 +231,7 @@ func (b *Builder) fetchKernel(ctx context.Context, a *apt, dir string) error {
 	const image = "linux-image-"
 	pkg, err := a.metapackage(ctx, "linux-image-cloud-amd64", image)
 	if err != nil { // only Debian has it
-		return fmt.Errorf("%w\nboot a kernel of this host's instead, with %s", err, hostKernel("/"))
+		return fmt.Errorf("%w: %w", ErrNoCloudKernel, err)
 	}
 	parts, err := a.depends(ctx, pkg)
 	if err != nil {
@@ -288,5 +291,5 @@ func packagedKernel(dir string) (Kernel, error) {
 	return Kernel{Image: filepath.Join(dir, "bzImage"), Modules: modules}, err
 }
 
-// HasStockKernel tells whether Debian's kernel is in the cache, and where.
+// HasStockKernel reports whether Debian's kernel is in the cache, and where.
 func HasStockKernel() (path string, ok bool) { return cached(stockName, "bzImage") }

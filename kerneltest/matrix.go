@@ -38,7 +38,9 @@ type Matrix struct {
 
 // Kernel is one to test.
 type Kernel struct {
-	Name    string `toml:"name"`    // what the image calls itself, or its file's name, if it is empty
+	// Name is, if it is empty, what the image calls itself, or its file's name. What
+	// kernels of one name differ in is added to it then: the path, or the arguments.
+	Name    string `toml:"name"`
 	Image   string `toml:"image"`   // a bzImage or vmlinux; empty or DefaultKernel is the default guest's
 	Modules string `toml:"modules"` // a directory with a modules.dep; empty if there are none
 	Append  string `toml:"append"`  // kernel arguments
@@ -114,9 +116,12 @@ func (m *Matrix) VMs() ([]*VM, error) {
 	if len(kernels) == 0 {
 		kernels = []Kernel{{}}
 	}
+	for i := range kernels {
+		kernels[i].complete()
+	}
+	m.tellApart(kernels)
 	vms := make([]*VM, 0, len(kernels)*len(tests))
 	for _, k := range kernels {
-		k.complete()
 		for _, t := range tests {
 			vms = append(vms, &VM{Kernel: k, Test: t, Shape: shape})
 		}
@@ -158,6 +163,29 @@ func (k *Kernel) complete() {
 		if k.Name == "bzImage" || k.Name == "vmlinux" { // of a build: its version says more
 			if v := kernelVersion(k.Image); v != "" {
 				k.Name = v
+			}
+		}
+	}
+}
+
+// tellApart adds to names that several kernels have, and that the matrix has not given
+// them, what these differ in.
+func (m *Matrix) tellApart(kernels []Kernel) {
+	for _, detail := range []func(*Kernel) string{
+		func(k *Kernel) string { return k.Image }, func(k *Kernel) string { return k.Append },
+	} {
+		details := map[string]map[string]bool{} // by names
+		for i := range kernels {
+			k := &kernels[i]
+			if details[k.Name] == nil {
+				details[k.Name] = map[string]bool{}
+			}
+			details[k.Name][detail(k)] = true
+		}
+		for i := range kernels {
+			k := &kernels[i]
+			if d := detail(k); d != "" && len(details[k.Name]) > 1 && m.Kernels[i].Name == "" {
+				k.Name += " (" + d + ")"
 			}
 		}
 	}

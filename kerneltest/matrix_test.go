@@ -130,6 +130,35 @@ func TestVMs(t *testing.T) {
 	}
 }
 
+// TestKernelNames: kernels of one name are told apart by their paths, or by their
+// arguments, unless they were called so.
+func TestKernelNames(t *testing.T) {
+	for _, c := range []struct {
+		kernels []Kernel
+		want    string
+	}{
+		{[]Kernel{{Image: "old/bzImage"}, {Image: "new/bzImage"}}, "bzImage (old/bzImage), bzImage (new/bzImage)"},
+		{[]Kernel{{Image: "a/vmlinuz"}, {Image: "a/vmlinuz", Append: "quiet"}, {Image: "b/vmlinuz"}},
+			"vmlinuz (a/vmlinuz), vmlinuz (a/vmlinuz) (quiet), vmlinuz (b/vmlinuz)"},
+		{[]Kernel{{}, {Append: "nosmp"}}, "default, default (nosmp)"},
+		{[]Kernel{{Image: "a"}, {Image: "dir/b"}}, "a, b"},
+		{[]Kernel{{Image: "a", Name: "x"}, {Image: "b", Name: "x"}, {Image: "dir/x"}}, "x, x, x (dir/x)"},
+		{[]Kernel{{Image: "a"}, {Image: "a"}}, "a, a"}, // they do not differ
+	} {
+		vms, err := (&Matrix{Kernels: c.kernels, Tests: []Test{{Command: []string{"true"}}}}).VMs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, vm := range vms {
+			names = append(names, vm.Kernel.Name)
+		}
+		if got := strings.Join(names, ", "); got != c.want {
+			t.Errorf("%+v: %s, want %s", c.kernels, got, c.want)
+		}
+	}
+}
+
 // TestJobs holds the number of VMs side by side between 1 and what there are.
 func TestJobs(t *testing.T) {
 	for _, c := range []struct {

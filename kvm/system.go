@@ -106,7 +106,7 @@ func (s *System) CheckExtension(c Cap) (int, error) {
 	return call(s.fd, reqCheckExtension, uintptr(c))
 }
 
-// Has tells whether a capability is there.
+// Has reports whether a capability is there.
 func (s *System) Has(c Cap) bool {
 	n, err := s.CheckExtension(c)
 	return err == nil && n > 0

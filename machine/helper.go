@@ -30,7 +30,7 @@ type helper struct {
 	mem  []byte
 	xcr0 uint64
 	user bool // the special registers are those of native
-	// stopping tells whether the machine stops.
+	// stopping reports whether the machine stops.
 	stopping func() bool
 }
 

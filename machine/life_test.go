@@ -187,3 +187,34 @@ func TestCloseRunning(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// closer is a device that says when it is closed.
+type closer struct {
+	*rng.Device
+	closed bool
+}
+
+// Close implements virtio.Device.
+func (c *closer) Close() error {
+	c.closed = true
+	return nil
+}
+
+// TestNewFails: what New takes over is freed when there comes no machine of it, however
+// early.
+func TestNewFails(t *testing.T) {
+	for _, c := range []Config{{}, {State: &State{}}, {CPUs: -1, State: &State{}}} {
+		var err error
+		if c.Received, err = NewMemory(MinMemory); err != nil {
+			t.Fatal(err)
+		}
+		d := &closer{Device: rng.New()}
+		c.Devices = []virtio.Device{d}
+		if _, err := New(c); err == nil {
+			t.Fatalf("%+v: a machine", c)
+		}
+		if !d.closed || c.Received.regions != nil {
+			t.Errorf("%+v: the device is closed: %v, memory: %d regions", c, d.closed, len(c.Received.regions))
+		}
+	}
+}

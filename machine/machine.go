@@ -41,7 +41,7 @@ type Config struct {
 	// Console receives what the guest sends to its serial port; nil drops it.
 	Console io.Writer
 	// Devices are the virtio devices, in the order in which a guest finds them.
-	// The machine closes them.
+	// The machine closes them, as New does if it returns an error.
 	Devices   []virtio.Device
 	Transport Transport // PCI if empty
 	// Log is told what the guest's drivers do wrong; nil drops it.
@@ -50,7 +50,8 @@ type Config struct {
 	// then, and Memory and CPUs are as there. RAM is that machine's memory.
 	State *State
 	RAM   []Backing
-	// Received is the machine's memory in the place of RAM; New takes it over.
+	// Received is the machine's memory in the place of RAM. It is freed with the machine,
+	// and by New if that returns an error.
 	Received *Memory
 	// TrackDirty notes from the start which pages of memory are written to.
 	TrackDirty bool
@@ -158,6 +159,13 @@ func New(cfg Config) (_ *Machine, err error) {
 	if cfg.Console == nil {
 		cfg.Console = io.Discard
 	}
+	m := newMachine(cfg)
+	m.mem = cfg.Received
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
 	switch {
 	case cfg.Kernel == nil && cfg.State == nil:
 		return nil, errors.New("no kernel to boot")
@@ -173,12 +181,6 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, &StateError{err}
 		}
 	}
-	m := newMachine(cfg)
-	defer func() {
-		if err != nil {
-			m.Close()
-		}
-	}()
 	if m.kvm, err = kvm.Open(); err != nil {
 		return nil, err
 	}
@@ -189,12 +191,13 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.mem = cfg.Received; m.mem != nil {
-		if m.mem.size != cfg.Memory {
-			return nil, fmt.Errorf("%d bytes of memory were received, not %d", m.mem.size, cfg.Memory)
+	if m.mem != nil && m.mem.size != cfg.Memory {
+		return nil, fmt.Errorf("%d bytes of memory were received, not %d", m.mem.size, cfg.Memory)
+	}
+	if m.mem == nil {
+		if m.mem, err = newMemory(cfg.Memory, cfg.HugePages, cfg.RAM...); err != nil {
+			return nil, err
 		}
-	} else if m.mem, err = newMemory(cfg.Memory, cfg.HugePages, cfg.RAM...); err != nil {
-		return nil, err
 	}
 	if cfg.TrackDirty {
 		m.mem.track()

@@ -31,6 +31,10 @@ const (
 // Caches lists them all.
 var Caches = []Cache{Writeback, Writethrough, None, Unsafe}
 
+// ErrNoDirectIO is in the error for a file whose file system has no direct I/O, which None
+// needs.
+var ErrNoDirectIO = errors.New("this file system has no direct I/O")
+
 // File is a file or block device of the host that holds an image. It reads as
 // zeros beyond its end, and grows when written there. All methods may be called
 // concurrently.
@@ -132,7 +136,7 @@ func openMode(readOnly bool) int {
 func (f *File) openDirect(readOnly bool) error {
 	fd, err := unix.Open(f.name, openMode(readOnly)|unix.O_CLOEXEC|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("%s: this file system has no direct I/O, which cache=none needs: use cache=writeback", f.name)
+		return fmt.Errorf("%s: %w", f.name, ErrNoDirectIO)
 	}
 	if err != nil {
 		return f.fail("open", err)
@@ -150,13 +154,13 @@ func (f *File) openDirect(readOnly bool) error {
 // Name is the path that the file was opened by.
 func (f *File) Name() string { return f.name }
 
-// ReadOnly tells whether the file was opened for reading.
+// ReadOnly reports whether the file was opened for reading.
 func (f *File) ReadOnly() bool { return f.readOnly }
 
 // Size is the file's length in bytes.
 func (f *File) Size() int64 { return f.size.Load() }
 
-// Same tells whether both are one file.
+// Same reports whether both are one file.
 func (f *File) Same(g *File) bool { return f.id == g.id }
 
 // Allocated is how many bytes the file takes on its file system.
@@ -237,7 +241,7 @@ func transfer(trap uintptr, fd int, v [][]byte, off int64, flags uintptr) (done 
 	return done, nil
 }
 
-// aligned tells whether direct I/O takes the request as it is.
+// aligned reports whether direct I/O takes the request as it is.
 func (f *File) aligned(v [][]byte, off int64) bool {
 	mask := uintptr(f.align - 1)
 	if uintptr(off)&mask != 0 {
@@ -422,5 +426,5 @@ func Create(name string, size int64) error {
 // Dir is the directory of the file, for names that are relative to it.
 func (f *File) Dir() string { return filepath.Dir(f.name) }
 
-// Writethrough tells whether every write is to be flushed.
+// Writethrough reports whether every write is to be flushed.
 func (f *File) Writethrough() bool { return f.cache == Writethrough }

@@ -22,7 +22,7 @@ const qcow2Magic = "QFI\xfb"
 // ErrMasquerade is returned for a write that would make a raw disk, whose
 // format nobody gave, be taken for a qcow2 image the next time: a guest could
 // have any of the host's files shown to it as a backing file.
-var ErrMasquerade = errors.New("a guest may not write a qcow2 header to a disk whose format was guessed: give format=raw to allow it")
+var ErrMasquerade = errors.New("a guest may not write a qcow2 header to a disk whose format was guessed")
 
 // NewRaw returns the disk. guarded tells that the format was guessed.
 func NewRaw(f *File, guarded bool) *Raw {
@@ -80,7 +80,7 @@ func (r *Raw) WriteV(v [][]byte, off int64) error {
 	return r.file.Sync()
 }
 
-// masquerades tells whether v begins as a qcow2 image does.
+// masquerades reports whether v begins as a qcow2 image does.
 func masquerades(v [][]byte) bool {
 	var head [len(qcow2Magic)]byte
 	iovec.Gather(head[:], v)

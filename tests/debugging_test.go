@@ -39,7 +39,7 @@ func hostDebugging(t *testing.T) debugging {
 	return debugging{software: software, hardware: registers, watch: registers}
 }
 
-// stopsForDebugger tells whether KVM stops a guest, in flat protected mode without an
+// stopsForDebugger reports whether KVM stops a guest, in flat protected mode without an
 // IDT, on the way through code.
 func stopsForDebugger(t *testing.T, sys *kvm.System, g *kvm.GuestDebug, code ...byte) bool {
 	t.Helper()

@@ -105,7 +105,7 @@ type Disk struct {
 
 // options are those of the image.
 func (d *Disk) options() image.Options {
-	return image.Options{Format: d.Format, ReadOnly: d.ReadOnly, Cache: d.Cache, Snapshot: d.Ephemeral, AnyBacking: d.AnyBacking}
+	return image.Options{Format: d.Format, ReadOnly: d.ReadOnly, Cache: d.Cache, Ephemeral: d.Ephemeral, AnyBacking: d.AnyBacking}
 }
 
 func (d *Disk) limit() blk.Limit { return blk.Limit{BytesPerSecond: d.BytesPerSecond, IOPS: d.IOPS} }

@@ -228,7 +228,7 @@ func (s *socketEndpoint) Write(p []byte) (int, error) {
 	s.mu.Unlock()
 	if c != nil {
 		// Who does not read must not hold the guest's device up, nor the VM's end.
-		c.SetWriteDeadline(time.Now().Add(socketPatience))
+		c.SetWriteDeadline(time.Now().Add(socketTimeout))
 		if _, err := c.Write(p); err != nil {
 			c.Close() // accept sees it
 		}
@@ -236,8 +236,8 @@ func (s *socketEndpoint) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// socketPatience is how long the client of a socket may take to read.
-const socketPatience = 2 * time.Second
+// socketTimeout is how long the client of a socket may take to read.
+const socketTimeout = 2 * time.Second
 
 func (s *socketEndpoint) input() io.Reader { return s.r }
 

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -27,16 +28,13 @@ type vmDisk struct {
 	mu     sync.Mutex // of cfg and image, which whoever saves the VM changes
 	cfg    Disk       // as it is open now
 	image  *image.Image
-	device *blk.Device
-	path   string // of the image when the VM began, without symbolic links; "" for a file without a name
-	closed bool   // the image is, for now
+	device *blk.Device // which owns the image; nil at first
+	path   string      // of the image when the VM began, without symbolic links; "" for a file without a name
+	closed bool        // the image is, for now
 }
 
-// diskSet is the disks of a VM. The machine owns their images once it has the devices.
-type diskSet struct {
-	disks []*vmDisk
-	owned bool
-}
+// diskSet is the disks of a VM.
+type diskSet struct{ disks []*vmDisk }
 
 // open adds a disk.
 func (s *diskSet) open(d Disk) error {
@@ -57,7 +55,7 @@ func (s *diskSet) add(d Disk, img *image.Image) {
 }
 
 // openDisks opens the disks of a VM that boots: its root, if that is one, comes first.
-func openDisks(c *Config) (_ *diskSet, err error) {
+func openDisks(ctx context.Context, c *Config) (_ *diskSet, err error) {
 	s := &diskSet{}
 	defer func() {
 		if err != nil {
@@ -65,13 +63,13 @@ func openDisks(c *Config) (_ *diskSet, err error) {
 		}
 	}()
 	if c.Root != nil && c.Root.Boot {
-		root, err := rootDisk(c.Root.Path)
+		root, err := rootDisk(ctx, c.Root.Path)
 		if err != nil {
 			return nil, of("Root.Boot", err)
 		}
 		s.add(Disk{Serial: "rootfs"}, root)
 	} else if c.Root != nil && !isDir(c.Root.Path) {
-		root, err := openRoot(c.Root.Path)
+		root, err := openRoot(ctx, c.Root.Path)
 		if err != nil {
 			return nil, of("Root", err)
 		}
@@ -90,7 +88,7 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
-// devices makes the guest's disks.
+// devices makes the guest's disks. After an error it returns those that there are.
 func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virtio.Device, error) {
 	var out []virtio.Device
 	for _, d := range s.disks {
@@ -104,22 +102,23 @@ func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virt
 		}
 		var err error
 		if d.device, err = blk.New(d.image, o); err != nil {
-			return nil, err
+			return out, err
 		}
 		out = append(out, d.device)
 	}
 	return out, nil
 }
 
-// close closes the images that no machine has taken over.
+// close closes the images that no device has taken over.
 func (s *diskSet) close() {
-	if s == nil || s.owned {
+	if s == nil {
 		return
 	}
 	for _, d := range s.disks {
-		d.image.Close()
+		if d.device == nil {
+			d.image.Close()
+		}
 	}
-	s.disks = nil
 }
 
 // boot reads from the first disk what it would boot: the entry of a name, or the
@@ -158,14 +157,14 @@ const (
 const rootFree = 8 << 30
 
 // rootDisk makes a disk of a directory or tar archive, in a file without a name.
-func rootDisk(source string) (*image.Image, error) {
+func rootDisk(ctx context.Context, source string) (*image.Image, error) {
 	f, err := temp.File("vmm-rootfs-")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	defer os.Remove(f.Name())
-	if err := rootfs.Build(source, f, rootFree); err != nil {
+	if err := rootfs.Build(ctx, source, f, rootFree); err != nil {
 		return nil, err
 	}
 	return image.Open(f.Name(), image.Options{Format: image.Raw, Cache: storage.Unsafe})
@@ -173,12 +172,12 @@ func rootDisk(source string) (*image.Image, error) {
 
 // openRoot opens the root of a guest that runs commands: an image, whose changes are
 // not kept, or a tar archive.
-func openRoot(path string) (*image.Image, error) {
+func openRoot(ctx context.Context, path string) (*image.Image, error) {
 	if tar, err := rootfs.IsTar(path); err != nil || tar {
 		if err != nil {
 			return nil, err
 		}
-		return rootDisk(path)
+		return rootDisk(ctx, path)
 	}
 	return image.Open(path, image.Options{ReadOnly: true})
 }

@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// patience bounds an example, also on a host that is emulated.
-const patience = 10 * time.Minute
+// exampleTimeout bounds an example, also on a host that is emulated.
+const exampleTimeout = 10 * time.Minute
 
 // scratch makes a directory for an example.
 func scratch() (dir string, remove func()) {
@@ -67,7 +67,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	os.WriteFile(filepath.Join(dir, "build.sh"), []byte("uname -s; cat /sys/block/vda/size; echo built > result"), 0o644)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	if err := build(ctx, disk, dir); err != nil {
 		log.Fatal(err)
@@ -94,7 +94,7 @@ func boot(ctx context.Context, name string, options ...vm.Option) *vm.VM {
 
 // A command has streams, and a status.
 func ExampleVM_Exec() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	v := boot(ctx, "exec")
 	defer v.Close()
@@ -121,7 +121,7 @@ func ExampleVM_Exec() {
 func ExampleRestore() {
 	dir, remove := scratch()
 	defer remove()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	origin := boot(ctx, "origin")
 	defer origin.Close()
@@ -160,7 +160,7 @@ func ExampleRestore() {
 
 // A copy of a running VM: both go on.
 func ExampleVM_Clone() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	v := boot(ctx, "first")
 	defer v.Close()
@@ -190,7 +190,7 @@ func ExampleVM_Clone() {
 func ExampleSwitch() {
 	dir, remove := scratch()
 	defer remove()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	start := func(name string, gateway *vm.Gateway) *vm.VM {
 		v, err := vm.New(vm.Config{Name: name, Nets: vm.Nets{vm.Switch{Name: "lab", Gateway: gateway}}}, vm.WithRuntimeDir(dir))
@@ -253,7 +253,7 @@ func (d *dice) HandleQueue(_ int, q *virtio.Queue) error {
 
 // A device that is none of vmm's own.
 func ExampleWithDevice() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
 	defer cancel()
 	v := boot(ctx, "casino", vm.WithDevice(&dice{}))
 	defer v.Close()

@@ -133,15 +133,8 @@ func (v *VM) Greeted(ctx context.Context) error {
 
 // untilEnded waits, but not for a guest that has ended.
 func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-v.ended:
-			cancel(ErrNotRunning)
-		case <-ctx.Done():
-		}
-	}()
+	ctx, stop := v.within(ctx)
+	defer stop()
 	return wait(ctx)
 }
 

@@ -114,26 +114,30 @@ type Receiver struct {
 
 // Receive waits until a source has sent its VM, and makes one that goes on where that
 // is once it is started. Sources that do not know the key are told to log, and refused.
-// It ends with ctx.
-func (r *Receiver) Receive(ctx context.Context, o RestoreOptions, options ...Option) (*VM, error) {
+// It ends with ctx, whose error it returns then; a source that is sending goes on.
+func (r *Receiver) Receive(ctx context.Context, o RestoreOptions, list ...Option) (*VM, error) {
+	return r.receive(ctx, &o, newOptions(list))
+}
+
+func (r *Receiver) receive(ctx context.Context, o *RestoreOptions, opts *options) (_ *VM, err error) {
+	defer opts.abandon(&err)
 	d, err := r.accept(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.Receive(); err != nil {
+	if err := d.Receive(ctx); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("receiving a VM: %w", err)
 	}
-	s := &source{state: d.Final.State, received: d.Memory, moved: true, confirm: d.Ready}
-	s.peer, s.trusted = d, r.own
+	s := &source{state: d.Final.State, received: d.Memory, moved: true, trusted: r.own, peer: d}
 	if err = s.vm.unmarshal(d.Final.Config); err == nil {
 		var v *VM
-		if v, err = s.make("the VM that was sent", &o, options); err == nil {
+		if v, err = s.make("the VM that was sent", o, opts); err == nil {
 			return v, nil
 		}
 	}
 	s.refuse(err)
-	return nil, err
+	return nil, errors.Join(err, s.close())
 }
 
 // refuse tells the source that its VM cannot run here, unless it knows that it can.
@@ -165,9 +169,12 @@ func (r *Receiver) accept(ctx context.Context) (*migration.Destination, error) {
 			time.Sleep(10 * time.Millisecond) // too many open files, which may pass
 			continue
 		}
-		d, err := migration.Accept(c, r.token)
+		d, err := migration.Accept(ctx, c, r.token)
 		if err == nil {
 			return d, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
 		}
 		r.log(fmt.Errorf("refused a VM from %v: %w", c.RemoteAddr(), err))
 	}

@@ -181,13 +181,14 @@ func (v *vmNIC) join(s *lan.Switch, cfg *Switch, name string, o *options) error 
 	return s.Share(dir, func() (ether.Link, error) { return v.openGateway(g) }, o.log)
 }
 
-// devices makes the guest's network devices, which own the links from then on.
+// devices makes the guest's network devices, which own the links from then on. After an
+// error it returns those that there are.
 func (n *networks) devices() ([]virtio.Device, error) {
 	var out []virtio.Device
 	for _, v := range n.nics {
 		dev, err := vnet.New(v.link, v.opts)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		v.device, v.link = dev, nil
 		out = append(out, dev)

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"io"
 	"path/filepath"
 
@@ -38,8 +39,9 @@ func WithLog(log func(error)) Option { return func(o *options) { o.log = log } }
 // WithBuilder makes or fetches the default guest with b, which can show how far it is.
 func WithBuilder(b *guestimages.Builder) Option { return func(o *options) { o.builder = b } }
 
-// WithDevice adds a virtio device, behind those of the Config. The VM closes it. A VM
-// that is restored needs one of the same kind, which its saved state is loaded into.
+// WithDevice adds a virtio device, behind those of the Config. It is the VM's from then on,
+// which closes it; New, Restore, Clone and Receive have closed it if they return an error. A VM that
+// is restored needs one of the same kind, which its saved state is loaded into.
 func WithDevice(d virtio.Device) Option {
 	return func(o *options) { o.devices = append(o.devices, d) }
 }
@@ -55,16 +57,37 @@ func WithCapture(path string) Option { return func(o *options) { o.capture = pat
 // WithRuntimeDir names the directory where the VMs of a Switch meet.
 func WithRuntimeDir(dir string) Option { return func(o *options) { o.runtime = dir } }
 
-func newOptions(list []Option) options {
-	o := options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}
+func newOptions(list []Option) *options {
+	o := &options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}
 	if cache, err := guestimages.CacheDir(); err == nil {
 		o.notes = filepath.Join(cache, "host")
 	}
+	o.set(list)
+	return o
+}
+
+func (o *options) set(list []Option) {
 	for _, set := range list {
-		set(&o)
+		set(o)
 	}
 	if o.log == nil {
 		o.log = func(error) {}
 	}
-	return o
+}
+
+// close closes the devices that no VM has made its own yet.
+func (o *options) close() error {
+	var errs []error
+	for _, d := range o.devices {
+		errs = append(errs, d.Close())
+	}
+	o.devices = nil
+	return errors.Join(errs...)
+}
+
+// abandon is close where an error is to be returned.
+func (o *options) abandon(err *error) {
+	if *err != nil {
+		*err = errors.Join(*err, o.close())
+	}
 }

@@ -360,17 +360,21 @@ type RestoreOptions struct {
 // Restore makes a VM that goes on where the one was that Snapshot has saved to dir,
 // once it is started. Neither the snapshot nor its disks are changed. The error is a
 // *snapshot.Error if the snapshot is what is wrong.
-func Restore(dir string, o RestoreOptions, options ...Option) (*VM, error) {
+func Restore(dir string, o RestoreOptions, list ...Option) (*VM, error) {
+	return restore(dir, &o, newOptions(list))
+}
+
+func restore(dir string, o *RestoreOptions, opts *options) (_ *VM, err error) {
+	defer opts.abandon(&err)
 	r, err := openSnapshot(dir, snapshot.Options{Verify: o.Verify, Progress: o.Progress})
 	if err != nil {
 		return nil, err
 	}
 	r.overlays, r.prefetch, r.copies = o.Overlays, o.Prefetch, o.Copy
 	r.trusted = r.snapshot.Signed()
-	v, err := r.make("snapshot "+dir, &o, options)
+	v, err := r.make("snapshot "+dir, o, opts)
 	if err != nil {
-		r.close()
-		return nil, err
+		return nil, errors.Join(err, r.close())
 	}
 	return v, nil
 }
@@ -378,7 +382,9 @@ func Restore(dir string, o RestoreOptions, options ...Option) (*VM, error) {
 // Clone makes a copy of the running VM, of another name, that goes on from now once it is
 // started; this one goes on too. They share the memory that they do not write to. What
 // the copy writes to its disks goes with it.
-func (v *VM) Clone(ctx context.Context, name string, options ...Option) (*VM, error) {
+func (v *VM) Clone(ctx context.Context, name string, list ...Option) (_ *VM, err error) {
+	opts := newOptions(list)
+	defer opts.abandon(&err)
 	parent, err := temp.Dir("vmm-clone-")
 	if err != nil {
 		return nil, err
@@ -388,7 +394,7 @@ func (v *VM) Clone(ctx context.Context, name string, options ...Option) (*VM, er
 	if _, err := v.Snapshot(ctx, dir, SnapshotOptions{}); err != nil {
 		return nil, err
 	}
-	c, err := Restore(dir, RestoreOptions{Name: name, Copy: true, Trust: true}, options...)
+	c, err := restore(dir, &RestoreOptions{Name: name, Copy: true, Trust: true}, opts)
 	if err == nil {
 		err = c.Prepare(ctx)
 	}
@@ -412,7 +418,7 @@ func SavedConfig(dir string) (*Config, error) {
 }
 
 // make makes the VM that goes on from r, which errors call what.
-func (r *source) make(what string, o *RestoreOptions, options []Option) (*VM, error) {
+func (r *source) make(what string, o *RestoreOptions, opts *options) (*VM, error) {
 	if err := r.checkTrust(what, o); err != nil {
 		return nil, err
 	}
@@ -436,7 +442,7 @@ func (r *source) make(what string, o *RestoreOptions, options []Option) (*VM, er
 		if err != nil {
 			return nil, err
 		}
-		options = append(options[:len(options):len(options)], more...)
+		opts.set(more)
 	}
 	if c.Name != r.vm.Config.Name {
 		r.copies = r.copies || !r.moved // what has moved is there only once
@@ -463,7 +469,7 @@ func (r *source) make(what string, o *RestoreOptions, options []Option) (*VM, er
 		c.Vsock = o.Vsock
 	}
 	c.Console = o.Console
-	v, err := New(c, options...)
+	v, err := newVM(c, opts)
 	if err == nil {
 		v.from = r
 	}

@@ -110,11 +110,10 @@ type source struct {
 	moved  bool // the saved VM is no more
 	// trusted is what this user has signed, or could only send.
 	trusted bool
-	// Of a VM that comes from another process: its memory, and what lets it run here,
-	// once it could.
+	// Of a VM that comes from another process: its memory, until the machine has it, and
+	// the other side, until it is told that the VM runs here, or cannot.
 	received *machine.Memory
-	confirm  func() error
-	peer     *migration.Destination // until it is told that the VM runs here, or cannot
+	peer     *migration.Destination
 	// warm is a start of another VM's: the Config is the new one's, and the guest is
 	// told what it does not know together with its first command.
 	warm bool
@@ -136,9 +135,26 @@ func openSnapshot(dir string, o snapshot.Options) (*source, error) {
 	return r, nil
 }
 
-func (r *source) close() {
-	if r != nil && r.snapshot != nil {
-		r.snapshot.Close()
+// close frees what no machine has taken over.
+func (r *source) close() error {
+	if r == nil {
+		return nil
+	}
+	var err error
+	if r.snapshot != nil {
+		err = r.snapshot.Close()
+	}
+	if r.received != nil {
+		err = errors.Join(err, r.received.Close())
+		r.received = nil
+	}
+	return err
+}
+
+// handOver says that the machine owns the memory from now on.
+func (r *source) handOver() {
+	if r != nil {
+		r.received = nil
 	}
 }
 
@@ -250,9 +266,9 @@ func (r *source) noteWorkingSet(mem *machine.Memory) {
 	}
 }
 
-// setupPatience is how long a restored guest's agent may take to answer, on a host
+// setupTimeout is how long a restored guest's agent may take to answer, on a host
 // that many others keep busy: until then nobody may take a copy for the original.
-const setupPatience = 2 * time.Minute
+const setupTimeout = 2 * time.Minute
 
 // firstTry is how long it may take to answer the first time; each further try may
 // take twice as long.
@@ -268,13 +284,13 @@ func (r *source) settle(ctx context.Context, v *VM) {
 	if r.warm {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, setupPatience)
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	var err error
-	for patience := firstTry; ctx.Err() == nil; patience *= 2 {
+	for timeout := firstTry; ctx.Err() == nil; timeout *= 2 {
 		// A guest that has just got another address drops all connections, so it may
 		// need a second try.
-		try, end := context.WithTimeout(ctx, patience)
+		try, end := context.WithTimeout(ctx, timeout)
 		err = v.guest.client().Setup(try, r.newSetup(v))
 		if end(); err == nil {
 			return

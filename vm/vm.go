@@ -41,19 +41,23 @@ const (
 // VM is a virtual machine.
 type VM struct {
 	cfg  Config
-	opts options
+	opts *options
 	from *source // what it goes on from; nil if it boots
 
-	mu       sync.Mutex // of the life: prepared, started, closed
+	life   context.Context         // ends when the guest has ended, and by Close
+	end    context.CancelCauseFunc // of life
+	beside sync.WaitGroup          // what runs beside the machine
+
+	making   sync.Mutex // Prepare, Start and Close come one after the other
+	mu       sync.Mutex // of the following, for a moment at a time
 	prepared bool
 	started  bool
 	closed   bool
-	cancel   context.CancelFunc // of what runs beside the machine
-	beside   sync.WaitGroup
 
 	kernel  kernelChoice
 	symbols string // of the kernel: a System.map, if known
 	machine *machine.Machine
+	devices []virtio.Device // that were made for a machine which is not there yet
 	disks   *diskSet
 	console *console
 	shares  *shares
@@ -71,12 +75,17 @@ type VM struct {
 }
 
 // New makes a VM of a Config. Nothing is opened yet. The error is a *ConfigError.
-func New(cfg Config, list ...Option) (*VM, error) {
+func New(cfg Config, list ...Option) (*VM, error) { return newVM(cfg, newOptions(list)) }
+
+func newVM(cfg Config, o *options) (_ *VM, err error) {
+	defer o.abandon(&err)
 	cfg.complete()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	return &VM{cfg: cfg, opts: newOptions(list), ended: make(chan struct{})}, nil
+	v := &VM{cfg: cfg, opts: o, ended: make(chan struct{})}
+	v.life, v.end = context.WithCancelCause(context.Background())
+	return v, nil
 }
 
 // Config returns what the VM is made of, with defaults filled in.
@@ -84,40 +93,77 @@ func (v *VM) Config() Config { return v.cfg }
 
 // Prepare does all that takes time before the guest can run: it makes or fetches the
 // default guest's kernel if that is what is to boot, and opens disks, networks and
-// /dev/kvm. Start does it if nobody has. ctx bounds it, and not the VM's life.
+// /dev/kvm. Start does it if nobody has. ctx bounds it, and not the VM's life; Close ends
+// it with ErrNotRunning. A VM that could not be prepared is closed.
 func (v *VM) Prepare(ctx context.Context) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.making.Lock()
+	defer v.making.Unlock()
 	return v.prepare(ctx)
 }
 
+// prepare is Prepare; making is held.
 func (v *VM) prepare(ctx context.Context) (err error) {
+	v.mu.Lock()
+	closed, prepared := v.closed, v.prepared
+	v.mu.Unlock()
 	switch {
-	case v.closed:
+	case closed:
 		return ErrNotRunning
-	case v.prepared:
+	case prepared:
 		return nil
 	}
+	ctx, stop := v.within(ctx)
+	defer stop()
 	defer func() {
 		if err != nil {
+			if ctx.Err() != nil { // which says it better than what was interrupted
+				err = context.Cause(ctx)
+			}
 			v.from.refuse(err)
-			err = errors.Join(err, v.release())
-			v.closed = true
-			close(v.ended)
+			err = errors.Join(err, v.abandon())
 		}
 	}()
 	cfg, err := v.open(ctx)
 	if err != nil {
 		return err
 	}
-	v.disks.owned = true // New closes devices when it fails
-	if v.machine, err = machine.New(*cfg); err != nil {
+	v.devices = nil // they are the machine's, also if it cannot be made, as its memory is
+	v.from.handOver()
+	m, err := machine.New(*cfg)
+	if err != nil {
 		return v.explain(err)
 	}
-	v.space.attach(v.machine)
+	v.space.attach(m)
 	v.saver.base = v.from.id()
-	v.prepared = true
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.machine, v.prepared = m, true
 	return nil
+}
+
+// within returns a context that ends with ctx and with the VM.
+func (v *VM) within(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unbind := context.AfterFunc(v.life, func() { cancel(context.Cause(v.life)) })
+	return ctx, func() {
+		unbind()
+		cancel(nil)
+	}
+}
+
+// abandon closes a VM that does not run; making is held.
+func (v *VM) abandon() error {
+	v.mu.Lock()
+	v.closed = true
+	v.mu.Unlock()
+	v.end(ErrNotRunning)
+	var err error
+	if v.machine != nil {
+		err = v.machine.Close()
+	}
+	v.err = errors.Join(err, v.release())
+	close(v.ended)
+	return v.err
 }
 
 // explain says of which snapshot an error is, and that a warm start has to boot.
@@ -142,7 +188,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if r != nil {
 		v.disks, err = r.openDisks()
 	} else {
-		v.disks, err = openDisks(&v.cfg)
+		v.disks, err = openDisks(ctx, &v.cfg)
 	}
 	if err != nil {
 		return nil, err
@@ -172,77 +218,90 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if v.ports, err = openPorts(v.cfg.Ports, terminal); err != nil {
 		return nil, err
 	}
-	if v.nets, err = openNetworks(&v.cfg, r.macs(), &v.opts); err != nil {
+	if v.nets, err = openNetworks(&v.cfg, r.macs(), v.opts); err != nil {
 		return nil, err
 	}
 	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.cfg.Commands() && !saved); err != nil {
 		return nil, err
 	}
-	cfg.Devices, err = v.devices()
+	err = v.makeDevices()
+	cfg.Devices = v.devices
 	return cfg, err
 }
 
-// devices makes the virtio devices: the disks, in their order, come first.
-func (v *VM) devices() ([]virtio.Device, error) {
+// makeDevices makes the virtio devices: the disks, in their order, come first.
+func (v *VM) makeDevices() error {
 	if v.cfg.OnNoSpace == Pause {
 		v.space = &spaceWatch{log: v.opts.log}
 	}
-	devices, err := v.disks.devices(v.cfg.CPUs, v.space, v.opts.log)
-	if err != nil {
-		return nil, err
+	list, err := v.disks.devices(v.cfg.CPUs, v.space, v.opts.log)
+	if v.devices = append(list, rng.New()); err != nil {
+		return err
 	}
-	devices = append(devices, rng.New())
 	if v.ports.device != nil {
-		devices = append(devices, v.ports.device)
+		v.devices = append(v.devices, v.ports.device)
 	}
-	nics, err := v.nets.devices()
-	if err != nil {
-		return nil, err
+	list, err = v.nets.devices()
+	if v.devices = append(v.devices, list...); err != nil {
+		return err
 	}
-	devices = append(append(devices, nics...), v.shares.devices...)
+	v.devices = append(v.devices, v.shares.devices...)
 	if !v.cfg.NoAgent || v.cfg.Vsock != "" {
-		devices = append(devices, v.guest.device)
+		v.devices = append(v.devices, v.guest.device)
 	}
-	return append(devices, v.opts.devices...), nil
+	v.devices = append(v.devices, v.opts.devices...)
+	v.opts.devices = nil
+	return nil
 }
 
 // Start boots the VM, or has it go on from where it was saved, and returns when it runs.
-// ctx bounds that only: the VM ends when its guest does, or by Stop, Kill or Close.
+// ctx bounds that only: the VM ends when its guest does, or by Stop, Kill or Close. The
+// error is ErrStarted the second time, and ErrNotRunning after Close.
 func (v *VM) Start(ctx context.Context) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	v.making.Lock()
+	defer v.making.Unlock()
 	if v.started {
 		return ErrStarted
 	}
 	if err := v.prepare(ctx); err != nil {
 		return err
 	}
-	if r := v.from; r != nil && r.confirm != nil {
-		if err := r.confirm(); err != nil {
-			return err
-		}
-		r.peer.Close()
-		r.peer = nil
+	if err := v.takeOver(ctx); err != nil {
+		return err
 	}
+	v.mu.Lock()
 	v.started = true
-	life, cancel := context.WithCancel(context.Background())
-	v.cancel = cancel
+	v.mu.Unlock()
 	spare(v.cfg.CPUs)
 	v.console.connect(v.machine, v.input(), v.opts.in)
 	v.ports.run()
-	v.beside.Go(func() { v.guest.keepTime(life) })
+	v.beside.Go(func() { v.guest.keepTime(v.life) })
 	if r := v.from; r != nil {
-		v.beside.Go(func() { r.settle(life, v) })
-		v.beside.Go(func() { r.probe(life, v) })
+		v.beside.Go(func() { r.settle(v.life, v) })
+		v.beside.Go(func() { r.probe(v.life, v) })
 	}
-	go v.run(life)
+	go v.run()
+	return nil
+}
+
+// takeOver tells where a VM has come from that it runs here now.
+func (v *VM) takeOver(ctx context.Context) error {
+	if v.from == nil || v.from.peer == nil {
+		return nil
+	}
+	ctx, stop := v.within(ctx)
+	defer stop()
+	if err := v.from.peer.Ready(ctx); err != nil {
+		return err
+	}
+	v.from.refuse(nil)
 	return nil
 }
 
 // run runs the machine until it ends, and then frees all.
-func (v *VM) run(life context.Context) {
-	result, err := v.machine.Run(life)
-	v.cancel()
+func (v *VM) run() {
+	result, err := v.machine.Run(v.life)
+	v.end(ErrNotRunning)
 	v.beside.Wait()
 	spare(-v.cfg.CPUs)
 	v.mu.Lock()
@@ -268,14 +327,20 @@ var spareMu sync.Mutex
 func (v *VM) release() error {
 	v.saver.mu.Lock()
 	defer v.saver.mu.Unlock()
+	var errs []error
+	for _, d := range v.devices {
+		errs = append(errs, d.Close())
+	}
+	v.devices = nil
+	errs = append(errs, v.opts.close())
 	v.guest.close()
-	err := v.nets.close()
+	errs = append(errs, v.nets.close())
 	v.ports.close()
 	v.console.close()
 	v.disks.close()
 	v.from.refuse(nil)
-	v.from.close()
-	return err
+	errs = append(errs, v.from.close())
+	return errors.Join(errs...)
 }
 
 // Wait returns how the guest has ended, once it has and nothing of it is left. The error
@@ -334,24 +399,15 @@ func (v *VM) PressPowerButton() {
 	}
 }
 
-// Close ends the VM if it runs, and frees all of it. It can be called at any time, and
-// more than once.
+// Close ends the VM if it runs, and what Prepare and Start are doing, and frees all of it.
+// It can be called at any time, and more than once.
 func (v *VM) Close() error {
-	v.mu.Lock()
-	switch {
-	case v.closed:
-	case v.started:
-		v.machine.Stop()
-	default:
-		v.closed = true
-		var err error
-		if v.machine != nil {
-			err = v.machine.Close()
-		}
-		v.err = errors.Join(err, v.release())
-		close(v.ended)
+	v.end(ErrNotRunning)
+	v.making.Lock()
+	if !v.started && !v.closed {
+		v.abandon()
 	}
-	v.mu.Unlock()
+	v.making.Unlock()
 	<-v.ended
 	return v.err
 }
@@ -359,11 +415,11 @@ func (v *VM) Close() error {
 // Refuse closes a VM that a Receiver has made and that cannot run here, and tells the
 // other side why.
 func (v *VM) Refuse(why error) error {
-	v.mu.Lock()
+	v.making.Lock()
 	if !v.started {
 		v.from.refuse(why)
 	}
-	v.mu.Unlock()
+	v.making.Unlock()
 	return v.Close()
 }
 

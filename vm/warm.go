@@ -25,7 +25,12 @@ func (e *ColdError) Unwrap() error { return e.Err }
 // NewWarm is New for a VM that does not boot, but goes on from a snapshot that SaveWarm
 // has made of another one of its kind. Prepare returns a *ColdError if that cannot be.
 func NewWarm(cfg Config, dir string, list ...Option) (*VM, error) {
-	v, err := New(cfg, list...)
+	return newWarm(cfg, dir, newOptions(list))
+}
+
+func newWarm(cfg Config, dir string, opts *options) (_ *VM, err error) {
+	defer opts.abandon(&err)
+	v, err := newVM(cfg, opts)
 	if err != nil {
 		return nil, err
 	}

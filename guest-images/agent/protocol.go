@@ -29,7 +29,7 @@ type MismatchError struct{ Guest int }
 
 // Error implements error.
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("the guest's agent speaks version %d of the protocol, this vmm version %d: install this vmm's agent in the guest (vmm agent --install there)",
+	return fmt.Sprintf("the guest's agent speaks version %d of the protocol, this vmm version %d: install this vmm's agent in the guest",
 		e.Guest, Version)
 }
 

@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,47 +12,29 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"vmm/vm/registry"
 )
 
-// A process in the background is told its session on file descriptor jobFD, and what it
-// says on readyFD is heard by the one who started it.
+// What a process in the background says on readyFD is heard by the one who started it.
 const (
-	backgroundName = "_background"
-	readyFD        = 3
-	jobFD          = 4
-	readyWord      = "ready"
+	readyFD   = 3
+	readyWord = "ready"
 )
-
-// backgroundCommand runs a session that another process has begun. It is not for people.
-func backgroundCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: backgroundName, Hidden: true, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, fd := range []int{readyFD, jobFD} {
-				if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-					return usage("%s is for vmm itself", backgroundName)
-				}
-				unix.CloseOnExec(fd) // its own children do not keep the one waiting who started it
-			}
-			var s session
-			job := os.NewFile(jobFD, "job")
-			err := json.NewDecoder(job).Decode(&s)
-			job.Close()
-			if err != nil {
-				return failed(fmt.Errorf("the background process was not told what to run: %w", err))
-			}
-			go endWithStarter()
-			return s.run(cmd.Context())
-		},
-	}
-}
 
 // isReady is set once the one who started this process need not be there any more.
 var isReady atomic.Bool
+
+// holdStarter ends this process if the one who started it goes before it is ready.
+func holdStarter() error {
+	if _, err := unix.FcntlInt(readyFD, unix.F_GETFD, 0); err != nil {
+		return usage("nobody listens to a process in the background: %w", err)
+	}
+	unix.CloseOnExec(readyFD) // its own children do not keep the one waiting who started it
+	go endWithStarter()
+	return nil
+}
 
 // endWithStarter ends a process whose starter has gone before it was ready.
 func endWithStarter() {
@@ -71,7 +52,7 @@ func endWithStarter() {
 // detach runs the session in a process in the background, and returns the name of its VM
 // when that runs. When ctx ends before, the process is ended.
 func (s *session) detach(ctx context.Context) (name string, err error) {
-	text, err := json.Marshal(s)
+	c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
 	if err != nil {
 		return "", err
 	}
@@ -80,27 +61,15 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 		return "", err
 	}
 	defer r.Close()
-	job, write, err := os.Pipe()
-	if err != nil {
-		w.Close()
-		return "", err
-	}
-	c := exec.Command("/proc/self/exe", backgroundName)
-	c.Stderr = os.Stderr // until it is ready
-	c.ExtraFiles = []*os.File{w, job}
+	c.Stderr = os.Stderr         // until it is ready
+	c.ExtraFiles = []*os.File{w} // readyFD
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	err = c.Start()
 	w.Close()
-	job.Close()
 	if err != nil {
-		write.Close()
 		return "", err
 	}
 	defer context.AfterFunc(ctx, func() { c.Process.Signal(unix.SIGTERM) })()
-	_, err = write.Write(text)
-	if err = errors.Join(err, write.Close()); err != nil {
-		return "", errors.Join(err, c.Process.Kill())
-	}
 	// A line and not all: the other side looks at the pipe for longer.
 	said, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil && err != io.EOF {

@@ -101,7 +101,7 @@ func (c *hostConsole) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// filterKeys takes vmm's own keys out of p, in place. escaped tells whether
+// filterKeys takes vmm's own keys out of p, in place. escaped reports whether
 // the last byte was an unanswered Ctrl-a.
 func filterKeys(p []byte, escaped bool, do consoleActions) ([]byte, bool) {
 	out := p[:0]

@@ -74,8 +74,8 @@ func (e *execFlags) check() error {
 // forwarded are the signals that go on to a command in the guest.
 var forwarded = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
 
-// patience is how many signals a command may take before vmm ends in its place.
-const patience = 3
+// maxSignals is how many signals a command may take before vmm ends in its place.
+const maxSignals = 3
 
 // runInGuest runs a command in a guest on this process's streams. wait returns when
 // the agent can be used. The status is the command's, or that of a signal before
@@ -95,7 +95,7 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 			case s := <-signals:
 				select {
 				case <-running:
-					if n < patience {
+					if n < maxSignals {
 						passed <- s
 						continue
 					}

@@ -73,7 +73,7 @@ func Run(args []string) int {
 		exit = &exitError{statusUsage, fmt.Errorf("%w (see vmm --help)", err)}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "vmm:", exit.err)
+		fmt.Fprintln(os.Stderr, "vmm:", withHint(exit.err))
 	}
 	return exit.status
 }
@@ -91,6 +91,6 @@ func Command() *cobra.Command {
 	}
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
 		pauseCommand("pause", "Stop VMs where they are", (*client.Client).Pause), pauseCommand("resume", "Let paused VMs go on", (*client.Client).Resume),
-		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), backgroundCommand())
+		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), sessionCommand())
 	return root
 }

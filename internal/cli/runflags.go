@@ -245,24 +245,38 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
 		read(f.fl, "publish", f.publish, gateway.ParsePublication, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
 		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
-	for _, dir := range f.rw {
-		path, bad := paths.Real(dir)
-		if bad != nil {
-			return failed(fmt.Errorf("--rw: %w", bad))
+	if err != nil {
+		return err
+	}
+	return shareWritable(c, f.rw)
+}
+
+// shareWritable shares directories that the guest has by the same paths, for it to write
+// to.
+func shareWritable(c *vm.Config, dirs []string) error {
+	for _, dir := range dirs {
+		path, err := paths.Real(dir)
+		if err != nil {
+			return failed(fmt.Errorf("--rw: %w", err))
 		}
 		c.Shares = append(c.Shares, vm.Share{Host: path, Guest: path})
 	}
-	return err
+	return nil
 }
 
 // read reads the values of a flag, if it was given.
-func read[T any](fl *pflag.FlagSet, flag string, values []string, parse func(string) (T, error), to *[]T) error {
+func read[T any](fl *pflag.FlagSet, flag string, values []string, read func(string) (T, error), to *[]T) error {
 	if !fl.Changed(flag) {
 		return nil
 	}
 	*to = nil
+	return parse(flag, values, read, to)
+}
+
+// parse reads the values of a flag.
+func parse[T any](flag string, values []string, read func(string) (T, error), to *[]T) error {
 	for _, v := range values {
-		t, err := parse(v)
+		t, err := read(v)
 		if err != nil {
 			return usage("--%s %w", flag, err)
 		}

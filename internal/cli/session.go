@@ -191,7 +191,7 @@ func (s *session) log(err error) {
 	if s.console != nil {
 		out = s.console.messages()
 	}
-	fmt.Fprintf(out, "vmm: %v\n", err)
+	fmt.Fprintf(out, "vmm: %v\n", withHint(err))
 }
 
 // prepare makes the VM, from a snapshot of its kind if there is one, and prepares it.
@@ -206,15 +206,22 @@ func (s *session) prepare(ctx context.Context) (*vm.VM, error) {
 	return v, inFlags(err)
 }
 
-// make makes a VM that boots, or goes on from what the user says.
-func (s *session) make(ctx context.Context) (*vm.VM, error) {
+// make makes a VM that boots, or goes on from what the user says. A Config that cannot be
+// is a wrong use, for all of it that was not saved is what the user has said.
+func (s *session) make(ctx context.Context) (v *vm.VM, err error) {
 	switch {
 	case s.Restore != nil:
-		return s.Restore.open(s)
+		v, err = s.Restore.open(s)
 	case s.Receive != nil:
-		return s.Receive.open(ctx, s)
+		v, err = s.Receive.open(ctx, s)
+	default:
+		v, err = vm.New(*s.Config, s.options()...)
 	}
-	return vm.New(*s.Config, s.options()...)
+	var config *vm.ConfigError
+	if errors.As(err, &config) {
+		err = &exitError{statusUsage, inFlags(err)}
+	}
+	return v, err
 }
 
 // fromWarm makes and prepares a VM that goes on from a snapshot of its kind. It is nil if
@@ -283,12 +290,6 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 		return err
 	}
 	defer control.Close()
-	if s.background != nil {
-		if err := s.background.ready(s.entry.Name()); err != nil {
-			return err
-		}
-	}
-	s.ready = true
 	debugger.serve(v, local.Kill, s.console.messages())
 	if s.Profile != "" {
 		v.StartProfile()
@@ -347,6 +348,12 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	if err := v.Start(ctx); err != nil {
 		return vm.Result{}, statusFailed, err
 	}
+	if s.background != nil {
+		if err := s.background.ready(s.entry.Name()); err != nil {
+			return vm.Result{}, statusFailed, err
+		}
+	}
+	s.ready = true
 	if s.Sandbox {
 		done := make(chan struct{})
 		defer func() {
@@ -403,7 +410,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():
-		case <-time.After(lastWords):
+		case <-time.After(hangUpTime):
 		}
 		return statusFailed, err
 	}
@@ -419,8 +426,8 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 	return status, nil
 }
 
-// lastWords is how long a guest may take to end when its agent has hung up.
-const lastWords = 3 * time.Second
+// hangUpTime is how long a guest may take to end when its agent has hung up.
+const hangUpTime = 3 * time.Second
 
 // guestOwner is who the user of vmm is in the guest: the one who runs the command, as
 // USER[:GROUP].

@@ -57,7 +57,7 @@ func killCommand() *cobra.Command {
 }
 
 func stopCommand() *cobra.Command {
-	patience := 10
+	seconds := 10
 	cmd := &cobra.Command{
 		Use: "stop VM...", Short: "Shut VMs down", Args: cobra.MinimumNArgs(1),
 		Long: "stop asks the guest to shut down, by its agent or by the power button, and ends the VM if it\n" +
@@ -71,7 +71,7 @@ func stopCommand() *cobra.Command {
 				if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
 					return err
 				}
-				wait, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Second)
+				wait, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
 				defer cancel()
 				if registry.User().WaitEnded(wait, vm) == nil {
 					return nil
@@ -80,6 +80,6 @@ func stopCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().IntVarP(&patience, "time", "t", patience, "`SECONDS` until the VM is ended")
+	cmd.Flags().IntVarP(&seconds, "time", "t", seconds, "`SECONDS` until the VM is ended")
 	return cmd
 }

@@ -159,7 +159,7 @@ func (f *testFlags) run(ctx context.Context, out io.Writer, vms []*kerneltest.VM
 	if f.verbose {
 		hooks.Output = p.output
 	}
-	results, interrupted := f.matrix.Run(ctx, selfRunner("/proc/self/exe"), hooks)
+	results, interrupted := f.matrix.Run(ctx, selfRunner(self), hooks)
 	p.close()
 	tellResults(out, results)
 	if os.Getenv("GITHUB_ACTIONS") == "true" {

@@ -4,11 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,11 +15,12 @@ import (
 
 	"vmm/internal/tail"
 	"vmm/kerneltest"
+	vmm "vmm/vm"
 	"vmm/vm/registry"
+	"vmm/vm/spec"
 )
 
-// selfRunner runs each VM of vmm test as a vmm run in a process of its own: its value
-// is the program.
+// selfRunner runs each VM of vmm test in a process of its own: its value is the program.
 type selfRunner string
 
 // Run implements kerneltest.Runner.
@@ -34,9 +33,16 @@ func (program selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltes
 	name := testVMName(dir)
 	defer registry.User().Look(name) // which clears away what is left of one that was killed
 	console, result := filepath.Join(dir, "console"), filepath.Join(dir, "result")
-	args := append([]string{"run", "--name", name, "--console", console, "--result", result}, testArgs(&vm)...)
+	job, err := testSession(&vm)
+	if err != nil {
+		return out, err
+	}
+	job.Config.Name, job.Config.Console.File, job.Result = name, console, result
 	var said tail.Buffer
-	c := exec.CommandContext(ctx, string(program), args...)
+	c, err := job.process(ctx, string(program))
+	if err != nil {
+		return out, err
+	}
 	c.Stdout, c.Stderr = s.Stdout, io.MultiWriter(&said, s.Stderr)
 	c.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // Ctrl-C is for us alone
 	c.Cancel = func() error { return endTest(name, c.Process) }
@@ -63,24 +69,25 @@ func testVMName(dir string) string {
 	return "test-" + strings.TrimPrefix(filepath.Base(dir), "vmm-test-")
 }
 
-// testArgs is a VM of a matrix as flags of vmm run.
-func testArgs(vm *kerneltest.VM) []string {
-	args := []string{"--timeout", vm.Test.Timeout.String(), "--append", "loglevel=7 " + vm.Kernel.Append,
-		"-m", vm.Memory.String(), "-c", fmt.Sprint(vm.CPUs)}
-	if vm.Warm {
-		args = append(args, "--warm")
+// testSession is what runs a VM of a matrix, but for its name and its files.
+func testSession(vm *kerneltest.VM) (*session, error) {
+	c := &vmm.Config{CPUs: vm.CPUs, Memory: vm.Memory,
+		Boot: vmm.Boot{Kernel: vm.Kernel.Image, Modules: vm.Kernel.Modules, Args: []string{"loglevel=7", vm.Kernel.Append}}}
+	if vm.Root != "" {
+		c.Root = &vmm.Root{Path: vm.Root}
 	}
-	for _, f := range []struct {
-		flag   string
-		values []string
-	}{{"--root", []string{vm.Root}}, {"--rw", vm.RW}, {"--share", vm.Shares}, {"--kernel", []string{vm.Kernel.Image}}, {"--modules", []string{vm.Kernel.Modules}}} {
-		for _, v := range f.values {
-			if v != "" {
-				args = append(args, f.flag, v)
-			}
-		}
+	s := &session{Config: c, Named: true, Sandbox: true, Command: vm.Test.Command, Timeout: vm.Test.Timeout, ConsoleGiven: true, Warm: vm.Warm}
+	if err := parse("share", vm.Shares, spec.Share, &c.Shares); err != nil {
+		return nil, err
 	}
-	return append(append(args, "--"), vm.Test.Command...)
+	if err := shareWritable(c, vm.RW); err != nil {
+		return nil, err
+	}
+	if err := s.completeSandbox(); err != nil {
+		return nil, err
+	}
+	*c = c.WithDefaults()
+	return s, inFlags(c.Check())
 }
 
 // testEnd is how long a VM's process may take to end when it is told to.

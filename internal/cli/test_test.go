@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmm/kerneltest"
+	"vmm/vm"
 )
 
 // completeTest reads a command line of vmm test.
@@ -131,12 +133,17 @@ func TestTestOutcome(t *testing.T) {
 	}
 }
 
-// fakeVMM is a program in the place of vmm: a shell script that has the file of
-// --console in $console and that of --result in $result.
+// fakeVMM is a program in the place of vmm: a shell script that has the session it is
+// told to run in $job, and of that the console's file in $console and the result's in
+// $result.
 func fakeVMM(t *testing.T, script string) selfRunner {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vmm")
-	text := "#!/bin/sh\nfor a; do\n\tcase $last in --console) console=$a;; --result) result=$a;; esac\n\tlast=$a\ndone\n" + script
+	text := `#!/bin/sh
+job=$(cat)
+of() { printf %s "$job" | sed 's/.*"'$1'":"\([^"]*\)".*/\1/'; }
+console=$(of file) result=$(of Result)
+` + script
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -163,33 +170,56 @@ func wantEmpty(t *testing.T, dir string) {
 
 func TestSelfRunner(t *testing.T) {
 	tmp := private(t)
-	self := fakeVMM(t, `echo "$@"; echo "vmm: a word" >&2; echo "[ 1.0] hello" > $console
+	program := fakeVMM(t, `printf %s "$job"; echo "vmm: $1" >&2; echo "[ 1.0] hello" > $console
 echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
-	vm := kerneltest.VM{
+	root, a, b := t.TempDir(), t.TempDir(), t.TempDir()
+	test := kerneltest.VM{
 		Kernel: kerneltest.Kernel{Image: "bzImage", Modules: "mods", Append: "quiet"},
 		Test:   kerneltest.Test{Command: []string{"check", "--all"}, Timeout: 90 * time.Second},
-		Shape:  kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{"a", "b"}, Shares: []string{"c:/c"}, Root: "/r", Warm: true},
+		Shape:  kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{a, b}, Shares: []string{"c:/c:ro"}, Root: root, Warm: true},
 	}
 	var console, stdout, stderr bytes.Buffer
 	streams := kerneltest.Streams{Console: &console, Stdout: &stdout, Stderr: &stderr}
-	out, err := self.Run(t.Context(), vm, streams)
-	if want := (kerneltest.Outcome{Stage: kerneltest.Exited, Status: 7, Message: "a word"}); err != nil || out != want {
+	out, err := program.Run(t.Context(), test, streams)
+	if want := (kerneltest.Outcome{Stage: kerneltest.Exited, Status: 7, Message: sessionName}); err != nil || out != want {
 		t.Errorf("%+v, %v", out, err)
 	}
-	want := " --timeout 1m30s --append loglevel=7 quiet -m 1G -c 2 --warm --root /r --rw a --rw b --share c:/c --kernel bzImage --modules mods -- check --all\n"
-	if !strings.HasPrefix(stdout.String(), "run --name test-") || !strings.HasSuffix(stdout.String(), want) || console.String() != "[ 1.0] hello\n" || stderr.String() != "vmm: a word\n" {
-		t.Errorf("run as %s; console %q, standard error %q", stdout.String(), console.String(), stderr.String())
+	if console.String() != "[ 1.0] hello\n" || stderr.String() != "vmm: "+sessionName+"\n" {
+		t.Errorf("console %q, standard error %q", console.String(), stderr.String())
+	}
+	got := &session{}
+	if err := json.Unmarshal(stdout.Bytes(), got); err != nil {
+		t.Fatalf("run as %s: %v", stdout.String(), err)
+	}
+	if !strings.HasPrefix(got.Config.Name, "test-") || got.Config.Console.File == "" || got.Result == "" {
+		t.Errorf("run as %s", stdout.String())
+	}
+	config := vm.Config{Name: got.Config.Name, CPUs: 2, Memory: 1 << 30, Boot: vm.Boot{Kernel: "bzImage", Modules: "mods", Args: []string{"loglevel=7", "quiet"}},
+		Root: &vm.Root{Path: root}, Console: got.Config.Console,
+		Shares: []vm.Share{{Host: "c", Guest: "/c", ReadOnly: true}, {Host: a, Guest: a}, {Host: b, Guest: b}}}.WithDefaults()
+	if want := (&session{Config: &config, Named: true, Sandbox: true, Command: []string{"check", "--all"}, Timeout: 90 * time.Second,
+		ConsoleGiven: true, Warm: true, Result: got.Result}); !reflect.DeepEqual(got, want) {
+		t.Errorf("run as %+v with %+v, want %+v with %+v", got, got.Config, want, want.Config)
 	}
 	wantEmpty(t, tmp)
 
+	// What is wrong with the VM is said without a process.
+	for want, wrong := range map[string]kerneltest.Shape{"--share": {Shares: []string{"c"}}, "--rw": {RW: []string{"/nowhere"}}, "--root": {Root: "/nowhere"}} {
+		bad := test
+		bad.Shape = wrong
+		if out, err := program.Run(t.Context(), bad, streams); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %+v, %v", want, out, err)
+		}
+	}
+
 	// One that never ran, one that tells nonsense, one that is not there.
-	if out, err := fakeVMM(t, "echo 'vmm: no kernel' >&2; exit 125").Run(t.Context(), vm, streams); err != nil || out != (kerneltest.Outcome{Status: 125, Message: "no kernel"}) {
+	if out, err := fakeVMM(t, "echo 'vmm: no kernel' >&2; exit 125").Run(t.Context(), test, streams); err != nil || out != (kerneltest.Outcome{Status: 125, Message: "no kernel"}) {
 		t.Errorf("no kernel: %+v, %v", out, err)
 	}
-	if out, err := fakeVMM(t, "echo nonsense > $result").Run(t.Context(), vm, streams); err == nil {
+	if out, err := fakeVMM(t, "echo nonsense > $result").Run(t.Context(), test, streams); err == nil {
 		t.Errorf("nonsense: %+v", out)
 	}
-	if out, err := selfRunner("/nowhere/vmm").Run(t.Context(), vm, streams); !errors.Is(err, os.ErrNotExist) {
+	if out, err := selfRunner("/nowhere/vmm").Run(t.Context(), test, streams); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no program: %+v, %v", out, err)
 	}
 	wantEmpty(t, tmp)
@@ -210,10 +240,10 @@ func TestSelfRunnerCancel(t *testing.T) {
 	tmp := private(t)
 	pids := filepath.Join(t.TempDir(), "pids")
 	t.Setenv("PIDS", pids)
-	self := fakeVMM(t, "echo so far > $console; sleep 1000 & echo $$ $! > $PIDS; echo ready; wait")
+	program := fakeVMM(t, "echo so far > $console; sleep 1000 & echo $$ $! > $PIDS; echo ready; wait")
 	ctx, cancel := context.WithCancel(t.Context())
 	var console bytes.Buffer
-	out, err := self.Run(ctx, kerneltest.VM{Test: kerneltest.Test{Command: []string{"true"}, Timeout: time.Hour}},
+	out, err := program.Run(ctx, kerneltest.VM{Test: kerneltest.Test{Command: []string{"true"}, Timeout: time.Hour}},
 		kerneltest.Streams{Console: &console, Stdout: onWrite(cancel), Stderr: &bytes.Buffer{}})
 	if !errors.Is(err, context.Canceled) || console.String() != "so far\n" {
 		t.Errorf("%+v, %v, console %q", out, err, console.String())

@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"context"
 	"crypto/subtle"
 	"encoding/binary"
 	"errors"
@@ -16,24 +17,18 @@ type Destination struct {
 	link  *link
 	Hello Hello
 	Final Final
-	// Memory is the guest's; the machine that is made with it closes it.
+	// Memory is the guest's, once Receive has returned without an error: whoever takes it
+	// closes it.
 	Memory *machine.Memory
 }
 
-// Accept begins to receive from a connection; token is what the source must know, if
-// it is not empty. The Destination must be closed.
-func Accept(c net.Conn, token string) (*Destination, error) {
+// Accept begins to receive from a connection, which it closes if it returns an error;
+// token is what the source must know, if it is not empty. The Destination must be closed.
+// When ctx ends meanwhile, the connection is closed and the error is ctx's, as it is in
+// Receive and Ready.
+func Accept(ctx context.Context, c net.Conn, token string) (*Destination, error) {
 	d := &Destination{link: newLink(c)}
-	err := d.link.want(frameHello, &d.Hello)
-	switch h := d.Hello; {
-	case err != nil:
-	case subtle.ConstantTimeCompare([]byte(h.Token), []byte(token)) != 1:
-		err = errors.New("the key is another one's")
-	case h.Version != Version:
-		err = fmt.Errorf("it speaks version %d of the protocol, this vmm version %d", h.Version, Version)
-	case h.Memory < machine.MinMemory || h.Memory > machine.MaxMemory || h.Memory%pageSize != 0:
-		err = fmt.Errorf("a memory of %d bytes", h.Memory)
-	}
+	err := d.link.within(ctx, func() error { return d.greet(token) })
 	if err != nil {
 		d.Refuse(err)
 		d.Close()
@@ -42,16 +37,37 @@ func Accept(c net.Conn, token string) (*Destination, error) {
 	return d, nil
 }
 
-// Receive takes memory and state, while the guest runs at the other side.
-func (d *Destination) Receive() (err error) {
-	defer func() {
-		if err != nil {
-			d.Refuse(err)
-			if d.Memory != nil {
-				d.Memory.Close()
-			}
+// greet finds out what the source is, and whether it may send.
+func (d *Destination) greet(token string) error {
+	if err := d.link.want(frameHello, &d.Hello); err != nil {
+		return err
+	}
+	switch h := d.Hello; {
+	case subtle.ConstantTimeCompare([]byte(h.Token), []byte(token)) != 1:
+		return errors.New("the key is another one's")
+	case h.Version != Version:
+		return fmt.Errorf("it speaks version %d of the protocol, this vmm version %d", h.Version, Version)
+	case h.Memory < machine.MinMemory || h.Memory > machine.MaxMemory || h.Memory%pageSize != 0:
+		return fmt.Errorf("a memory of %d bytes", h.Memory)
+	}
+	return nil
+}
+
+// Receive takes memory and state, while the guest runs at the other side. After an error,
+// which the source is told, Memory is freed.
+func (d *Destination) Receive(ctx context.Context) error {
+	err := d.link.within(ctx, d.receive)
+	if err != nil {
+		d.Refuse(err)
+		if d.Memory != nil {
+			err = errors.Join(err, d.Memory.Close())
+			d.Memory = nil
 		}
-	}()
+	}
+	return err
+}
+
+func (d *Destination) receive() (err error) {
 	if d.Memory, err = machine.NewMemory(d.Hello.Memory); err != nil {
 		return err
 	}
@@ -126,15 +142,17 @@ func (d *Destination) final(size int) error {
 }
 
 // Ready tells the source that the machine could run, and returns nil when it is to.
-func (d *Destination) Ready() error {
-	if err := d.link.signal(frameReady); err != nil {
-		return err
-	}
-	if err := d.link.want(frameGo, nil); err != nil {
-		return fmt.Errorf("the VM stays where it was: %w", err)
-	}
-	d.link.signal(frameRunning) // it runs, whether the source hears of it or not
-	return nil
+func (d *Destination) Ready(ctx context.Context) error {
+	return d.link.within(ctx, func() error {
+		if err := d.link.signal(frameReady); err != nil {
+			return err
+		}
+		if err := d.link.want(frameGo, nil); err != nil {
+			return fmt.Errorf("the VM stays where it was: %w", err)
+		}
+		d.link.signal(frameRunning) // it runs, whether the source hears of it or not
+		return nil
+	})
 }
 
 // Refuse tells the source why the machine cannot run here.

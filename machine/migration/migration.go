@@ -8,6 +8,7 @@ package migration
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -86,6 +87,17 @@ type link struct {
 
 func newLink(c net.Conn) *link {
 	return &link{c, bufio.NewReaderSize(c, 1<<20), bufio.NewWriterSize(c, 1<<20)}
+}
+
+// within does something that ends when ctx does, with the connection and with ctx's error.
+// But ErrUnknown stays.
+func (l *link) within(ctx context.Context, do func() error) error {
+	defer context.AfterFunc(ctx, func() { l.conn.Close() })()
+	err := do()
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrUnknown) {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 func (l *link) send(kind byte, parts ...[]byte) error {

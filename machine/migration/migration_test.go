@@ -2,6 +2,7 @@ package migration
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -48,12 +49,12 @@ func receive(sent []byte, token string) (*Destination, error) {
 		}
 		theirs.Close()
 	}()
-	d, err := Accept(ours, token)
+	d, err := Accept(context.Background(), ours, token)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	return d, d.Receive()
+	return d, d.Receive(context.Background())
 }
 
 func TestReceive(t *testing.T) {

@@ -60,17 +60,12 @@ type source struct {
 // meanwhile is machine.ErrEnded.
 func Send(ctx context.Context, c net.Conn, m *machine.Machine, o Options) (*Result, error) {
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
 	s := &source{link: newLink(c), m: m, o: o, buffer: make([]byte, maxPages)}
-	err := s.send()
-	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrUnknown) {
-		err = context.Cause(ctx)
-	}
+	err := s.within(ctx, s.moveAway)
 	return &s.result, err
 }
 
-func (s *source) send() error {
+func (s *source) moveAway() error {
 	s.o.Version = Version
 	if err := s.sendJSON(frameHello, s.o.Hello); err != nil {
 		return err
@@ -106,7 +101,7 @@ func (s *source) send() error {
 	}
 }
 
-// fits tells whether so many pages can be sent in the time that the guest may stand
+// fits reports whether so many pages can be sent in the time that the guest may stand
 // still. Half of it is for all else.
 func (s *source) fits(pages int) bool {
 	if s.result.Sent == 0 || s.took == 0 {
@@ -158,9 +153,9 @@ func (s *source) each(wanted func(off int64) bool) error {
 			}
 			at := binary.LittleEndian.AppendUint64(nil, uint64(off))
 			if zero {
-				err = s.link.send(frameZeros, binary.LittleEndian.AppendUint64(at, uint64(len(pages))))
+				err = s.send(frameZeros, binary.LittleEndian.AppendUint64(at, uint64(len(pages))))
 			} else {
-				err = s.link.send(framePages, at, pages)
+				err = s.send(framePages, at, pages)
 			}
 			if err != nil {
 				return err

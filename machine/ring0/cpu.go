@@ -242,7 +242,7 @@ func (c *CPU) SetKernelGSBase(v uint64) { c.kernelGSBase, c.knownGSBase = v, v }
 // RIP returns the address of the next instruction.
 func (c *CPU) RIP() uint64 { return c.r[rIP] }
 
-// CanExecute tells whether the state is one that this package executes: level
+// CanExecute reports whether the state is one that this package executes: level
 // 0, 64-bit code, 4-level paging.
 func (c *CPU) CanExecute() bool {
 	s := &c.sregs
@@ -250,10 +250,10 @@ func (c *CPU) CanExecute() bool {
 		s.CR4&x86.CR4LA57 == 0 && c.sys&(flagTF|flagVM|flagNT) == 0
 }
 
-// User tells whether the state is at privilege level 3.
+// User reports whether the state is at privilege level 3.
 func (c *CPU) User() bool { return c.sregs.CS.Selector&3 == 3 && c.sregs.EFER&x86.EFERLMA != 0 }
 
-// InterruptsOn tells whether the guest accepts interrupts.
+// InterruptsOn reports whether the guest accepts interrupts.
 func (c *CPU) InterruptsOn() bool { return c.sys&flagIF != 0 }
 
 func (c *CPU) flags() uint64 {

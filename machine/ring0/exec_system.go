@@ -321,7 +321,7 @@ func execIRet(c *CPU, _ *inst) status {
 	return ended
 }
 
-// isUser64 tells whether the selectors are those of SYSRET, which are flat.
+// isUser64 reports whether the selectors are those of SYSRET, which are flat.
 func (c *CPU) isUser64(cs, ss uint64) bool {
 	star, err := c.host.MSR(MSRStar)
 	sel := star >> 48

@@ -47,7 +47,7 @@ type vectorForm struct {
 	bytes int // the largest memory operand
 }
 
-// vectorOpcode tells whether 0x0f op is an SSE or MMX instruction, and the
+// vectorOpcode reports whether 0x0f op is an SSE or MMX instruction, and the
 // size of its immediate.
 func vectorOpcode(op uint8) (imm int, ok bool) {
 	switch {

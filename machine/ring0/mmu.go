@@ -77,7 +77,7 @@ func (c *CPU) noPage() (uint64, uint64, bool) {
 // walk translates a linear address as the CPU does at level 0 (SDM 3, 4.5 and
 // 4.6) and sets the accessed and dirty bits. perm collects the entry's
 // write, user and no-execute bits over all levels. When it fails, c.fault
-// tells whether the guest is to blame.
+// reports whether the guest is to blame.
 func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 	if !canonical(addr) {
 		return c.noPage()
@@ -316,7 +316,7 @@ func cas(p unsafe.Pointer, old, v uint64, size uint8) bool {
 	}
 }
 
-// lockable tells whether a locked access can be atomic here; else KVM does it.
+// lockable reports whether a locked access can be atomic here; else KVM does it.
 func lockable(addr uint64, size uint8) bool { return addr&7+uint64(size) <= 8 }
 
 func sizeMask(size uint8) uint64 { return ^uint64(0) >> (64 - 8*uint(size)) }

@@ -57,7 +57,7 @@ func (t *Tables) join(c *CPU) {
 	t.cpus = append(t.cpus, c)
 }
 
-// isTable tells whether the page at gpa, any address, is marked.
+// isTable reports whether the page at gpa, any address, is marked.
 func (t *Tables) isTable(gpa uint64) bool {
 	n := gpa >> 12
 	return n < uint64(len(t.level)) && atomic.LoadUint32(&t.level[n]) != 0

@@ -55,7 +55,7 @@ func (t *Trial) note(p unsafe.Pointer) {
 	t.pages = append(t.pages, trialPage{host: page, before: *page})
 }
 
-// Repeats tells whether the instruction is a repeated one, of which KVM and
+// Repeats reports whether the instruction is a repeated one, of which KVM and
 // this package do different amounts at once.
 func (t *Trial) Repeats() bool {
 	var in inst

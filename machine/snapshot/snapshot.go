@@ -89,8 +89,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // The reasons why a snapshot cannot be used.
 var (
-	ErrNone    = errors.New("there is no snapshot")
-	ErrCorrupt = errors.New("it is damaged")
+	ErrNotExist = errors.New("there is no snapshot in this directory")
+	ErrCorrupt  = errors.New("the snapshot is damaged")
 )
 
 func corrupt(format string, args ...any) error {
@@ -175,7 +175,7 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 func ReadManifest(dir string) (*Manifest, error) {
 	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, ErrNone
+		return nil, ErrNotExist
 	}
 	if err != nil {
 		return nil, err
@@ -299,7 +299,7 @@ func (s *Snapshot) look() (string, error) {
 	return out.String(), nil
 }
 
-// stamped tells whether all files look as when they were checked last.
+// stamped reports whether all files look as when they were checked last.
 func (s *Snapshot) stamped() bool {
 	stamp, err := os.ReadFile(s.Path(stampFile))
 	now, bad := s.look()

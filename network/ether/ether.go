@@ -73,7 +73,7 @@ func (h Header) Encode(b []byte) {
 	le.PutUint16(b[10:], h.Buffers)
 }
 
-// Segmented tells whether the frame stands for several.
+// Segmented reports whether the frame stands for several.
 func (h Header) Segmented() bool { return h.GSOType&^GSOECN != GSONone }
 
 // NIC is a network device, as its link sees it.
@@ -117,7 +117,7 @@ type Offloads struct {
 	UDP6             bool
 }
 
-// Takes tells whether a frame can be given as it is.
+// Takes reports whether a frame can be given as it is.
 func (o Offloads) Takes(h Header) bool {
 	switch h.GSOType &^ GSOECN {
 	case GSOTCPv4:
@@ -162,7 +162,7 @@ func (m *MAC) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Multicast tells whether the address is a group's.
+// Multicast reports whether the address is a group's.
 func (m MAC) Multicast() bool { return m[0]&1 != 0 }
 
 // ParseMAC reads the address of one device.

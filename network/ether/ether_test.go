@@ -54,7 +54,7 @@ func packet(v6, vlan, tcp bool, payload []byte) (Header, []byte) {
 	return h, append(append(frame, l4...), payload...)
 }
 
-// right tells whether a frame's checksums are.
+// right reports whether a frame's checksums are.
 func right(frame []byte) bool {
 	at, kind := network(frame)
 	if kind == TypeIPv4 {

@@ -125,7 +125,7 @@ func (l *leases) get(mac ether.MAC, want netip.Addr, name string) (lease, bool) 
 	return *e, true
 }
 
-// free tells whether an address can be given out; mu is held.
+// free reports whether an address can be given out; mu is held.
 func (l *leases) free(a netip.Addr) bool {
 	if !l.subnet.Contains(a) || !l.subnet.Contains(a.Next()) { // the last one is for broadcasts
 		return false

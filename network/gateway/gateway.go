@@ -210,7 +210,7 @@ func addressOf(a tcpip.Address) netip.Addr {
 	return netip.AddrFrom16(a.As16())
 }
 
-// ours tells whether an address is the gateway's own.
+// ours reports whether an address is the gateway's own.
 func (g *Gateway) ours(a netip.Addr) bool {
 	return a == g.router4 || a == g.names4 || a == g.router6 || a == g.names6 || a == g.linkLocal
 }

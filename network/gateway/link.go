@@ -83,7 +83,7 @@ func (l *link) next() {
 	p.DecRef()
 }
 
-// idle tells whether nothing waits; mu is held.
+// idle reports whether nothing waits; mu is held.
 func (l *link) idle() bool { return l.head == len(l.pending) }
 
 // WritePackets implements stack.LinkWriter.

@@ -79,7 +79,7 @@ func (p *Policy) ParseRule(allow bool, s string) error {
 	return nil
 }
 
-// allows tells whether the guest may connect to a destination of the host's
+// allows reports whether the guest may connect to a destination of the host's
 // network.
 func (p *Policy) allows(to netip.AddrPort) bool {
 	for _, r := range p.Rules {

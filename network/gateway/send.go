@@ -81,7 +81,7 @@ func (g *Gateway) Send(queue int, h ether.Header, parts [][]byte) {
 	g.link.inject(kind, v)
 }
 
-// local tells whether a datagram is for the gateway itself, or for nobody in
+// local reports whether a datagram is for the gateway itself, or for nobody in
 // particular.
 func (g *Gateway) local(to netip.AddrPort) bool {
 	a := to.Addr()

@@ -62,7 +62,7 @@ func (g *Gateway) emitUDP(b []byte, to ether.MAC, src, dst netip.AddrPort) {
 // udpRoom is how much room emitUDP needs in front of a payload.
 const udpRoom = headerRoom + header.UDPMinimumSize
 
-// fits tells whether a packet of n bytes behind the IP header needs no fragments.
+// fits reports whether a packet of n bytes behind the IP header needs no fragments.
 func (g *Gateway) fits(n int, src netip.Addr) bool {
 	if src.Is4() {
 		return n+header.IPv4MinimumSize <= g.cfg.MTU

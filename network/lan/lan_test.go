@@ -3,6 +3,7 @@ package lan
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -126,7 +127,7 @@ func TestSameAddress(t *testing.T) {
 	second := New()
 	defer second.Close()
 	err := second.Join(dir, Member{Name: "vm1", PID: 1, MAC: mac(1).String()})
-	if err == nil || !strings.Contains(err.Error(), "give this VM another --name") {
+	if !errors.Is(err, ErrAddressTaken) {
 		t.Errorf("err = %v", err)
 	}
 	first.Close()

@@ -31,17 +31,20 @@ const (
 	// meshVersion changes with what is said between switches.
 	meshVersion  = 1
 	helloTimeout = 5 * time.Second
-	// patience is how long a frame waits for a switch that is slow to take it:
+	// peerTimeout is how long a frame waits for a switch that is slow to take it:
 	// once, then not again until it takes one.
-	patience   = 20 * time.Millisecond
-	maxMessage = ether.HeaderSize + ether.MaxFrame
-	socketRoom = 4 << 20 // asked for; the host's limits may be lower
-	maxParts   = 128
+	peerTimeout = 20 * time.Millisecond
+	maxMessage  = ether.HeaderSize + ether.MaxFrame
+	socketRoom  = 4 << 20 // asked for; the host's limits may be lower
+	maxParts    = 128
 )
+
+// ErrAddressTaken is in the error for a member whose address another one has.
+var ErrAddressTaken = errors.New("there is a device of this address already")
 
 // Join makes the switch one with all others that have joined in a directory,
 // which is made if it is not there. Each has a socket there, on which the later
-// ones connect to it. It fails if there is a member with the same address.
+// ones connect to it. The error is ErrAddressTaken if a member has the same address.
 func (s *Switch) Join(dir string, me Member) error {
 	me.Version = meshVersion
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -136,8 +139,7 @@ func (s *Switch) meet(c *net.UnixConn, me Member) error {
 		return fmt.Errorf("joining the switch: VM %s (process %d) runs another version of vmm", other.Name, other.PID)
 	}
 	if other.MAC == me.MAC {
-		return fmt.Errorf("joining the switch: VM %s (process %d) is there already with address %s: give this VM another --name, or mac=",
-			other.Name, other.PID, other.MAC)
+		return fmt.Errorf("joining the switch: %w: VM %s (process %d) has %s", ErrAddressTaken, other.Name, other.PID, other.MAC)
 	}
 	c.SetDeadline(time.Time{})
 	c.SetWriteBuffer(socketRoom)
@@ -186,7 +188,7 @@ func (p *peer) send(_ int, h ether.Header, parts [][]byte) bool {
 	}
 	iov := iovec.Append(iovec.Append(p.iov[:0], p.header[:]), parts...)
 	p.msg = unix.Msghdr{Iov: &p.iov[0], Iovlen: uint64(len(iov))}
-	p.conn.SetWriteDeadline(time.Now().Add(patience)) // a slow one too: an old deadline would keep it from the try
+	p.conn.SetWriteDeadline(time.Now().Add(peerTimeout)) // a slow one too: an old deadline would keep it from the try
 	err := p.raw.Write(p.write)
 	p.slow = errors.Is(err, os.ErrDeadlineExceeded) || p.slow && p.errno == unix.EAGAIN
 	return true

@@ -228,7 +228,7 @@ func (s *Switch) Datagram(local, remote string) error {
 		if len(frame) > 1 {
 			b = append(append([]byte(nil), frame[0]...), frame[1]...)
 		}
-		c.SetWriteDeadline(time.Now().Add(patience))
+		c.SetWriteDeadline(time.Now().Add(peerTimeout))
 		_, err := c.WriteToUnix(b, to)
 		return err
 	}}}

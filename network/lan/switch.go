@@ -160,7 +160,7 @@ func (s *Switch) learn(m ether.MAC, p *port) {
 
 // forwardLater is forward that waits for room, for a while.
 func (s *Switch) forwardLater(from *port, h ether.Header, parts [][]byte) {
-	deadline := time.Now().Add(roomPatience)
+	deadline := time.Now().Add(roomTimeout)
 	for seen := s.readyCount(); !s.forward(from, 0, h, parts); seen = s.readyCount() {
 		if !s.waitRoom(seen, deadline) {
 			return
@@ -168,9 +168,9 @@ func (s *Switch) forwardLater(from *port, h ether.Header, parts [][]byte) {
 	}
 }
 
-// roomPatience is how long a frame from elsewhere waits for a guest's receive
+// roomTimeout is how long a frame from elsewhere waits for a guest's receive
 // buffers.
-const roomPatience = 100 * time.Millisecond
+const roomTimeout = 100 * time.Millisecond
 
 func (s *Switch) readyCount() uint64 {
 	s.roomMu.Lock()

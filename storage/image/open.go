@@ -32,9 +32,9 @@ type Options struct {
 	Format   string // "" finds out
 	ReadOnly bool
 	Cache    storage.Cache
-	// Snapshot keeps all changes in a temporary file, which is gone with the
+	// Ephemeral keeps all changes in a temporary file, which is gone with the
 	// process; the image itself is opened for reading.
-	Snapshot bool
+	Ephemeral bool
 	// AnyBacking allows a backing file of raw format anywhere. Without it a
 	// hostile image can show only files beside itself, or such that are qcow2
 	// images.
@@ -42,6 +42,9 @@ type Options struct {
 	// WriteBacking opens the first backing file for writing too.
 	WriteBacking bool
 }
+
+// ErrForeignBacking is in the error for an image that needs Options.AnyBacking.
+var ErrForeignBacking = errors.New("a raw file outside of its directory, which a hostile image could use to show any file")
 
 // Image is an open image with its chain.
 type Image struct {
@@ -56,8 +59,8 @@ type Image struct {
 
 // Open opens an image and its backing chain.
 func Open(path string, o Options) (*Image, error) {
-	if o.Snapshot {
-		return openSnapshot(path, o)
+	if o.Ephemeral {
+		return openEphemeral(path, o)
 	}
 	return open(path, o, nil)
 }
@@ -173,20 +176,19 @@ func allowed(f, backing *storage.File) error {
 	if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {
 		return nil
 	}
-	return fmt.Errorf("%s: its backing file %s is a raw file outside of its directory, which a hostile image could use to show "+
-		"any file: if you trust the image, say backing=any (vmm run) or --backing-any (vmm image)", f.Name(), backing.Name())
+	return fmt.Errorf("%s: its backing file %s is %w", f.Name(), backing.Name(), ErrForeignBacking)
 }
 
-// openSnapshot opens an image under a temporary overlay.
-func openSnapshot(path string, o Options) (*Image, error) {
-	o.ReadOnly, o.Snapshot = true, false
+// openEphemeral opens an image under a temporary overlay.
+func openEphemeral(path string, o Options) (*Image, error) {
+	o.ReadOnly, o.Ephemeral = true, false
 	base, err := open(path, o, nil)
 	if err != nil {
 		return nil, err
 	}
 	top, err := temporary(base.Size())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("snapshot=on: %w", err), base.Close())
+		return nil, errors.Join(fmt.Errorf("a file for what is written to %s: %w", path, err), base.Close())
 	}
 	top.SetBacking(base.Disk)
 	return &Image{Disk: top, File: base.File, Format: Qcow2, Qcow2: top, Backing: base}, nil

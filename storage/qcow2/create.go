@@ -272,7 +272,7 @@ func (i *Image) mapBacking(e storage.Extent) (storage.Extent, error) {
 	return b, err
 }
 
-// Allocated tells whether the n bytes at off, or how many of them, are in this
+// Allocated reports whether the n bytes at off, or how many of them, are in this
 // image itself and not in its backing file.
 func (i *Image) Allocated(off, n int64) (bool, int64, error) {
 	r, err := i.find(off, n)

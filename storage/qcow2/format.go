@@ -88,6 +88,9 @@ var (
 	ErrCorrupt     = errors.New("the image is corrupt")
 	ErrUnsupported = errors.New("the image uses what vmm does not support")
 	ErrNotQcow2    = errors.New("not a qcow2 image")
+	// ErrMarkedCorrupt is an ErrCorrupt too: nothing is written to such an image until it
+	// is repaired.
+	ErrMarkedCorrupt = fmt.Errorf("%w: it was marked so", ErrCorrupt)
 )
 
 func corrupt(format string, args ...any) error {

@@ -113,7 +113,7 @@ func (i *Image) prepareWriting() error {
 	h := &i.hdr
 	switch {
 	case h.incompatible&incompatCorrupt != 0:
-		return corrupt("it was marked so: try vmm image check --repair, or open it read-only")
+		return ErrMarkedCorrupt
 	case h.extended():
 		return unsupported("extended L2 entries, for writing: open it read-only, or convert it")
 	}
@@ -189,7 +189,7 @@ func (i *Image) findMetadata() error {
 	return nil
 }
 
-// inFile tells whether a cluster may begin at a host offset: aligned, and not
+// inFile reports whether a cluster may begin at a host offset: aligned, and not
 // beyond the file.
 func (i *Image) inFile(at int64) bool { return at&(i.cluster-1) == 0 && at < i.file.Size() }
 

@@ -105,7 +105,7 @@ func (i *Image) makeRoom() error {
 	return nil // all are waiting for a flush: it is due soon, see Image.crowded
 }
 
-// crowded tells whether so much waits for a flush that one is due.
+// crowded reports whether so much waits for a flush that one is due.
 func (i *Image) crowded() bool {
 	i.mu.RLock()
 	defer i.mu.RUnlock()

@@ -175,7 +175,7 @@ func (i *Image) fill(p place, v [][]byte, off, end int64) error {
 	return i.file.WriteV(v, at)
 }
 
-// empty tells whether a run reads as zeros from off on.
+// empty reports whether a run reads as zeros from off on.
 func (i *Image) empty(r run, off int64) bool {
 	return r.kind == kindZero || r.kind == kindNone && (i.backing == nil || off >= i.backing.Size())
 }

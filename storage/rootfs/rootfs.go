@@ -4,6 +4,7 @@ package rootfs
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,17 +25,31 @@ import (
 // bytes of room in it. The file is sparse.
 //
 // Files that belong to the user who makes it belong to root in it, unless that
-// is root, as with fakeroot.
-func Build(source string, out *os.File, free int64) error {
+// is root, as with fakeroot. When ctx ends, Build ends with its error.
+func Build(ctx context.Context, source string, out *os.File, free int64) error {
 	r, closeSource, err := open(source)
 	if err != nil {
 		return err
 	}
-	err = build(tar.NewReader(r), out, free)
+	err = build(tar.NewReader(&boundReader{ctx, r}), out, free)
 	if err = errors.Join(err, closeSource()); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	return nil
+}
+
+// boundReader reads until a context ends.
+type boundReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+// Read implements io.Reader.
+func (b *boundReader) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, context.Cause(b.ctx)
+	}
+	return b.r.Read(p)
 }
 
 // build makes the file system of an archive.
@@ -71,7 +86,7 @@ var fileKinds = map[byte]uint16{
 	tar.TypeSymlink: unix.S_IFLNK, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
 }
 
-// IsTar tells whether a file is a tar archive, plain or compressed.
+// IsTar reports whether a file is a tar archive, plain or compressed.
 func IsTar(path string) (bool, error) {
 	r, closeSource, err := open(path)
 	if err != nil {

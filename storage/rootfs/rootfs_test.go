@@ -1,6 +1,8 @@
 package rootfs
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,7 +55,7 @@ func TestBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		if err := Build(c.source, out, c.free); err != nil {
+		if err := Build(t.Context(), c.source, out, c.free); err != nil {
 			t.Fatal(err)
 		}
 		if b, err := exec.Command("e2fsck", "-fn", out.Name()).CombinedOutput(); err != nil {
@@ -86,8 +88,23 @@ func TestBuildErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		if err := Build(source, out, 0); err == nil || !strings.Contains(err.Error(), source) {
+		if err := Build(t.Context(), source, out, 0); err == nil || !strings.Contains(err.Error(), source) {
 			t.Errorf("%s: %v", source, err)
 		}
+	}
+}
+
+// TestBuildContext: what takes long ends with its context.
+func TestBuildContext(t *testing.T) {
+	out, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	if err := Build(ctx, "/usr/share", out, 0); !errors.Is(err, enough) {
+		t.Error(err)
 	}
 }

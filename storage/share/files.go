@@ -14,7 +14,7 @@ func openFlags(flags uint32) int {
 	return int(flags) & (unix.O_ACCMODE | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC)
 }
 
-// writes tells whether an open could change the file.
+// writes reports whether an open could change the file.
 func writes(flags uint32) bool {
 	return flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
 }

@@ -208,7 +208,7 @@ var maxDescriptors = sync.OnceValue(func() int64 {
 	return int64(min(l.Cur, math.MaxInt32) / 4 * 3)
 })
 
-// full tells whether guests have as many open files as they may.
+// full reports whether guests have as many open files as they may.
 func full() bool { return descriptors.Load() >= maxDescriptors() }
 
 // addHandle takes over fd and a use of n.
@@ -250,7 +250,7 @@ func status(err error) fuse.Status {
 	return fuse.EIO
 }
 
-// badName tells whether a name is not one part of a path.
+// badName reports whether a name is not one part of a path.
 func badName(name string) bool {
 	return name == "" || name == "." || name == ".." || strings.Contains(name, "/")
 }

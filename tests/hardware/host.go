@@ -97,7 +97,7 @@ func buildHost(ctx context.Context, b *guestimages.Builder, kernel guestimages.K
 		return fmt.Errorf("mmdebstrap: %w", err)
 	}
 	os.Remove(init)
-	if err := makeDisk(tar, filepath.Join(dir, "root.ext4"), rootRoom); err != nil {
+	if err := makeDisk(ctx, tar, filepath.Join(dir, "root.ext4"), rootRoom); err != nil {
 		return err
 	}
 	os.Remove(tar)
@@ -105,12 +105,12 @@ func buildHost(ctx context.Context, b *guestimages.Builder, kernel guestimages.K
 }
 
 // makeDisk makes an ext4 disk of a directory or a tar archive.
-func makeDisk(source, disk string, room int64) error {
+func makeDisk(ctx context.Context, source, disk string, room int64) error {
 	f, err := os.Create(disk)
 	if err != nil {
 		return err
 	}
-	return errors.Join(rootfs.Build(source, f, room), f.Close())
+	return errors.Join(rootfs.Build(ctx, source, f, room), f.Close())
 }
 
 // writeInitrd makes the initial RAM disk, which loads the modules that the kernel
@@ -197,7 +197,7 @@ func (h *host) makeBundle(ctx context.Context, b *guestimages.Builder, dir strin
 			return err
 		}
 	}
-	err = makeDisk(dir, h.bundle, bundleRoom)
+	err = makeDisk(ctx, dir, h.bundle, bundleRoom)
 	return errors.Join(err, os.RemoveAll(dir))
 }
 

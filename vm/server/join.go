@@ -12,8 +12,8 @@ import (
 	"vmm/vm/api"
 )
 
-// agentPatience is how long a guest may take until its agent answers.
-const agentPatience = 2 * time.Minute
+// agentTimeout is how long a guest may take until its agent answers.
+const agentTimeout = 2 * time.Minute
 
 // join is the route of a request whose connection becomes another. open finds what
 // serves that, or why there is nothing.
@@ -38,7 +38,7 @@ func join(protocol string, open func(context.Context, VM) (func(Conn), error)) r
 
 // agent joins a client with the guest's agent.
 func agent(ctx context.Context, vm VM) (func(Conn), error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, api.ErrAgentSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, agentTimeout, api.ErrAgentSilent)
 	defer cancel()
 	guest, err := vm.Agent(ctx)
 	if err != nil {
