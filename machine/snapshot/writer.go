@@ -13,8 +13,8 @@ import (
 	"vmm/machine"
 )
 
-// Writer makes a snapshot: under another name, which it gets only when it is
-// whole.
+// Writer makes a snapshot: under another name, and only when it is whole, under its own. It
+// is for one goroutine.
 type Writer struct {
 	dir, tmp string
 	m        Manifest
@@ -51,11 +51,11 @@ type MemoryOptions struct {
 	// nil saves all.
 	Parent   *Snapshot
 	Dirty    machine.Bitmap
-	Zstd     bool
-	Progress func(done, total int64)
+	Zstd     bool                    // compress it; not with Parent
+	Progress func(done, total int64) // is told how much is saved, in bytes; nil drops it
 }
 
-// Memory saves the memory of a frozen machine.
+// Memory saves the memory of a frozen machine. It is called once, before Commit.
 func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 	m := &memoryWriter{mem: mem, progress: o.Progress}
 	for _, r := range mem.RAM() {
@@ -112,7 +112,9 @@ func (w *Writer) File(name string) string {
 	return filepath.Join(w.tmp, name)
 }
 
-// Commit finishes the snapshot: it is on the disk then, under its name.
+// Commit finishes the snapshot: it is on the disk then, under its name. vmm is the version
+// of the program, and config how the VM is made, as JSON can hold it. After an error
+// nothing is left of the snapshot.
 func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error) {
 	defer func() {
 		if err != nil {
