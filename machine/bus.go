@@ -34,12 +34,13 @@ type bus[D any] struct {
 	windows []window[D]
 }
 
-// OverlapError says that two devices want the same addresses.
+// OverlapError is the error for two devices that want the same addresses.
 type OverlapError struct {
-	New, Old   string
-	Start, End uint64
+	New, Old   string // the devices' names
+	Start, End uint64 // the new one's first address, and the one after its last
 }
 
+// Error implements error.
 func (e *OverlapError) Error() string {
 	return fmt.Sprintf("%s at %#x-%#x overlaps %s", e.New, e.Start, e.End-1, e.Old)
 }

@@ -71,8 +71,8 @@ func newDebugger(m *Machine) *Debugger {
 // errAttached is the error for a second debugger.
 var errAttached = errors.New("a debugger is attached already")
 
-// Attach stops the machine for a debugger, of which there can be one. It waits for
-// a Freeze.
+// Attach stops the machine for a debugger. It waits for a Freeze. It is an error if there
+// is a debugger already.
 func (d *Debugger) Attach() error {
 	d.m.freeze.Lock()
 	defer d.m.freeze.Unlock()
@@ -112,7 +112,8 @@ func (d *Debugger) Detach() {
 // CPUs is the number of vCPUs.
 func (d *Debugger) CPUs() int { return d.m.cfg.CPUs }
 
-// Resume lets all vCPUs go on, or one alone for one instruction.
+// Resume lets all vCPUs go on, or, if step is one's number, that alone for one instruction;
+// -1 is none. The error is ErrEnded, or KVM's.
 func (d *Debugger) Resume(step int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

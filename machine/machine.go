@@ -29,22 +29,23 @@ const MaxCPUs = 64
 
 // Config describes a machine. The zero values of all but Kernel are good.
 type Config struct {
-	CPUs      int    // 1 if 0
-	Memory    uint64 // bytes; 512 MiB if 0
-	HugePages bool
-	Nested    bool // the guest may have VMs of its own
+	CPUs      int    // at most MaxCPUs; 1 if 0
+	Memory    uint64 // bytes, whole pages, from MinMemory to MaxMemory; DefaultMemory if 0
+	HugePages bool   // of the host's pool if that has enough, else transparent ones
+	Nested    bool   // the guest may have VMs of its own
 	Kernel    *bootloader.Kernel
-	Initrd    []byte
+	Initrd    []byte // initial RAM disk, as it is; nil if there is none
 	// Cmdline is the user's kernel arguments; they win over the defaults.
 	Cmdline  string
 	Protocol bootloader.Protocol
-	// Console receives what the guest sends to its serial port; nil drops it.
+	// Console receives what the guest sends to its serial port; nil drops it. It must not
+	// block for long: a vCPU waits.
 	Console io.Writer
 	// Devices are the virtio devices, in the order in which a guest finds them.
 	// The machine closes them, as New does if it returns an error.
 	Devices   []virtio.Device
 	Transport Transport // PCI if empty
-	// Log is told what the guest's drivers do wrong; nil drops it.
+	// Log is told what the guest's drivers do wrong, from any goroutine; nil drops it.
 	Log *log.Logger
 	// State makes a machine that goes on where another was saved: nothing is booted
 	// then, and Memory and CPUs are as there. RAM is that machine's memory.
@@ -55,7 +56,7 @@ type Config struct {
 	Received *Memory
 	// TrackDirty notes from the start which pages of memory are written to.
 	TrackDirty bool
-	// Prefetch are pages that the guest will use soon.
+	// Prefetch are pages that the guest will use soon: they are brought in beside it.
 	Prefetch WorkingSet
 	// Ending is called when Run ends, while memory is still there.
 	Ending func(*Memory)
@@ -69,7 +70,7 @@ type Config struct {
 	Now func() time.Time
 }
 
-// DefaultMemory is Config.Memory where none is given.
+// DefaultMemory is Config.Memory where none is given, in bytes.
 const DefaultMemory = 512 << 20
 
 // End is how a guest ended.
@@ -92,8 +93,8 @@ func (e End) String() string {
 // Result tells how and why a guest ended.
 type Result struct {
 	End    End
-	Detail string
-	Status int // of isa-debug-exit
+	Detail string // of an EndCrash: what has happened; else empty or for people
+	Status int    // of an EndDebugExit: 2*v+1 for the value v that was written
 }
 
 // Machine is a virtual machine. Its methods may be called from any goroutine, at any
@@ -142,7 +143,7 @@ type Machine struct {
 }
 
 // New builds a machine. Close it if it is never run. The error is a *StateError if
-// Config.State is what is wrong.
+// Config.State is what is wrong; one of KVM's own is of package kvm.
 func New(cfg Config) (_ *Machine, err error) {
 	if cfg.CPUs == 0 {
 		cfg.CPUs = 1

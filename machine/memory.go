@@ -135,10 +135,12 @@ func (m *Memory) RAM() [][]byte {
 	return out
 }
 
-// Range returns n bytes of RAM from an offset as in a Backing, in pieces.
+// Range returns n bytes of RAM from an offset as in a Backing, in pieces. They must be
+// within RAM.
 func (m *Memory) Range(off, n int64) [][]byte { return iovec.Cut(nil, m.RAM(), off, n) }
 
-// NewMemory reserves memory for a machine that is made later, with Config.Received.
+// NewMemory reserves memory, in bytes and whole pages, for a machine that is made later,
+// with Config.Received.
 func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
 
 // Close frees memory that no machine has taken over.
@@ -208,7 +210,8 @@ func (m *Memory) register(vm *kvm.VM) error {
 	return nil
 }
 
-// Slice returns the n bytes at gpa; they must lie in one region of RAM.
+// Slice returns the n bytes at gpa; they must lie in one region of RAM, or the error is
+// ErrNotRAM.
 func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
 	for _, r := range m.regions {
 		if off := gpa - r.gpa; gpa >= r.gpa && off < uint64(len(r.host)) && n <= uint64(len(r.host))-off {

@@ -24,8 +24,8 @@ type profiler struct {
 }
 
 // StartProfile makes the machine sample its vCPUs' instruction pointers while
-// it runs. systemMap is the path of the kernel's System.map, or empty. Call it
-// before Run.
+// it runs. systemMap is the path of the kernel's System.map, or empty: samples are
+// addresses then. Call it before Run.
 func (m *Machine) StartProfile(systemMap string) {
 	m.profile = &profiler{symbols: systemMap, samples: map[uint64]int64{}}
 }

@@ -36,8 +36,8 @@ var Caches = []Cache{Writeback, Writethrough, None, Unsafe}
 var ErrNoDirectIO = errors.New("this file system has no direct I/O")
 
 // File is a file or block device of the host that holds an image. It reads as
-// zeros beyond its end, and grows when written there. All methods may be called
-// concurrently.
+// zeros beyond its end, and grows when written there. Offsets and lengths are in bytes.
+// All methods but Close may be called concurrently. The host's errors are *fs.PathErrors.
 type File struct {
 	name     string
 	fd       int // of data: with O_DIRECT for Cache None
@@ -54,8 +54,9 @@ type File struct {
 
 type fileID struct{ dev, ino uint64 }
 
-// OpenFile opens an image's file. It takes a lock that lasts until Close: with
-// writing, nobody else has the file; without, nobody writes it.
+// OpenFile opens an image's file; Writeback if cache is empty. It takes a lock that lasts
+// until Close: with writing, nobody else has the file; without, nobody writes it. The error
+// is a *LockError if somebody does, and ErrNoDirectIO where None is not possible.
 func OpenFile(name string, readOnly bool, cache Cache) (*File, error) {
 	return openFile(name, readOnly, cache, false)
 }
@@ -278,7 +279,8 @@ func (f *File) finishRead(v [][]byte, done int64, err error) error {
 	return f.fail("read", err)
 }
 
-// TryReadV is ReadV for what is in the page cache; else it returns false.
+// TryReadV is ReadV for what is in the page cache; else it returns false, and v is
+// undefined.
 func (f *File) TryReadV(v [][]byte, off int64) (bool, error) {
 	if f.align > 1 || !f.noWait.Load() {
 		return false, nil
@@ -329,7 +331,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return int(done), f.fail("write", err)
 }
 
-// Sync returns when all that was written is on the disk.
+// Sync returns when all that was written is on the disk; with Unsafe, at once.
 func (f *File) Sync() error {
 	if f.cache == Unsafe || f.readOnly {
 		return nil
@@ -376,7 +378,8 @@ func (f *File) Zero(off, n int64) error {
 	return nil
 }
 
-// Truncate sets the file's length.
+// Truncate sets the file's length. A block device has that which it has: it is an error
+// to make it longer.
 func (f *File) Truncate(size int64) error {
 	if f.block {
 		if size > f.Size() {
@@ -407,7 +410,8 @@ func (f *File) Extent(off, limit int64) (data bool, end int64) {
 	return true, to
 }
 
-// Create makes a new, sparse file of a length in bytes.
+// Create makes a new, sparse file of a length in bytes. It is an error if there is one of
+// that name, and nothing is left of one that cannot be made.
 func Create(name string, size int64) error {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
@@ -426,5 +430,5 @@ func Create(name string, size int64) error {
 // Dir is the directory of the file, for names that are relative to it.
 func (f *File) Dir() string { return filepath.Dir(f.name) }
 
-// Writethrough reports whether every write is to be flushed.
+// Writethrough reports whether its user is to flush after every write.
 func (f *File) Writethrough() bool { return f.cache == Writethrough }

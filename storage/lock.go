@@ -25,13 +25,14 @@ const (
 	permResize = 3 // BLK_PERM_RESIZE
 )
 
-// LockError says that someone else has the image.
+// LockError is the error for an image that someone else has.
 type LockError struct {
-	Name    string
+	Name    string // of the file
 	Holder  string // "vmm (process 12)", or ""
 	Process int    // its number, 0 where that is not known
 }
 
+// Error implements error.
 func (e *LockError) Error() string {
 	holder := e.Holder
 	if holder == "" {

@@ -24,7 +24,8 @@ const qcow2Magic = "QFI\xfb"
 // have any of the host's files shown to it as a backing file.
 var ErrMasquerade = errors.New("a guest may not write a qcow2 header to a disk whose format was guessed")
 
-// NewRaw returns the disk. guarded tells that the format was guessed.
+// NewRaw returns a file as a disk, which owns it from now on. Its size is the file's,
+// rounded up to whole sectors. guarded says that the format was guessed: see ErrMasquerade.
 func NewRaw(f *File, guarded bool) *Raw {
 	return &Raw{file: f, guarded: guarded, size: sectors(f.Size())}
 }

@@ -13,34 +13,38 @@ import (
 	"io"
 )
 
-// SectorSize is the unit of all sizes and offsets of a disk.
+// SectorSize is the unit of all sizes and offsets of a disk, in bytes.
 const SectorSize = 512
 
-// Disk is a virtual disk. Offsets and lengths are in bytes and multiples of
-// SectorSize, within Size. All methods may be called concurrently; what
-// overlapping writes leave is one or the other, sector by sector.
+// Disk is a virtual disk. Sizes, offsets and lengths are in bytes and multiples of
+// SectorSize; a range outside of the disk is ErrRange. All methods may be called
+// concurrently; what overlapping writes leave is one or the other, sector by sector.
+// What changes a disk that is open for reading returns ErrReadOnly. The host's own errors
+// are in *fs.PathErrors: unix.ENOSPC says that its disk is full.
 type Disk interface {
 	Size() int64
-	// ReadV fills v from off on.
+	// ReadV fills v from off on, and WriteV writes it there.
 	ReadV(v [][]byte, off int64) error
 	// TryReadV is ReadV where that needs no waiting; else it returns false and
 	// v is undefined.
 	TryReadV(v [][]byte, off int64) (bool, error)
 	WriteV(v [][]byte, off int64) error
-	// Flush returns when all that was written before it is safe.
+	// Flush returns when all that was written before it is on the host's disk.
 	Flush() error
 	// Discard gives a range up: it reads as anything, usually zero.
 	Discard(off, n int64) error
 	// WriteZeroes makes a range read as zeros; with unmap its storage may go.
 	WriteZeroes(off, n int64, unmap bool) error
-	// Resize changes the size; what is beyond a smaller one is lost.
+	// Resize changes the size; what is beyond a smaller one is lost, and a larger one
+	// reads as zeros there.
 	Resize(size int64) error
+	// ReadOnly reports whether the disk is open for reading only.
 	ReadOnly() bool
-	// Close flushes.
+	// Close flushes, and frees what the disk holds. Nothing may be called after it.
 	Close() error
 }
 
-// Extent is a range of a disk that has one kind of content.
+// Extent is a range of a disk, in bytes, that has one kind of content.
 type Extent struct {
 	Start, Length int64
 	// Data is false where the range reads as zeros without storage.
@@ -57,7 +61,7 @@ type Extent struct {
 
 // Mapper is a disk that knows where its data is.
 type Mapper interface {
-	// Map returns the extent at off, at most n bytes of it.
+	// Map returns the extent at off, at most n bytes of it, which must be on the disk.
 	Map(off, n int64) (Extent, error)
 }
 
@@ -80,7 +84,7 @@ const MaxZeros = 1 << 20
 
 var zeros [MaxZeros]byte
 
-// Zeros returns n bytes that are zero, for reading only.
+// Zeros returns n bytes, at most MaxZeros, that are zero, for reading only.
 func Zeros(n int) []byte { return zeros[:n:n] }
 
 // IsZero reports whether bytes are all zero.

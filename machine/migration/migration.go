@@ -49,15 +49,15 @@ const (
 type Hello struct {
 	Version int    `json:"version"`
 	Token   string `json:"token,omitempty"` // that the destination has asked for
-	VMM     string `json:"vmm"`
-	Memory  uint64 `json:"memory"` // bytes
+	VMM     string `json:"vmm"`             // the version of the program
+	Memory  uint64 `json:"memory"`          // bytes
 	CPUs    int    `json:"cpus"`
-	Name    string `json:"name"`
+	Name    string `json:"name"` // the VM's
 }
 
 // Final is the machine without its memory.
 type Final struct {
-	Config json.RawMessage `json:"config"` // how it is made: of package main
+	Config json.RawMessage `json:"config"` // how it is made: package vm's
 	State  *machine.State  `json:"state"`
 }
 
@@ -69,7 +69,7 @@ var (
 	ErrUnknown = errors.New("the connection broke just when the VM was handed over")
 )
 
-// RemoteError is what the other side says.
+// RemoteError is the error that the other side has sent in the place of what was awaited.
 type RemoteError string
 
 // Error implements error.

@@ -18,19 +18,21 @@ type Options struct {
 	// Downtime is how long the guest may stand still, as far as that can be told
 	// before.
 	Downtime time.Duration
-	// Progress is told how much memory was sent in all; nil drops it.
+	// Progress is told how much memory was sent in all, in bytes, and in which round,
+	// from 0 on; nil drops it.
 	Progress func(sent int64, round int)
 	// Release gives up what only one process can have, such as the disks, and
 	// Reclaim takes it back. The guest stands still.
 	Release func() error
 	Reclaim func() error
-	// Config returns how the machine is made again.
+	// Config returns how the machine is made again, as JSON. It is called after
+	// Release.
 	Config func() ([]byte, error)
 }
 
 // Result tells how it went.
 type Result struct {
-	Rounds   int           `json:"rounds"`
+	Rounds   int           `json:"rounds"`   // over what was written meanwhile
 	Sent     int64         `json:"sent"`     // bytes of memory
 	Downtime time.Duration `json:"downtime"` // until the other side was running
 	// Resume lets the machine go on here after ErrUnknown; else it is nil.

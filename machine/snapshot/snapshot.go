@@ -75,9 +75,10 @@ type File struct {
 	SHA256 string `json:"sha256"`
 }
 
-// Error is the error for a snapshot that cannot be used.
+// Error is the error for a snapshot that cannot be used: ErrNotExist, ErrCorrupt, the
+// host's, or a *machine.StateError.
 type Error struct {
-	Dir string
+	Dir string // the snapshot's
 	Err error
 }
 
@@ -97,7 +98,7 @@ func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
 }
 
-// Snapshot is an open one.
+// Snapshot is an open one. All but Close can be called from any goroutine.
 type Snapshot struct {
 	Manifest
 	Dir    string
@@ -112,7 +113,7 @@ type Options struct {
 	// Verify compares all checksums, also of files that look as when they were
 	// checked last.
 	Verify bool
-	// Progress is told how much of the memory is unpacked; nil drops it.
+	// Progress is told how much of the memory is unpacked, in bytes; nil drops it.
 	Progress func(done, total int64)
 }
 

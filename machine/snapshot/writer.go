@@ -14,7 +14,7 @@ import (
 	"vmm/machine"
 )
 
-// Writer writes the files of a snapshot. Commit or Abort ends it.
+// Writer writes the files of a snapshot. Commit or Abort ends it. It is for one goroutine.
 type Writer struct {
 	dir   string // where the snapshot will be
 	place *Place // nil if another process has it
@@ -92,11 +92,11 @@ type MemoryOptions struct {
 	// nil saves all.
 	Parent   *Parent
 	Dirty    machine.Bitmap
-	Zstd     bool
-	Progress func(done, total int64)
+	Zstd     bool                    // compress it; not with Parent
+	Progress func(done, total int64) // is told how much is saved, in bytes; nil drops it
 }
 
-// Memory saves the memory of a frozen machine.
+// Memory saves the memory of a frozen machine. It is called once, before Commit.
 func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 	m := &memoryWriter{mem: mem, progress: o.Progress}
 	for _, r := range mem.RAM() {
@@ -151,7 +151,8 @@ func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 }
 
 // Commit finishes the snapshot: it is on the disk then, under its name unless that is
-// another process's to give.
+// another process's to give. vmm is the version of the program, and config how the VM is
+// made, as JSON can hold it. After an error nothing is left of the snapshot.
 func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error) {
 	defer func() {
 		err = errors.Join(err, w.close())

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// HeaderSize is the size of an encoded Header.
+	// HeaderSize is the size of an encoded Header, in bytes.
 	HeaderSize = 12
-	// FrameHeader is the size of an Ethernet header: two addresses and a type.
+	// FrameHeader is the size of an Ethernet header, in bytes: two addresses and a type.
 	FrameHeader = 14
 	// MinMTU is the least that a link lets a frame carry beyond its header, in bytes:
 	// what IPv4 needs (RFC 791).
 	MinMTU = 68
-	// MaxMTU is the most.
+	// MaxMTU is the most, in bytes.
 	MaxMTU = 65521
-	// MaxFrame is the largest frame that is accepted from a sender: an IP packet
-	// of the largest size behind an Ethernet header and a VLAN tag.
+	// MaxFrame is the largest frame that is accepted from a sender, in bytes: an IP
+	// packet of the largest size behind an Ethernet header and a VLAN tag.
 	MaxFrame = FrameHeader + 4 + 65535
 )
 
@@ -35,13 +35,13 @@ const (
 // VIRTIO_NET_HDR_F_NEEDS_CSUM (virtio 1.2, 5.1.6).
 const NeedsChecksum = 1
 
-// Header.GSOType.
+// Header.GSOType (virtio 1.2, 5.1.6).
 const (
-	GSONone  = 0
-	GSOTCPv4 = 1
-	GSOTCPv6 = 4
-	GSOUDPL4 = 5
-	GSOECN   = 0x80 // a flag: the TCP header has CWR set
+	GSONone  = 0    // VIRTIO_NET_HDR_GSO_NONE
+	GSOTCPv4 = 1    // VIRTIO_NET_HDR_GSO_TCPV4
+	GSOTCPv6 = 4    // VIRTIO_NET_HDR_GSO_TCPV6
+	GSOUDPL4 = 5    // VIRTIO_NET_HDR_GSO_UDP_L4
+	GSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN, a flag: the TCP header has CWR set
 )
 
 // Header is struct virtio_net_hdr (virtio 1.2, 5.1.6; Linux's tap device with
@@ -49,11 +49,11 @@ const (
 type Header struct {
 	Flags          uint8
 	GSOType        uint8
-	HeaderLength   uint16 // of the headers of a frame to be segmented: a hint
-	GSOSize        uint16 // bytes of payload in a segment
-	ChecksumStart  uint16 // where the sum begins
-	ChecksumOffset uint16 // from there to where it is put
-	Buffers        uint16 // that the frame takes; 1 but for received frames
+	HeaderLength   uint16 // hdr_len: bytes of the headers of a frame to be segmented, a hint
+	GSOSize        uint16 // gso_size: bytes of payload in a segment
+	ChecksumStart  uint16 // csum_start: where the sum begins, in bytes
+	ChecksumOffset uint16 // csum_offset: from there to where it is put
+	Buffers        uint16 // num_buffers that the frame takes; 1 but for received frames
 }
 
 // Decode reads HeaderSize bytes.
@@ -87,7 +87,8 @@ type NIC interface {
 	Flush()
 }
 
-// Link is what a network device is connected to.
+// Link is what a network device is connected to. Its methods can be called from any
+// goroutine, but for Attach, which comes first, and Close, which comes last.
 type Link interface {
 	// Attach names the device, once, before anything is sent. What the link has
 	// for it comes from then on.
@@ -110,7 +111,8 @@ type Link interface {
 	Close() error
 }
 
-// Offloads is what a device takes off its sender.
+// Offloads is what a device takes off its sender: VIRTIO_NET_F_GUEST_CSUM, _GUEST_TSO4,
+// _GUEST_TSO6, _GUEST_USO4 and _GUEST_USO6 (virtio 1.2, 5.1.3).
 type Offloads struct {
 	Checksum         bool
 	TCP4, TCP6, UDP4 bool // segments; ECN is included
@@ -165,7 +167,8 @@ func (m *MAC) UnmarshalText(b []byte) error {
 // Multicast reports whether the address is a group's.
 func (m MAC) Multicast() bool { return m[0]&1 != 0 }
 
-// ParseMAC reads the address of one device.
+// ParseMAC reads the address of one device, such as 52:54:00:12:34:56: neither a group's
+// nor the zero MAC.
 func ParseMAC(s string) (m MAC, err error) {
 	a, err := net.ParseMAC(s)
 	if err != nil || len(a) != len(m) {
@@ -178,7 +181,7 @@ func ParseMAC(s string) (m MAC, err error) {
 	return m, nil
 }
 
-// Checksum is the Internet checksum's sum over parts, not yet inverted.
+// Checksum is the Internet checksum's sum (RFC 1071) over parts, not yet inverted.
 func Checksum(parts [][]byte) uint16 {
 	var c checksum.Checksumer
 	for _, p := range parts {
@@ -187,7 +190,7 @@ func Checksum(parts [][]byte) uint16 {
 	return c.Checksum()
 }
 
-// DeriveMAC is the address of device number i of a VM of a name: always the
+// DeriveMAC is the address of device number i, from 0 on, of a VM of a name: always the
 // same, and locally administered.
 func DeriveMAC(name string, i int) MAC {
 	sum := sha256.Sum256(fmt.Appendf(nil, "vmm/%s/%d", name, i))

@@ -47,7 +47,7 @@ func network(frame []byte) (offset int, kind uint16) {
 }
 
 // Check holds a Header against its frame, which must not change any more, and
-// returns the Header as others can trust it.
+// returns the Header as others can trust it. The error is ErrMalformed.
 func Check(h Header, frame []byte) (Header, error) {
 	if len(frame) < FrameHeader || len(frame) > MaxFrame {
 		return Header{}, ErrMalformed
@@ -116,7 +116,8 @@ func headerEnd(h Header, frame []byte) (int, bool) {
 	return start + size, size >= header.TCPMinimumSize && start+size < len(frame)
 }
 
-// Complete makes the checksum that a checked Header leaves open.
+// Complete makes the checksum that a Header leaves open, in the frame. The Header is one
+// that Check has returned for this frame.
 func Complete(h Header, frame []byte) {
 	if h.Flags&NeedsChecksum == 0 {
 		return
@@ -128,8 +129,9 @@ func Complete(h Header, frame []byte) {
 	binary.BigEndian.PutUint16(frame[int(h.ChecksumStart)+int(h.ChecksumOffset):], sum)
 }
 
-// Segment cuts a frame whose checked Header says so into what a wire takes and calls
-// emit for each segment, of one part for the headers and one for the payload.
+// Segment cuts a frame whose Header says so, one that Check has returned for it, into what
+// a wire takes, and calls emit for each segment, of one part for the headers and one for
+// the payload, which are good until emit returns.
 // Checksums are complete unless partial is set, in which case each segment's
 // Header leaves them open.
 func Segment(h Header, frame []byte, partial bool, emit func(h Header, parts [][]byte)) {

@@ -57,13 +57,13 @@ func subnet6(subnet netip.Prefix) netip.Prefix {
 // Domain is the domain of the names that the gateway itself knows.
 const Domain = "vmm.internal"
 
-// DefaultMTU is Config.MTU where none is given.
+// DefaultMTU is Config.MTU where none is given, in bytes.
 const DefaultMTU = 1500
 
 // Config is what a gateway is like. The zero value is good.
 type Config struct {
-	Subnet netip.Prefix // IPv4, at most 24 bits long; DefaultSubnet if it is none
-	MTU    int          // bytes; DefaultMTU if 0
+	Subnet netip.Prefix // IPv4, of 8 to 24 bits; DefaultSubnet if it is none
+	MTU    int          // bytes, from 1280 (IPv6's least) to ether.MaxMTU; DefaultMTU if 0
 	// Guest is the device whose guest published ports lead to, and Hostname what
 	// DHCP calls it.
 	Guest    ether.MAC
@@ -74,11 +74,12 @@ type Config struct {
 	// Resolvers answer the guest's DNS queries; the host's if there are none.
 	Resolvers []netip.AddrPort
 	Policy    Policy
-	// Log is told of what a user should know; nil drops it.
+	// Log is told of what a user should know, from any goroutine; nil drops it.
 	Log func(error)
 }
 
-// Gateway implements ether.Link.
+// Gateway is a gateway. It implements ether.Link for one device; its other methods can be
+// called from any goroutine.
 type Gateway struct {
 	cfg             Config
 	stack           *stack.Stack
@@ -109,7 +110,8 @@ const nic = tcpip.NICID(1)
 // routerMAC is the gateway's hardware address; no guest's is derived to it.
 var routerMAC = ether.MAC{0x52, 0x55, 0x0a, 0x00, 0x02, 0x02}
 
-// New makes a gateway, which works once a device is attached.
+// New makes a gateway, which works once a device is attached. The error is about the
+// Config.
 func New(cfg Config) (_ *Gateway, err error) {
 	if !cfg.Subnet.IsValid() {
 		cfg.Subnet = DefaultSubnet

@@ -8,12 +8,13 @@ import (
 	"strings"
 )
 
-// Rule allows or denies destinations.
+// Rule allows or denies destinations: addresses of a network, and ports from First to
+// Last, of TCP and UDP; a ping is to port 0.
 type Rule struct {
-	Allow bool         `json:"allow,omitempty"`
-	Net   netip.Prefix `json:"net"`
-	First uint16       `json:"first"` // port
-	Last  uint16       `json:"last"`  // port
+	Allow bool         `json:"allow,omitempty"` // else it denies
+	Net   netip.Prefix `json:"net"`             // IPv4 or IPv6
+	First uint16       `json:"first"`
+	Last  uint16       `json:"last"`
 }
 
 // Policy says where a guest may connect to. The first rule that fits decides;

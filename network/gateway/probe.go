@@ -14,7 +14,7 @@ import (
 	"vmm/network/ether"
 )
 
-// Conn is a TCP connection of the guest's.
+// Conn is a TCP connection of the guest's, by its ends as the guest sees them.
 type Conn struct {
 	Guest  netip.AddrPort `json:"guest"`
 	Remote netip.AddrPort `json:"remote"`
@@ -48,7 +48,7 @@ func (t *tcpConns) add(ep tcpip.Endpoint) (remove func()) {
 	}
 }
 
-// TCP returns the guest's TCP connections.
+// TCP returns the guest's TCP connections, in no order.
 func (g *Gateway) TCP() []Conn {
 	g.tcp.mu.Lock()
 	defer g.tcp.mu.Unlock()

@@ -19,9 +19,9 @@ import (
 
 // Publication is a port of the host's that leads to one of the guest's.
 type Publication struct {
-	UDP   bool           `json:"udp,omitempty"`
+	UDP   bool           `json:"udp,omitempty"` // else TCP
 	Host  netip.AddrPort `json:"host"`
-	Guest uint16         `json:"guest"`
+	Guest uint16         `json:"guest"` // port
 }
 
 // String writes it as ParsePublication reads it.
@@ -111,7 +111,8 @@ type udpClient struct {
 }
 
 // Publish opens a port of the host's; with port 0, one that is free. It returns
-// what it has opened.
+// what it has opened. The error says what is wrong with the port or its address, and is
+// net.ErrClosed after Close.
 func (g *Gateway) Publish(p Publication) (Publication, error) {
 	o := &published{}
 	var err error
@@ -158,7 +159,8 @@ func publishError(p Publication, err error) error {
 	return fmt.Errorf("publishing %v: %w", p, err)
 }
 
-// Unpublish closes a port. Its connections go on.
+// Unpublish closes a port, which must be given as Publish has returned it. Its connections
+// go on. It is an error if there is no such port.
 func (g *Gateway) Unpublish(p Publication) error {
 	s := &g.published
 	s.mu.Lock()

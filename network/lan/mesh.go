@@ -21,10 +21,10 @@ import (
 
 // Member says who joins a switch.
 type Member struct {
-	Version int    `json:"version"`
-	Name    string `json:"name"` // of the VM
-	PID     int    `json:"pid"`
-	MAC     string `json:"mac"`
+	Version int    `json:"version"` // of what is said between switches: Join sets it
+	Name    string `json:"name"`    // of the VM
+	PID     int    `json:"pid"`     // of its process
+	MAC     string `json:"mac"`     // of its device, as ether.MAC.String has it
 }
 
 const (

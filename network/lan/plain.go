@@ -56,8 +56,9 @@ func (p *plain) send(_ int, h ether.Header, parts [][]byte) bool {
 func (p *plain) sent(int) {}
 
 // Listen takes connections on a unix socket in the framing of QEMU's "stream"
-// network backend: each frame behind its length, of 32 bits. Each connection is
-// a port.
+// network backend: each frame behind its length, of 32 bits, big-endian. Each connection
+// is a port. It is an error if somebody else listens there; a socket that was left behind
+// is replaced.
 func (s *Switch) Listen(path string) error {
 	if c, err := dialUnix("unix", path); err == nil {
 		c.Close()
@@ -86,8 +87,8 @@ func (s *Switch) Listen(path string) error {
 	return nil
 }
 
-// Dial connects to a socket in the same framing, and again when the connection
-// ends.
+// Dial connects to a socket in the framing of Listen, and again, every second, when the
+// connection has ended. The error is that of the first time.
 func (s *Switch) Dial(path string) error {
 	c, err := dialUnix("unix", path)
 	if err != nil {

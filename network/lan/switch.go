@@ -38,7 +38,8 @@ type port struct {
 	mesh bool
 }
 
-// Switch is a switch. Its ports are added and removed while it works.
+// Switch is a switch. Its ports are added and removed while it works: its methods can be
+// called from any goroutine. What is added to a closed one is closed too.
 type Switch struct {
 	mu     sync.RWMutex
 	ports  []*port

@@ -50,7 +50,8 @@ type Writer struct {
 	header [packetHeader]byte
 }
 
-// Create begins a file. program is what writes it.
+// Create begins a file, in the place of one that is there. program is what writes it, as
+// the file tells.
 func Create(path, program string) (*Writer, error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -127,7 +128,9 @@ func (w *Writer) block(kind uint32, body []byte) {
 	}
 }
 
-// Tap puts the writer into a cable.
+// Tap puts the writer into a cable: the link that it returns takes the place of the one
+// that it is given, and closes it. name is the interface's in the file. Several cables can
+// have one Writer, which is closed after them.
 func (w *Writer) Tap(link ether.Link, name string) ether.Link {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -21,7 +21,7 @@ const (
 	maxIovecs  = 128
 )
 
-// Link implements ether.Link.
+// Link is a tap interface. It implements ether.Link.
 type Link struct {
 	name   string
 	queues []*queue
@@ -45,8 +45,10 @@ type queue struct {
 	iov    [maxIovecs]unix.Iovec
 }
 
-// Open opens an interface with a number of queues, and creates it if it is not
-// there. With an empty name the kernel chooses one.
+// Open opens an interface with a number of queues (1 if that is less), and creates it if
+// it is not there. With an empty name the kernel chooses one. One that is there with one
+// queue is opened with that: see Queues. The error says what is missing, and as a command
+// what would give it to this user.
 func Open(name string, queues int) (*Link, error) {
 	l := &Link{name: name}
 	l.room.L = &l.mu
@@ -80,7 +82,7 @@ func Open(name string, queues int) (*Link, error) {
 	return l, nil
 }
 
-// Queues is how many there are.
+// Queues is how many the interface has.
 func (l *Link) Queues() int { return len(l.queues) }
 
 // explain says what to do about an error.

@@ -33,7 +33,8 @@ func tables(group uint32) uint32 {
 // reserved returns how many blocks at a group's beginning are not for data.
 func reserved(group uint32) uint32 { return tables(group) + groupBlocks }
 
-// Close completes the file system and leaves free bytes of room in it.
+// Close completes the file system and leaves free bytes of room in it. The error is
+// ErrTooLarge, or the Image's.
 func (w *Writer) Close(free int64) error {
 	if err := w.writeDirectories(); err != nil {
 		return err

@@ -29,9 +29,9 @@ const maxDepth = 64
 
 // Options say how to open an image. The zero values are good.
 type Options struct {
-	Format   string // "" finds out
+	Format   string // one of Formats; "" finds out
 	ReadOnly bool
-	Cache    storage.Cache
+	Cache    storage.Cache // storage.Writeback if empty
 	// Ephemeral keeps all changes in a temporary file, which is gone with the
 	// process; the image itself is opened for reading.
 	Ephemeral bool
@@ -57,7 +57,9 @@ type Image struct {
 	Backing *Image
 }
 
-// Open opens an image and its backing chain.
+// Open opens an image and its backing chain, of at most 64 files. The error is
+// ErrForeignBacking, a *storage.LockError, an error of package qcow2, or of the host:
+// os.ErrNotExist is also one that is missing of the chain.
 func Open(path string, o Options) (*Image, error) {
 	if o.Ephemeral {
 		return openEphemeral(path, o)

@@ -11,17 +11,18 @@ import (
 	"vmm/storage/qcow2"
 )
 
-// CreateOptions describe a new image.
+// CreateOptions describe a new image. What is beyond Size is for Qcow2 only.
 type CreateOptions struct {
 	Format        string // Qcow2 if ""
-	Size          int64  // bytes; the backing file's if 0
+	Size          int64  // bytes, whole sectors; the backing file's if 0
 	Backing       string // relative to the new image, as it is stored in it
-	BackingFormat string
-	ClusterSize   int64 // bytes; 64 KiB if 0
+	BackingFormat string // one of Formats; found out if ""
+	ClusterSize   int64  // bytes, a power of two from 512 to 2 MiB; 64 KiB if 0
 	LazyRefcounts bool
 }
 
-// Create makes a new image. A file of that name must not exist.
+// Create makes a new image. A file of that name must not exist. Nothing is left of one
+// that cannot be made.
 func Create(path string, o CreateOptions) (err error) {
 	if o.Size%storage.SectorSize != 0 {
 		return fmt.Errorf("a disk of %d bytes: whole sectors of %d are possible", o.Size, storage.SectorSize)
@@ -76,8 +77,9 @@ func Create(path string, o CreateOptions) (err error) {
 // chunk is how much is copied or compared at once.
 const chunk = 1 << 20
 
-// Progress is told how many bytes are done, of how many. An error ends what is being
-// done, which leaves images that show what they showed before, but for a copy.
+// Progress is told how many bytes are done, of how many; nil is told nothing. Its error
+// ends what is being done, which returns it and leaves images that show what they showed
+// before, but for a copy.
 type Progress func(done, total int64) error
 
 func (p Progress) at(done, total int64) error {
@@ -98,7 +100,7 @@ func extent(d storage.Disk, off, n int64) (storage.Extent, error) {
 	return storage.Extent{Start: off, Length: n, Data: true}, nil
 }
 
-// Map calls each with the extents of a disk, in order.
+// Map calls each with the extents of a disk, in order, until that returns an error.
 func Map(d storage.Disk, each func(storage.Extent) error) error {
 	for off := int64(0); off < d.Size(); {
 		e, err := extent(d, off, d.Size()-off)
@@ -113,7 +115,7 @@ func Map(d storage.Disk, each func(storage.Extent) error) error {
 	return nil
 }
 
-// Copy makes the empty disk to show what from shows; it must be as large.
+// Copy makes the empty disk to show what from shows, and flushes it; it must be as large.
 func Copy(from, to storage.Disk, progress Progress) error {
 	buf := make([]byte, chunk)
 	err := Map(from, func(e storage.Extent) error {
@@ -174,8 +176,8 @@ type Range struct {
 // diffUnit is how exactly Diff looks.
 const diffUnit = 4096
 
-// Diff calls each with the ranges in which two disks differ; where one is
-// longer, its end counts as differing unless it is zero.
+// Diff calls each with the ranges in which two disks differ, in units of 4096 bytes and in
+// order; where one is longer, its end counts as differing unless it is zero.
 func Diff(a, b storage.Disk, progress Progress, each func(Range) error) error {
 	bufs := [2][]byte{make([]byte, chunk), make([]byte, chunk)}
 	size := max(a.Size(), b.Size())
@@ -373,9 +375,9 @@ func (i *Image) keepOld(to *Image, progress Progress) error {
 type Node struct {
 	Path        string  `json:"path"`
 	Format      string  `json:"format"`
-	VirtualSize int64   `json:"virtual-size"`
-	OwnSize     int64   `json:"own-size"`
-	Error       string  `json:"error,omitempty"`
+	VirtualSize int64   `json:"virtual-size"`    // bytes, of the disk
+	OwnSize     int64   `json:"own-size"`        // bytes that the file takes
+	Error       string  `json:"error,omitempty"` // why no more is known of it
 	Overlays    []*Node `json:"overlays,omitempty"`
 }
 
@@ -481,7 +483,8 @@ func (i *Image) SaveChanges(f *os.File) error {
 	return errors.Join(err, to.Close())
 }
 
-// SaveCopy makes of an empty file a qcow2 image of all that the chain has.
+// SaveCopy makes of an empty file a qcow2 image, without a backing file, of all that the
+// chain has.
 func (i *Image) SaveCopy(f *os.File) error {
 	to, err := fill(f, qcow2.Options{Size: i.Size()})
 	if err != nil {

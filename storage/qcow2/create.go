@@ -9,16 +9,16 @@ import (
 
 // Options are what a new image can have. The zero values are good.
 type Options struct {
-	Size          int64 // bytes, a multiple of storage.SectorSize
-	ClusterBits   uint  // 16 if 0
-	BackingFile   string
-	BackingFormat string
-	LazyRefcounts bool
+	Size          int64  // of the disk: bytes, a multiple of storage.SectorSize, at most MaxSize
+	ClusterBits   uint   // clusters have 1<<ClusterBits bytes: from 9 to 21; 16 if 0
+	BackingFile   string // its name as it is stored, at most 1023 bytes
+	BackingFormat string // raw or qcow2
+	LazyRefcounts bool   // counts are only right when the image is closed; version 3's compatible bit 0
 }
 
 const defaultClusterBits = 16
 
-// Create writes an empty image to an empty file.
+// Create writes an empty image, of version 3, to an empty file.
 func Create(f *storage.File, o Options) error {
 	if o.ClusterBits == 0 {
 		o.ClusterBits = defaultClusterBits
@@ -272,14 +272,14 @@ func (i *Image) mapBacking(e storage.Extent) (storage.Extent, error) {
 	return b, err
 }
 
-// Allocated reports whether the n bytes at off, or how many of them, are in this
-// image itself and not in its backing file.
+// Allocated reports whether what is at off is in this image itself and not in its backing
+// file, and how many bytes of n that is so for.
 func (i *Image) Allocated(off, n int64) (bool, int64, error) {
 	r, err := i.find(off, n)
 	return r.kind != kindNone, r.n, err
 }
 
-// Empty drops all that the image holds, so that it shows its backing file.
+// Empty drops all that the image holds, so that it shows its backing file, and flushes.
 func (i *Image) Empty() error {
 	if err := i.setEntries(0, i.hdr.clusterCount(), false, 0); err != nil {
 		return err

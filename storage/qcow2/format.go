@@ -79,11 +79,11 @@ const (
 	maxRefTableBytes = 8 << 20
 	maxBackingName   = 1023
 	maxSnapshots     = 65536
-	// MaxSize is the largest disk, which is QEMU's limit for 2 MiB clusters.
+	// MaxSize is the largest disk, in bytes, which is QEMU's limit for 2 MiB clusters.
 	MaxSize = 1 << 61
 )
 
-// Errors of an image. They are wrapped with what exactly is wrong.
+// Errors of an image. They are in errors that say what exactly is wrong.
 var (
 	ErrCorrupt     = errors.New("the image is corrupt")
 	ErrUnsupported = errors.New("the image uses what vmm does not support")

@@ -62,8 +62,9 @@ func (s *span) merge(o span) {
 	}
 }
 
-// Open opens the image in a file, which it closes at the end. The backing
-// disk, if BackingFile names one, is to be given by SetBacking.
+// Open opens the image in a file, which it closes at the end; after an error, that is the
+// caller's. The backing disk, if BackingFile names one, is to be given by SetBacking. The
+// error is ErrNotQcow2, ErrCorrupt or ErrUnsupported, or the file's.
 func Open(f *storage.File) (*Image, error) { return openAs(f, false) }
 
 // OpenForCheck opens an image of which little must be right, for Check. Nothing

@@ -43,7 +43,8 @@ const (
 	staticFor = 24 * time.Hour
 )
 
-// FS is a shared directory. It implements fuse.RawFileSystem.
+// FS is a shared directory, for one mount of the guest. It implements fuse.RawFileSystem,
+// whose methods come from any goroutine.
 type FS struct {
 	fuse.RawFileSystem // what is not supported
 	opts               Options
@@ -92,7 +93,8 @@ type handle struct {
 	next    uint64
 }
 
-// New shares a directory.
+// New shares a directory, which this process must be able to read and to search. The error
+// is the host's, such as unix.ENOENT or unix.EACCES.
 func New(dir string, o Options) (*FS, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -136,7 +138,7 @@ func (f *FS) Continue() {
 // String implements fuse.RawFileSystem.
 func (f *FS) String() string { return "share" }
 
-// Close ends what waits for a lock and forgets all files.
+// Close ends what waits for a lock and forgets all files. It is called once.
 func (f *FS) Close() error {
 	close(f.done)
 	f.handleMu.Lock()

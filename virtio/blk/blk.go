@@ -16,17 +16,21 @@ import (
 	"vmm/virtio/ratelimit"
 )
 
-// Backend is a disk. Offsets and lengths are in bytes and whole sectors. Its
-// methods are called concurrently.
+// Backend is a disk. Offsets and lengths are in bytes, multiples of 512, and within Size:
+// the device has checked that. Its methods are called concurrently; an error of theirs is
+// VIRTIO_BLK_S_IOERR for the guest (5.2.6).
 type Backend interface {
 	Size() int64
 	ReadOnly() bool
 	ReadV(v [][]byte, off int64) error
-	// TryReadV reads only if that needs no waiting.
+	// TryReadV is ReadV where that needs no waiting; else it returns false, and v is
+	// undefined.
 	TryReadV(v [][]byte, off int64) (bool, error)
 	WriteV(v [][]byte, off int64) error
 	Flush() error
+	// Discard gives a range up, whatever it reads as afterwards.
 	Discard(off, n int64) error
+	// WriteZeroes makes a range read as zeros; with unmap its storage may go.
 	WriteZeroes(off, n int64, unmap bool) error
 	Resize(size int64) error
 	Close() error
@@ -36,16 +40,17 @@ type Backend interface {
 type Options struct {
 	// Serial is what the guest sees as the disk's ID, at most MaxSerial bytes.
 	Serial string
-	// Queues is the number of request queues; 1 if 0.
+	// Queues is the number of request queues, at most MaxQueues; 1 if 0.
 	Queues int
-	// Writethrough begins without a volatile cache.
+	// Writethrough begins without a volatile cache, which the driver can change
+	// (VIRTIO_BLK_F_CONFIG_WCE).
 	Writethrough bool
 	Limit        Limit
-	// NoSpace is called when the host's disk is full. It may try the request
-	// again, until done, and returns what comes of it. nil gives the guest an
-	// error.
+	// NoSpace is called with an error that is unix.ENOSPC: the host's disk is full. It
+	// may try the request again, until done is closed, and returns what comes of it. nil
+	// gives the guest an I/O error.
 	NoSpace func(err error, try func() error, done <-chan struct{}) error
-	// Log is told the first error of the backend; nil drops it.
+	// Log is told the first error of the backend, from any goroutine; nil drops it.
 	Log func(error)
 }
 
@@ -66,7 +71,7 @@ const (
 	queueSize  = 256
 	sectorSize = 512
 
-	// MaxSerial is VIRTIO_BLK_ID_BYTES.
+	// MaxSerial is the longest Options.Serial, in bytes: VIRTIO_BLK_ID_BYTES (5.2.6).
 	MaxSerial = 20
 	// MaxQueues bounds Options.Queues.
 	MaxQueues = 64
@@ -123,7 +128,8 @@ type queue struct {
 	empty sync.Cond
 }
 
-// New returns a disk, which owns the backend from now on.
+// New returns a disk, which owns the backend from now on. After an error, which is about
+// the Options, the backend is still the caller's.
 func New(b Backend, o Options) (*Device, error) {
 	o.Queues = max(o.Queues, 1)
 	switch {
@@ -206,7 +212,7 @@ func (d *Device) Reset() {
 	d.writeback.Store(!d.opts.Writethrough)
 }
 
-// State is what the driver has set.
+// State is what the driver has set, as Save returns it.
 type State struct {
 	Writeback bool `json:"writeback"` // the cache mode that it chose
 }
@@ -222,18 +228,20 @@ func (d *Device) Load(state []byte) error {
 	return err
 }
 
-// Swap puts another backend of the same disk in the place of the one there is,
-// which it returns. All queues must be stopped.
+// Swap puts another backend of the same disk, with the same size, in the place of the one
+// there is, which it returns and does not close. All queues must be stopped.
 func (d *Device) Swap(b Backend) Backend {
 	old := d.backend
 	d.backend = b
 	return old
 }
 
-// Size is the disk's, in bytes.
+// Size is the disk's, in bytes. Size, Resize and Transferred can be called from any
+// goroutine.
 func (d *Device) Size() int64 { return d.backend.Size() }
 
-// Resize changes the disk's size while the guest runs, which is told.
+// Resize changes the disk's size, in bytes and a multiple of 512, while the guest runs,
+// whose driver is told. The error is the backend's.
 func (d *Device) Resize(size int64) error {
 	if err := d.backend.Resize(size); err != nil {
 		return err
@@ -357,7 +365,7 @@ func (s *queue) alone() bool {
 	return s.busy == 0
 }
 
-// Transferred returns how many bytes the guest has read and written.
+// Transferred returns how many bytes the guest has read and written, since New.
 func (d *Device) Transferred() (read, written uint64) { return d.read.Load(), d.written.Load() }
 
 // failed notes an error of the backend and tells the first.

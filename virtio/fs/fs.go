@@ -66,11 +66,13 @@ const (
 	maxWaiting = 512
 )
 
-// FileSystem is what a device serves to one mount of the guest.
+// FileSystem is what a device serves to one mount of the guest. Requests come from several
+// goroutines at a time; Save and Load while there are none.
 type FileSystem interface {
 	fuse.RawFileSystem
 	io.Closer
-	// Interrupt ends what waits for a lock, and lets nothing wait, until Continue.
+	// Interrupt ends what waits for a lock, with EINTR, and lets nothing wait, until
+	// Continue.
 	Interrupt()
 	Continue()
 	// Save returns which files the guest knows and has open, and Load makes them
@@ -108,8 +110,10 @@ type queue struct {
 	in      [][]byte
 }
 
-// New returns a device that the guest mounts by a tag. open makes the file system
-// whenever it does. log hears what goes wrong here.
+// New returns a device that the guest mounts by a tag, of 1 to MaxTag bytes: any other is
+// the error. open makes the file system whenever the guest mounts it, in the goroutine of
+// a queue; an error of open's is the guest's. log hears what goes wrong here, from any
+// goroutine.
 func New(tag string, open func() (FileSystem, error), log func(error)) (*Device, error) {
 	if tag == "" || len(tag) > MaxTag {
 		return nil, fmt.Errorf("tag %q: between 1 and %d bytes", tag, MaxTag)

@@ -9,7 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// State is a mount of the guest.
+// State is a mount of the guest, as Save returns it.
 type State struct {
 	Init   []byte          `json:"init,omitempty"`   // the FUSE_INIT request that began it; none if nothing is mounted
 	FS     json.RawMessage `json:"fs,omitempty"`     // the files that the guest knows

@@ -9,7 +9,8 @@ type Limit struct {
 	PacketsPerSecond int64
 }
 
-// Count is what went in one direction.
+// Count is what went in one direction, since New. Bytes are those of Ethernet frames
+// without their check sequence; Dropped are packets, which are in neither of the others.
 type Count struct {
 	Packets, Bytes, Dropped uint64
 }

@@ -65,7 +65,7 @@ const (
 	queueSize        = 256
 	controlQueueSize = 64
 
-	// DefaultMTU is Options.MTU where none is given.
+	// DefaultMTU is Options.MTU where none is given, in bytes.
 	DefaultMTU = 1500
 	// MaxPairs bounds Options.Pairs.
 	MaxPairs = 32
@@ -73,10 +73,12 @@ const (
 
 // Options are a device's properties. The zero values of all but MAC are good.
 type Options struct {
-	MAC ether.MAC
-	// MTU is what the driver is told, in bytes; DefaultMTU if 0.
+	MAC ether.MAC // no group's; the driver can set another
+	// MTU is what the driver is told (VIRTIO_NET_F_MTU), in bytes, between ether.MinMTU
+	// and ether.MaxMTU; DefaultMTU if 0.
 	MTU int
-	// Pairs is the number of pairs of queues; 1 if 0.
+	// Pairs is the number of pairs of receive and transmit queues, at most MaxPairs; 1
+	// if 0.
 	Pairs int
 	Limit Limit
 }
@@ -102,7 +104,8 @@ type Device struct {
 	up bool
 }
 
-// New returns a device at the end of a link, which it owns from now on.
+// New returns a device at the end of a link, which it owns from now on. After an error,
+// which is about the Options, the link is still the caller's.
 func New(link ether.Link, o Options) (*Device, error) {
 	if o.MTU == 0 {
 		o.MTU = DefaultMTU
@@ -236,7 +239,8 @@ func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 	return nil
 }
 
-// MAC is the address that the device has now.
+// MAC is the address that the device has now. MAC, Up, SetUp and Counts can be called from
+// any goroutine.
 func (d *Device) MAC() ether.MAC { return d.filter.get().mac }
 
 // Up reports whether the cable is plugged in.
@@ -246,8 +250,9 @@ func (d *Device) Up() bool {
 	return d.up
 }
 
-// SetUp plugs the cable in or out; the driver is told, and asked to announce
-// itself when it is in again.
+// SetUp plugs the cable in or out: frames are dropped while it is out. The driver is told
+// (VIRTIO_NET_S_LINK_UP, 5.1.4), and asked to announce itself when it is in again
+// (VIRTIO_NET_S_ANNOUNCE).
 func (d *Device) SetUp(up bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

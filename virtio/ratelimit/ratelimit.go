@@ -57,10 +57,12 @@ func (b *Bucket) wait() time.Duration {
 	return time.Duration(max(-b.tokens, 0) / b.rate * float64(time.Second))
 }
 
-// Limiter bounds requests or packets by their bytes and by their number.
+// Limiter bounds requests or packets by their bytes and by their number. All but Set can
+// be called from any goroutine, as with a Bucket.
 type Limiter struct{ bytes, count Bucket }
 
-// Set makes the rates a second, 0 for no bound. It comes before everything else.
+// Set makes the rates, in bytes and in requests a second, 0 for no bound. It comes before
+// everything else.
 func (l *Limiter) Set(bytes, count int64) {
 	l.bytes.Set(bytes)
 	l.count.Set(count)

@@ -29,7 +29,7 @@ var (
 	errReset   = fmt.Errorf("vsock: %w", unix.ECONNRESET)
 	errRefused = fmt.Errorf("vsock: %w", unix.ECONNREFUSED)
 	errPipe    = fmt.Errorf("vsock: %w", unix.EPIPE)
-	// ErrNoDriver is Dial's error while the guest does not drive the device.
+	// ErrNoDriver is the error of Dial while the guest does not drive the device.
 	ErrNoDriver = errors.New("vsock: the guest does not use the device")
 )
 
@@ -42,10 +42,12 @@ const (
 	closing // by us: the guest is to agree
 )
 
-// Conn is a stream between the host and the guest. It implements net.Conn, and
-// has the halves of TCP's. The device's mu guards its fields.
+// Conn is a stream between the host and the guest (5.10.6). It implements net.Conn, and
+// has the halves of TCP's. Its errors are net.ErrClosed after Close or the half of it,
+// os.ErrDeadlineExceeded, unix.EPIPE where the guest reads no more, and unix.ECONNRESET,
+// also where its driver has reset the device.
 type Conn struct {
-	d       *Device
+	d       *Device // whose mu guards all that follows
 	key     key
 	changed sync.Cond
 	state   state
@@ -84,7 +86,8 @@ func (d *Device) newConn(k key) *Conn {
 	return c
 }
 
-// Dial connects to a port of the guest.
+// Dial connects to a port of the guest, as one of HostCID's. The error is ErrNoDriver,
+// unix.ECONNREFUSED where nobody listens, or ctx's. It can be called from any goroutine.
 func (d *Device) Dial(ctx context.Context, port uint32) (*Conn, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

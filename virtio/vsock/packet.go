@@ -14,19 +14,19 @@ const typeStream = 1 // VIRTIO_VSOCK_TYPE_STREAM
 
 // Operations of packets (5.10.6).
 const (
-	opRequest       = 1
-	opResponse      = 2
-	opReset         = 3
-	opShutdown      = 4
-	opRW            = 5
-	opCreditUpdate  = 6
-	opCreditRequest = 7
+	opRequest       = 1 // VIRTIO_VSOCK_OP_REQUEST
+	opResponse      = 2 // VIRTIO_VSOCK_OP_RESPONSE
+	opReset         = 3 // VIRTIO_VSOCK_OP_RST
+	opShutdown      = 4 // VIRTIO_VSOCK_OP_SHUTDOWN
+	opRW            = 5 // VIRTIO_VSOCK_OP_RW
+	opCreditUpdate  = 6 // VIRTIO_VSOCK_OP_CREDIT_UPDATE
+	opCreditRequest = 7 // VIRTIO_VSOCK_OP_CREDIT_REQUEST
 )
 
 // Flags of opShutdown (5.10.6.6).
 const (
-	shutdownReceive = 1
-	shutdownSend    = 2
+	shutdownReceive = 1 // VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE
+	shutdownSend    = 2 // VIRTIO_VSOCK_SHUTDOWN_F_SEND
 	shutdownBoth    = shutdownReceive | shutdownSend
 )
 

@@ -35,7 +35,7 @@ const (
 
 // Options are a device's properties.
 type Options struct {
-	// CID is the guest's address, at least MinCID.
+	// CID is the guest's address, at least MinCID and below 1<<32-1 (5.10.4).
 	CID uint64
 	// Connect decides on a connection that the guest makes to a port of the host:
 	// after an error it is refused, else serve is called with it. Both run in a
@@ -66,7 +66,7 @@ type Device struct {
 	moved  bool
 }
 
-// New returns a device.
+// New returns a device. The error is about the Options.
 func New(o Options) (*Device, error) {
 	if o.CID < MinCID || o.CID >= 1<<32-1 {
 		return nil, fmt.Errorf("CID %d: a guest's is between %d and %d", o.CID, MinCID, uint32(1<<32-2))
@@ -76,7 +76,7 @@ func New(o Options) (*Device, error) {
 	return d, nil
 }
 
-// CID is the guest's address.
+// CID is the guest's address (5.10.4).
 func (d *Device) CID() uint64 { return d.opts.CID }
 
 // Type implements virtio.Device.
