@@ -51,6 +51,7 @@ func (s *session) confine(v *vm.VM, local *server.Local) error {
 		return fmt.Errorf("the jail: %w (--jail off runs without one)", err)
 	}
 	local.Jail = status.String()
+	probeJail()
 	return nil
 }
 

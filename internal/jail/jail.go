@@ -7,7 +7,6 @@
 package jail
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -56,8 +55,7 @@ type Rules struct {
 
 // Status tells what holds.
 type Status struct {
-	// Level is what was asked for, or Off if nothing of it can be had.
-	Level Level `json:"level"`
+	Level Level `json:"level"` // what was asked for
 	// Landlock is its ABI version; 0 if the kernel has none.
 	Landlock int  `json:"landlock"`
 	Seccomp  bool `json:"seccomp"`
@@ -76,7 +74,7 @@ func (s Status) String() string {
 	}
 	text := strings.Join(have, ", ")
 	if text == "" {
-		text = string(Off)
+		text = "none"
 	}
 	if s.Missing != "" {
 		text += "; " + s.Missing
@@ -120,30 +118,24 @@ func CloseInherited() error {
 // it stands still, and violation has to end the process. What the kernel cannot do is
 // left out and told by the Status. It is called once; Narrow can follow.
 func Enforce(level Level, r Rules, violation func(call string)) (Status, error) {
-	s := Status{Level: level}
 	if level == Off {
-		return s, nil
+		return Status{Level: Off}, nil
 	}
-	s.Landlock = landlockABI()
-	var missing []string
-	if s.Landlock == 0 {
-		missing = append(missing, "this kernel has no Landlock")
-	} else if err := restrictFiles(&r); err != nil {
-		return s, fmt.Errorf("Landlock: %w", err)
+	s := Able()
+	if s.Landlock > 0 {
+		if err := restrictFiles(&r); err != nil {
+			return s, fmt.Errorf("Landlock: %w", err)
+		}
 	}
-	if level == Full {
-		switch err := filterCalls(r.Internet, violation); {
-		case err == nil:
-			s.Seccomp = true
-		case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL):
-			missing = append(missing, "this kernel has no seccomp filters with a listener (Linux 5.7)")
-		default:
+	if level == Full && s.Seccomp {
+		if err := filterCalls(r.Internet, violation); err != nil {
 			return s, fmt.Errorf("seccomp: %w", err)
 		}
 	}
-	if s.Missing = strings.Join(missing, ", and "); s.Landlock == 0 && !s.Seccomp {
-		s.Level = Off
+	if level == Landlock {
+		s.Seccomp = false
 	}
+	s.Level = level
 	return s, nil
 }
 
@@ -155,14 +147,16 @@ func Narrow(r Rules) error {
 	return restrictFiles(&r)
 }
 
-// Able tells what Enforce could do on this host.
+// Able tells what Enforce can do on this host.
 func Able() Status {
 	s := Status{Level: Full, Landlock: landlockABI(), Seccomp: canFilter()}
-	switch {
-	case s.Landlock == 0 && !s.Seccomp:
-		s.Level = Off
-	case !s.Seccomp:
-		s.Level = Landlock
+	var missing []string
+	if s.Landlock == 0 {
+		missing = append(missing, "this kernel has no Landlock (Linux 5.13)")
 	}
+	if !s.Seccomp {
+		missing = append(missing, "this kernel has no seccomp filter with a listener (Linux 5.7)")
+	}
+	s.Missing = strings.Join(missing, ", and ")
 	return s
 }

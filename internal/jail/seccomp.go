@@ -1,7 +1,6 @@
 package jail
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -125,9 +124,6 @@ func install(program []unix.SockFilter) (*os.File, error) {
 	const flags = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
 	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(program)
-	if errno == unix.ENOSYS {
-		return nil, errors.ErrUnsupported
-	}
 	if errno != 0 {
 		return nil, errno
 	}

@@ -17,13 +17,18 @@ const Built = "VMM_TEST_PROGRAMS"
 // need, and without HTTP/2, which goes over no control socket.
 var Flags = []string{"-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w"}
 
-// Build makes a program of this module as make does. It is dir/name, or where programs were built already.
-func Build(dir, name, pkg string) (string, error) {
+// Probe is vmm with a hook that tries its jail from inside, and ProbeFlags make it.
+const Probe = "vmm-probe"
+
+var ProbeFlags = []string{"-tags", "nethttpomithttp2,jailprobe"}
+
+// Build makes a program of this module as make does, with further flags. It is dir/name, or where programs were built already.
+func Build(dir, name, pkg string, flags ...string) (string, error) {
 	if built := os.Getenv(Built); built != "" {
 		return filepath.Join(built, name), nil
 	}
 	path := filepath.Join(dir, name)
-	c := exec.Command("go", slices.Concat([]string{"build"}, Flags, []string{"-o", path, pkg})...)
+	c := exec.Command("go", slices.Concat([]string{"build"}, Flags, flags, []string{"-o", path, pkg})...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
