@@ -2,32 +2,52 @@ package jail
 
 import (
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // What a VM does while it runs, by what does it.
-const (
-	// Go's runtime and its standard library.
-	runtimeCalls = `futex nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday sched_yield sched_getaffinity
-		getpid gettid getppid getuid geteuid getgid getegid getrandom uname sysinfo getrusage getrlimit restart_syscall
-		rt_sigaction rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait sigaltstack rseq set_robust_list set_tid_address membarrier
-		setitimer timer_create timer_settime timer_delete arch_prctl
-		munmap madvise mremap brk mincore mlock munlock msync exit exit_group
-		epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll eventfd2 pipe2 dup dup2 dup3 fcntl close close_range`
-	// Disks, shared directories, snapshots and logs. Landlock says which files.
-	fileCalls = `read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek splice sendfile copy_file_range
-		open openat openat2 access faccessat faccessat2 stat fstat lstat newfstatat statx statfs fstatfs getcwd readlink readlinkat getdents64
-		fsync fdatasync sync_file_range fallocate truncate ftruncate flock memfd_create umask
-		mkdir mkdirat mknodat symlinkat linkat unlink rmdir unlinkat rename renameat renameat2
-		chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utimensat
-		getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr`
-	// The control socket, the gateway and switches. socket itself has a rule.
-	socketCalls = `bind connect listen accept4 shutdown getsockname getpeername setsockopt getsockopt sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg`
-	// Taking more away.
-	jailCalls = `landlock_create_ruleset landlock_add_rule landlock_restrict_self`
-)
+
+// runtimeCalls are those of Go's runtime and standard library.
+var runtimeCalls = []uint32{
+	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_CLOCK_GETRES, unix.SYS_GETTIMEOFDAY,
+	unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_GETPPID, unix.SYS_GETUID, unix.SYS_GETEUID,
+	unix.SYS_GETGID, unix.SYS_GETEGID, unix.SYS_GETRANDOM, unix.SYS_UNAME, unix.SYS_SYSINFO, unix.SYS_GETRUSAGE, unix.SYS_GETRLIMIT,
+	unix.SYS_RESTART_SYSCALL, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_RT_SIGSUSPEND,
+	unix.SYS_RT_SIGTIMEDWAIT, unix.SYS_SIGALTSTACK, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST, unix.SYS_SET_TID_ADDRESS, unix.SYS_MEMBARRIER,
+	unix.SYS_SETITIMER, unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_ARCH_PRCTL, unix.SYS_MUNMAP,
+	unix.SYS_MADVISE, unix.SYS_MREMAP, unix.SYS_BRK, unix.SYS_MINCORE, unix.SYS_MLOCK, unix.SYS_MUNLOCK, unix.SYS_MSYNC, unix.SYS_EXIT,
+	unix.SYS_EXIT_GROUP, unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_WAIT, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_PWAIT2,
+	unix.SYS_POLL, unix.SYS_PPOLL, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_DUP3, unix.SYS_FCNTL,
+	unix.SYS_CLOSE, unix.SYS_CLOSE_RANGE,
+}
+
+// fileCalls are of disks, shared directories, snapshots and logs. Landlock says which files.
+var fileCalls = []uint32{
+	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_PREADV, unix.SYS_PWRITEV,
+	unix.SYS_PREADV2, unix.SYS_PWRITEV2, unix.SYS_LSEEK, unix.SYS_SPLICE, unix.SYS_SENDFILE, unix.SYS_COPY_FILE_RANGE, unix.SYS_OPEN,
+	unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_ACCESS, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_STAT, unix.SYS_FSTAT, unix.SYS_LSTAT,
+	unix.SYS_NEWFSTATAT, unix.SYS_STATX, unix.SYS_STATFS, unix.SYS_FSTATFS, unix.SYS_GETCWD, unix.SYS_READLINK, unix.SYS_READLINKAT,
+	unix.SYS_GETDENTS64, unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_SYNC_FILE_RANGE, unix.SYS_FALLOCATE, unix.SYS_TRUNCATE,
+	unix.SYS_FTRUNCATE, unix.SYS_FLOCK, unix.SYS_MEMFD_CREATE, unix.SYS_UMASK, unix.SYS_MKDIR, unix.SYS_MKDIRAT, unix.SYS_MKNODAT,
+	unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_UNLINK, unix.SYS_RMDIR, unix.SYS_UNLINKAT, unix.SYS_RENAME, unix.SYS_RENAMEAT,
+	unix.SYS_RENAMEAT2, unix.SYS_CHMOD, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_CHOWN, unix.SYS_FCHOWN,
+	unix.SYS_LCHOWN, unix.SYS_FCHOWNAT, unix.SYS_UTIMENSAT, unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_FGETXATTR, unix.SYS_SETXATTR,
+	unix.SYS_LSETXATTR, unix.SYS_FSETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR, unix.SYS_FLISTXATTR, unix.SYS_REMOVEXATTR,
+	unix.SYS_LREMOVEXATTR, unix.SYS_FREMOVEXATTR,
+}
+
+// socketCalls are of the control socket, the gateway and switches. socket itself has a rule.
+var socketCalls = []uint32{
+	unix.SYS_BIND, unix.SYS_CONNECT, unix.SYS_LISTEN, unix.SYS_ACCEPT4, unix.SYS_SHUTDOWN, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
+	unix.SYS_SETSOCKOPT, unix.SYS_GETSOCKOPT, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SENDMMSG,
+	unix.SYS_RECVMMSG,
+}
+
+// jailCalls take more away.
+var jailCalls = []uint32{
+	unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_LANDLOCK_ADD_RULE, unix.SYS_LANDLOCK_RESTRICT_SELF,
+}
 
 // Types of ioctls, which are bits 8 to 15 of the request (ioctl-number.rst).
 const (
@@ -66,10 +86,9 @@ func allowed(internet bool) []rule {
 			{arg: 1, mask: all, not: true, values: []uint32{unix.TIOCSTI, unix.TIOCLINUX, notifySend}},
 		}},
 	}
-	numbers := callNumbers()
-	for _, list := range []string{runtimeCalls, fileCalls, socketCalls, jailCalls} {
-		for _, name := range strings.Fields(list) {
-			rules = append(rules, rule{call: numbers[name]})
+	for _, list := range [][]uint32{runtimeCalls, fileCalls, socketCalls, jailCalls} {
+		for _, call := range list {
+			rules = append(rules, rule{call: call})
 		}
 	}
 	return append(rules,

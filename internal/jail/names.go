@@ -51,14 +51,3 @@ func callName(number int) string {
 	}
 	return fmt.Sprintf("number %d", number)
 }
-
-// callNumbers are the numbers of all names.
-func callNumbers() map[string]uint32 {
-	numbers := make(map[string]uint32, 400)
-	for first, list := range map[int]string{0: earlyNames, firstLate: lateNames} {
-		for i, name := range strings.Fields(list) {
-			numbers[name] = uint32(first + i)
-		}
-	}
-	return numbers
-}
