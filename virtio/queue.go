@@ -24,6 +24,9 @@ const (
 	MaxQueueSize = 32768
 	// maxChain bounds a chain's descriptors, for those in an indirect table.
 	maxChain = 1024
+	// maxChainBytes bounds what a chain's descriptors describe together, which may be
+	// the same memory again and again (2.7.5.1).
+	maxChainBytes = 1 << 32
 )
 
 // ErrMalformed is the error for a driver that breaks the rules of a virtqueue.
@@ -145,6 +148,7 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 func (q *Queue) walk(c *Chain, head uint16) error {
 	c.Readable, c.Writable, c.head = c.Readable[:0], c.Writable[:0], head
 	table, index, inTable := q.desc, uint32(head), false
+	total := uint64(0)
 	for n := 0; ; n++ {
 		// A loop is a chain longer than its table.
 		if index >= uint32(len(table)/descSize) {
@@ -172,6 +176,8 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 			}
 			table, index, inTable, n = part, 0, true, -1
 			continue
+		case total+uint64(size) > maxChainBytes:
+			return malformed("a chain of more than %d bytes", uint64(maxChainBytes))
 		case flags&descWrite != 0:
 			c.Writable = append(c.Writable, part)
 		case len(c.Writable) > 0:
@@ -182,6 +188,7 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 		if flags&descNext == 0 {
 			return nil
 		}
+		total += uint64(size)
 		index = uint32(next)
 	}
 }

@@ -163,6 +163,32 @@ func TestIndirectUnasked(t *testing.T) {
 	}
 }
 
+// TestLargeChain: descriptors may describe the same memory again and again, but not more
+// than the specification allows together.
+func TestLargeChain(t *testing.T) {
+	const size, part = 16 << 20, 8 << 20
+	for _, c := range []struct {
+		parts int
+		bad   bool
+	}{{maxChainBytes/part - 1, false}, {maxChainBytes / part, false}, {maxChainBytes/part + 1, true}} {
+		m := make(ram, size)
+		q := testQueue(t, m, FeatureIndirectDesc, nil)
+		m.desc(0, 0, testData, uint32(c.parts+1)*descSize, descIndirect, 0)
+		for i := range c.parts {
+			flags := uint16(descNext)
+			if i == c.parts-1 {
+				flags = 0
+			}
+			m.desc(testData, i, part, part, flags, uint16(i+1))
+		}
+		m.publish(0)
+		var chain Chain
+		if _, err := q.Pop(&chain); errors.Is(err, ErrMalformed) != c.bad {
+			t.Errorf("%d parts of %d bytes: %v", c.parts, part, err)
+		}
+	}
+}
+
 func TestLayouts(t *testing.T) {
 	m := make(ram, testRAM)
 	for _, l := range []Layout{

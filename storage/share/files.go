@@ -58,7 +58,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		flags := openFlags(in.Flags)
 		fd, err := openAt(dir.fd, name, flags|unix.O_CREAT|unix.O_EXCL, in.Mode&0o7777)
 		if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 { // the host was faster
-			fd, err = openAt(dir.fd, name, flags|unix.O_NONBLOCK, 0)
+			fd, err = openExisting(dir.fd, name, flags)
 		} else if err == nil {
 			if _, err = f.settle(dir, fd, &in.InHeader, in.Mode); err != nil {
 				unix.Close(fd)
@@ -69,6 +69,21 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		}
 		return f.opened(fd, out)
 	})
+}
+
+// openExisting opens a file that is looked at first: to open a FIFO or a device would
+// have an effect on the host's programs.
+func openExisting(dir int, name string, flags int) (int, error) {
+	fd, err := openAt(dir, name, unix.O_PATH, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, err
+	}
+	return (&node{fd: fd, mode: st.Mode}).reopen(flags)
 }
 
 // opened makes a node and a handle of a file that Create has opened.

@@ -75,9 +75,17 @@ func flock(l *fuse.FileLock) (*unix.Flock_t, error) {
 	return f, nil
 }
 
+// lockable does something with the locks of an open file.
+func (f *FS) lockable(id uint64, do func(h *handle) error) fuse.Status {
+	if !f.Locks() {
+		return fuse.ENOSYS // the guest's kernel was told that it keeps them
+	}
+	return f.with(id, do)
+}
+
 // GetLk implements fuse.RawFileSystem.
 func (f *FS) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
-	return f.with(in.Fh, func(h *handle) error {
+	return f.lockable(in.Fh, func(h *handle) error {
 		l, err := flock(&in.Lk)
 		if err != nil {
 			return err
@@ -128,7 +136,7 @@ func (h *handle) tryLock(in *fuse.LkIn) error {
 
 // SetLk implements fuse.RawFileSystem.
 func (f *FS) SetLk(_ <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.with(in.Fh, func(h *handle) error { return h.tryLock(in) })
+	return f.lockable(in.Fh, func(h *handle) error { return h.tryLock(in) })
 }
 
 // The times between two tries for a lock.
@@ -140,7 +148,7 @@ const (
 // SetLkw implements fuse.RawFileSystem: it tries until the guest gives up, for a
 // call that sleeps could not be ended.
 func (f *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	return f.with(in.Fh, func(h *handle) error {
+	return f.lockable(in.Fh, func(h *handle) error {
 		for wait := firstTry; ; wait = min(2*wait, laterTry) {
 			err := h.tryLock(in)
 			if err != unix.EAGAIN && err != unix.EACCES {
@@ -150,7 +158,7 @@ func (f *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 			case <-time.After(wait):
 			case <-cancel:
 				return unix.EINTR
-			case <-*f.interrupt.Load():
+			case <-f.waiting():
 				return unix.EINTR
 			case <-f.done:
 				return unix.EIO

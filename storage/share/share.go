@@ -51,8 +51,11 @@ type FS struct {
 	uid, gid           uint32 // the process's
 	rootDev            uint64
 	names, attrs       time.Duration
-	done               chan struct{}                 // closed by Close
-	interrupt          atomic.Pointer[chan struct{}] // closed while nothing may wait for a lock
+	done               chan struct{} // closed by Close
+
+	interruptMu sync.Mutex
+	interrupted bool
+	interrupt   chan struct{} // closed while nothing may wait for a lock
 
 	mu     sync.RWMutex
 	nodes  map[uint64]*node
@@ -111,7 +114,7 @@ func New(dir string, o Options) (*FS, error) {
 	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), opts: o, rootDev: st.Dev,
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), names: namesFor,
-		done: make(chan struct{}), nodes: map[uint64]*node{}, byFile: map[fileID]*node{},
+		done: make(chan struct{}), interrupt: make(chan struct{}), nodes: map[uint64]*node{}, byFile: map[fileID]*node{},
 		handles: map[uint64]*handle{}, nextID: fuse.FUSE_ROOT_ID + 1, nextHandle: 1,
 	}
 	if o.Static {
@@ -121,19 +124,39 @@ func New(dir string, o Options) (*FS, error) {
 	root.uses.Store(1)
 	descriptors.Add(1)
 	f.nodes[root.id], f.byFile[root.file] = root, root
-	f.Continue()
 	return f, nil
 }
 
 // Interrupt ends what waits for a lock with EINTR, and lets nothing wait, until
 // Continue.
-func (f *FS) Interrupt() { close(*f.interrupt.Load()) }
+func (f *FS) Interrupt() {
+	f.interruptMu.Lock()
+	defer f.interruptMu.Unlock()
+	if !f.interrupted {
+		close(f.interrupt)
+	}
+	f.interrupted = true
+}
 
 // Continue ends an Interrupt.
 func (f *FS) Continue() {
-	c := make(chan struct{})
-	f.interrupt.Store(&c)
+	f.interruptMu.Lock()
+	defer f.interruptMu.Unlock()
+	if f.interrupted {
+		f.interrupt, f.interrupted = make(chan struct{}), false
+	}
 }
+
+// waiting is a channel that is closed while nothing may wait for a lock.
+func (f *FS) waiting() <-chan struct{} {
+	f.interruptMu.Lock()
+	defer f.interruptMu.Unlock()
+	return f.interrupt
+}
+
+// Locks reports whether the guest may lock files: in a directory that is its own to
+// change. Elsewhere its locks would hold up the host's programs.
+func (f *FS) Locks() bool { return !f.opts.ReadOnly }
 
 // String implements fuse.RawFileSystem.
 func (f *FS) String() string { return "share" }

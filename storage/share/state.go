@@ -182,14 +182,19 @@ func (f *FS) Load(state []byte) error {
 		if f.byFile[n.file] == nil {
 			f.byFile[n.file] = n
 		}
-		for _, l := range o.Locks {
-			n.locks.load(n, l)
+		if f.Locks() {
+			for _, l := range o.Locks {
+				n.locks.load(n, l)
+			}
 		}
 	}
 	for _, o := range s.Handles {
 		n := f.nodes[o.Node]
 		if n == nil {
 			continue // of a file without a name: EBADF
+		}
+		if f.opts.ReadOnly && writes(uint32(o.Flags)) {
+			return fmt.Errorf("%s: it was open for writing, and the directory is shared read-only: %w", o.path(&s), unix.EROFS)
 		}
 		fd, err := n.reopen(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
 		if err != nil {
@@ -200,7 +205,7 @@ func (f *FS) Load(state []byte) error {
 		h.uses.Store(1)
 		descriptors.Add(1)
 		f.handles[o.ID] = h
-		if how := map[string]int{"READ": unix.LOCK_SH, "WRITE": unix.LOCK_EX}[o.Flock]; how != 0 {
+		if how := map[string]int{"READ": unix.LOCK_SH, "WRITE": unix.LOCK_EX}[o.Flock]; how != 0 && f.Locks() {
 			unix.Flock(fd, how|unix.LOCK_NB)
 		}
 	}

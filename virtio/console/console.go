@@ -5,7 +5,9 @@ package console
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,6 +53,11 @@ const (
 	// maxControl bounds the control messages that wait for a driver that takes
 	// none.
 	maxControl = 1024
+
+	// maxWrite bounds what a driver writes by one request, in bytes: Linux writes
+	// 32 KiB. maxPiece bounds what of it goes on at once, and is kept by who does.
+	maxWrite = 1 << 20
+	maxPiece = 64 << 10
 
 	// MaxPorts bounds the ports, the console included.
 	MaxPorts = 31
@@ -235,8 +242,13 @@ func (d *Device) drain(p *port, q *virtio.Queue) error {
 		if err != nil || !ok {
 			return err
 		}
+		if n := iovec.Len(p.tx.Readable); n > maxWrite {
+			return fmt.Errorf("%w: %d bytes of output at once, at most %d", virtio.ErrMalformed, n, maxWrite)
+		}
 		for _, b := range p.tx.Readable {
-			p.Out.Write(b) // nobody to tell of an error: as on a cable
+			for piece := range slices.Chunk(b, maxPiece) {
+				p.Out.Write(piece) // nobody to tell of an error: as on a cable
+			}
 		}
 		if p == d.ports[0] {
 			d.listen()

@@ -42,11 +42,16 @@ const (
 // FUSE's opcodes that count here (<linux/fuse.h>).
 const (
 	opWrite    = 16
-	opInit     = 26
 	opFsync    = 20
+	opSetXAttr = 21
+	opInit     = 26
 	opFsyncDir = 30
 	opSetLkw   = 33
 	opDestroy  = 38
+
+	opForget      = 2
+	opInterrupt   = 36
+	opBatchForget = 42
 )
 
 // Offsets and sizes of FUSE's struct fuse_in_header and fuse_out_header.
@@ -54,6 +59,7 @@ const (
 	inOpcode     = 4
 	inUnique     = 8
 	inHeaderSize = 40
+	writeInSize  = inHeaderSize + 40 // with struct fuse_write_in
 
 	outHeaderSize = 16
 )
@@ -62,6 +68,8 @@ const (
 	// maxMessage bounds a request but for what it writes, in bytes: names, a value
 	// of an extended attribute, a batch of what is forgotten.
 	maxMessage = 128 << 10
+	// maxAnswer bounds an answer: with more room, no more is written.
+	maxAnswer = maxWrite + 4096
 	// maxWaiting bounds the requests that wait beside the queue, such as for a lock.
 	maxWaiting = 512
 )
@@ -71,8 +79,11 @@ const (
 type FileSystem interface {
 	fuse.RawFileSystem
 	io.Closer
+	// Locks reports whether the guest may lock the host's files; else its kernel
+	// keeps the locks of its programs to itself.
+	Locks() bool
 	// Interrupt ends what waits for a lock, with EINTR, and lets nothing wait, until
-	// Continue.
+	// Continue. Either may come again without the other.
 	Interrupt()
 	Continue()
 	// Save returns which files the guest knows and has open, and Load makes them
@@ -103,11 +114,16 @@ type session struct {
 	init   []byte // the request that began it
 }
 
+// header is FUSE's struct fuse_in_header.
+type header [inHeaderSize]byte
+
+func (h *header) opcode() uint32 { return binary.LittleEndian.Uint32(h[inOpcode:]) }
+
 // queue is what the goroutine of a queue uses again and again.
 type queue struct {
 	chain   virtio.Chain
 	message []byte
-	in      [][]byte
+	in, out [][]byte
 }
 
 // New returns a device that the guest mounts by a tag, of 1 to MaxTag bytes: any other is
@@ -148,16 +164,16 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 // Start implements virtio.Device: a session begins when the guest mounts.
 func (d *Device) Start(uint64, virtio.Control) {}
 
-// begin makes a session, in the place of an earlier one.
-func (d *Device) begin(init []byte) error {
+// begin makes a session that takes the place of an earlier one when it is stored.
+func (d *Device) begin(init []byte) (*session, error) {
 	d.end()
 	f, err := d.open()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d.session.Store(&session{f, fuse.NewProtocolServer(f, &fuse.MountOptions{
+	return &session{f, fuse.NewProtocolServer(f, &fuse.MountOptions{
 		MaxWrite:             maxWrite,
-		EnableLocks:          true,
+		EnableLocks:          f.Locks(),
 		EnableSymlinkCaching: true,
 		ExtraCapabilities:    fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_ASYNC_DIO,
 		Logger:               log.New(io.Discard, "", 0), // of what the guest does wrong, which it is told
@@ -165,8 +181,7 @@ func (d *Device) begin(init []byte) error {
 			d.log(fmt.Errorf("virtio-fs: %v", p))
 			return fuse.EIO
 		},
-	}), bytes.Clone(init)})
-	return nil
+	}), bytes.Clone(init)}, nil
 }
 
 // end closes the session's files. What waits for a lock is ended by that.
@@ -180,7 +195,8 @@ func (d *Device) end() {
 	}
 }
 
-// StopQueue implements virtio.Device.
+// StopQueue implements virtio.Device. What the queue for what cannot wait was asked
+// for is done when HandleQueue returns.
 func (d *Device) StopQueue(i int) {
 	if i == queueHiprio {
 		return
@@ -197,7 +213,9 @@ func (d *Device) StopQueue(i int) {
 // Reset implements virtio.Device.
 func (d *Device) Reset() {
 	d.end()
-	d.parked = nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.parked, d.stopping = nil, false
 }
 
 // Close implements virtio.Device.
@@ -207,17 +225,18 @@ func (d *Device) Close() error { return nil }
 func (d *Device) HandleQueue(i int, q *virtio.Queue) error {
 	defer q.Notify()
 	s := &d.queues[i]
-	if i != queueHiprio {
-		if err := d.goOn(s, q); err != nil {
-			return err
-		}
+	serve := d.request
+	if i == queueHiprio {
+		serve = d.hiprio
+	} else if err := d.goOn(s, q); err != nil {
+		return err
 	}
 	for {
 		ok, err := q.Pop(&s.chain)
 		if err != nil || !ok {
 			return err
 		}
-		if err := d.request(s, q); err != nil {
+		if err := serve(s, q); err != nil {
 			return err
 		}
 	}
@@ -259,61 +278,108 @@ func (d *Device) park(head uint16) bool {
 // request serves one request. All but those that may wait long are served at once:
 // a queue has one goroutine, and passing them on costs more than most of them.
 func (d *Device) request(s *queue, q *virtio.Queue) error {
-	var head [inHeaderSize]byte
-	if iovec.Gather(head[:], s.chain.Readable) < inHeaderSize {
-		return fmt.Errorf("%w: a FUSE request without a header", virtio.ErrMalformed)
+	head, size, err := s.take()
+	if err != nil {
+		return err
 	}
-	switch binary.LittleEndian.Uint32(head[inOpcode:]) {
-	case opWrite:
-		q.Push(&s.chain, d.serve(&head, s.chain.Readable, s.chain.Writable))
+	if errno := tooLarge(head.opcode(), size); errno != 0 {
+		q.Push(&s.chain, refuse(&head, s.out, errno))
 		return nil
+	}
+	session := d.session.Load()
+	switch head.opcode() {
 	case opSetLkw, opFsync, opFsyncDir:
-		d.aside(&head, s, q)
+		d.aside(session, &head, s, q)
 		return nil
-	}
-	in := s.copyMessage(s.chain.Readable)
-	if binary.LittleEndian.Uint32(head[inOpcode:]) == opInit {
-		if err := d.begin(in[0]); err != nil {
+	case opInit:
+		if session, err = d.begin(s.in[0]); err != nil {
 			d.log(err) // the guest's mount fails
 		}
 	}
-	q.Push(&s.chain, d.serve(&head, in, s.chain.Writable))
-	if binary.LittleEndian.Uint32(head[inOpcode:]) == opDestroy {
+	q.Push(&s.chain, d.serve(session, &head, s.in, s.out))
+	switch head.opcode() {
+	case opInit: // not before: the other queue's requests need what was agreed on
+		d.session.Store(session)
+	case opDestroy:
 		d.end()
 	}
 	return nil
 }
 
-// copyMessage takes a request out of the guest's memory, where it could change
-// while it is looked at. Only what a write carries stays there.
-func (s *queue) copyMessage(parts [][]byte) [][]byte {
+// hiprio serves one request of the queue for what cannot wait: of those that the
+// driver may send by it (5.11.6.1), none begins or ends a mount, or waits.
+func (d *Device) hiprio(s *queue, q *virtio.Queue) error {
+	head, size, err := s.take()
+	if err != nil {
+		return err
+	}
+	switch head.opcode() {
+	case opForget, opBatchForget, opInterrupt:
+	default:
+		q.Push(&s.chain, refuse(&head, s.out, unix.EINVAL))
+		return nil
+	}
+	if errno := tooLarge(head.opcode(), size); errno != 0 {
+		q.Push(&s.chain, refuse(&head, s.out, errno))
+		return nil
+	}
+	q.Push(&s.chain, d.serve(d.session.Load(), &head, s.in, s.out))
+	return nil
+}
+
+// tooLarge is how a request of more bytes than were agreed on is refused: as by
+// /dev/fuse, with E2BIG if it sets an extended attribute and EIO if not; 0 if it is not
+// too large.
+func tooLarge(opcode uint32, size int) unix.Errno {
+	switch {
+	case opcode == opWrite && size <= writeInSize+maxWrite, opcode != opWrite && size <= maxMessage:
+		return 0
+	case opcode == opSetXAttr:
+		return unix.E2BIG
+	}
+	return unix.EIO
+}
+
+// take takes a request out of the guest's memory, once: there it could change while it
+// is looked at. Only what a write carries stays there. It returns the request's header
+// and size, and sets in and out to what is to be served.
+func (s *queue) take() (head header, size int, err error) {
 	if s.message == nil {
 		s.message = make([]byte, maxMessage)
 	}
-	s.in = append(s.in[:0], s.message[:iovec.Gather(s.message, parts)])
-	return s.in
+	size = iovec.Len(s.chain.Readable)
+	if iovec.Gather(head[:], s.chain.Readable) < inHeaderSize {
+		return head, 0, fmt.Errorf("%w: a FUSE request without a header", virtio.ErrMalformed)
+	}
+	s.out = iovec.Cut(s.out[:0], s.chain.Writable, 0, maxAnswer)
+	n := maxMessage
+	if head.opcode() == opWrite {
+		n = writeInSize
+	}
+	n = iovec.Gather(s.message[:n], s.chain.Readable)
+	copy(s.message, head[:])
+	s.in = append(s.in[:0], s.message[:n])
+	if head.opcode() == opWrite {
+		s.in = iovec.Cut(s.in, s.chain.Readable, writeInSize, maxWrite)
+	}
+	return head, size, nil
 }
 
 // aside serves a request in a goroutine of its own.
-func (d *Device) aside(head *[inHeaderSize]byte, s *queue, q *virtio.Queue) {
+func (d *Device) aside(session *session, head *header, s *queue, q *virtio.Queue) {
 	select {
 	case d.waiting <- struct{}{}:
 	default:
-		q.Push(&s.chain, refuse(head, s.chain.Writable, unix.ENOLCK))
+		q.Push(&s.chain, refuse(head, s.out, unix.ENOLCK))
 		return
 	}
-	chain := s.chain
-	s.chain = virtio.Chain{} // the goroutine's from now on
-	message := make([]byte, 0, inHeaderSize*4)
-	for _, p := range chain.Readable {
-		if message = append(message, p[:min(len(p), maxMessage-len(message))]...); len(message) == maxMessage {
-			break
-		}
-	}
+	h, message := *head, bytes.Clone(s.in[0])
+	chain, out := s.chain, s.out
+	s.chain, s.out = virtio.Chain{}, nil // the goroutine's from now on
 	d.waits.Go(func() {
 		defer func() { <-d.waiting }()
-		n := d.serve(head, [][]byte{message}, chain.Writable)
-		if binary.LittleEndian.Uint32(head[inOpcode:]) == opSetLkw && interrupted(chain.Writable) && d.park(chain.Head()) {
+		n := d.serve(session, &h, [][]byte{message}, out)
+		if h.opcode() == opSetLkw && interrupted(out) && d.park(chain.Head()) {
 			return
 		}
 		q.Push(&chain, n)
@@ -322,14 +388,13 @@ func (d *Device) aside(head *[inHeaderSize]byte, s *queue, q *virtio.Queue) {
 }
 
 // serve answers a request, and returns the size of the answer.
-func (d *Device) serve(head *[inHeaderSize]byte, in, out [][]byte) (size uint32) {
+func (d *Device) serve(session *session, head *header, in, out [][]byte) (size uint32) {
 	defer func() { // go-fuse takes requests of an honest kernel apart
 		if p := recover(); p != nil {
 			d.log(fmt.Errorf("virtio-fs: %v", p))
 			size = refuse(head, out, unix.EIO)
 		}
 	}()
-	session := d.session.Load()
 	if session == nil {
 		return refuse(head, out, unix.EIO)
 	}
@@ -347,7 +412,7 @@ func interrupted(out [][]byte) bool {
 }
 
 // refuse answers with an error.
-func refuse(head *[inHeaderSize]byte, out [][]byte, errno unix.Errno) uint32 {
+func refuse(head *header, out [][]byte, errno unix.Errno) uint32 {
 	var b [outHeaderSize]byte
 	binary.LittleEndian.PutUint32(b[0:], outHeaderSize)
 	binary.LittleEndian.PutUint32(b[4:], uint32(-int32(errno)))

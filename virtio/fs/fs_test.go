@@ -19,13 +19,16 @@ import (
 type guest struct {
 	*virtiotest.FUSE
 	g   *virtiotest.Guest
+	dev *Device
 	dir string
 }
 
-func start(t testing.TB) *guest {
+func start(t testing.TB) *guest { return startWith(t, share.Options{}) }
+
+func startWith(t testing.TB, o share.Options) *guest {
 	t.Helper()
 	dir := t.TempDir()
-	dev, err := New("tag", func() (FileSystem, error) { return share.New(dir, share.Options{}) }, func(err error) { t.Error(err) })
+	dev, err := New("tag", func() (FileSystem, error) { return share.New(dir, o) }, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +45,7 @@ func start(t testing.TB) *guest {
 			t.Error(err)
 		}
 	})
-	return &guest{&virtiotest.FUSE{Driver: g.Queues[1], Mem: mem, Area: virtiotest.QueueEnd(2)}, g, dir}
+	return &guest{&virtiotest.FUSE{Driver: g.Queues[1], Mem: mem, Area: virtiotest.QueueEnd(2)}, g, dev, dir}
 }
 
 func (g *guest) mount(t testing.TB) {

@@ -44,10 +44,11 @@ func (d *Device) Load(state []byte) error {
 	if len(s.Init) < inHeaderSize {
 		return errors.New("no FUSE_INIT request")
 	}
-	if err := d.begin(s.Init); err != nil {
+	m, err := d.begin(s.Init)
+	if err != nil {
 		return err
 	}
-	m := d.session.Load()
+	d.session.Store(m)
 	// The server learns what it agreed on with the guest's kernel.
 	if _, status := m.server.HandleRequest([][]byte{s.Init}, [][]byte{make([]byte, maxMessage)}); status != fuse.OK {
 		return errors.New("the saved FUSE_INIT request is refused: " + status.String())

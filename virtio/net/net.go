@@ -168,8 +168,11 @@ func (d *Device) controlQueue() int {
 	return 2 * d.opts.Pairs
 }
 
-// IsReceiveQueue implements virtio.Receiver.
-func (d *Device) IsReceiveQueue(i int) bool { return i%2 == 0 && i != d.controlQueue() }
+// IsReceiveQueue implements virtio.Receiver. To a driver without MQ there are queues
+// beyond the control queue, the last of which would be a receive queue of no pair.
+func (d *Device) IsReceiveQueue(i int) bool {
+	return i%2 == 0 && i/2 < len(d.rx) && i != d.controlQueue()
+}
 
 // ReadConfig implements virtio.Device.
 func (d *Device) ReadConfig(offset uint32, data []byte) {

@@ -169,7 +169,7 @@ func Start(dev virtio.Device, mem *Memory, n uint16, without uint64) (*Guest, er
 	}
 	g.enableMSIX()
 	g.write(regStatus, 1, statusOK)
-	g.connectKicks()
+	g.ConnectKicks()
 	return g, nil
 }
 
@@ -198,7 +198,7 @@ func (g *Guest) Move(dev virtio.Device) error {
 		return err
 	}
 	g.PCI.Resume()
-	g.connectKicks()
+	g.ConnectKicks()
 	return nil
 }
 
@@ -209,8 +209,9 @@ func (g *Guest) note(err error) {
 	g.errs = append(g.errs, err)
 }
 
-// connectKicks finds the events of the queues.
-func (g *Guest) connectKicks() {
+// ConnectKicks finds the events of the queues, which are others after each time that
+// the device was suspended.
+func (g *Guest) ConnectKicks() {
 	for i, d := range g.Queues {
 		d.kick = g.kicks[barBase+notifyArea+4*uint64(i)]
 	}
