@@ -18,8 +18,10 @@ type Rule struct {
 }
 
 // Policy says where a guest may connect to. The first rule that fits decides;
-// where none does, everything but the host itself and its links is allowed,
-// unless Restrict is set.
+// where none does, everything but the host itself, its links and clouds' metadata
+// services is allowed, unless Restrict is set. An IPv6 address that has an IPv4 address
+// in it (NAT64, 6to4, Teredo, IPv4-mapped, -compatible and -translated ones) is both: a
+// rule for either fits, and it is allowed by default if both are.
 type Policy struct {
 	Rules    []Rule `json:"rules,omitempty"`
 	Restrict bool   `json:"restrict,omitempty"`
@@ -30,7 +32,6 @@ type Policy struct {
 var (
 	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
 	loopback6 = netip.MustParsePrefix("::1/128")
-	thisHost4 = netip.MustParsePrefix("0.0.0.0/8")
 )
 
 // ParseRule adds what a user wrote after allow= or deny=: NET[:PORT[-PORT]],
@@ -83,15 +84,14 @@ func (p *Policy) ParseRule(allow bool, s string) error {
 // allows reports whether the guest may connect to a destination of the host's
 // network.
 func (p *Policy) allows(to netip.AddrPort) bool {
+	a := to.Addr()
+	inside := embedded(a)
 	for _, r := range p.Rules {
-		if r.Net.Contains(to.Addr()) && to.Port() >= r.First && to.Port() <= r.Last {
+		if (r.Net.Contains(a) || r.Net.Contains(inside)) && to.Port() >= r.First && to.Port() <= r.Last {
 			return r.Allow
 		}
 	}
-	a := to.Addr()
-	// A cloud's metadata service is one of the link-local ones.
-	private := a.IsLoopback() || a.IsUnspecified() || thisHost4.Contains(a) || a.IsLinkLocalUnicast()
-	return !p.Restrict && !private
+	return !p.Restrict && !onlyByRule(a, inside)
 }
 
 // target is where a connection of the guest's leads: to the host's loopback for

@@ -1,0 +1,135 @@
+// Package output opens the files that vmm writes for its user: reports, consoles,
+// captures, keys. A guest that once could write to a directory may have left a symbolic
+// link there for the next one, so none is followed; and no output is opened where a guest
+// that is about to run could exchange it. A file is opened before its VM starts and
+// written in place at the end, when the process may open nothing any more.
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/internal/paths"
+)
+
+// The permissions that a file is made with.
+const (
+	Private fs.FileMode = 0o600 // for what may hold secrets
+	Report  fs.FileMode = 0o666 // as the user's umask leaves it
+)
+
+// ErrLink is in the error for a path that ends with a symbolic link.
+var ErrLink = errors.New("it is a symbolic link, which a guest may have left there: name the file itself")
+
+// File is an output. It is for one goroutine at a time.
+type File struct {
+	*os.File
+	path    string // if it was made here, and nothing was written to it
+	regular bool
+}
+
+// Open opens a file for writing, and makes it with a mode if it is not there; one that is
+// there keeps its mode and, until Replace, its contents. guest are the directories that
+// the guest of the VM can write to: a paths.GuestError says that the path is in one, or
+// leads through a link there. A device or a pipe is written to as it is, and so are the
+// links of /dev and /proc, such as /dev/stdout. Other errors are a *fs.PathError.
+func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
+	real, links, err := paths.Walk(path, false)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range append(links, real) {
+		if dir := paths.Inside(p, guest); dir != "" {
+			return nil, &paths.GuestError{Path: path, Dir: dir}
+		}
+	}
+	st, err := os.Lstat(real)
+	if err == nil && st.Mode()&fs.ModeSymlink != 0 {
+		if filepath.Dir(real) != "/dev" && !strings.HasPrefix(real, "/proc/") {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: ErrLink}
+		}
+		f, err := os.OpenFile(real, os.O_WRONLY|os.O_APPEND, 0)
+		return &File{File: f}, err
+	}
+	made := ""
+	fd, err := open(real, unix.O_CREAT|unix.O_EXCL, mode)
+	if err == nil {
+		made = real
+	} else if errors.Is(err, unix.EEXIST) {
+		fd, err = open(real, 0, 0)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := &File{File: os.NewFile(uintptr(fd), path), path: made}
+	if st, err = f.Stat(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	f.regular = st.Mode().IsRegular()
+	return f, nil
+}
+
+// open opens a path without links: one that somebody has put there meanwhile is an error.
+func open(real string, flags uint64, mode fs.FileMode) (int, error) {
+	for {
+		fd, err := unix.Openat2(unix.AT_FDCWD, real, &unix.OpenHow{
+			Flags: unix.O_WRONLY | unix.O_CLOEXEC | unix.O_NOCTTY | flags, Mode: uint64(mode), Resolve: unix.RESOLVE_NO_SYMLINKS})
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// Create opens a file as Open does, and empties it.
+func Create(path string, mode fs.FileMode, guest []string) (*File, error) {
+	f, err := Open(path, mode, guest)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.begin(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// begin empties the file, which stays from now on.
+func (f *File) begin() error {
+	f.path = ""
+	if !f.regular {
+		return nil
+	}
+	return f.Truncate(0)
+}
+
+// Replace writes all that the file is to hold.
+func (f *File) Replace(b []byte) error {
+	if err := f.begin(); err != nil {
+		return err
+	}
+	_, err := f.Write(b)
+	return err
+}
+
+// Close closes the file. One that was made for what then did not come to be is removed,
+// where the process may still do that.
+func (f *File) Close() error {
+	if f == nil {
+		return nil
+	}
+	if f.path != "" {
+		here, err := f.Stat()
+		if there, bad := os.Lstat(f.path); err == nil && bad == nil && os.SameFile(here, there) {
+			os.Remove(f.path)
+		}
+	}
+	if err := f.File.Close(); err != nil {
+		return fmt.Errorf("what was written may not be there: %w", err)
+	}
+	return nil
+}
