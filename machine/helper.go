@@ -30,8 +30,8 @@ type helper struct {
 	mem  []byte
 	xcr0 uint64
 	user bool // the special registers are those of native
-	// stopping reports whether the machine stops.
-	stopping func() bool
+	// wanted reports whether the vCPUs are to stand still, or to end.
+	wanted func() bool
 }
 
 // helperSlot is a memory slot of its own, helperID an APIC ID that no guest
@@ -73,8 +73,8 @@ const (
 
 // newHelper makes the helper's memory, for a guest with RAM below limit; start
 // makes its vCPU.
-func newHelper(vm *kvm.VM, limit uint64, stopping func() bool) (_ *helper, err error) {
-	h := &helper{stopping: stopping}
+func newHelper(vm *kvm.VM, limit uint64, wanted func() bool) (_ *helper, err error) {
+	h := &helper{wanted: wanted}
 	gigs := (max(limit, highRAM) + 1<<30 - 1) >> 30 // the helper's code lies below 4 GiB
 	size := (hpPD + gigs) * pageSize
 	if h.mem, err = unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
@@ -156,19 +156,20 @@ func (h *helper) setMode(user bool) error {
 	return h.kvm.SetSregs(&s)
 }
 
-// errStopping is returned by a helper that was interrupted because the machine
-// stops.
-var errStopping = errors.New("the machine stops")
+// errAbandoned is returned by a helper that was interrupted because its vCPU is to
+// stand still, or to end. Nothing was done then: the guest's instruction comes again.
+var errAbandoned = errors.New("the machine stops or pauses")
 
-// run enters the helper and wants it to come back with the reason given. A
-// signal does not end it, for what it does is short, unless the machine stops.
+// run enters the helper and wants it to come back with the reason given. A signal does
+// not end it, for what it does should be short, unless somebody waits for the vCPU: the
+// guest chooses what the helper executes.
 func (h *helper) run(want kvm.ExitReason) error {
 	for {
 		err := h.kvm.Run()
 		switch got := h.kvm.Shared().ExitReason; {
 		case err != nil && interruptedRun(err):
-			if h.stopping() {
-				return errStopping
+			if h.wanted() {
+				return errAbandoned
 			}
 		case err == nil && got != want:
 			return fmt.Errorf("the helper vCPU ended with KVM exit %v", got)

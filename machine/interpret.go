@@ -193,7 +193,7 @@ func (in *interpreter) kernel() error {
 		in.inject(in.cpu.Inject)
 		return in.step()
 	case ring0.StopUnknown:
-		if errors.Is(in.cpu.Failure, errStopping) {
+		if errors.Is(in.cpu.Failure, errAbandoned) {
 			return nil
 		}
 		return errors.Join(in.v.unknownInstruction(in.cpu.Code()), in.cpu.Failure)
@@ -236,7 +236,7 @@ func (in *interpreter) user() error {
 // instruction must do no harm in either case.
 func (in *interpreter) step() error {
 	err := in.enter()
-	if e := in.cpu.Stored(); e != nil && !errors.Is(e, errStopping) {
+	if e := in.cpu.Stored(); e != nil && !errors.Is(e, errAbandoned) {
 		return e
 	}
 	if in.cpu.WrittenMSR != 0 {

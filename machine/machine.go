@@ -310,7 +310,7 @@ func (m *Machine) createVM(interpreted bool) (err error) {
 		return err
 	}
 	if interpreted {
-		if m.helper, err = newHelper(m.vm, m.mem.Size(), m.gate.isStopped); err != nil {
+		if m.helper, err = newHelper(m.vm, m.mem.Size(), m.gate.closed.Load); err != nil {
 			return err
 		}
 	}

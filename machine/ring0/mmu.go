@@ -276,21 +276,19 @@ func (c *CPU) read(addr uint64, to []byte) bool {
 	return true
 }
 
-// write copies to guest memory, all or nothing.
+// write copies to guest memory, all or nothing. Addresses go on at 0 after the last one.
 func (c *CPU) write(addr uint64, from []byte) bool {
-	if len(from) == 0 {
-		return true
-	}
-	for a := addr; ; a = (a | pageMask) + 1 {
-		if c.writable(a) == nil {
+	for n := uint64(0); n < uint64(len(from)); n += pageSize - (addr+n)&pageMask {
+		if c.writable(addr+n) == nil {
 			return false
-		}
-		if a|pageMask >= addr+uint64(len(from))-1 {
-			break
 		}
 	}
 	for len(from) > 0 {
-		n := copy(unsafe.Slice((*byte)(c.writable(addr)), pageSize-addr&pageMask), from)
+		p := c.writable(addr)
+		if p == nil {
+			return false // another CPU has unmapped it meanwhile
+		}
+		n := copy(unsafe.Slice((*byte)(p), pageSize-addr&pageMask), from)
 		from, addr = from[n:], addr+uint64(n)
 	}
 	return true

@@ -28,6 +28,11 @@ type Tables struct {
 	poke func(gpa uint64) error
 
 	mu sync.Mutex
+	// scanned holds, by guest page number, in which scan a table was last looked
+	// through and at which level: a scan looks through a table once a level, however
+	// many entries point to it, or it to itself.
+	scanned []uint64
+	scan    uint64
 	// generation counts changes of marks, so that TLBs learn of them.
 	generation atomic.Uint64
 	// forgotten counts pages forgotten: all roots are looked at anew after one.
@@ -47,7 +52,7 @@ type running struct {
 // NewTables returns an empty set for a guest's memory. poke must make KVM drop
 // any shadow of the table page at gpa.
 func NewTables(mem Memory, poke func(gpa uint64) error) *Tables {
-	return &Tables{mem: mem, poke: poke, level: make([]uint32, mem.Size()>>12+1),
+	return &Tables{mem: mem, poke: poke, level: make([]uint32, mem.Size()>>12+1), scanned: make([]uint64, mem.Size()>>12+1),
 		roots: map[uint64]uint64{}, writes: map[uint64]int{}}
 }
 
@@ -77,7 +82,7 @@ func (c *CPU) EnterUser() {
 			clear(t.roots)
 		}
 		t.roots[root] = t.forgotten
-		if t.mark(root, 4) {
+		if t.markAll(root, 4) {
 			t.synchronize(c)
 		}
 	}
@@ -87,8 +92,14 @@ func (c *CPU) EnterUser() {
 // LeaveUser ends what EnterUser began.
 func (c *CPU) LeaveUser() { c.running.native.Store(false) }
 
-// mark marks a table and those that user mode can reach through it. It
-// reports whether any was new.
+// markAll marks a table and those that user mode can reach through it. It reports
+// whether any was new.
+func (t *Tables) markAll(gpa uint64, level uint32) bool {
+	t.scan++
+	return t.mark(gpa, level)
+}
+
+// mark is markAll within a scan.
 func (t *Tables) mark(gpa uint64, level uint32) bool {
 	page := t.mem.Page(gpa)
 	if page == nil {
@@ -99,9 +110,12 @@ func (t *Tables) mark(gpa uint64, level uint32) bool {
 		atomic.StoreUint32(&t.level[gpa>>12], level)
 		changed = changed || old == 0
 	}
-	if level == 1 {
+	const levelBits = 3
+	this := t.scan<<levelBits | uint64(level)
+	if level == 1 || t.scanned[gpa>>12] >= this { // at a higher level, it reached more
 		return changed
 	}
+	t.scanned[gpa>>12] = this
 	for i := 0; i < pageSize; i += 8 {
 		e := atomic.LoadUint64((*uint64)(unsafe.Pointer(&page[i])))
 		if e&(x86.PTEPresent|x86.PTEUser) == x86.PTEPresent|x86.PTEUser && e&x86.PTELarge == 0 {
@@ -138,7 +152,7 @@ func (c *CPU) Stored() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if level := atomic.LoadUint32(&t.level[gpa>>12]); level > 1 {
-		if t.mark(gpa, level) {
+		if t.markAll(gpa, level) {
 			t.synchronize(c)
 		}
 	}
