@@ -14,6 +14,7 @@ func (f *FS) stat(n *node, out *fuse.AttrOut) fuse.Status {
 		return status(err)
 	}
 	f.attr(&st, &out.Attr)
+	n.hide(&out.Attr)
 	out.SetTimeout(f.attrs)
 	return fuse.OK
 }
@@ -38,6 +39,9 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		return fuse.Status(unix.ESTALE)
 	}
 	defer n.put()
+	if n.hidden.Load() {
+		return fuse.EACCES
+	}
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
 		uid, gid := -1, -1
 		if in.Valid&fuse.FATTR_UID != 0 {
@@ -116,6 +120,9 @@ func (f *FS) attributed(id uint64) (*node, fuse.Status) {
 	switch {
 	case n == nil:
 		return nil, fuse.Status(unix.ESTALE)
+	case n.hidden.Load():
+		n.put()
+		return nil, fuse.EACCES
 	case n.mode&unix.S_IFMT != unix.S_IFREG && n.mode&unix.S_IFMT != unix.S_IFDIR:
 		n.put()
 		return nil, fuse.Status(unix.EOPNOTSUPP)

@@ -58,7 +58,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		flags := openFlags(in.Flags)
 		fd, err := openAt(dir.fd, name, flags|unix.O_CREAT|unix.O_EXCL, in.Mode&0o7777)
 		if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 { // the host was faster
-			fd, err = openExisting(dir.fd, name, flags)
+			fd, err = f.openExisting(dir.fd, name, flags)
 		} else if err == nil {
 			if _, err = f.settle(dir, fd, &in.InHeader, in.Mode); err != nil {
 				unix.Close(fd)
@@ -67,13 +67,13 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		if err != nil {
 			return status(err)
 		}
-		return f.opened(fd, out)
+		return f.opened(dir, name, fd, out)
 	})
 }
 
 // openExisting opens a file that is looked at first: to open a FIFO or a device would
 // have an effect on the host's programs.
-func openExisting(dir int, name string, flags int) (int, error) {
+func (f *FS) openExisting(dir int, name string, flags int) (int, error) {
 	fd, err := openAt(dir, name, unix.O_PATH, 0)
 	if err != nil {
 		return -1, err
@@ -83,11 +83,13 @@ func openExisting(dir int, name string, flags int) (int, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return -1, err
 	}
-	return (&node{fd: fd, mode: st.Mode}).reopen(flags)
+	n := &node{fd: fd, file: fileID{st.Dev, st.Ino}, mode: st.Mode}
+	f.note(n, nil)
+	return n.reopen(flags)
 }
 
 // opened makes a node and a handle of a file that Create has opened.
-func (f *FS) opened(fd int, out *fuse.CreateOut) fuse.Status {
+func (f *FS) opened(dir *node, name string, fd int, out *fuse.CreateOut) fuse.Status {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -102,7 +104,7 @@ func (f *FS) opened(fd int, out *fuse.CreateOut) fuse.Status {
 		unix.Close(fd)
 		return status(err)
 	}
-	f.know(path, &st, &out.EntryOut)
+	f.know(dir, name, path, &st, &out.EntryOut)
 	n := f.node(out.NodeId)
 	if n == nil { // the guest forgets what it does not know yet
 		unix.Close(fd)

@@ -37,6 +37,9 @@ func (f *FS) in(id uint64, name string, do func(dir *node) fuse.Status) fuse.Sta
 		return fuse.Status(unix.ESTALE)
 	}
 	defer dir.put()
+	if dir.touches(name) {
+		return fuse.EACCES
+	}
 	return do(dir)
 }
 
@@ -51,7 +54,7 @@ func (f *FS) made(dir *node, h *fuse.InHeader, name string, mode uint32, out *fu
 		unix.Close(fd)
 		return status(err)
 	}
-	f.know(fd, st, out)
+	f.know(dir, name, fd, st, out)
 	return fuse.OK
 }
 
@@ -128,6 +131,9 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			return fuse.Status(unix.ESTALE)
 		}
 		defer n.put()
+		if n.hidden.Load() {
+			return fuse.EACCES
+		}
 		if err := unix.Linkat(unix.AT_FDCWD, n.path(), dir.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
 			return status(err)
 		}
@@ -158,6 +164,10 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.
 			return fuse.Status(unix.ESTALE)
 		}
 		defer target.put()
+		// What moves takes along what is hidden below it.
+		if dir.hides.Load().child(from) != nil || target.touches(to) || target.hides.Load().child(to) != nil {
+			return fuse.EACCES
+		}
 		return status(unix.Renameat2(dir.fd, from, target.fd, to, uint(in.Flags)))
 	})
 }
@@ -169,6 +179,9 @@ func (f *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status)
 		return nil, fuse.Status(unix.ESTALE)
 	}
 	defer n.put()
+	if n.hidden.Load() {
+		return nil, fuse.EACCES
+	}
 	buf := make([]byte, unix.PathMax)
 	k, err := unix.Readlinkat(n.fd, "", buf)
 	if err != nil {
@@ -183,7 +196,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	fd, err := n.reopen(unix.O_RDONLY | unix.O_DIRECTORY)
+	fd, err := n.openDir(unix.O_RDONLY)
 	if err != nil {
 		n.put()
 		return status(err)
@@ -215,6 +228,9 @@ func (f *FS) eachEntry(in *fuse.ReadIn, add func(h *handle, e fuse.DirEntry) boo
 		return fuse.EBADF
 	}
 	defer h.put()
+	if h.node.hidden.Load() {
+		return fuse.OK
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if in.Offset != h.next {

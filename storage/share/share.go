@@ -32,6 +32,9 @@ type Options struct {
 	// System leaves out the file systems of the host's kernel, such as /proc, and
 	// extended attributes: for the root of a guest.
 	System bool
+	// Hide are paths below the directory that the guest sees as empty and unreadable, and
+	// cannot make, change, or move: whether they are there yet or not.
+	Hide []string `json:",omitempty"`
 	// GuestUID and GuestGID are who the process's own user and group are in the
 	// guest. They count where the process is not root, who can have files of all.
 	GuestUID, GuestGID uint32
@@ -50,6 +53,7 @@ type FS struct {
 	opts               Options
 	uid, gid           uint32 // the process's
 	rootDev            uint64
+	hiddenFiles        map[fileID]bool
 	names, attrs       time.Duration
 	done               chan struct{} // closed by Close
 
@@ -80,6 +84,8 @@ type node struct {
 	lookups uint64      // guarded by FS.mu
 	missed  atomic.Bool // the guest was told that a name is not in it
 	uses    atomic.Int64
+	hidden  atomic.Bool
+	hides   atomic.Pointer[hides] // below it; nil for none
 
 	locks lockTable
 }
@@ -115,13 +121,14 @@ func New(dir string, o Options) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), opts: o, rootDev: st.Dev,
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), names: namesFor,
 		done: make(chan struct{}), interrupt: make(chan struct{}), nodes: map[uint64]*node{}, byFile: map[fileID]*node{},
-		handles: map[uint64]*handle{}, nextID: fuse.FUSE_ROOT_ID + 1, nextHandle: 1,
+		hiddenFiles: hiddenFiles(dir, o.Hide), handles: map[uint64]*handle{}, nextID: fuse.FUSE_ROOT_ID + 1, nextHandle: 1,
 	}
 	if o.Static {
 		f.names, f.attrs = staticFor, staticFor
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, file: fileID{st.Dev, st.Ino}, mode: st.Mode, fd: fd, lookups: math.MaxUint64 / 2}
 	root.uses.Store(1)
+	root.hides.Store(newHides(o.Hide))
 	descriptors.Add(1)
 	f.nodes[root.id], f.byFile[root.file] = root, root
 	return f, nil
@@ -293,8 +300,11 @@ func openAt(dir int, name string, flags int, mode uint32) (int, error) {
 }
 
 // reopen opens a node's file with other flags; only what can be opened without
-// an effect is.
+// an effect is, and nothing that is hidden.
 func (n *node) reopen(flags int) (int, error) {
+	if n.hidden.Load() {
+		return -1, unix.EACCES
+	}
 	switch n.mode & unix.S_IFMT {
 	case unix.S_IFREG, unix.S_IFDIR:
 	default:
@@ -306,6 +316,14 @@ func (n *node) reopen(flags int) (int, error) {
 			return fd, err
 		}
 	}
+}
+
+// openDir opens a node's directory; of a hidden one there is nothing to read.
+func (n *node) openDir(flags int) (int, error) {
+	if n.hidden.Load() && n.mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	return n.reopen(flags | unix.O_DIRECTORY)
 }
 
 // kernelFS are the magic numbers of file systems whose files are the host's kernel.
@@ -321,11 +339,13 @@ var kernelFS = map[int64]bool{
 
 // lookup finds a name and counts it as known to the guest.
 func (f *FS) lookup(dir *node, name string, out *fuse.EntryOut) fuse.Status {
-	if badName(name) {
+	switch {
+	case badName(name):
 		return fuse.EINVAL
-	}
-	if full() {
+	case full():
 		return fuse.Status(unix.ENFILE)
+	case dir.hidden.Load():
+		return fuse.ENOENT
 	}
 	fd, err := openAt(dir.fd, name, unix.O_PATH, 0)
 	if err != nil {
@@ -343,13 +363,13 @@ func (f *FS) lookup(dir *node, name string, out *fuse.EntryOut) fuse.Status {
 			return fuse.ENOENT
 		}
 	}
-	f.know(fd, &st, out)
+	f.know(dir, name, fd, &st, out)
 	return fuse.OK
 }
 
-// know makes a node of a file, or finds the one there is, and fills in out. It
-// takes over fd.
-func (f *FS) know(fd int, st *unix.Stat_t, out *fuse.EntryOut) {
+// know makes a node of a directory's file, or finds the one there is, and fills in out.
+// It takes over fd.
+func (f *FS) know(dir *node, name string, fd int, st *unix.Stat_t, out *fuse.EntryOut) {
 	file := fileID{st.Dev, st.Ino}
 	f.mu.Lock()
 	n := f.byFile[file]
@@ -363,11 +383,13 @@ func (f *FS) know(fd int, st *unix.Stat_t, out *fuse.EntryOut) {
 		f.nodes[n.id], f.byFile[file] = n, n
 	}
 	n.lookups++
+	f.note(n, dir.hides.Load().child(name))
 	f.mu.Unlock()
 	out.NodeId = n.id
 	out.SetEntryTimeout(f.names)
 	out.SetAttrTimeout(f.attrs)
 	f.attr(st, &out.Attr)
+	n.hide(&out.Attr)
 }
 
 // attr is what the guest sees of a file's attributes.

@@ -166,6 +166,7 @@ func (f *FS) Load(state []byte) error {
 		n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, fd: fd, lookups: o.Lookups}
 		n.uses.Store(1)
 		descriptors.Add(1)
+		f.note(n, root.hides.Load().at(o.Path))
 		f.nodes[n.id] = n
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
@@ -196,7 +197,11 @@ func (f *FS) Load(state []byte) error {
 		if f.opts.ReadOnly && writes(uint32(o.Flags)) {
 			return fmt.Errorf("%s: it was open for writing, and the directory is shared read-only: %w", o.path(&s), unix.EROFS)
 		}
-		fd, err := n.reopen(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
+		open := n.reopen
+		if n.mode&unix.S_IFMT == unix.S_IFDIR {
+			open = n.openDir
+		}
+		fd, err := open(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
 		if err != nil {
 			return fmt.Errorf("%s: %w", o.path(&s), err)
 		}
