@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -43,6 +44,10 @@ type Config struct {
 	// Publish makes ports of the guest's ones of the host's, by the first gateway.
 	Publish []gateway.Publication `json:"publish,omitempty"`
 	Shares  []Share               `json:"shares,omitempty"`
+	// Hide are paths of the host, absolute, that the guest sees as empty and unreadable in
+	// Root and Shares, and cannot make there. A share of such a path itself, or of one below
+	// it, shows it all the same. Package credentials lists what one would not show.
+	Hide []string `json:"hide,omitempty"`
 	// ShareOwner is who the user of this process is in the guest, for shares.
 	ShareOwner Owner  `json:"shareOwner,omitzero"`
 	Ports      []Port `json:"ports,omitempty"`
@@ -255,6 +260,11 @@ func (c *Config) check() error {
 	for i := range c.Disks {
 		if err := c.Disks[i].check(); err != nil {
 			return of("Disks", err)
+		}
+	}
+	for _, p := range c.Hide {
+		if !filepath.IsAbs(p) {
+			return wrong("Hide", "%q: an absolute path", p)
 		}
 	}
 	for _, s := range c.Shares {

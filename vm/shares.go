@@ -43,6 +43,30 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	return err
 }
 
+// hidden are those of the paths that lie below a directory, from there; none if it is in
+// one of them itself.
+func hidden(dir string, list []string) []string {
+	var out []string
+	if real, err := paths.Real(dir); err == nil { // else sharing it says what is wrong
+		dir = real
+	}
+	for _, path := range list {
+		names := []string{path}
+		if real, err := paths.Real(path); err == nil && real != path {
+			names = append(names, real)
+		}
+		for _, p := range names {
+			if rest, err := filepath.Rel(p, dir); err == nil && filepath.IsLocal(rest) {
+				return nil // who shares that wants it
+			}
+			if rest, err := filepath.Rel(dir, p); err == nil && filepath.IsLocal(rest) {
+				out = append(out, rest)
+			}
+		}
+	}
+	return out
+}
+
 // mount shares a directory and has the guest mount it.
 func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(error)) error {
 	m.Tag = "share" + strconv.Itoa(len(s.config.Mounts))
@@ -71,7 +95,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 		}
 		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); isDir(c.Root.Path) {
 			o := options
-			o.ReadOnly, o.Static, o.System = true, true, true
+			o.ReadOnly, o.Static, o.System, o.Hide = true, true, true, hidden(c.Root.Path, c.Hide)
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {
 				return nil, of("Root", err)
 			}
@@ -90,7 +114,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	}
 	for _, m := range c.Shares {
 		o := options
-		o.ReadOnly = m.ReadOnly || m.Overlay
+		o.ReadOnly, o.Hide = m.ReadOnly || m.Overlay, hidden(m.Host, c.Hide)
 		if err := s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay}, o, log); err != nil {
 			return nil, of("Shares", err)
 		}

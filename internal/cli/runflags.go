@@ -30,7 +30,8 @@ type runFlags struct {
 	cpus                                 int
 	name, transport, terminal, onENOSPC  string
 	disks, ports, nets, publish          []string
-	shares, rw                           []string
+	shares, rw, hide, expose             []string
+	untrusted                            bool
 	root, rootfs, vsock                  string
 	noAgent                              bool
 	config                               string
@@ -103,6 +104,9 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
+	fl.StringArrayVar(&f.hide, "hide", nil, "a `PATH` of the host that the guest sees as empty, beside credentials, which it sees so anyway; several are possible")
+	fl.StringArrayVar(&f.expose, "expose", nil, "a `PATH` of the host that the guest sees although it has credentials; several are possible")
+	fl.BoolVar(&f.untrusted, "untrusted", false, "for a command that nobody trusts: it sees the system's directories and the current one, no home and no network")
 	fl.StringVar(&f.vsock, "vsock", "", vsockUsage)
 	fl.BoolVar(&f.cold, "cold", false, "boot, also if there is a snapshot of such a VM that can run a command at once")
 	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
@@ -326,9 +330,12 @@ func (f *runFlags) complete(s *session) (err error) {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	}
 	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || f.interactive
+	if err := f.hideCredentials(c); err != nil {
+		return err
+	}
 	if !s.Sandbox {
-		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" {
-			return usage("--root, --rw, --env, --user and --cwd are for a command: vmm run ... -- COMMAND, or -it for a shell")
+		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted {
+			return usage("--root, --rw, --env, --user, --cwd and --untrusted are for a command: vmm run ... -- COMMAND, or -it for a shell")
 		}
 		return nil
 	}
@@ -343,6 +350,11 @@ func (f *runFlags) complete(s *session) (err error) {
 	}
 	if err := f.execFlags.check(); err != nil {
 		return err
+	}
+	if f.untrusted {
+		if err := f.distrust(c); err != nil {
+			return err
+		}
 	}
 	return s.completeSandbox()
 }
@@ -386,7 +398,8 @@ var hidden = []string{"/tmp", "/run", "/dev", "/proc", "/sys"}
 // its own file systems hide it. What it writes goes to its memory.
 func shareCwd(c *vm.Config, cwd string) {
 	within := func(dir string) bool { return below(cwd, dir) }
-	if slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) }) || !slices.ContainsFunc(hidden, within) {
+	shared := slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) })
+	if shared || !slices.ContainsFunc(hidden, within) && !slices.ContainsFunc(c.Hide, within) {
 		return
 	}
 	c.Shares = append(c.Shares, vm.Share{Host: cwd, Guest: cwd, Overlay: true})

@@ -32,8 +32,8 @@ type Options struct {
 	// System leaves out the file systems of the host's kernel, such as /proc, and
 	// extended attributes: for the root of a guest.
 	System bool
-	// Hide are paths below the directory that the guest sees as empty and unreadable, and
-	// cannot make, change, or move: whether they are there yet or not.
+	// Hide are paths below the directory that the guest sees as empty, without a permission,
+	// and cannot make, change, or move: whether they are there yet or not.
 	Hide []string `json:",omitempty"`
 	// GuestUID and GuestGID are who the process's own user and group are in the
 	// guest. They count where the process is not root, who can have files of all.
@@ -300,10 +300,13 @@ func openAt(dir int, name string, flags int, mode uint32) (int, error) {
 }
 
 // reopen opens a node's file with other flags; only what can be opened without
-// an effect is, and nothing that is hidden.
+// an effect is. A hidden file is empty.
 func (n *node) reopen(flags int) (int, error) {
 	if n.hidden.Load() {
-		return -1, unix.EACCES
+		if n.mode&unix.S_IFMT != unix.S_IFREG || writes(uint32(flags)) {
+			return -1, unix.EACCES
+		}
+		return unix.MemfdCreate("hidden", unix.MFD_CLOEXEC)
 	}
 	switch n.mode & unix.S_IFMT {
 	case unix.S_IFREG, unix.S_IFDIR:

@@ -104,6 +104,9 @@ func (f *FS) Save() ([]byte, error) {
 		if o.Flags, err = unix.FcntlInt(uintptr(h.fd), unix.F_GETFL, 0); err != nil {
 			return nil, err
 		}
+		if h.node.hidden.Load() { // what stands for it is open otherwise
+			o.Flags = unix.O_RDONLY
+		}
 		held, err := locksOf(h.fd)
 		if err != nil {
 			return nil, err
