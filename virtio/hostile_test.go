@@ -46,7 +46,7 @@ const (
 
 // rounds is how many things each vCPU does: VMM_TEST_HOSTILE times as many.
 func rounds(t *testing.T) int {
-	n := 3000
+	n := 2000
 	if s := os.Getenv("VMM_TEST_HOSTILE"); s != "" {
 		times, err := strconv.Atoi(s)
 		if err != nil {
