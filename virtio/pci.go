@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"vmm/devices"
 )
@@ -47,8 +48,9 @@ type PCI struct {
 
 	// Of the registers; core's mu.
 	configVector uint16
-	queueVector  []uint16
 	queueSel     uint16
+	// queueVector is changed under mu, and read by those that interrupt.
+	queueVector []atomic.Uint32
 
 	// Of kicks: where the notification area is, and what listens to it.
 	kickMu sync.Mutex
@@ -77,7 +79,7 @@ func NewPCI(dev Device, mem Memory, host Host, log func(error)) *PCI {
 	}
 	p := &PCI{host: host, configVector: pciNoVector, kicks: map[int]*Event{}}
 	p.init(dev, mem, p, p, log)
-	p.queueVector = make([]uint16, len(p.queues))
+	p.queueVector = make([]atomic.Uint32, len(p.queues))
 	p.header = devices.NewPCIHeader(devices.PCIIdentity{
 		Vendor: pciVendorID, Device: pciDeviceID + uint16(dev.Type()),
 		Subvendor: pciVendorID, Subsystem: 0x40, // 4.1.2.1
@@ -97,7 +99,7 @@ func NewPCI(dev Device, mem Memory, host Host, log func(error)) *PCI {
 	p.msixCap = p.header.AddCapability(devices.MSIXCapability, body, mask)
 	p.msix = devices.NewMSIX(vectors, host.NewMSI)
 	for i := range p.queueVector {
-		p.queueVector[i] = pciNoVector
+		p.queueVector[i].Store(pciNoVector)
 	}
 	return p
 }
@@ -270,7 +272,7 @@ func (p *PCI) readCommon(at uint64, size int) uint64 {
 	case regQueueSize:
 		return uint64(q.layout.Size)
 	case regQueueVector:
-		return uint64(p.queueVector[p.queueSel])
+		return uint64(p.queueVector[p.queueSel].Load())
 	case regQueueEnable:
 		if q.ready {
 			return 1
@@ -323,7 +325,7 @@ func (p *PCI) writeCommon(at uint64, v uint64) {
 	}
 	switch at {
 	case regQueueVector:
-		p.queueVector[p.queueSel] = p.vector(v)
+		p.queueVector[p.queueSel].Store(uint32(p.vector(v)))
 	case regQueueEnable:
 		if v&1 != 0 {
 			p.setReady(int(p.queueSel), true)
@@ -367,7 +369,7 @@ func (p *PCI) vector(v uint64) uint16 {
 func (p *PCI) resetVectors() {
 	p.configVector = pciNoVector
 	for i := range p.queueVector {
-		p.queueVector[i] = pciNoVector
+		p.queueVector[i].Store(pciNoVector)
 	}
 	p.queueSel = 0
 	p.isrMu.Lock()
@@ -376,9 +378,8 @@ func (p *PCI) resetVectors() {
 	p.updateINTx()
 }
 
-// interruptQueue implements interrupter. The driver does not change a vector
-// while the queue runs.
-func (p *PCI) interruptQueue(i int) { p.interrupt(p.queueVector[i], isrQueue) }
+// interruptQueue implements interrupter.
+func (p *PCI) interruptQueue(i int) { p.interrupt(uint16(p.queueVector[i].Load()), isrQueue) }
 
 func (p *PCI) interruptConfig() { p.interrupt(p.configVector, isrConfig) }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // BusDevice is a device with its transport, PCI or MMIO, as a machine has it. Its
@@ -191,7 +190,10 @@ func (p *PCI) Save() (*State, error) {
 	p.isrMu.Lock()
 	defer p.isrMu.Unlock()
 	s.QueueSel, s.ISR = uint32(p.queueSel), p.isr
-	s.PCI = &PCIState{Config: p.header.Save(), ConfigVector: p.configVector, QueueVectors: slices.Clone(p.queueVector)}
+	s.PCI = &PCIState{Config: p.header.Save(), ConfigVector: p.configVector}
+	for i := range p.queueVector {
+		s.PCI.QueueVectors = append(s.PCI.QueueVectors, uint16(p.queueVector[i].Load()))
+	}
 	s.PCI.MSIX, s.PCI.Pending = p.msix.Save()
 	return s, nil
 }
@@ -213,7 +215,7 @@ func (p *PCI) Load(s *State) error {
 	p.queueSel = uint16(s.QueueSel)
 	p.configVector = p.vector(uint64(o.ConfigVector))
 	for i, v := range o.QueueVectors {
-		p.queueVector[i] = p.vector(uint64(v))
+		p.queueVector[i].Store(uint32(p.vector(uint64(v))))
 	}
 	if err := p.msix.Load(o.MSIX, o.Pending); err != nil {
 		return err

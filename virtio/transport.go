@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"vmm/internal/loglimit"
 )
 
 // Bits of the device status field (virtio 1.2, 2.1).
@@ -74,7 +76,7 @@ type core struct {
 }
 
 func (c *core) init(dev Device, mem Memory, irq interrupter, note notifier, log func(error)) {
-	c.dev, c.mem, c.irq, c.note, c.log = dev, mem, irq, note, log
+	c.dev, c.mem, c.irq, c.note, c.log = dev, mem, irq, note, loglimit.New(log)
 	for _, n := range dev.QueueSizes() {
 		c.queues = append(c.queues, queueState{max: n, layout: Layout{Size: n}})
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/iovec"
+	"vmm/internal/loglimit"
 	"vmm/virtio"
 )
 
@@ -134,7 +135,7 @@ func New(tag string, open func() (FileSystem, error), log func(error)) (*Device,
 	if tag == "" || len(tag) > MaxTag {
 		return nil, fmt.Errorf("tag %q: between 1 and %d bytes", tag, MaxTag)
 	}
-	return &Device{tag: tag, open: open, log: log, waiting: make(chan struct{}, maxWaiting)}, nil
+	return &Device{tag: tag, open: open, log: loglimit.New(log), waiting: make(chan struct{}, maxWaiting)}, nil
 }
 
 // Type implements virtio.Device.
