@@ -2,13 +2,7 @@ package kerneltest
 
 import (
 	"encoding/xml"
-	"errors"
-	"fmt"
 	"io"
-	"io/fs"
-	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 	"unicode/utf8"
 
@@ -136,35 +130,4 @@ func (rs Results) WriteJUnit(w io.Writer) error {
 		_, err = w.Write(append([]byte(xml.Header), append(b, '\n')...))
 	}
 	return err
-}
-
-// SaveJUnit writes the report to a file. One that is there is replaced by the whole
-// report at once, or left as it is; a pipe or a device is written to.
-func (rs Results) SaveJUnit(path string) error {
-	if real, err := filepath.EvalSymlinks(path); err == nil { // a link stays one
-		path = real
-	}
-	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return writeFile(path, os.O_WRONLY, rs.WriteJUnit)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	tmp := fmt.Sprintf("%s.%016x.tmp", path, rand.Uint64())
-	err := writeFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, rs.WriteJUnit)
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-	}
-	return err
-}
-
-// writeFile opens a file and has it written.
-func writeFile(path string, flags int, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, flags, 0o644)
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(f), f.Close())
 }

@@ -2,15 +2,9 @@ package kerneltest
 
 import (
 	"encoding/xml"
-	"errors"
-	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vmm/kerneltest/crash"
 	"vmm/kerneltest/ktap"
@@ -126,82 +120,6 @@ func TestJUnitText(t *testing.T) {
 	if _, all := report(t, Results{r}); all.Suites[0].Output != strings.Repeat("b", junitText-1) {
 		t.Errorf("%d bytes of a long output", len(all.Suites[0].Output))
 	}
-}
-
-// TestSaveJUnit replaces a report as a whole or not at all.
-func TestSaveJUnit(t *testing.T) {
-	dir := t.TempDir()
-	path, link := filepath.Join(dir, "report.xml"), filepath.Join(dir, "link")
-	rs := Results{of(Pass, "")}
-	want, _ := report(t, rs)
-	check := func(what string, files int) {
-		t.Helper()
-		b, err := os.ReadFile(path)
-		if err != nil || string(b) != want {
-			t.Errorf("%s: %v, %q", what, err, b)
-		}
-		if entries, err := os.ReadDir(dir); err != nil || len(entries) != files {
-			t.Errorf("%s: the directory has %v, %v", what, entries, err)
-		}
-	}
-	if err := rs.SaveJUnit(path); err != nil {
-		t.Error(err)
-	}
-	check("a new one", 1)
-
-	// Whoever has the old one open reads on in it.
-	if err := os.WriteFile(path, []byte("old"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	old, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Close()
-	if err := os.Symlink("report.xml", link); err != nil {
-		t.Fatal(err)
-	}
-	if err := rs.SaveJUnit(link); err != nil {
-		t.Error(err)
-	}
-	check("by a link", 2)
-	if b, err := io.ReadAll(old); err != nil || string(b) != "old" {
-		t.Errorf("the old one was written to: %q, %v", b, err)
-	}
-	if to, err := os.Readlink(link); err != nil || to != "report.xml" {
-		t.Errorf("the link: %q, %v", to, err)
-	}
-
-	// A failure leaves nothing: a name so long that its rename, or the temporary
-	// file's making, fails; and a directory.
-	if err := rs.SaveJUnit(filepath.Join(dir, strings.Repeat("x", 300))); !errors.Is(err, unix.ENAMETOOLONG) {
-		t.Errorf("a name that is too long: %v", err)
-	}
-	if err := rs.SaveJUnit(filepath.Join(dir, "none", "report.xml")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("no such directory: %v", err)
-	}
-	if err := rs.SaveJUnit(dir); err == nil {
-		t.Error("a directory is written to")
-	}
-	check("after failures", 2)
-
-	// A pipe is written to.
-	fifo := filepath.Join(dir, "fifo")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	read := make(chan string)
-	go func() {
-		b, _ := os.ReadFile(fifo)
-		read <- string(b)
-	}()
-	if err := rs.SaveJUnit(fifo); err != nil {
-		t.Error(err)
-	}
-	if got := <-read; got != want {
-		t.Errorf("by a pipe: %q", got)
-	}
-	check("after a pipe", 3)
 }
 
 func TestAnnotations(t *testing.T) {

@@ -32,7 +32,7 @@ type Matrix struct {
 	Tests   []Test        `toml:"test"`    // at least one
 	Jobs    int           `toml:"jobs"`    // VMs side by side; 0 is what CPUs and memory allow
 	Timeout time.Duration `toml:"timeout"` // of tests that have none; 0 is DefaultTimeout
-	JUnit   string        `toml:"junit"`   // the file for a report (see Results.SaveJUnit); Run does not write it
+	JUnit   string        `toml:"junit"`   // the file for a report; Run does not write it (see Results.WriteJUnit)
 	Shape
 }
 

@@ -27,7 +27,7 @@ func (l *listener) Write(p []byte) (int, error) {
 // TestLastWords: a terminal gets what the console had said when it was hung up on.
 func TestLastWords(t *testing.T) {
 	for range 50 {
-		h, err := openConsole(Endpoint{}, nil)
+		h, err := openConsole(Endpoint{}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

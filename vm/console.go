@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"vmm/internal/output"
 	"vmm/internal/tail"
 	"vmm/machine"
 )
@@ -34,11 +34,12 @@ type attachment struct{ out chan []byte }
 // backlog is how many pieces of output may wait for a terminal.
 const backlog = 1024
 
-// openConsole opens the console's end on the host; out may be nil.
-func openConsole(to Endpoint, out io.Writer) (*console, error) {
+// openConsole opens the console's end on the host, which is not in a directory of
+// guest's; out may be nil.
+func openConsole(to Endpoint, out io.Writer, guest []string) (*console, error) {
 	c := &console{attached: map[*attachment]bool{}}
 	var err error
-	if c.end, err = openEndpoint(to); err != nil {
+	if c.end, err = openEndpoint(to, guest); err != nil {
 		return nil, of("Console", err)
 	}
 	if c.outs = []io.Writer{&c.last, c.end}; out != nil {
@@ -151,15 +152,16 @@ type endpoint interface {
 	close()
 }
 
-// openEndpoint opens a file or listens on a socket.
-func openEndpoint(e Endpoint) (endpoint, error) {
+// openEndpoint opens a file, which is not in a directory of guest's, or listens on a
+// socket.
+func openEndpoint(e Endpoint, guest []string) (endpoint, error) {
 	switch {
 	case e.File != "" && e.Socket != "":
 		return nil, fmt.Errorf("%s and %s: a file or a socket, not both", e.File, e.Socket)
 	case e.Socket != "":
 		return listenEndpoint(e.Socket)
 	case e.File != "":
-		f, err := os.Create(e.File)
+		f, err := output.Create(e.File, output.Private, guest)
 		return fileEndpoint{f}, err
 	}
 	return nowhere{}, nil
@@ -172,7 +174,7 @@ func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
 func (nowhere) input() io.Reader            { return nil }
 func (nowhere) close()                      {}
 
-type fileEndpoint struct{ *os.File }
+type fileEndpoint struct{ *output.File }
 
 func (fileEndpoint) input() io.Reader { return nil }
 func (f fileEndpoint) close()         { f.Close() }

@@ -2,22 +2,51 @@ package vm
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vmm/internal/paths"
 	"vmm/internal/tail"
+	"vmm/storage/share"
 )
+
+// TestFileInShare: neither the console nor a port leads to where the guest can write.
+func TestFileInShare(t *testing.T) {
+	s := shares{saved: []savedShare{{Dir: "/nowhere", Options: share.Options{ReadOnly: true}}, {Dir: t.TempDir()}}}
+	guest := s.writable()
+	if len(guest) != 1 {
+		t.Fatalf("the guest can write to %v", guest)
+	}
+	e := Endpoint{File: filepath.Join(guest[0], "file")}
+	var bad *paths.GuestError
+	if _, err := openConsole(e, nil, guest); !errors.As(err, &bad) {
+		t.Errorf("the console: %v", err)
+	}
+	if _, err := openPorts([]Port{{Name: "a", To: e}}, nil, guest); !errors.As(err, &bad) {
+		t.Errorf("a port: %v", err)
+	}
+	var c Config
+	if _, err := openNetworks(&c, nil, &options{capture: e.File}, guest); !errors.As(err, &bad) {
+		t.Errorf("a capture: %v", err)
+	}
+	if _, err := os.Lstat(e.File); err == nil {
+		t.Error("the file was made")
+	}
+}
 
 // TestEndpoints opens sockets and files.
 func TestEndpoints(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console")
-	e, err := openEndpoint(Endpoint{Socket: path})
+	e, err := openEndpoint(Endpoint{Socket: path}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openEndpoint(Endpoint{Socket: path}); err == nil {
+	if _, err := openEndpoint(Endpoint{Socket: path}, nil); err == nil {
 		t.Error("two ends on one socket")
 	}
 	e.Write([]byte("nobody listens"))
@@ -35,15 +64,15 @@ func TestEndpoints(t *testing.T) {
 	}
 	e.close() // with a client
 	c.Close()
-	if e, err = openEndpoint(Endpoint{Socket: path}); err != nil {
+	if e, err = openEndpoint(Endpoint{Socket: path}, nil); err != nil {
 		t.Errorf("after the first is gone: %v", err)
 	} else {
 		e.close()
 	}
-	if _, err := openEndpoint(Endpoint{File: t.TempDir() + "/none/file"}); err == nil {
+	if _, err := openEndpoint(Endpoint{File: t.TempDir() + "/none/file"}, nil); err == nil {
 		t.Error("a file in no directory")
 	}
-	if _, err := openEndpoint(Endpoint{File: "a", Socket: "b"}); err == nil {
+	if _, err := openEndpoint(Endpoint{File: "a", Socket: "b"}, nil); err == nil {
 		t.Error("two ends at once")
 	}
 }
@@ -51,7 +80,7 @@ func TestEndpoints(t *testing.T) {
 // TestConsole sends what the guest says everywhere at once.
 func TestConsole(t *testing.T) {
 	var out bytes.Buffer
-	c, err := openConsole(Endpoint{}, &out)
+	c, err := openConsole(Endpoint{}, &out, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,12 +86,13 @@ func (v *VM) CopyTo(ctx context.Context, host, guest string) error {
 	return v.Agent().Put(ctx, host, guest)
 }
 
-// CopyFrom is the opposite of CopyTo.
+// CopyFrom is the opposite of CopyTo. Of what the guest sends, only what was asked for is
+// taken, as much as the host has room for (an agent.TooLargeError), and through no link.
 func (v *VM) CopyFrom(ctx context.Context, guest, host string) error {
 	if err := v.Ready(ctx); err != nil {
 		return err
 	}
-	return v.Agent().Get(ctx, guest, host)
+	return v.Agent().Get(ctx, guest, host, agent.GetOptions{Guest: v.GuestWritable()})
 }
 
 // Sync returns when what the guest has written is on its disks and shares.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"vmm/internal/paths"
@@ -152,32 +153,70 @@ func (r *source) refuse(err error) {
 	r.peer = nil
 }
 
-// accept waits for a source that knows the key.
+// Bounds of the sources that have not proved yet that they know the key: how many there
+// may be at a time, for each has buffers, and how long one may take.
+const (
+	maxProving  = 16
+	provingTime = 10 * time.Second
+)
+
+var errProving = errors.New("it has not proved in time that it knows the key")
+
+// accept waits for a source that knows the key. One that says nothing keeps no other out.
 func (r *Receiver) accept(ctx context.Context) (*migration.Destination, error) {
+	waiting, enough := context.WithCancel(ctx)
+	defer enough()
 	defer r.l.Close()
-	stop := context.AfterFunc(ctx, func() { r.l.Close() })
-	defer stop()
+	defer context.AfterFunc(waiting, func() { r.l.Close() })()
+	first := make(chan *migration.Destination, 1)
+	proving := make(chan struct{}, maxProving)
+	var all sync.WaitGroup
 	for {
 		c, err := r.l.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return nil, err
+			break
 		}
 		if err != nil {
 			time.Sleep(10 * time.Millisecond) // too many open files, which may pass
 			continue
 		}
-		d, err := migration.Accept(ctx, c, r.token)
-		if err == nil {
-			return d, nil
+		select {
+		case proving <- struct{}{}:
+		default:
+			c.Close()
+			continue
 		}
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		r.log(fmt.Errorf("refused a VM from %v: %w", c.RemoteAddr(), err))
+		all.Go(func() {
+			defer func() { <-proving }()
+			bounded, cancel := context.WithTimeoutCause(waiting, provingTime, errProving)
+			defer cancel()
+			d, err := migration.Accept(bounded, c, r.token)
+			if err != nil {
+				if waiting.Err() == nil {
+					r.log(fmt.Errorf("refused a VM from %v: %w", c.RemoteAddr(), err))
+				}
+				return
+			}
+			select {
+			case first <- d:
+				enough()
+			default:
+				d.Refuse(errors.New("another VM came first"))
+				d.Close()
+			}
+		})
 	}
+	enough()
+	all.Wait()
+	select {
+	case d := <-first:
+		return d, nil
+	default:
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, net.ErrClosed
 }
 
 // Close ends a Receiver that nothing was received by.

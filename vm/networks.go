@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	"vmm/internal/output"
 	"vmm/internal/version"
 	"vmm/network/ether"
 	"vmm/network/gateway"
@@ -45,7 +46,8 @@ func (n *networks) gateway() *gateway.Gateway {
 
 // openNetworks makes what is behind the network devices, and publishes ports. saved
 // are addresses that devices had before, as far as there are any.
-func openNetworks(c *Config, saved []ether.MAC, o *options) (_ *networks, err error) {
+// A capture is not in a directory of guest's.
+func openNetworks(c *Config, saved []ether.MAC, o *options, guest []string) (_ *networks, err error) {
 	n := &networks{}
 	defer func() {
 		if err != nil {
@@ -53,7 +55,11 @@ func openNetworks(c *Config, saved []ether.MAC, o *options) (_ *networks, err er
 		}
 	}()
 	if o.capture != "" {
-		if n.capture, err = pcapng.Create(o.capture, "vmm "+version.String()); err != nil {
+		f, err := output.Create(o.capture, output.Private, guest)
+		if err == nil {
+			n.capture, err = pcapng.New(f, "vmm "+version.String())
+		}
+		if err != nil {
 			return nil, fmt.Errorf("the capture: %w", err)
 		}
 	}

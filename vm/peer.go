@@ -43,7 +43,7 @@ func SplitAddress(s string) (network, addr string, err error) {
 
 // Listen makes a Receiver at tcp://HOST:PORT or unix:PATH. Over TCP everything is
 // encrypted, and key is what a source needs to send a VM; it is empty for a socket, which
-// only this user can open. log is told of sources that are refused.
+// only this user can open. log, which several goroutines may call, is told of sources that are refused.
 func Listen(address string, log func(error)) (r *Receiver, key string, err error) {
 	network, addr, err := SplitAddress(address)
 	if err != nil {

@@ -15,8 +15,8 @@ type ports struct {
 }
 
 // openPorts opens what the ports lead to. terminal is the console, nil if that is
-// another device.
-func openPorts(of []Port, terminal io.Writer) (_ *ports, err error) {
+// another device; files are not in a directory of guest's.
+func openPorts(of []Port, terminal io.Writer, guest []string) (_ *ports, err error) {
 	p := &ports{}
 	if terminal == nil && len(of) == 0 {
 		return p, nil
@@ -28,7 +28,7 @@ func openPorts(of []Port, terminal io.Writer) (_ *ports, err error) {
 	}()
 	var devices []vconsole.Port
 	for _, port := range of {
-		end, err := openEndpoint(port.To)
+		end, err := openEndpoint(port.To, guest)
 		if err != nil {
 			return nil, &ConfigError{"Ports", fmt.Errorf("%s: %w", port.Name, err)}
 		}

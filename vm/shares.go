@@ -67,6 +67,26 @@ func hidden(dir string, list []string) []string {
 	return out
 }
 
+// writable are the host's directories that the guest can write to.
+func (s *shares) writable() (dirs []string) {
+	for _, d := range s.saved {
+		if !d.Options.ReadOnly {
+			dirs = append(dirs, d.Dir)
+		}
+	}
+	return dirs
+}
+
+// GuestWritable returns the host's directories that the guest can write to, absolute and
+// free of symbolic links; none before Prepare. What the host's programs write there, the
+// guest can lead elsewhere by a link.
+func (v *VM) GuestWritable() []string {
+	if !v.made() {
+		return nil
+	}
+	return v.shares.writable()
+}
+
 // mount shares a directory and has the guest mount it.
 func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(error)) error {
 	m.Tag = "share" + strconv.Itoa(len(s.config.Mounts))

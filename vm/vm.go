@@ -193,15 +193,16 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.console, err = openConsole(v.cfg.Console, v.opts.out); err != nil {
-		return nil, err
-	}
 	if saved {
 		v.shares, err = restoreShares(r.vm.Shares, v.opts.log)
 	} else {
 		v.shares, err = openShares(&v.cfg, v.kernel.modules, v.opts.log)
 	}
 	if err != nil {
+		return nil, err
+	}
+	guest := v.shares.writable()
+	if v.console, err = openConsole(v.cfg.Console, v.opts.out, guest); err != nil {
 		return nil, err
 	}
 	if r != nil {
@@ -215,10 +216,10 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if v.cfg.ConsoleDevice == VirtioConsole {
 		terminal = v.console.virtio()
 	}
-	if v.ports, err = openPorts(v.cfg.Ports, terminal); err != nil {
+	if v.ports, err = openPorts(v.cfg.Ports, terminal, guest); err != nil {
 		return nil, err
 	}
-	if v.nets, err = openNetworks(&v.cfg, r.macs(), v.opts); err != nil {
+	if v.nets, err = openNetworks(&v.cfg, r.macs(), v.opts, guest); err != nil {
 		return nil, err
 	}
 	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.cfg.Commands() && !saved); err != nil {

@@ -178,7 +178,10 @@ func TestCopy(t *testing.T) {
 	os.MkdirAll(filepath.Join(dir, "into"), 0o755)
 	c := connect(t, &Server{})
 	ctx := context.Background()
-	for name, copy := range map[string]func(context.Context, string, string) error{"put": c.Put, "get": c.Get} {
+	for name, copy := range map[string]func(context.Context, string, string) error{
+		"put": c.Put,
+		"get": func(ctx context.Context, from, to string) error { return c.Get(ctx, from, to, GetOptions{}) },
+	} {
 		into := filepath.Join(dir, "into-"+name)
 		os.Mkdir(into, 0o755)
 		for _, x := range []struct{ from, to, at string }{
@@ -222,7 +225,7 @@ func TestEscape(t *testing.T) {
 		if err := archive(&b, src, "NAME"); err != nil {
 			t.Fatal(err)
 		}
-		err := extract(&b, inside, "NAME", name)
+		err := (&extraction{name: "NAME", as: name}).extract(&b, inside)
 		for _, p := range []string{filepath.Join(dir, "out"), filepath.Join(dir, "a", "out")} {
 			if _, bad := os.Lstat(p); !errors.Is(bad, fs.ErrNotExist) {
 				t.Errorf("%q wrote %s (%v)", name, p, err)
@@ -232,7 +235,7 @@ func TestEscape(t *testing.T) {
 	os.Symlink("..", filepath.Join(inside, "up"))
 	var b bytes.Buffer
 	archive(&b, src, "up/out")
-	if err := extract(&b, inside, "", ""); err == nil {
+	if err := new(extraction).extract(&b, inside); err == nil {
 		t.Error("a symbolic link leads out")
 	}
 }
@@ -273,7 +276,9 @@ func FuzzServe(f *testing.F) {
 				break
 			}
 		}
-		extract(&reader{l: NewLink(&fake{Reader: bytes.NewReader(b)}), kind: FrameStdin}, t.TempDir(), "", "")
+		for _, x := range []*extraction{{}, {name: "x", as: "y", limit: 1 << 20}} {
+			x.extract(&reader{l: NewLink(&fake{Reader: bytes.NewReader(b)}), kind: FrameStdin}, t.TempDir())
+		}
 	})
 }
 

@@ -5,9 +5,11 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -259,24 +261,57 @@ func (c *Client) Put(ctx context.Context, from, to string) error {
 	return <-sent
 }
 
-// Get copies a file or directory of the guest to a path of the host, by the same
-// rule.
-func (c *Client) Get(ctx context.Context, from, to string) error {
-	conn, l, err := c.begin(ctx, Request{Op: OpGet, Path: from})
-	if err != nil {
-		return err
-	}
-	defer closeWith(ctx, conn)()
-	dir, name := filepath.Split(filepath.Clean(to))
+// GetOptions bound what a guest that nobody trusts can do with an answer.
+type GetOptions struct {
+	// MaxSize is how much may come, in bytes and with each file in blocks of 4 KiB; 0 is what
+	// is free where it goes, but for 64 MiB.
+	MaxSize int64
+	// Guest are directories that the guest can write to: where the way to the destination
+	// leads through a symbolic link there, it is refused with a paths.GuestError.
+	Guest []string
+}
+
+// Get copies a file or directory of the guest to a path of the host, by the same rule;
+// the directory that it comes to must be there. Nothing else is taken than what was asked
+// for and what is below it, and nothing is written through a symbolic link. A
+// TooLargeError says that more came than may; what had come until then stays.
+func (c *Client) Get(ctx context.Context, from, to string, o GetOptions) error {
+	x := &extraction{name: path.Base(path.Clean(from)), limit: o.MaxSize}
+	dir, as := filepath.Split(filepath.Clean(to))
 	if st, err := os.Stat(to); err == nil && st.IsDir() {
-		dir, name = to, filepath.Base(filepath.Clean(from))
+		dir, as = to, x.name
+	}
+	switch x.as = as; {
+	case x.name == "." || x.name == "..":
+		return fmt.Errorf("%s: name a file or a directory of the guest", from)
+	case as == "/":
+		return errors.New("all of the guest is copied to a directory that is not there yet: what it has would mix with what is there")
 	}
 	if dir == "" {
 		dir = "."
 	}
+	open, err := openDir(dir, o.Guest)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	if x.limit == 0 {
+		if x.limit, err = room(open); err != nil {
+			return err
+		}
+	}
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
+	if err != nil {
+		return err
+	}
+	conn, l, err := c.begin(ctx, Request{Op: OpGet, Path: path.Clean(from)})
+	if err != nil {
+		return errors.Join(err, root.Close())
+	}
+	defer closeWith(ctx, conn)()
 	// A guest that cannot read it says so in the place of the archive.
 	r := &reader{l: l, kind: FrameStdout}
-	err = extract(r, dir, filepath.Base(from), name)
+	err = x.into(r, root)
 	if r.refused != nil {
 		return r.refused
 	}

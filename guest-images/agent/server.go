@@ -122,7 +122,7 @@ func (s *Server) Serve(c conn) {
 			err = nil
 		}
 	case OpPut:
-		err = extract(&reader{l: l, kind: FrameStdin}, r.Path, "", "")
+		err = new(extraction).extract(&reader{l: l, kind: FrameStdin}, r.Path)
 	case OpGet:
 		if err = archive(writer{l, FrameStdout}, r.Path, filepath.Base(r.Path)); err == nil {
 			err = l.Send(FrameStdout, nil)

@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -67,13 +66,7 @@ func (s *session) narrow(v *vm.VM) {
 
 // confinement is what this process needs beside the VM.
 func (s *session) confinement() vm.Confinement {
-	c := vm.Confinement{Level: s.Jail, Write: []string{s.entry.Path()}, Unlink: []string{registry.User().Dir()}, Violation: s.violation}
-	for _, file := range []string{s.Result, s.Profile} {
-		if file != "" {
-			c.Write = append(c.Write, filepath.Dir(file))
-		}
-	}
-	return c
+	return vm.Confinement{Level: s.Jail, Write: []string{s.entry.Path()}, Unlink: []string{registry.User().Dir()}, Violation: s.violation}
 }
 
 // violation ends the VM: a system call that its process has no use for was made by

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"vmm/internal/output"
 	"vmm/vm"
 )
 
@@ -25,9 +27,31 @@ type runResult struct {
 // endTimeout is runResult.End after --timeout.
 const endTimeout = "timeout"
 
+// outputs are files that are written when the VM has ended; nil ones are not wanted. The
+// process may open none any more then.
+type outputs struct{ result, profile *output.File }
+
+// openOutputs opens them, before the VM starts.
+func (s *session) openOutputs(v *vm.VM) (o outputs, err error) {
+	guest := v.GuestWritable()
+	if s.Result != "" {
+		if o.result, err = output.Open(s.Result, output.Report, guest); err != nil {
+			return o, fmt.Errorf("--result: %w", err)
+		}
+	}
+	if s.Profile != "" {
+		if o.profile, err = output.Open(s.Profile, output.Private, guest); err != nil {
+			return o, errors.Join(fmt.Errorf("--profile: %w", err), o.close())
+		}
+	}
+	return o, nil
+}
+
+func (o *outputs) close() error { return errors.Join(o.result.Close(), o.profile.Close()) }
+
 // save writes the result to the file of --result.
-func (r *runResult) save(path string, end vm.Result, err error) error {
-	if path == "" {
+func (r *runResult) save(f *output.File, end vm.Result, err error) error {
+	if f == nil {
 		return nil
 	}
 	r.Status, r.Detail = statusOf(err)
@@ -36,7 +60,7 @@ func (r *runResult) save(path string, end vm.Result, err error) error {
 	}
 	b, bad := json.Marshal(r)
 	if bad == nil {
-		bad = os.WriteFile(path, append(b, '\n'), 0o644)
+		bad = f.Replace(append(b, '\n'))
 	}
 	if bad != nil {
 		return fmt.Errorf("--result: %w", bad)
@@ -70,12 +94,19 @@ func (s *session) outcome(v *vm.VM, r vm.Result, status int) error {
 	return &exitError{status, nil}
 }
 
-func writeProfile(path string, v *vm.VM) error {
-	out, err := os.Create(path)
+func writeProfile(f *output.File, v *vm.VM) error {
+	if f == nil {
+		return nil
+	}
+	var b bytes.Buffer
+	err := v.WriteProfile(&b)
+	if err == nil {
+		err = f.Replace(b.Bytes())
+	}
 	if err != nil {
 		return fmt.Errorf("--profile: %w", err)
 	}
-	return errors.Join(v.WriteProfile(out), out.Close())
+	return nil
 }
 
 // report prints what -v asks for.

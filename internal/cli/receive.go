@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/output"
 	"vmm/vm"
 )
 
@@ -27,8 +29,12 @@ func (r *receiveJob) open(ctx context.Context, s *session) (*vm.VM, error) {
 	if key != "" {
 		fmt.Fprintf(os.Stderr, "vmm: waiting for: vmm migrate VM tcp://%s --key %s\n", l.Addr(), key)
 		if r.KeyFile != "" {
-			if err := os.WriteFile(r.KeyFile, []byte(key+"\n"), 0o600); err != nil {
-				return nil, fmt.Errorf("receiving: %w", err)
+			f, err := output.Open(r.KeyFile, output.Private, nil)
+			if err == nil {
+				err = errors.Join(f.Replace([]byte(key+"\n")), f.Close())
+			}
+			if err != nil {
+				return nil, fmt.Errorf("--key-file: %w", err)
 			}
 		}
 	}

@@ -267,11 +267,16 @@ func (s *session) sayCold(at *warm.Snapshot, why string) {
 }
 
 // live runs a VM that is prepared.
-func (s *session) live(ctx context.Context, v *vm.VM) error {
+func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	// A command's standard error is its own, where it goes to a file.
 	if v.StockKernel() && (!s.Sandbox || term.IsTerminal(int(os.Stderr.Fd()))) {
 		s.log(errors.New("this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster"))
 	}
+	files, err := s.openOutputs(v)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, files.close()) }()
 	debugger, err := listenGDB(s.GDB)
 	if err != nil {
 		return err
@@ -309,16 +314,14 @@ func (s *session) live(ctx context.Context, v *vm.VM) error {
 	if s.killed.Load() && result.End == vm.EndStopped {
 		status = 128 + int(unix.SIGKILL)
 	}
-	if s.Profile != "" {
-		if err := writeProfile(s.Profile, v); err != nil {
-			return err
-		}
+	if err := writeProfile(files.profile, v); err != nil {
+		return err
 	}
 	if s.Verbose {
 		report(os.Stderr, v, set.Sub(s.began), time.Since(set))
 	}
 	err = s.outcome(v, result, status)
-	if bad := s.result.save(s.Result, result, err); bad != nil {
+	if bad := s.result.save(files.result, result, err); bad != nil {
 		return errors.Join(bad, err)
 	}
 	return err

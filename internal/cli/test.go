@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vmm/internal/output"
 	"vmm/internal/tail"
 	"vmm/kerneltest"
 	"vmm/kerneltest/ktap"
@@ -154,6 +156,11 @@ func (f *testFlags) run(ctx context.Context, out io.Writer, vms []*kerneltest.VM
 	if err != nil {
 		return failed(err)
 	}
+	report, err := f.openReport(vms)
+	if err != nil {
+		return err
+	}
+	defer report.Close()
 	p := newTestProgress(out, len(vms))
 	hooks := kerneltest.Hooks{Begin: p.begin, End: p.end}
 	if f.verbose {
@@ -167,15 +174,47 @@ func (f *testFlags) run(ctx context.Context, out io.Writer, vms []*kerneltest.VM
 			return failed(err)
 		}
 	}
-	if f.matrix.JUnit != "" {
-		if err := results.SaveJUnit(f.matrix.JUnit); err != nil {
-			return failed(fmt.Errorf("--junit: %w", err))
-		}
+	if err := saveReport(report, results); err != nil {
+		return failed(fmt.Errorf("--junit: %w", err))
 	}
 	if interrupted != nil {
 		return &exitError{statusInterrupted, errors.New("interrupted")}
 	}
 	return testStatus(results)
+}
+
+// openReport opens the file of --junit, before there are guests; nil if none is wanted.
+func (f *testFlags) openReport(vms []*kerneltest.VM) (*output.File, error) {
+	if f.matrix.JUnit == "" {
+		return nil, nil
+	}
+	s, err := testSession(vms[0]) // all have the same shares
+	if err != nil {
+		return nil, failed(err)
+	}
+	var guest []string
+	for _, share := range s.Config.Shares {
+		if !share.ReadOnly && !share.Overlay {
+			guest = append(guest, share.Host)
+		}
+	}
+	report, err := output.Open(f.matrix.JUnit, output.Report, guest)
+	if err != nil {
+		return nil, failed(fmt.Errorf("--junit: %w", err))
+	}
+	return report, nil
+}
+
+// saveReport writes the whole report at once.
+func saveReport(report *output.File, results kerneltest.Results) error {
+	if report == nil {
+		return nil
+	}
+	var b bytes.Buffer
+	if err := results.WriteJUnit(&b); err != nil {
+		return err
+	}
+	return report.Replace(b.Bytes())
 }
 
 // prepareTests builds what all VMs need before they all want to.

@@ -8,6 +8,7 @@ package migration
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -39,8 +40,10 @@ const (
 
 const (
 	frameHeader = 5
-	// maxJSON bounds Hello and Final, and maxPages the pages of a frame, in bytes.
+	// maxJSON bounds Final, maxSmall a Hello, which is read of anybody, and what has no
+	// payload, and maxPages the pages of a frame, in bytes.
 	maxJSON  = 64 << 20
+	maxSmall = 64 << 10
 	maxPages = 256 << 10
 	pageSize = 4096
 )
@@ -143,7 +146,7 @@ func (l *link) next() (kind byte, size int, err error) {
 	}
 	kind, size = head[0], int(binary.LittleEndian.Uint32(head[1:]))
 	if kind == frameError {
-		b, err := l.payload(min(size, 64<<10))
+		b, err := l.payload(min(size, maxSmall))
 		if err != nil {
 			return 0, 0, err
 		}
@@ -156,9 +159,12 @@ func (l *link) payload(size int) ([]byte, error) {
 	if size > maxJSON {
 		return nil, errProtocol
 	}
-	b := make([]byte, size)
-	_, err := io.ReadFull(l.r, b)
-	return b, err
+	var b bytes.Buffer // it grows with what comes, not with what is announced
+	_, err := io.CopyN(&b, l.r, int64(size))
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return b.Bytes(), err
 }
 
 // want reads a frame of a kind; to is nil for one without a payload.
@@ -167,7 +173,7 @@ func (l *link) want(kind byte, to any) error {
 	if err != nil {
 		return err
 	}
-	if k != kind {
+	if k != kind || size > maxSmall {
 		return errProtocol
 	}
 	b, err := l.payload(size)

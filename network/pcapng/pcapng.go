@@ -5,7 +5,7 @@ package pcapng
 import (
 	"bufio"
 	"encoding/binary"
-	"os"
+	"io"
 	"sync"
 	"time"
 
@@ -41,7 +41,7 @@ const (
 // record, as in a capture of Linux's.
 type Writer struct {
 	mu     sync.Mutex
-	file   *os.File
+	file   io.WriteCloser
 	out    *bufio.Writer
 	count  uint32 // interfaces
 	err    error  // the first
@@ -50,13 +50,9 @@ type Writer struct {
 	header [packetHeader]byte
 }
 
-// Create begins a file, in the place of one that is there. program is what writes it, as
-// the file tells.
-func Create(path, program string) (*Writer, error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return nil, err
-	}
+// New begins a capture in a file, which is empty, and which it closes, also after an
+// error. program is what writes it, as the file tells.
+func New(f io.WriteCloser, program string) (*Writer, error) {
 	w := &Writer{file: f, out: bufio.NewWriterSize(f, writeBuffer), stop: make(chan struct{}), ended: make(chan struct{})}
 	body := le32(byteOrder)
 	body = append(body, 1, 0, 0, 0) // version 1.0

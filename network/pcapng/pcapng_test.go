@@ -25,7 +25,11 @@ func (n *nothing) Flush()                                      {}
 // TestWriter writes frames of two cables and reads the file's blocks.
 func TestWriter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.pcapng")
-	w, err := Create(path, "test")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := New(f, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +77,11 @@ func TestWriter(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	w, err := Create("/dev/full", "test")
+	f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	w, err := New(f, "test")
 	if err == nil {
 		err = w.Close()
 	}

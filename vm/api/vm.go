@@ -34,7 +34,9 @@ type VM struct {
 	Kernel  string   `json:"kernel,omitempty"`
 	Disks   []string `json:"disks,omitempty"`
 	Shares  []string `json:"shares,omitempty"`
-	Nets    []string `json:"nets,omitempty"`
+	// GuestWritable are the host's directories that the guest can write to, while it runs.
+	GuestWritable []string `json:"guestWritable,omitempty"`
+	Nets          []string `json:"nets,omitempty"`
 	// Detached VMs run in the background, and are listed when they have ended.
 	Detached bool `json:"detached,omitempty"`
 	Agent    bool `json:"agent"`            // the guest's agent answers

@@ -53,7 +53,7 @@ func coded(err error) error {
 // Info implements VM.
 func (l *Local) Info() api.VM {
 	info := l.Entry()
-	info.Jail = l.Jail
+	info.Jail, info.GuestWritable = l.Jail, l.VM.GuestWritable()
 	info.Agent, info.Paused, info.Disks = l.VM.AgentAlive(), l.VM.Paused(), l.VM.DiskPaths()
 	return info
 }
