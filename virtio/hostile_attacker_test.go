@@ -251,7 +251,7 @@ func (a *attacker) submit() {
 	length := min(1+a.r.Uint64N(4), most)
 	huge := a.r.IntN(8) == 0
 	if huge {
-		length = most - a.r.Uint64N((most+1)/2)
+		length = min(most, 1+a.r.Uint64N(mostParts))
 	}
 	readable := min(length, 1+a.r.Uint64N(2))
 	if a.r.IntN(16) == 0 || a.receives(i) {
@@ -310,7 +310,7 @@ func (a *attacker) part(huge bool) (addr, n uint64) {
 		return pick(a.r, sizes), pick(a.r, sizes)
 	}
 	if n = pick(a.r, []uint64{1, 4, 8, 16, 40, 512, 4096, 64 << 10}); huge {
-		n = hostileRAM - 2*dataAt
+		n = hugePart
 	}
 	return dataAt + a.r.Uint64N(hostileRAM-dataAt-n+1), n
 }

@@ -42,7 +42,7 @@ var subjects = []struct {
 }
 
 // sizes are numbers at which something may end.
-var sizes = []uint64{0, 1, 2, 3, 7, 16, 40, 80, 4095, 4096, 65536, 1 << 20, 1<<20 + 4097, 3 << 30, math.MaxUint32, 1 << 62, math.MaxInt64, math.MaxUint64}
+var sizes = []uint64{0, 1, 2, 3, 7, 16, 40, 80, 4095, 4096, 65536, 1 << 20, 1<<20 + 4097, 1 << 29, 3 << 30, math.MaxUint32, 1 << 62, math.MaxInt64, math.MaxUint64}
 
 func pick[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
 
@@ -163,24 +163,30 @@ func newFS(t *testing.T, o share.Options) (virtio.Device, error) {
 	return fs.New("tag", func() (fs.FileSystem, error) { return share.New(dir, o) }, func(error) {})
 }
 
+// sized are FUSE's opcodes that say how much is to be read, or carry much: READ, WRITE,
+// SETXATTR, GETXATTR, LISTXATTR, READDIR, IOCTL, READDIRPLUS.
+var sized = []uint32{15, 16, 21, 22, 23, 28, 39, 44}
+
 // fsRequest is a FUSE request: a header, numbers, and a name or two.
 func fsRequest(r *rand.Rand, b []byte) {
 	const opInit, opLseek, opFallocate = 26, 46, 43
 	le := binary.LittleEndian
-	op := r.Uint32N(54)
+	op, same := r.Uint32N(54), r.Uint64N(4)
+	if r.IntN(2) == 0 {
+		op, same = pick(r, sized), pick(r, sizes)
+	}
 	switch {
 	case op == opFallocate: // fills the host's disk, as it may
 		op = opLseek
-	case r.IntN(20) == 0:
+	case r.IntN(5) == 0: // without a mount, nothing is served
 		op = opInit
 	}
 	body := b[40:]
 	for i := 0; i+8 <= len(body); i += 8 {
-		v := r.Uint64N(4)
+		le.PutUint64(body[i:], same)
 		if r.IntN(4) == 0 {
-			v = pick(r, sizes)
+			le.PutUint64(body[i:], pick(r, sizes))
 		}
-		le.PutUint64(body[i:], v)
 	}
 	if op == opInit {
 		le.PutUint32(body, 7)

@@ -34,6 +34,8 @@ const (
 	tableEntries = 1024
 	dataAt       = 1 << 20
 	mostQueues   = dataAt / ringSpace
+	hugePart     = hostileRAM - 2*dataAt     // of a chain that describes memory many times
+	mostParts    = (1<<32 + 4096) / hugePart // of a chain: more are refused (2.7.5.1)
 
 	window    = 0xc0000000 // of the BARs
 	barAt     = window + 0x10000
