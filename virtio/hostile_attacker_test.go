@@ -9,7 +9,8 @@ import (
 // attacker is a vCPU of the hostile driver.
 type attacker struct {
 	*hostile
-	r *rand.Rand
+	id uint64
+	r  *rand.Rand
 }
 
 // do does one thing to the device.
@@ -106,7 +107,7 @@ func (a *attacker) features(sel uint64) uint64 {
 	var b [4]byte
 	a.read(at, b[:])
 	v := uint64(binary.LittleEndian.Uint32(b[:]))
-	if a.r.IntN(2) == 0 {
+	if a.r.IntN(4) == 0 {
 		v &= uint64(a.r.Uint32())
 	}
 	if sel == 1 {
@@ -244,28 +245,33 @@ func (a *attacker) submit() {
 	}
 	// Chains that are under way together mostly have descriptors of their own.
 	head := (a.chains.Add(1)*4 - a.r.Uint64N(40)/39) % size
-	table, most, indirect := ring[:16*size], size, a.r.IntN(3) == 0
-	if indirect {
-		table, most = ring[tableAt+head*16*tableEntries/64:tableAt+16*tableEntries], tableEntries-head*tableEntries/64
+	at, most, huge := base, size, a.r.IntN(6) == 0
+	indirect := huge || a.r.IntN(3) == 0
+	switch {
+	case huge:
+		at, most = hugeTables+a.id*hugeTable, hugeTable/16
+	case indirect:
+		at, most = base+tableAt+head*256, 16
 	}
-	length := min(1+a.r.Uint64N(4), most)
-	huge := a.r.IntN(8) == 0
+	table, length := a.mem.Bytes[at:], min(1+a.r.Uint64N(4), most)
 	if huge {
-		length = min(most, 1+a.r.Uint64N(mostParts))
+		length = 1 + a.r.Uint64N(mostParts)
 	}
 	readable := min(length, 1+a.r.Uint64N(2))
-	if a.r.IntN(16) == 0 || a.receives(i) {
+	switch {
+	case huge && a.r.IntN(4) > 0:
+		readable = 1
+	case a.r.IntN(40) == 0 || a.receives(i):
 		readable = a.r.Uint64N(length + 1)
 	}
-	at := head
+	k0 := head
 	if indirect {
-		at = 0
+		k0 = 0
 	}
 	request := dataAt + a.r.Uint64N(64)<<12
 	a.request(a.r, a.mem.Bytes[request:request+256])
-	first := at
 	for k := range length {
-		flags, next := uint16(0), (at+1)%most
+		flags, next := uint16(0), (k0+k+1)%most
 		if k >= readable {
 			flags = 2
 		}
@@ -276,23 +282,14 @@ func (a *attacker) submit() {
 		if k == 0 && readable > 0 {
 			addr, n = request, pick(a.r, []uint64{40, 44, 48, 80, 256, 256})
 		}
-		d := table[16*at:]
-		le.PutUint64(d, addr)
-		le.PutUint32(d[8:], uint32(n))
-		le.PutUint16(d[12:], flags)
-		le.PutUint16(d[14:], uint16(next))
-		at = next
+		put(table[16*((k0+k)%most):], addr, n, flags, uint16(next))
 	}
 	if indirect {
-		d := ring[16*head:]
-		le.PutUint64(d, base+tableAt)
-		le.PutUint32(d[8:], uint32(16*length))
-		le.PutUint16(d[12:], 4)
-		first = head
+		put(ring[16*head:], at, 16*length, 4, 0)
 	}
 	avail := ring[availAt:]
 	idx := le.Uint16(avail[2:])
-	le.PutUint16(avail[4+2*(uint64(idx)%size):], uint16(first))
+	le.PutUint16(avail[4+2*(uint64(idx)%size):], uint16(head))
 	le.PutUint16(avail[2:], idx+1)
 	if a.bus == nil {
 		a.set(a.regs().notify, uint64(i), 4)
@@ -301,12 +298,21 @@ func (a *attacker) submit() {
 	}
 }
 
+// put writes a descriptor.
+func put(d []byte, addr, n uint64, flags, next uint16) {
+	le := binary.LittleEndian
+	le.PutUint64(d, addr)
+	le.PutUint32(d[8:], uint32(n))
+	le.PutUint16(d[12:], flags)
+	le.PutUint16(d[14:], next)
+}
+
 // receives tells whether a queue may be one for what the device writes.
 func (a *attacker) receives(i int) bool { return len(a.sizes) > 2 && i%2 == 0 }
 
 // part is a piece of memory for a descriptor.
 func (a *attacker) part(huge bool) (addr, n uint64) {
-	if a.r.IntN(4000) == 0 {
+	if !huge && a.r.IntN(4000) == 0 {
 		return pick(a.r, sizes), pick(a.r, sizes)
 	}
 	if n = pick(a.r, []uint64{1, 4, 8, 16, 40, 512, 4096, 64 << 10}); huge {

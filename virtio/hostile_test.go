@@ -26,16 +26,17 @@ import (
 // that the race detector has nothing to say.
 
 const (
-	hostileRAM   = 16 << 20
-	ringSpace    = 1 << 15 // of a queue: descriptors, rings and indirect tables
-	availAt      = 0x2000
-	usedAt       = 0x3000
-	tableAt      = 0x4000
-	tableEntries = 1024
-	dataAt       = 1 << 20
-	mostQueues   = dataAt / ringSpace
-	hugePart     = hostileRAM - 2*dataAt     // of a chain that describes memory many times
-	mostParts    = (1<<32 + 4096) / hugePart // of a chain: more are refused (2.7.5.1)
+	hostileRAM = 16 << 20
+	ringSpace  = 1 << 15 // of a queue: descriptors, rings and indirect tables
+	availAt    = 0x2000
+	usedAt     = 0x3000
+	tableAt    = 0x4000
+	hugeTables = 0xf0000 // one for each attacker
+	hugeTable  = 0x2000
+	dataAt     = 1 << 20
+	mostQueues = hugeTables / ringSpace
+	hugePart   = hostileRAM - 2*dataAt     // of a chain that describes memory many times
+	mostParts  = (1<<32 + 4096) / hugePart // of a chain: more are refused (2.7.5.1)
 
 	window    = 0xc0000000 // of the BARs
 	barAt     = window + 0x10000
@@ -220,7 +221,7 @@ func (h *hostile) attack(n int) {
 	var cpus sync.WaitGroup
 	for i := range attackers {
 		cpus.Go(func() {
-			a := &attacker{h, rand.New(rand.NewPCG(uint64(i), 15))}
+			a := &attacker{h, uint64(i), rand.New(rand.NewPCG(uint64(i), 15))}
 			for k := range n {
 				h.running.RLock()
 				a.do()
