@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/visible"
 	"vmm/vm"
 	"vmm/vm/api"
 )
@@ -69,7 +70,7 @@ func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
 				return
 			}
 			if err := v.ServeGDB(c, kill); err != nil {
-				fmt.Fprintf(out, "vmm: gdb: %v\n", err)
+				fmt.Fprintf(out, "vmm: gdb: %s\n", visible.Text(err.Error()))
 			}
 			c.Close()
 		}
