@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/unixsocket"
 	"vmm/internal/visible"
 	"vmm/vm"
 	"vmm/vm/api"
@@ -37,7 +38,7 @@ func listenGDB(spec string) (*gdbListener, error) {
 	g := &gdbListener{wait: wait}
 	var err error
 	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
-		g.l, err = vm.ListenUnix(path)
+		g.l, err = unixsocket.Listen(path)
 	} else {
 		if !strings.Contains(addr, ":") {
 			addr = ":" + addr
