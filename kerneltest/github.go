@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"vmm/internal/visible"
 )
 
 // Values of GitHub's workflow commands: those of properties have two delimiters more.
@@ -24,8 +26,8 @@ func (rs Results) WriteAnnotations(w io.Writer) error {
 		for _, f := range r.Findings {
 			text += "\n" + f.Excerpt
 		}
-		title := strings.ReplaceAll(r.VM.Name(), "\n", " ") + " " + r.Verdict.String()
-		if _, err := fmt.Fprintf(w, "::error title=%s::%s\n", githubProperty.Replace(title), githubText.Replace(text)); err != nil {
+		title := visible.Line(r.VM.Name()) + " " + r.Verdict.String()
+		if _, err := fmt.Fprintf(w, "::error title=%s::%s\n", githubProperty.Replace(title), githubText.Replace(visible.Text(text))); err != nil {
 			return err
 		}
 	}

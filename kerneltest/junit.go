@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"vmm/internal/visible"
 	"vmm/kerneltest/ktap"
 )
 
@@ -46,20 +47,15 @@ type (
 // junitText bounds the texts in a report, in bytes: their ends are kept.
 const junitText = 256 << 10
 
-// plain is a text without what XML cannot have.
+// plain is a text for XML, which cannot have all, and for the terminals where reports are
+// read.
 func plain(s string) string {
 	if len(s) > junitText {
-		s = s[len(s)-junitText:]
-	}
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return r
-		case r < ' ', r == utf8.RuneError, r == 0xFFFE, r == 0xFFFF:
-			return -1
+		for s = s[len(s)-junitText:]; s != "" && !utf8.RuneStart(s[0]); {
+			s = s[1:]
 		}
-		return r
-	}, s)
+	}
+	return visible.Text(s)
 }
 
 // suite is a result as JUnit has it: the VM as a whole, then its own tests, if it
@@ -87,7 +83,7 @@ func (r *Result) suite() junitSuite {
 	s.add(whole)
 	for _, c := range r.Report.Cases {
 		x := junitCase{Name: plain(c.Name), Class: kernel + "." + test}
-		message, _, _ := strings.Cut(c.Detail, "\n")
+		message, _, _ := strings.Cut(plain(c.Detail), "\n")
 		d := &junitDetail{Message: plain(message), Text: plain(c.Detail)}
 		switch c.Result {
 		case ktap.Fail:

@@ -83,12 +83,12 @@ func TestJUnitText(t *testing.T) {
 		{"plain", "plain", "plain"},
 		{"lines", "a\nb\tc", "a\nb\tc"},
 		{"carriage returns", "a\r\nb", "a\nb"},
-		{"colours", "\x1b[31mred\x1b[0m", "[31mred[0m"},
-		{"NUL, BEL and backspace", "a\x00b\x07c\x08", "abc"},
-		{"DEL and C1", "a\x7fb\u0085c", "a\x7fb\u0085c"},
+		{"colours", "\x1b[31mred\x1b[0m", "^[[31mred^[[0m"},
+		{"NUL, BEL and backspace", "a\x00b\x07c\x08", "a^@b^Gc^H"},
+		{"DEL and C1", "a\x7fb\u0085c", `a^?b\x85c`},
 		{"markup", "<a b=\"c\">&]]>'", "<a b=\"c\">&]]>'"},
-		{"no UTF-8", "a\xffb\xc3", "ab"},
-		{"no characters", "a\uFFFEb\uFFFFc", "abc"},
+		{"no UTF-8", "a\xffb\xc3", `a\xffb\xc3`},
+		{"no characters", "a\uFFFEb\uFFFFc", `a\ufffeb\uffffc`},
 		{"others", "ä→😀", "ä→😀"},
 	} {
 		r := of(Fail, c.in)
@@ -130,7 +130,7 @@ func TestAnnotations(t *testing.T) {
 	if err := (Results{of(Pass, ""), crashed, of(Skip, ""), of(Cancelled, "while it ran")}).WriteAnnotations(&b); err != nil {
 		t.Fatal(err)
 	}
-	want := "::error title=k%3A a%2Cb%0D c crash::oops: 100%25%0Abefore%0D%0ABUG: 1, 2\n" +
+	want := "::error title=k%3A a%2Cb^M^Jc crash::oops: 100%25%0Abefore%0ABUG: 1, 2\n" +
 		"::error title=k%3A t cancelled::while it ran\n"
 	if b.String() != want {
 		t.Errorf("got %q", b.String())

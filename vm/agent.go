@@ -2,15 +2,14 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"net"
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vmm/guest-images/agent"
+	"vmm/internal/unixsocket"
 	"vmm/virtio/vsock"
 )
 
@@ -61,7 +60,7 @@ func openAgent(path string, cid uint64, setUp bool) (*guestAgent, error) {
 	}}); err != nil || path == "" {
 		return g, err
 	}
-	if g.listener, err = ListenUnix(path); err != nil {
+	if g.listener, err = unixsocket.Listen(path); err != nil {
 		return nil, of("Vsock", err)
 	}
 	g.serving = make(chan struct{})
@@ -181,24 +180,4 @@ func (g *guestAgent) keepTime(ctx context.Context) {
 			last = now
 		}
 	}
-}
-
-// ListenUnix listens on a unix socket, in the place of one that was left behind.
-func ListenUnix(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", addr)
-	if errors.Is(err, unix.EADDRINUSE) && !answers(path) {
-		os.Remove(path)
-		l, err = net.ListenUnix("unix", addr)
-	}
-	return l, err
-}
-
-// answers reports whether somebody listens on a socket.
-func answers(path string) bool {
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-	}
-	return err == nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"vmm/internal/output"
 	"vmm/internal/tail"
+	"vmm/internal/unixsocket"
 	"vmm/machine"
 )
 
@@ -191,7 +192,7 @@ type socketEndpoint struct {
 }
 
 func listenEndpoint(path string) (*socketEndpoint, error) {
-	l, err := ListenUnix(path)
+	l, err := unixsocket.Listen(path)
 	if err != nil {
 		return nil, err
 	}

@@ -14,10 +14,10 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"os"
 	"strings"
 	"time"
 
+	"vmm/internal/unixsocket"
 	"vmm/machine/migration"
 )
 
@@ -54,10 +54,7 @@ func Listen(address string, log func(error)) (r *Receiver, key string, err error
 	}
 	r = &Receiver{log: log}
 	if network == "unix" {
-		l, err := ListenUnix(addr)
-		if err == nil {
-			err = os.Chmod(addr, 0o600)
-		}
+		l, err := unixsocket.Listen(addr)
 		r.l, r.own = l, true
 		return r, "", err
 	}

@@ -1,10 +1,14 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
@@ -24,10 +28,34 @@ type shares struct {
 	config  guestinit.Config
 }
 
+// ErrKernelFiles is in the error for a share of what is the host's kernel and not a
+// directory: to read and write there is to look into processes and to set the host up.
+var ErrKernelFiles = errors.New("the host's /proc, /sys and /dev are not shared with a guest, nor what is in them")
+
+// checkShare refuses a real path that is the kernel's, wherever that is mounted.
+func checkShare(dir string) error {
+	for _, top := range []string{"/proc", "/sys", "/dev"} {
+		if dir == top || strings.HasPrefix(dir, top+"/") {
+			return fmt.Errorf("%s: %w", dir, ErrKernelFiles)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if st.Type == unix.PROC_SUPER_MAGIC || st.Type == unix.SYSFS_MAGIC {
+		return fmt.Errorf("%s: %w", dir, ErrKernelFiles)
+	}
+	return nil
+}
+
 // add shares a directory.
 func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	dir, err := paths.Real(dir)
 	if err != nil {
+		return err
+	}
+	if err := checkShare(dir); err != nil {
 		return err
 	}
 	first, err := share.New(dir, o) // what is wrong with it is said now

@@ -56,7 +56,9 @@ func hostile(t *testing.T, archive []byte) *Client {
 // TestHostileGet: a guest's answer changes nothing but what was asked for.
 func TestHostileGet(t *testing.T) {
 	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir} }
-	link := func(name, to string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to} }
+	link := func(name, to string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to}
+	}
 	hard := func(name, to string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: to} }
 	file := func(name string) tar.Header { return tar.Header{Name: name} }
 	for name, c := range map[string]struct {

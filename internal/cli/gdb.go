@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/unixsocket"
+	"vmm/internal/visible"
 	"vmm/vm"
 	"vmm/vm/api"
 )
@@ -36,7 +38,7 @@ func listenGDB(spec string) (*gdbListener, error) {
 	g := &gdbListener{wait: wait}
 	var err error
 	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
-		g.l, err = vm.ListenUnix(path)
+		g.l, err = unixsocket.Listen(path)
 	} else {
 		if !strings.Contains(addr, ":") {
 			addr = ":" + addr
@@ -69,7 +71,7 @@ func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
 				return
 			}
 			if err := v.ServeGDB(c, kill); err != nil {
-				fmt.Fprintf(out, "vmm: gdb: %v\n", err)
+				fmt.Fprintf(out, "vmm: gdb: %s\n", visible.Text(err.Error()))
 			}
 			c.Close()
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"vmm/guest-images/agent"
+	"vmm/internal/visible"
 )
 
 // execFlags say how a command runs in a guest: those of vmm run and vmm exec.
@@ -127,7 +128,7 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 		return ended(ctx, err)
 	}
 	if exit.Error != "" {
-		fmt.Fprintf(errs, "vmm: %s\n", exit.Error)
+		fmt.Fprintf(errs, "vmm: %s\n", visible.Text(exit.Error))
 	}
 	return exit.Status, nil
 }

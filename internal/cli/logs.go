@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
+	"vmm/internal/visible"
 	"vmm/vm/api"
 	"vmm/vm/registry"
 )
@@ -18,7 +20,8 @@ func logsCommand() *cobra.Command {
 	var follow, console bool
 	cmd := &cobra.Command{
 		Use: "logs VM", Short: "Show what a VM in the background has said", Args: cobra.ExactArgs(1),
-		Long: "logs prints the output of the VM's command, or of its console if it has no command.",
+		Long: "logs prints the output of the VM's command, or of its console if it has no command. On a terminal,\n" +
+			"control characters are shown and not done; elsewhere all is as it came.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			vm, err := findVM(args[0])
 			if err != nil {
@@ -45,6 +48,11 @@ const followCheck = 100 * time.Millisecond
 // showLog prints a log, and what comes, until the VM has ended.
 func showLog(cmd *cobra.Command, vm api.VM, path string, follow bool) error {
 	out := cmd.OutOrStdout()
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		w := visible.NewWriter(out)
+		defer w.Flush()
+		out = w
+	}
 	if old, err := os.Open(path + registry.OldLog); err == nil {
 		_, err = io.Copy(out, old)
 		if err = errors.Join(err, old.Close()); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmm/internal/output"
+	"vmm/internal/visible"
 	"vmm/vm"
 )
 
@@ -77,7 +78,7 @@ func (s *session) outcome(v *vm.VM, r vm.Result, status int) error {
 	switch {
 	case r.End == vm.EndCrash:
 		if !s.Terminal && s.background == nil && v.Config().Console == (vm.Endpoint{}) {
-			fmt.Fprintln(os.Stderr, v.LastLines(consoleLines))
+			fmt.Fprintln(os.Stderr, visible.Text(v.LastLines(consoleLines)))
 		}
 		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
 	case r.End == vm.EndDebugExit:

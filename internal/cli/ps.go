@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/visible"
 	"vmm/vm/api"
 	"vmm/vm/client"
 	"vmm/vm/registry"
@@ -98,10 +99,10 @@ func statusText(vm *api.VM) string {
 // whatText is the command, or what boots.
 func whatText(vm *api.VM) string {
 	if len(vm.Command) == 0 {
-		return "(" + vm.Kernel + ")"
+		return "(" + visible.Line(vm.Kernel) + ")"
 	}
 	const most = 40
-	if s := strings.Join(vm.Command, " "); len(s) <= most {
+	if s := visible.Line(strings.Join(vm.Command, " ")); len(s) <= most {
 		return s
 	} else {
 		return s[:most-1] + "…"

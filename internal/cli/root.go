@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/visible"
 	"vmm/vm/client"
 )
 
@@ -73,7 +74,7 @@ func Run(args []string) int {
 		exit = &exitError{statusUsage, fmt.Errorf("%w (see vmm --help)", err)}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "vmm:", withHint(exit.err))
+		fmt.Fprintln(os.Stderr, "vmm:", visible.Text(withHint(exit.err).Error()))
 	}
 	return exit.status
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/visible"
 	"vmm/vm"
 	"vmm/vm/api"
 	"vmm/vm/registry"
@@ -191,7 +192,7 @@ func (s *session) log(err error) {
 	if s.console != nil {
 		out = s.console.messages()
 	}
-	fmt.Fprintf(out, "vmm: %v\n", withHint(err))
+	fmt.Fprintf(out, "vmm: %s\n", visible.Text(withHint(err).Error()))
 }
 
 // prepare makes the VM, from a snapshot of its kind if there is one, and prepares it.
@@ -262,7 +263,7 @@ func (s *session) fromWarm(ctx context.Context) (*vm.VM, error) {
 // sayCold tells who wants to know why the VM does not start from a snapshot.
 func (s *session) sayCold(at *warm.Snapshot, why string) {
 	if s.Verbose {
-		fmt.Fprintf(os.Stderr, "vmm: this VM boots, for a snapshot of its kind could not be used: %s (vmm cache rm %s has it tried again)\n", why, at.Name)
+		fmt.Fprintf(os.Stderr, "vmm: this VM boots, for a snapshot of its kind could not be used: %s (vmm cache rm %s has it tried again)\n", visible.Text(why), at.Name)
 	}
 }
 
@@ -382,7 +383,7 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	if errors.As(context.Cause(ctx), &exit) && result.End == vm.EndStopped {
 		if exit.err != nil {
 			s.console.restore()
-			fmt.Fprintln(os.Stderr, "\nvmm:", exit.err)
+			fmt.Fprintln(os.Stderr, "\nvmm:", visible.Text(exit.err.Error()))
 		}
 		return result, exit.status, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/term"
 
+	"vmm/internal/visible"
 	"vmm/kerneltest"
 )
 
@@ -80,7 +81,7 @@ func (p *testProgress) draw(text string) {
 	b.WriteString(text)
 	p.drawn = 0
 	for _, vm := range p.running {
-		fmt.Fprintf(&b, "  … %s (%v)\n", vm.Name(), time.Since(p.since[vm]).Round(time.Second))
+		fmt.Fprintf(&b, "  … %s (%v)\n", visible.Line(vm.Name()), time.Since(p.since[vm]).Round(time.Second))
 		p.drawn++
 	}
 	io.WriteString(p.out, b.String())
@@ -94,7 +95,7 @@ func (p *testProgress) begin(vm *kerneltest.VM) {
 	p.since[vm] = time.Now()
 	text := ""
 	if !p.live {
-		text = fmt.Sprintf("        %s ...\n", vm.Name())
+		text = fmt.Sprintf("        %s ...\n", visible.Line(vm.Name()))
 	}
 	p.draw(text)
 }
@@ -109,7 +110,7 @@ func (p *testProgress) end(r *kerneltest.Result) {
 	if r.Reason != "" {
 		line += ": " + r.Reason
 	}
-	p.draw(line + "\n")
+	p.draw(visible.Line(line) + "\n")
 }
 
 // output is a hook.
@@ -136,7 +137,7 @@ func (w *prefixed) Write(b []byte) (int, error) {
 		if !found {
 			return len(b), nil
 		}
-		w.p.print(w.prefix + string(line) + "\n")
+		w.p.print(visible.Line(w.prefix+strings.TrimSuffix(string(line), "\r")) + "\n")
 		w.line = rest
 	}
 }

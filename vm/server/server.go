@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/unixsocket"
 	"vmm/vm/api"
 )
 
@@ -97,14 +98,11 @@ func (s *Server) Listen(path string) error {
 		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
 	}
 	os.Remove(path)
-	u, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	u, err := unixsocket.Listen(path)
 	if err != nil {
 		return fmt.Errorf("the control socket: %w", err)
 	}
 	l := listener{u}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, l.Close())
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

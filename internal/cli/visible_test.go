@@ -1,0 +1,33 @@
+package cli
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"vmm/kerneltest"
+	"vmm/kerneltest/crash"
+	"vmm/kerneltest/ktap"
+	"vmm/vm/api"
+)
+
+// TestGuestsText: what a guest has said does nothing to the terminal.
+func TestGuestsText(t *testing.T) {
+	const evil = "\x1b]0;x\x07\u009b2J"
+	var b bytes.Buffer
+	vm := &kerneltest.VM{Kernel: kerneltest.Kernel{Name: evil}, Test: kerneltest.Test{Name: evil}}
+	p := newTestProgress(&b, 1)
+	p.begin(vm)
+	p.output(vm).Write([]byte(evil + "\r\n"))
+	r := kerneltest.Result{VM: vm, Verdict: kerneltest.NoBoot, Reason: evil, Output: evil, Console: evil,
+		Report: ktap.Report{Cases: []ktap.Case{{Name: evil, Result: ktap.Fail, Detail: evil}}}}
+	p.end(&r)
+	p.close()
+	crashed := r
+	crashed.Findings = []crash.Finding{{Excerpt: evil}}
+	tellResults(&b, kerneltest.Results{r, crashed})
+	b.WriteString(whatText(&api.VM{Command: []string{evil}}) + whatText(&api.VM{Kernel: evil}))
+	if text := b.String(); strings.ContainsAny(text, "\x1b\x07\r\u009b") || strings.Count(text, "^[]0;x^G") < 12 {
+		t.Errorf("%q", text)
+	}
+}
