@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -48,15 +49,23 @@ func resolverFiles() []string {
 	return list
 }
 
+// ErrConfined is that of methods that need what Confine has taken.
+var ErrConfined = errors.New("the VM's process is in a jail, which does not let it do that")
+
 // Confine takes from this whole process, for good, what the VM does not need any more: it
 // is for a program that runs one VM, between Prepare and Start. What would open other
-// files later fails then: Snapshot to a directory, Clone, a disk's new overlay outside its
-// directory. It is a second wall, behind which a guest is that got past the first.
+// files later fails then, with ErrConfined or the system's error: Snapshot to a directory,
+// Clone, and Migrate by TCP if the VM has no gateway. It is a second wall, behind which a guest is that got past the first.
 func (v *VM) Confine(c Confinement) (JailStatus, error) {
 	if !v.made() {
 		return JailStatus{Level: JailOff}, ErrNotRunning
 	}
-	return jail.Enforce(c.Level, v.rules(&c), c.Violation)
+	r := v.rules(&c)
+	if c.Level != JailOff {
+		v.confined.Store(true)
+		v.offline.Store(!r.Internet)
+	}
+	return jail.Enforce(c.Level, r, c.Violation)
 }
 
 // Narrow follows a Confine: of what that has left, only what c names and what the VM needs

@@ -62,7 +62,7 @@ func TestProving(t *testing.T) {
 	}
 	told.Wait()
 	hello := migration.Hello{Version: migration.Version, Name: "right", Memory: machine.MinMemory}
-	c, err := openPeer(t.Context(), nil, "tcp://"+address, key, &hello)
+	c, err := openPeer(t.Context(), nil, false, "tcp://"+address, key, &hello)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ var (
 	ErrPaused    = errors.New("the VM is paused already")
 	ErrNotPaused = errors.New("the VM is not paused")
 	ErrNoSpace   = errors.New("the VM waits for room on the host's disk")
-	ErrNotParent = errors.New("neither the last snapshot of this VM nor what it was restored from: save all of it")
+	ErrNotParent = errors.New("neither the last snapshot of this VM nor what it was restored from")
 )
 
 // saver is what a running VM knows of saving itself.
@@ -120,6 +120,9 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*Snap
 		return nil, err
 	}
 	defer end()
+	if v.confined.Load() && o.Files == nil && o.GoesOn == nil { // a warm start has its directory still
+		return nil, ErrConfined
+	}
 	mem := snapshot.MemoryOptions{Zstd: o.Zstd, Progress: o.Progress}
 	if o.Parent != "" {
 		if mem.Parent, err = o.parent(); err != nil {

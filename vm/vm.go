@@ -14,6 +14,7 @@ import (
 	"log"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"vmm/machine"
 	"vmm/virtio"
@@ -47,6 +48,9 @@ type VM struct {
 	life   context.Context         // ends when the guest has ended, and by Close
 	end    context.CancelCauseFunc // of life
 	beside sync.WaitGroup          // what runs beside the machine
+
+	// confined and offline are what Confine has made of the process.
+	confined, offline atomic.Bool
 
 	making   sync.Mutex // Prepare, Start and Close come one after the other
 	mu       sync.Mutex // of the following, for a moment at a time

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -16,25 +17,17 @@ import (
 // its guest has some MiB (docs/development.md).
 const heapLimit = 512 << 20
 
-// harden prepares this process for a guest that nobody trusts.
-func (s *session) harden() error {
-	if s.Jail == vm.JailOff {
-		return nil
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(heapLimit)
-	}
-	return jail.Harden()
-}
-
 // confine takes from this process what it does not need any more: all that it will open
 // is open.
 func (s *session) confine(v *vm.VM, local *server.Local) error {
 	if s.Jail == vm.JailOff {
 		return nil
 	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(heapLimit)
+	}
 	time.Now().Zone() // has its file read
-	if err := jail.CloseInherited(); err != nil {
+	if err := errors.Join(jail.CloseInherited(), jail.Harden()); err != nil {
 		return err
 	}
 	c := s.confinement()

@@ -57,9 +57,15 @@ func migrateCommand() *cobra.Command {
 	return cmd
 }
 
-// askMigrate has a VM moved, and shows how far that is. The VM's process is in a jail: it
-// uses a connection that is made here.
+// askMigrate has a VM moved, and shows how far that is. Where the VM's process has no
+// network, it uses a connection that is made here.
 func askMigrate(ctx context.Context, origin api.VM, req api.MigrateRequest) (*api.MigrateResult, error) {
+	bar := newProgress("moving")
+	defer bar.end()
+	result, err := ask(origin).Migrate(ctx, req, bar.of)
+	if !errors.Is(err, api.ErrConfined) {
+		return result, err
+	}
 	conn, err := vm.Dial(ctx, req.Address)
 	if err != nil {
 		return nil, err
@@ -70,8 +76,6 @@ func askMigrate(ctx context.Context, origin api.VM, req api.MigrateRequest) (*ap
 		return nil, err
 	}
 	defer f.Close()
-	bar := newProgress("moving")
-	defer bar.end()
 	return ask(origin).MigrateOver(ctx, req, f, bar.of)
 }
 

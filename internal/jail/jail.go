@@ -82,9 +82,9 @@ func (s Status) String() string {
 	return text
 }
 
-// Harden is for the start of a process that will run a VM: it and what it starts gain no
-// rights by execve (no_new_privs), nobody without privileges reads its memory through
-// ptrace or /proc, and a crash leaves no core.
+// Harden is for a process that is about to run a guest: nobody without privileges reads
+// its memory through ptrace or /proc, and a crash leaves no core. Where a user who is not
+// root runs it, it cannot open its own /proc/self/pagemap and mem after that (proc(5)).
 func Harden() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("no core files: %w", err)

@@ -44,6 +44,8 @@ var allTests = []hostTest{
 	{name: "machine", dir: "machine", limit: 10 * time.Minute, smoke: true},
 	{name: "TestSmoke", dir: "tests", limit: 10 * time.Minute, smoke: true},
 	{name: "TestShares", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestHidden", dir: "tests", limit: 15 * time.Minute},
+	{name: "TestNotRoot", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestJail", dir: "tests", limit: 10 * time.Minute, smoke: true},
 	{name: "TestWarmStart", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestBadSnapshots", dir: "tests", limit: 10 * time.Minute},

@@ -23,6 +23,7 @@ var (
 	ErrPaused      = &Error{"paused", "the VM is paused already"}
 	ErrNotPaused   = &Error{"notPaused", "the VM is not paused"}
 	ErrNoRoom      = &Error{"noRoom", "the VM waits for room on the host's disk"}
+	ErrConfined    = &Error{"confined", "the VM's process is in a jail, which does not let it do that"}
 	ErrNotParent   = &Error{"notParent", "a snapshot is neither the last of this VM nor what it was restored from"}
 	ErrShrink      = &Error{"shrink", "the disk would lose data"}
 	ErrNoGateway   = &Error{"noGateway", "this VM has no gateway, by which ports are published"}
@@ -36,7 +37,7 @@ var (
 )
 
 // Errors are all of them.
-var Errors = []*Error{ErrBadRequest, ErrNotFound, ErrMethod, ErrConflict, ErrPaused, ErrNotPaused, ErrNoRoom, ErrNotParent, ErrShrink,
+var Errors = []*Error{ErrBadRequest, ErrNotFound, ErrMethod, ErrConflict, ErrPaused, ErrNotPaused, ErrNoRoom, ErrConfined, ErrNotParent, ErrShrink,
 	ErrNoGateway, ErrNoAgent, ErrAgentSilent, ErrNoConsole, ErrMigrationUnknown, ErrFailed}
 
 // Error implements error.

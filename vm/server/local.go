@@ -34,7 +34,7 @@ var codes = []struct {
 	is error
 	as *api.Error
 }{
-	{vm.ErrPaused, api.ErrPaused}, {vm.ErrNotPaused, api.ErrNotPaused}, {vm.ErrNoSpace, api.ErrNoRoom},
+	{vm.ErrPaused, api.ErrPaused}, {vm.ErrNotPaused, api.ErrNotPaused}, {vm.ErrNoSpace, api.ErrNoRoom}, {vm.ErrConfined, api.ErrConfined},
 	{vm.ErrNotParent, api.ErrNotParent}, {vm.ErrNotFound, api.ErrNotFound}, {vm.ErrNoGateway, api.ErrNoGateway},
 	{vm.ErrNoAgent, api.ErrNoAgent}, {vm.ErrUnknownEnd, api.ErrMigrationUnknown},
 	{vm.ErrNotRunning, api.ErrConflict},
@@ -113,9 +113,6 @@ func (l *Local) Snapshot(ctx context.Context, r api.SnapshotRequest, progress fu
 	if err != nil {
 		return nil, err
 	}
-	if files == nil && l.Jail != "" {
-		return nil, api.ErrConflict.With("this VM's process is in a jail and makes no files: hand them over (see vmm snapshot), or start the VM with --jail off")
-	}
 	defer func() {
 		for _, f := range files { // those that were not taken
 			f.Close()
@@ -142,8 +139,6 @@ func (l *Local) Migrate(ctx context.Context, r api.MigrateRequest, progress func
 			return nil, err
 		}
 		defer conn.Close()
-	} else if l.Jail != "" {
-		return nil, api.ErrConflict.With("this VM's process is in a jail and connects to nobody: hand the connection over (see vmm migrate), or start the VM with --jail off")
 	}
 	result, err := l.VM.Migrate(ctx, r.Address, vm.MigrateOptions{Key: r.Key, Downtime: r.Downtime, Conn: conn,
 		Progress: func(sent int64, round int) {

@@ -1,0 +1,76 @@
+package tests
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	guestimages "vmm/guest-images"
+)
+
+// userScript is what a user who is not root does with VMs.
+const userScript = `set -e
+"$1" run --cold -- id -un
+"$1" run --rw . -- sh -c 'echo kept > made'
+cat made
+"$1" run -d --name mine --console none > /dev/null
+"$1" exec mine uname -s
+"$1" snapshot mine saved
+"$1" kill mine > /dev/null
+"$1" restore -d --name again saved > /dev/null
+"$1" exec again uname -s
+"$1" stats --no-stream again | grep -c again
+"$1" kill again > /dev/null
+"$1" rm mine again > /dev/null
+`
+
+// TestNotRoot runs VMs as a user who has nothing but a /dev/kvm to open: in a mount
+// namespace, where that is one for all.
+func TestNotRoot(t *testing.T) {
+	needKVM(t)
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	for _, tool := range []string{"unshare", "setpriv"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("there is no %s (util-linux)", tool)
+		}
+	}
+	home, err := os.MkdirTemp("/var/tmp", "vmm-test-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(home)
+	cache, err := guestimages.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slim, ok := guestimages.HasSlimKernel()
+	if !ok {
+		t.Skip("there is no slim kernel (vmm setup)")
+	}
+	own := filepath.Join(home, ".cache", "vmm")
+	must(t, "mkdir", "-p", own, filepath.Join(home, "run"), filepath.Join(home, "work"))
+	must(t, "cp", "-r", filepath.Dir(slim), filepath.Join(cache, "busybox"), own)
+	must(t, "cp", vmmPath, filepath.Join(home, "vmm"))
+	must(t, "chown", "-R", "65533:65533", home)
+	if err := errors.Join(os.Chmod(home, 0o755), os.Chmod(filepath.Join(home, "run"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	device := `mknod "$0/kvm" c 10 232 && chmod 666 "$0/kvm" && mount --bind "$0/kvm" /dev/kvm && cd "$0/work" && ` +
+		`exec setpriv --reuid 65533 --regid 65533 --clear-groups env -i PATH="$PATH" HOME="$0" XDG_RUNTIME_DIR="$0/run" sh -c "$1" sh "$0/vmm"`
+	c := exec.Command("unshare", "--mount", "sh", "-c", device, home, userScript)
+	kill := time.AfterFunc(10*time.Minute, func() { c.Process.Kill() })
+	defer kill.Stop()
+	out, err := c.CombinedOutput()
+	if want := "root\nkept\nLinux\nLinux\n1\n"; string(out) != want {
+		if strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "mknod") {
+			t.Skipf("a mount namespace with a device of its own cannot be had here: %s", out)
+		}
+		t.Errorf("%v, %q, want %q", err, out, want)
+	}
+}
