@@ -17,6 +17,11 @@ func TestHidden(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(home)
+	cache, err := os.UserCacheDir() // where the guest's kernel is
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_CACHE_HOME", cache)
 	t.Setenv("HOME", home)
 	work := filepath.Join(home, "work")
 	for _, f := range []string{".ssh/id", ".netrc", ".config/gh/hosts.yml", ".config/seen", "mine/secret", "work/file"} {
