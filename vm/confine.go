@@ -36,7 +36,7 @@ type Confinement struct {
 }
 
 // hostFiles are what any VM may read while it runs: its own numbers, and the time zone.
-var hostFiles = []string{"/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/net/core/somaxconn", "/etc/localtime"}
+var hostFiles = []string{"/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/net/core/somaxconn", "/etc/localtime", "/usr/share/zoneinfo"}
 
 // resolverFiles are where the gateway finds the resolvers, also when they change: the
 // file is replaced then, so that its directory must be open. /etc is not where root runs

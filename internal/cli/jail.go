@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"time"
 
 	"vmm/internal/jail"
 	"vmm/vm"
@@ -26,7 +25,6 @@ func (s *session) confine(v *vm.VM, local *server.Local) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(heapLimit)
 	}
-	time.Now().Zone() // has its file read
 	if err := errors.Join(jail.CloseInherited(), jail.Harden()); err != nil {
 		return err
 	}

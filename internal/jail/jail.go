@@ -124,12 +124,12 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	s := Able()
 	if s.Landlock > 0 {
 		if err := restrictFiles(&r); err != nil {
-			return s, fmt.Errorf("Landlock: %w", err)
+			return s, fmt.Errorf("restricting files: %w", err)
 		}
 	}
 	if level == Full && s.Seccomp {
 		if err := filterCalls(r.Internet, violation); err != nil {
-			return s, fmt.Errorf("seccomp: %w", err)
+			return s, fmt.Errorf("restricting system calls: %w", err)
 		}
 	}
 	if level == Landlock {
