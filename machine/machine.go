@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -385,7 +386,9 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 		}()
 	}
 	// What the start needed, such as the kernel's file, is far more than what a running
-	// machine does, and the collector would keep it for minutes.
+	// machine does, and the collector would keep it for minutes. Twice: what is in a
+	// sync.Pool, as the buffers of decompressors are, outlasts one collection.
+	runtime.GC()
 	debug.FreeOSMemory()
 	var failed []error
 	for range m.cpus {
