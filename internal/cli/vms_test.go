@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -60,12 +61,12 @@ func run(t *testing.T, cmd *cobra.Command, args ...string) string {
 // known of it.
 func TestPaused(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
-	var entry *registry.Entry
-	entry = begin(t, "a", &served{info: func() api.VM {
-		vm := entry.VM()
+	var entry atomic.Pointer[registry.Entry]
+	entry.Store(begin(t, "a", &served{info: func() api.VM {
+		vm := entry.Load().VM()
 		vm.Paused = true
 		return vm
-	}})
+	}}))
 	begin(t, "b", nil)
 	lines := strings.Split(run(t, psCommand()), "\n")
 	if len(lines) != 4 || !strings.Contains(lines[1], "paused (up ") || strings.Contains(lines[2], "paused") || !strings.Contains(lines[2], "up ") {
