@@ -15,7 +15,7 @@ const Built = "VMM_TEST_PROGRAMS"
 
 // Flags are those of go build with which make builds vmm: without what only debuggers
 // need, and without HTTP/2, which goes over no control socket.
-var Flags = []string{"-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w"}
+var Flags = []string{"-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w -funcalign=16"}
 
 // Probe is vmm with a hook that tries its jail from inside, and ProbeFlags make it.
 const Probe = "vmm-probe"
