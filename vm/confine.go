@@ -36,7 +36,8 @@ type Confinement struct {
 }
 
 // hostFiles are what any VM may read while it runs: its own numbers, and the time zone.
-var hostFiles = []string{"/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/net/core/somaxconn", "/etc/localtime", "/usr/share/zoneinfo"}
+var hostFiles = []string{"/proc/self", "/proc/meminfo", "/proc/sys/kernel/random/boot_id", "/proc/sys/net/core/somaxconn",
+	"/etc/localtime", "/usr/share/zoneinfo"}
 
 // resolverFiles are where the gateway finds the resolvers, also when they change: the
 // file is replaced then, so that its directory must be open. /etc is not where root runs
@@ -55,7 +56,8 @@ var ErrConfined = errors.New("the VM's process is in a jail, which does not let 
 // Confine takes from this whole process, for good, what the VM does not need any more: it
 // is for a program that runs one VM, between Prepare and Start. What would open other
 // files later fails then, with ErrConfined or the system's error: Snapshot to a directory,
-// Clone, and Migrate by TCP if the VM has no gateway. It is a second wall, behind which a guest is that got past the first.
+// Clone, and Migrate by TCP if the VM has no gateway. It is a second wall, behind which a
+// guest is that got past the first.
 func (v *VM) Confine(c Confinement) (JailStatus, error) {
 	if !v.made() {
 		return JailStatus{Level: JailOff}, ErrNotRunning
