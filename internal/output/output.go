@@ -42,6 +42,10 @@ type File struct {
 func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 	real, links, err := paths.Walk(path, false)
 	if err != nil {
+		var part *fs.PathError // of a directory above it, which says less than the output's name
+		if errors.As(err, &part) {
+			err = &fs.PathError{Op: "open", Path: path, Err: part.Err}
+		}
 		return nil, err
 	}
 	for _, p := range append(links, real) {
