@@ -242,6 +242,7 @@ func TestClose(t *testing.T) {
 		<-ctx.Done()
 		return api.ErrConflict.With("it ends")
 	}}
+	vm.guest = func() (Conn, error) { return dialEcho(t, vm) }
 	s, c, socket := serve(t, vm)
 	silent, err := net.Dial("unix", socket)
 	if err != nil {
@@ -253,7 +254,6 @@ func TestClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer console.Close()
-	vm.guest = func() (Conn, error) { return dialEcho(t, vm) }
 	agent, err := c.DialAgent(ctx)
 	if err != nil {
 		t.Fatal(err)
