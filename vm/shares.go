@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,7 @@ type shares struct {
 	devices []virtio.Device
 	saved   []savedShare
 	config  guestinit.Config
+	hide    []string // Config.Hide, by all names; nil leaves what options say
 }
 
 // ErrKernelFiles is in the error for a share of what is the host's kernel and not a
@@ -58,6 +60,9 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	if err := checkShare(dir); err != nil {
 		return err
 	}
+	if s.hide != nil {
+		o.Hide = hidden(dir, s.hide)
+	}
 	first, err := share.New(dir, o) // what is wrong with it is said now
 	if err != nil {
 		return err
@@ -71,25 +76,27 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	return err
 }
 
-// hidden are those of the paths that lie below a directory, from there; none if it is in
-// one of them itself.
+// allNames are paths, and those of them that lead through symbolic links without these too.
+func allNames(list []string) []string {
+	out := slices.Clone(list)
+	for _, path := range list {
+		if real, err := paths.Real(path); err == nil && real != path {
+			out = append(out, real)
+		}
+	}
+	return out
+}
+
+// hidden are those of the paths that lie below a directory, which is free of symbolic
+// links, from there; none if it is in one of them itself.
 func hidden(dir string, list []string) []string {
 	var out []string
-	if real, err := paths.Real(dir); err == nil { // else sharing it says what is wrong
-		dir = real
-	}
-	for _, path := range list {
-		names := []string{path}
-		if real, err := paths.Real(path); err == nil && real != path {
-			names = append(names, real)
+	for _, p := range list {
+		if rest, err := filepath.Rel(p, dir); err == nil && filepath.IsLocal(rest) {
+			return nil // who shares that wants it
 		}
-		for _, p := range names {
-			if rest, err := filepath.Rel(p, dir); err == nil && filepath.IsLocal(rest) {
-				return nil // who shares that wants it
-			}
-			if rest, err := filepath.Rel(dir, p); err == nil && filepath.IsLocal(rest) {
-				out = append(out, rest)
-			}
+		if rest, err := filepath.Rel(dir, p); err == nil && filepath.IsLocal(rest) {
+			out = append(out, rest)
 		}
 	}
 	return out
@@ -135,7 +142,7 @@ func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 
 // openShares makes the shares of a VM that boots; modules is the tree of its kernel's.
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
-	s := &shares{}
+	s := &shares{hide: allNames(c.Hide)}
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
 	if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {
@@ -143,7 +150,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 		}
 		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); isDir(c.Root.Path) {
 			o := options
-			o.ReadOnly, o.Static, o.System, o.Hide = true, true, true, hidden(c.Root.Path, c.Hide)
+			o.ReadOnly, o.Static, o.System = true, true, true
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {
 				return nil, of("Root", err)
 			}
@@ -162,7 +169,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	}
 	for _, m := range c.Shares {
 		o := options
-		o.ReadOnly, o.Hide = m.ReadOnly || m.Overlay, hidden(m.Host, c.Hide)
+		o.ReadOnly = m.ReadOnly || m.Overlay
 		if err := s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay}, o, log); err != nil {
 			return nil, of("Shares", err)
 		}

@@ -200,8 +200,7 @@ func openDir(dir string, guest []string) (*os.File, error) {
 			return nil, &paths.GuestError{Path: dir, Dir: in}
 		}
 	}
-	fd, err := unix.Openat2(unix.AT_FDCWD, real, &unix.OpenHow{
-		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	fd, err := paths.Open(real, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}

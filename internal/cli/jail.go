@@ -30,11 +30,11 @@ func (s *session) confine(v *vm.VM, local *server.Local) error {
 	}
 	c := s.confinement()
 	if s.warm != nil {
-		dir, err := s.warm.Reserve()
-		if err != nil { // then nothing is saved
+		if dir, err := s.warm.Reserve(); err == nil {
+			c.Write = append(c.Write, dir)
+		} else { // then nothing is saved
 			s.warm = nil
 		}
-		c.Write = append(c.Write, dir)
 	}
 	status, err := v.Confine(c)
 	if err != nil {

@@ -330,8 +330,10 @@ func (f *runFlags) complete(s *session) (err error) {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	}
 	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || f.interactive
-	if err := f.hideCredentials(c); err != nil {
-		return err
+	if s.Sandbox || len(c.Shares) > 0 || len(f.hide)+len(f.expose) > 0 { // else the guest has nothing of this host's
+		if err := f.hideCredentials(c); err != nil {
+			return err
+		}
 	}
 	if !s.Sandbox {
 		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted {

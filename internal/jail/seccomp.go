@@ -35,6 +35,9 @@ type rule struct {
 	conditions []condition
 }
 
+// refuse hands the call to the listener.
+var refuse = bpf.RetConstant{Val: unix.SECCOMP_RET_USER_NOTIF}
+
 // clone3 has its flags where no filter can look. Libraries take this answer for an older
 // kernel's, and call clone.
 var noClone3 = []bpf.Instruction{
@@ -46,7 +49,6 @@ var noClone3 = []bpf.Instruction{
 // the listener.
 func filter(rules []rule) ([]unix.SockFilter, error) {
 	var p []bpf.Instruction
-	refuse := bpf.RetConstant{Val: unix.SECCOMP_RET_USER_NOTIF}
 	allow := bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
 	number := bpf.LoadAbsolute{Off: dataNumber, Size: 4}
 	p = append(p,
@@ -83,7 +85,6 @@ func filter(rules []rule) ([]unix.SockFilter, error) {
 
 // test is code that goes on behind itself if the condition holds, and else refuses.
 func (c condition) test() []bpf.Instruction {
-	refuse := bpf.RetConstant{Val: unix.SECCOMP_RET_USER_NOTIF}
 	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4},
 		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask},

@@ -62,11 +62,12 @@ func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 		return &File{File: f}, err
 	}
 	made := ""
-	fd, err := open(real, unix.O_CREAT|unix.O_EXCL, mode)
+	const flags = unix.O_WRONLY | unix.O_NOCTTY
+	fd, err := paths.Open(real, flags|unix.O_CREAT|unix.O_EXCL, mode)
 	if err == nil {
 		made = real
 	} else if errors.Is(err, unix.EEXIST) {
-		fd, err = open(real, 0, 0)
+		fd, err = paths.Open(real, flags, 0)
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -77,17 +78,6 @@ func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 	}
 	f.regular = st.Mode().IsRegular()
 	return f, nil
-}
-
-// open opens a path without links: one that somebody has put there meanwhile is an error.
-func open(real string, flags uint64, mode fs.FileMode) (int, error) {
-	for {
-		fd, err := unix.Openat2(unix.AT_FDCWD, real, &unix.OpenHow{
-			Flags: unix.O_WRONLY | unix.O_CLOEXEC | unix.O_NOCTTY | flags, Mode: uint64(mode), Resolve: unix.RESOLVE_NO_SYMLINKS})
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
 }
 
 // Create opens a file as Open does, and empties it.

@@ -68,6 +68,17 @@ func Walk(path string, last bool) (real string, links []string, err error) {
 	return real, links, nil
 }
 
+// Open opens a path that Walk has made. A link that somebody has put there meanwhile is the
+// error unix.ELOOP.
+func Open(real string, flags int, mode fs.FileMode) (fd int, err error) {
+	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Mode: uint64(mode), Resolve: unix.RESOLVE_NO_SYMLINKS}
+	for {
+		if fd, err = unix.Openat2(unix.AT_FDCWD, real, &how); err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
 // Inside returns the first of some directories that a path, which Walk has made, is or
 // lies in; "" if it is in none.
 func Inside(real string, dirs []string) string {

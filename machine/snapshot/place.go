@@ -66,21 +66,27 @@ func (p *Place) CreateAll(disks int, zstd bool) (map[string]*os.File, error) {
 	return files, nil
 }
 
-// Publish gives the snapshot its name, once it is written, and signs it with the user's
-// key. It is gone if there is an error.
-func (p *Place) Publish() (err error) {
+// Publish gives the snapshot its name, once another process has written it, and signs it
+// with the user's key. It is gone if there is an error.
+func (p *Place) Publish() error {
+	m, err := ReadManifest(p.tmp)
+	if err == nil {
+		err = p.tidy(m)
+	}
+	if err != nil {
+		p.Abort()
+		return err
+	}
+	return p.publish(m)
+}
+
+// publish is Publish for files that are as the manifest says.
+func (p *Place) publish(m *Manifest) (err error) {
 	defer func() {
 		if err != nil {
 			p.Abort()
 		}
 	}()
-	m, err := ReadManifest(p.tmp)
-	if err != nil {
-		return err
-	}
-	if err := p.tidy(m); err != nil {
-		return err
-	}
 	if !p.Cache {
 		if err := sign(p.tmp); err != nil {
 			return err

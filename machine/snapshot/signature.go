@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -28,21 +29,16 @@ const keySize = 32
 
 // Signed reports whether this user has saved the snapshot, and nobody has changed it since.
 func (s *Snapshot) Signed() bool {
-	text, err := os.ReadFile(s.Path(ManifestFile))
-	if err != nil {
-		return false
-	}
-	m := &Manifest{}
-	if parse(text, m) != nil || m.ID != s.ID { // it was replaced since it was read
-		return false
-	}
 	key, err := readKey()
 	if err != nil {
 		return false
 	}
+	text, err := os.ReadFile(s.Path(ManifestFile))
+	if line, _, _ := bytes.Cut(text, []byte{'\n'}); err != nil || digest(line) != s.sum { // it was replaced since it was read
+		return false
+	}
 	got, err := os.ReadFile(s.Path(signatureFile))
-	want := mac(key, text)
-	return err == nil && hmac.Equal(got, want)
+	return err == nil && hmac.Equal(got, mac(key, text))
 }
 
 func mac(key, text []byte) []byte {

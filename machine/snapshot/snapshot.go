@@ -17,6 +17,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -104,6 +105,7 @@ type Snapshot struct {
 	Dir    string
 	parent *Snapshot
 	memory *os.File
+	sum    string // of the Manifest as it was read
 	// working is what a working set is noted in; nil if it is not to be.
 	working *os.File
 }
@@ -137,11 +139,11 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 			s.Close()
 		}
 	}()
-	m, err := ReadManifest(dir)
+	m, sum, err := readManifest(dir)
 	if err != nil {
 		return nil, err
 	}
-	s.Manifest = *m
+	s.Manifest, s.sum = *m, sum
 	if s.Memory.Parent != "" {
 		path := s.Memory.Parent
 		if !filepath.IsAbs(path) {
@@ -174,15 +176,28 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 
 // ReadManifest reads what a snapshot says of itself, and looks at nothing else.
 func ReadManifest(dir string) (*Manifest, error) {
+	m, _, err := readManifest(dir)
+	return m, err
+}
+
+// readManifest returns the checksum of the text too.
+func readManifest(dir string) (m *Manifest, sum string, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, ErrNotExist
+		return nil, "", ErrNotExist
 	}
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	m := &Manifest{}
-	return m, parse(b, m)
+	m = &Manifest{}
+	err = parse(b, m)
+	return m, checksum(b), err
+}
+
+// checksum is what the second line of a manifest says that of the first is.
+func checksum(b []byte) string {
+	_, sum, _ := bytes.Cut(b, []byte{'\n'})
+	return strings.TrimSuffix(string(sum), "\n")
 }
 
 // parse reads a manifest with its checksum.

@@ -158,7 +158,7 @@ func (w *Writer) Commit(vmm string, config any, state *machine.State) (err error
 		err = errors.Join(err, w.close())
 		if err == nil && w.place != nil {
 			w.place.Cache = w.Cache
-			err = w.place.Publish()
+			err = w.place.publish(&w.m)
 		}
 		if err != nil {
 			w.Abort()
