@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
 	"vmm/tests/hosttools"
@@ -120,7 +121,9 @@ func TestDisks(t *testing.T) {
 		{"pci", "qcow2", "2"}, {"mmio", "raw", "1"}, {"mmio-cmdline", "qcow2", "1"},
 	} {
 		t.Run(c.transport, func(t *testing.T) {
-			dir := t.TempDir()
+			runtimeDirFor(t)
+			dir, temp := t.TempDir(), t.TempDir()
+			t.Setenv("TMPDIR", temp)
 			at := func(name string) string { return filepath.Join(dir, name) }
 			image := func(args ...string) { must(t, vmmPath, append([]string{"image"}, args...)...) }
 			disks := []string{at("vda"), at("chain2") + ",ro", at("vdc"), at("vdd")}
@@ -161,8 +164,8 @@ func TestDisks(t *testing.T) {
 					must(t, "qemu-img", "check", at(name))
 				}
 			}
-			if left, _ := filepath.Glob("/var/tmp/vmm-*"); len(left) > 0 {
-				t.Errorf("left behind: %v", left)
+			if left, err := os.ReadDir(temp); len(left) > 0 || err != nil {
+				t.Errorf("left behind: %v, %v", left, err)
 			}
 		})
 	}
@@ -222,7 +225,26 @@ func TestFullDisk(t *testing.T) {
 			os.Remove(filler)
 			must(t, vmmPath, "image", "check", "--repair", disk)
 			os.Remove(disk)
+			untilEmpty(t, small)
 		})
+	}
+}
+
+// untilEmpty waits until a file system has all its room again: Landlock gives the
+// files that its rules name back to the kernel some time after the process has ended.
+func untilEmpty(t *testing.T, dir string) {
+	t.Helper()
+	for end := time.Now().Add(patience(t, 30*time.Second)); ; time.Sleep(10 * time.Millisecond) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Bfree == st.Blocks {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d blocks of %s are still in use", st.Blocks-st.Bfree, st.Blocks, dir)
+		}
 	}
 }
 

@@ -31,9 +31,6 @@ type Entry struct {
 	home  *fileSystem // where Source is
 	all   []*fileSystem
 	order string // the version, of entries that have no order of their own
-	// joined is the initial RAM disks where u-root has joined them already and
-	// does not tell their names.
-	joined io.ReaderAt
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
@@ -133,19 +130,7 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 			initrds = append(initrds, b)
 		}
 	}
-	if e.joined != nil {
-		b, err := readJoined(e.joined)
-		if err != nil {
-			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
-		}
-		initrds = append(initrds, b)
-	}
 	return kernel, initrds, nil
-}
-
-func readJoined(r io.ReaderAt) (b []byte, err error) {
-	defer catch("initrd", &err)
-	return io.ReadAll(io.NewSectionReader(r, 0, maxFile))
 }
 
 // scheme is the one under which u-root's parsers find the disk's files; they
@@ -178,18 +163,28 @@ func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) 
 		if k, ok := l.Kernel.(curl.File); ok {
 			e.Kernel = k.URL().Path
 		}
-		if l.Initrd != nil {
-			if r, ok := l.Initrd.(curl.File); ok {
-				e.Initrds = []string{r.URL().Path}
-			} else {
-				e.joined = l.Initrd
-			}
-		}
+		e.Initrds = initrds(l.Initrd)
 		if !slices.ContainsFunc(out, func(o *Entry) bool { return o.Title == e.Title && o.Kernel == e.Kernel }) {
 			out = append(out, e)
 		}
 	}
 	return out
+}
+
+// initrds are the names of the files that u-root has found or joined to one. That is
+// never read: it would be made, and left, in the directory for temporary files. Its
+// text is the URLs of what it joins; a comma ends a name in such a configuration.
+func initrds(r io.ReaderAt) (names []string) {
+	s, ok := r.(fmt.Stringer)
+	if !ok {
+		return nil
+	}
+	for _, text := range strings.Split(s.String(), ",") {
+		if u, err := url.Parse(text); err == nil {
+			names = append(names, u.Path)
+		}
+	}
+	return names
 }
 
 // arguments drops the variables of a GRUB script, which nobody expands here.
