@@ -155,6 +155,9 @@ func (f *File) openDirect(readOnly bool) error {
 // Name is the path that the file was opened by.
 func (f *File) Name() string { return f.name }
 
+// Device reports whether it is a block device.
+func (f *File) Device() bool { return f.block }
+
 // ReadOnly reports whether the file was opened for reading.
 func (f *File) ReadOnly() bool { return f.readOnly }
 

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,10 +22,12 @@ import (
 // TestJail looks at the process of a VM from outside, and tries its jail from inside.
 func TestJail(t *testing.T) {
 	needKVM(t)
-	if able := jail.Able(); able.Missing != "" {
+	able := jail.Able()
+	if able.Landlock == 0 || !able.Seccomp {
 		t.Skipf("this host has only: %v", able)
 	}
 	runtimeDirFor(t)
+	namespaces := false
 
 	t.Run("outside", func(t *testing.T) {
 		ok(t, "run", "-d", "--name", "jailed", "--net", "none")
@@ -34,6 +38,10 @@ func TestJail(t *testing.T) {
 		}
 		info := infos[0]
 		if !strings.Contains(info.Jail, "Landlock") || !strings.Contains(info.Jail, "seccomp") {
+			t.Errorf("vmm inspect says of the jail: %q", info.Jail)
+		}
+		namespaces = strings.Contains(info.Jail, "namespaces (mnt ipc net)")
+		if privileged := os.Getuid() == 0; namespaces != privileged {
 			t.Errorf("vmm inspect says of the jail: %q", info.Jail)
 		}
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", info.PID))
@@ -75,24 +83,57 @@ func TestJail(t *testing.T) {
 		return string(out)
 	}
 	t.Run("files", func(t *testing.T) {
-		var probes []string
-		want := map[string]bool{
-			"read " + dir + "/ro/in": true, "read " + dir + "/rw/in": true, "write " + dir + "/rw/in": true, "create " + dir + "/rw/new": true,
-			"write " + dir + "/ro/in": false, "create " + dir + "/ro/new": false, "read " + dir + "/secret": false, "write " + dir + "/secret": false,
-			"create " + dir + "/new": false, "read /etc/passwd": false, "read /proc/1/environ": false, "write /dev/kvm": false,
+		const can, denied, gone, fixed = "<nil>", "permission denied", "no such file", "read-only file system"
+		want := map[string]string{ // what root's process has no name for is not there
+			"read /proc/self/statm": can, "read " + dir + "/secret": gone, "write " + dir + "/secret": gone, "create " + dir + "/new": gone,
+			"read /etc/passwd": gone, "read /proc/1/environ": gone, "write /dev/kvm": gone, "read " + dir + "/rw/in": gone, "create /new": fixed,
 		}
-		for p := range want {
-			probes = append(probes, p)
-		}
-		out := try(probes...)
-		for p, can := range want {
-			result := "<nil>"
-			if !can {
-				result = "permission denied"
+		if !namespaces {
+			want = map[string]string{
+				"read " + dir + "/ro/in": can, "read " + dir + "/rw/in": can, "write " + dir + "/rw/in": can, "create " + dir + "/rw/new": can,
+				"write " + dir + "/ro/in": denied, "create " + dir + "/ro/new": denied, "read " + dir + "/secret": denied, "write " + dir + "/secret": denied,
+				"create " + dir + "/new": denied, "read /etc/passwd": denied, "read /proc/1/environ": denied, "write /dev/kvm": denied,
 			}
+		}
+		out := try(slices.Collect(maps.Keys(want))...)
+		for p, result := range want {
 			if _, line, _ := strings.Cut(out, "probe: "+p+": "); !strings.Contains(strings.SplitN(line+"\n", "\n", 2)[0], result) {
 				t.Errorf("%s: want %s in\n%s", p, result, out)
 			}
+		}
+	})
+	t.Run("user", func(t *testing.T) {
+		if !namespaces {
+			t.Skip("another user needs root, and namespaces")
+		}
+		const id = 54321
+		disk := filepath.Join(dir, "disk")
+		must(t, vmmPath, "image", "create", "-f", "raw", "-s", "1M", disk)
+		if err := errors.Join(os.Chown(disk, id, id), os.Chown(filepath.Join(dir, "rw"), id, id), os.Chmod(filepath.Join(dir, "ro/in"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		ok(t, "run", "-d", "--name", "somebody", "--jail-user", fmt.Sprint(id), "--disk", disk, "--share", filepath.Join(dir, "ro")+":/ro:ro", "--share", filepath.Join(dir, "rw")+":/rw")
+		defer gone(t, "somebody")
+		var infos []api.VM
+		if err := json.Unmarshal([]byte(ok(t, "inspect", "somebody")), &infos); err != nil || len(infos) != 1 {
+			t.Fatal(infos, err)
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", infos[0].PID))
+		if want := "Uid:\t54321\t54321\t54321\t54321\n"; err != nil || !strings.Contains(string(status), want) || !strings.Contains(string(status), "CapPrm:\t0000000000000000\n") {
+			t.Errorf("%s, %v", status, err)
+		}
+		out := ok(t, "exec", "somebody", "sh", "-c", "cat /ro/in; echo there > /rw/written; head -c 512 /dev/zero > /dev/vda && sync && echo written")
+		if !strings.Contains(out, "/ro/in': Permission denied") || !strings.HasSuffix(out, "written") {
+			t.Errorf("the guest said %q", out)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, "rw/written"), &st); err != nil || st.Uid != id {
+			t.Errorf("a file of the guest's is user %d's, %v", st.Uid, err)
+		}
+		ok(t, "snapshot", "--disk-copy", "somebody", filepath.Join(dir, "saved"))
+		ok(t, "stop", "somebody")
+		if out := ok(t, "ps", "-a"); !strings.Contains(out, "exited (0)") {
+			t.Errorf("vmm ps: %s", out)
 		}
 	})
 	for name, number := range map[string]int{"execve": unix.SYS_EXECVE, "ptrace": unix.SYS_PTRACE, "mount": unix.SYS_MOUNT, "socket": unix.SYS_SOCKET} {

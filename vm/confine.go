@@ -24,12 +24,18 @@ var JailLevels = jail.Levels
 // JailStatus tells what Confine has done. Its String is for people.
 type JailStatus = jail.Status
 
+// JailUser is who the process becomes in a jail.
+type JailUser = jail.User
+
 // Confinement says how Confine confines the process.
 type Confinement struct {
 	Level JailLevel
 	// What the program itself needs still, beside what the VM does: directories with all
 	// below them, or files. Unlink are directories in which it only removes.
 	Read, Write, Unlink []string
+	// User is who the process becomes, which needs JailFull and a host that allows
+	// namespaces. Only root can. Nil is who it is.
+	User *JailUser
 	// Violation is called with the name of a system call that was made all the same, which
 	// only a fault of vmm's or an attacker does. It has to end the process.
 	Violation func(call string)
@@ -79,6 +85,7 @@ func (v *VM) Narrow(c Confinement) error {
 // rules are what the VM and the program need.
 func (v *VM) rules(c *Confinement) jail.Rules {
 	r := v.needs()
+	r.User = c.User
 	for access, paths := range map[jail.Access][]string{jail.Read: c.Read, jail.Write: c.Write, jail.Unlink: c.Unlink} {
 		for _, p := range paths {
 			r.Paths = append(r.Paths, jail.Path{Path: p, Access: access})
@@ -103,12 +110,12 @@ func (v *VM) needs() jail.Rules {
 	for _, f := range hostFiles {
 		add(f, jail.Read)
 	}
-	for _, s := range v.shares.saved {
+	for i, s := range v.shares.saved {
+		access := jail.Write
 		if s.Options.ReadOnly {
-			add(s.Dir, jail.Read)
-		} else {
-			add(s.Dir, jail.Write)
+			access = jail.Read
 		}
+		r.Paths = append(r.Paths, jail.Path{Path: v.shares.held[i].Path(), Access: access, Others: true, Held: true})
 	}
 	for _, d := range v.disks.disks {
 		if d.cfg.Path == "" {
@@ -119,7 +126,9 @@ func (v *VM) needs() jail.Rules {
 		}
 		if !d.cfg.ReadOnly && !d.cfg.Ephemeral {
 			add(d.image.File.Name(), jail.Write)
-			add(filepath.Dir(d.image.File.Name()), jail.Write) // a snapshot's overlay is beside it
+			if !d.image.File.Device() {
+				add(filepath.Dir(d.image.File.Name()), jail.Write) // a snapshot's overlay is beside it
+			}
 		}
 	}
 	for _, n := range v.nets.nics {

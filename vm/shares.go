@@ -26,6 +26,7 @@ const rootTag = "root"
 type shares struct {
 	devices []virtio.Device
 	saved   []savedShare
+	held    []*share.Held // in the order of saved
 	config  guestinit.Config
 	hide    []string // Config.Hide, by all names; nil leaves what options say
 }
@@ -70,9 +71,26 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 	if err := first.Close(); err != nil {
 		return err
 	}
-	dev, err := fs.New(tag, func() (fs.FileSystem, error) { return share.New(dir, o) }, log)
+	held, err := share.Hold(dir, o.ReadOnly)
+	if err != nil {
+		return err
+	}
+	s.held = append(s.held, held)
+	dev, err := fs.New(tag, func() (fs.FileSystem, error) { return share.New(held.Path(), o) }, log)
 	s.devices = append(s.devices, dev)
 	s.saved = append(s.saved, savedShare{tag, dir, o})
+	return err
+}
+
+// close lets the directories go.
+func (s *shares) close() error {
+	if s == nil {
+		return nil
+	}
+	var err error
+	for _, h := range s.held {
+		err = errors.Join(err, h.Close())
+	}
 	return err
 }
 
@@ -129,30 +147,30 @@ func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(
 	return s.add(m.Tag, dir, o, log)
 }
 
-// restoreShares shares what a saved VM shared.
+// restoreShares shares what a saved VM shared. They are to be closed also with an error.
 func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 	s := &shares{}
 	for _, o := range saved {
 		if err := s.add(o.Tag, o.Dir, o.Options, log); err != nil {
-			return nil, of("Shares", fmt.Errorf("the shared directory %s: %w", o.Dir, err))
+			return s, of("Shares", fmt.Errorf("the shared directory %s: %w", o.Dir, err))
 		}
 	}
 	return s, nil
 }
 
-// openShares makes the shares of a VM that boots; modules is the tree of its kernel's.
+// openShares makes the shares of a VM that boots, to be closed also with an error; modules is the tree of its kernel's.
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	s := &shares{hide: allNames(c.Hide)}
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
 	if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {
-			return nil, of("Root", err)
+			return s, of("Root", err)
 		}
 		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); isDir(c.Root.Path) {
 			o := options
 			o.ReadOnly, o.Static, o.System = true, true, true
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {
-				return nil, of("Root", err)
+				return s, of("Root", err)
 			}
 			s.config.Root = &guestinit.Root{Tag: rootTag}
 		}
@@ -164,14 +182,14 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 				share.Options{ReadOnly: true, Static: true}, log)
 		}
 		if err != nil {
-			return nil, of("Boot.Modules", err)
+			return s, of("Boot.Modules", err)
 		}
 	}
 	for _, m := range c.Shares {
 		o := options
 		o.ReadOnly = m.ReadOnly || m.Overlay
 		if err := s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay}, o, log); err != nil {
-			return nil, of("Shares", err)
+			return s, of("Shares", err)
 		}
 	}
 	return s, nil

@@ -55,6 +55,8 @@ var (
 	ErrNotPaused = errors.New("the VM is not paused")
 	ErrNoSpace   = errors.New("the VM waits for room on the host's disk")
 	ErrNotParent = errors.New("neither the last snapshot of this VM nor what it was restored from")
+	// ErrDevice is that of a disk which cannot belong to a snapshot while the VM goes on.
+	ErrDevice = errors.New("a block device: copy the disk into the snapshot, or stop the VM with it")
 )
 
 // saver is what a running VM knows of saving itself.
@@ -302,6 +304,8 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[s
 	case d.cfg.ReadOnly:
 	case o.Stop:
 		err = d.release() // its last word
+	case d.image.File.Device(): // in /dev is no room for what follows
+		err = &os.PathError{Op: "snapshot of", Path: path, Err: ErrDevice}
 	default:
 		var overlay string
 		if overlay, err = d.moveOn(path); err == nil {

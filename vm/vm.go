@@ -343,6 +343,7 @@ func (v *VM) release() error {
 	v.ports.close()
 	v.console.close()
 	v.disks.close()
+	errs = append(errs, v.shares.close())
 	v.from.refuse(nil)
 	errs = append(errs, v.from.close())
 	return errors.Join(errs...)

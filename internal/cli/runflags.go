@@ -52,6 +52,7 @@ type sessionFlags struct {
 	profile string
 	result  string
 	jail    string
+	jailAs  string
 }
 
 // add makes the flags that vmm run, restore and receive have.
@@ -63,6 +64,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.remove, "rm", false, "with -d: remove the VM from the list when it has ended")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 	fl.StringVar(&f.jail, "jail", string(vm.JailFull), "what this process gives up while the guest runs: full (all files and system calls that the VM does not need), landlock (only files), off; see docs/jail.md")
+	fl.StringVar(&f.jailAs, "jail-user", "", "where root runs it: this process becomes `USER[:GROUP]` while the guest runs, by names or numbers")
 }
 
 var (
@@ -306,7 +308,8 @@ func (f *sessionFlags) fill(s *session, fl *pflag.FlagSet, file vm.Endpoint) (co
 	if !slices.Contains(vm.JailLevels, s.Jail) {
 		return file, usage("--jail %s: full, landlock or off", f.jail)
 	}
-	return console, nil
+	s.JailUser, err = f.jailUser()
+	return console, err
 }
 
 // endpoint is where --console leads; terminal if that is this one.

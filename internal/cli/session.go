@@ -46,6 +46,7 @@ type session struct {
 	Profile      string
 	Result       string
 	Jail         vm.JailLevel
+	JailUser     *vm.JailUser `json:",omitempty"`
 	Detach       bool
 	Remove       bool
 	Verbose      bool

@@ -7,6 +7,7 @@
 package jail
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -43,6 +44,8 @@ const (
 type Path struct {
 	Path   string
 	Access Access
+	Others bool // also files of other users, as far as the process may
+	Held   bool // it leads to an open descriptor, and names need not lead there any more
 }
 
 // Rules say what the process needs still.
@@ -51,7 +54,13 @@ type Rules struct {
 	// Internet allows sockets of IPv4 and IPv6. What may be reached with them is not
 	// the jail's to say: a gateway has its own policy.
 	Internet bool
+	// User is who the process becomes; nil for who it is. It needs Full and namespaces:
+	// the paths would not be there for that user without them.
+	User *User
 }
+
+// ErrUser is that of a User where the process cannot become one.
+var ErrUser = errors.New("that needs root, the whole jail, and namespaces of its own")
 
 // Status tells what holds.
 type Status struct {
@@ -59,6 +68,8 @@ type Status struct {
 	// Landlock is its ABI version; 0 if the kernel has none.
 	Landlock int  `json:"landlock"`
 	Seccomp  bool `json:"seccomp"`
+	// Namespaces are the process's own, by their names in /proc/PID/ns. Only root's has any.
+	Namespaces []string `json:"namespaces,omitempty"`
 	// Missing says in words what this host cannot do.
 	Missing string `json:"missing,omitempty"`
 }
@@ -71,6 +82,9 @@ func (s Status) String() string {
 	}
 	if s.Seccomp {
 		have = append(have, "seccomp")
+	}
+	if len(s.Namespaces) > 0 {
+		have = append(have, fmt.Sprintf("namespaces (%s)", strings.Join(s.Namespaces, " ")))
 	}
 	text := strings.Join(have, ", ")
 	if text == "" {
@@ -118,25 +132,80 @@ func CloseInherited() error {
 // it stands still, and violation has to end the process. What the kernel cannot do is
 // left out and told by the Status. It is called once; Narrow can follow.
 func Enforce(level Level, r Rules, violation func(call string)) (Status, error) {
+	if r.User != nil && (level != Full || !privileged()) {
+		return Status{Level: Off}, fmt.Errorf("another user for the VM's process: %w", ErrUser)
+	}
 	if level == Off {
 		return Status{Level: Off}, nil
 	}
-	s := Able()
+	var making <-chan spaces
+	if level == Full && privileged() {
+		making = makeSpaces(&r)
+	}
+	s := able()
+	s.Level = level
+	if level == Landlock {
+		s.Seccomp = false
+	}
+	var program []unix.SockFilter
+	if s.Seccomp {
+		var err error
+		if program, err = filter(allowed(r.Internet)); err != nil {
+			return s, err
+		}
+	}
+	var own spaces
+	if making != nil { // before Landlock forbids to mount, and all paths are there still for its rules
+		own = <-making
+	}
 	if s.Landlock > 0 {
 		if err := restrictFiles(&r); err != nil {
 			return s, fmt.Errorf("restricting files: %w", err)
 		}
 	}
-	if level == Full && s.Seccomp {
-		if err := filterCalls(r.Internet, violation); err != nil {
+	if making != nil {
+		if err := s.enter(own); err != nil {
+			return s, fmt.Errorf("namespaces: %w", err)
+		}
+		if r.User != nil && s.Namespaces == nil {
+			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
+		}
+	}
+	if level == Full {
+		if err := r.become(); err != nil {
+			return s, err
+		}
+	}
+	if s.Seccomp {
+		if err := filterCalls(program, violation); err != nil {
 			return s, fmt.Errorf("restricting system calls: %w", err)
 		}
 	}
-	if level == Landlock {
-		s.Seccomp = false
-	}
-	s.Level = level
 	return s, nil
+}
+
+// enter goes into namespaces, or says why there are none.
+func (s *Status) enter(own spaces) error {
+	if own.err != nil {
+		s.miss(fmt.Sprintf("no namespaces (%v)", own.err))
+		return nil
+	}
+	s.Namespaces = own.names
+	return own.enter()
+}
+
+// privileged reports whether the process can make namespaces, for all of its threads.
+func privileged() bool { return !cgo && held()&(1<<unix.CAP_SYS_ADMIN) != 0 }
+
+// become leaves the process the rights that the rules need, or those of another user.
+func (r *Rules) become() error {
+	switch {
+	case r.User != nil:
+		return r.User.become()
+	case !cgo && held() != 0:
+		return keepOnly(r.capabilities())
+	}
+	return nil
 }
 
 // Narrow leaves of the paths that are open still only those of the rules. In a program
@@ -151,14 +220,31 @@ func Narrow(r Rules) error {
 
 // Able tells what Enforce can do on this host.
 func Able() Status {
+	s := able()
+	if privileged() {
+		own := <-makeSpaces(&Rules{Paths: []Path{{Path: "/proc/self"}}})
+		if s.Namespaces = own.names; own.err != nil {
+			s.miss(fmt.Sprintf("no namespaces (%v)", own.err))
+		}
+		own.close()
+	}
+	return s
+}
+
+func able() Status {
 	s := Status{Level: Full, Landlock: landlockABI(), Seccomp: canFilter()}
-	var missing []string
 	if s.Landlock == 0 {
-		missing = append(missing, "this kernel has no Landlock (Linux 5.13)")
+		s.miss("this kernel has no Landlock (Linux 5.13)")
 	}
 	if !s.Seccomp {
-		missing = append(missing, "this kernel has no seccomp filter with a listener (Linux 5.7)")
+		s.miss("this kernel has no seccomp filter with a listener (Linux 5.7)")
 	}
-	s.Missing = strings.Join(missing, ", and ")
 	return s
+}
+
+func (s *Status) miss(what string) {
+	if s.Missing != "" {
+		s.Missing += ", and "
+	}
+	s.Missing += what
 }

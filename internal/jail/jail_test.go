@@ -41,14 +41,21 @@ func TestMain(m *testing.M) {
 
 // enter makes the jail, whose rules are those of the test's directory.
 func enter(dir string, internet bool) error {
-	_, err := Enforce(Full, Rules{Internet: internet, Paths: []Path{
-		{filepath.Join(dir, "ro"), Read}, {filepath.Join(dir, "rw"), Write}, {filepath.Join(dir, "entries"), Unlink},
-		{filepath.Join(dir, "file"), Write}, {filepath.Join(dir, "nowhere"), Read},
-	}}, func(call string) {
-		fmt.Println(violated + call)
-		os.Exit(2)
-	})
+	_, err := Enforce(Full, rules(dir, internet), violation)
 	return err
+}
+
+func rules(dir string, internet bool) Rules {
+	r := Rules{Internet: internet}
+	for name, access := range map[string]Access{"ro": Read, "rw": Write, "entries": Unlink, "entries/own": Write, "file": Write, "nowhere": Read} {
+		r.Paths = append(r.Paths, Path{Path: filepath.Join(dir, name), Access: access})
+	}
+	return r
+}
+
+func violation(call string) {
+	fmt.Println(violated + call)
+	os.Exit(2)
 }
 
 // tries are what a process tries in a jail, and what comes of it: "done", an error, or
@@ -63,6 +70,9 @@ var tries = map[string]struct {
 	"loopback": {inside(true, tryLoopback), "done"},
 	"collect":  {inside(false, tryRuntime), "done"},
 	"clone3":   {inside(false, tryClone3), "done"},
+	"relative": {tryRelative, "done"},
+	"root":     {tryRoot, "done"},
+	"user":     {tryUser, "done"},
 
 	"exec":         {inside(false, func() error { return unix.Exec("/bin/true", []string{"true"}, nil) }), violated + "execve"},
 	"fork":         {inside(false, call(unix.SYS_FORK)), violated + "fork"},
@@ -138,6 +148,7 @@ func tryFiles(dir string) error {
 		{"a file beside it", read("secret"), true},
 		{"write beside it", write("secret"), true},
 		{"remove of an entry", os.RemoveAll(at("entries/dir")), false},
+		{"remove of the own entry", os.RemoveAll(at("entries/own")), false},
 		{"read of an entry", read("entries/other"), true},
 		{"a system file", readable("/etc/passwd"), true},
 		{"this process's memory", readable("/proc/self/mem"), true},
@@ -165,7 +176,7 @@ func tryNarrow(dir string) error {
 	if err := errors.Join(readable(rw), readable(ro)); err != nil {
 		return err
 	}
-	if err := Narrow(Rules{Paths: []Path{{filepath.Join(dir, "ro"), Read}}}); err != nil {
+	if err := Narrow(Rules{Paths: []Path{{Path: filepath.Join(dir, "ro"), Access: Read}}}); err != nil {
 		return err
 	}
 	if readable(rw) == nil {
@@ -186,7 +197,7 @@ func tryThreads(dir string) error {
 		return err
 	}
 	begin <- true
-	if err := <-result; !errors.Is(err, os.ErrPermission) {
+	if err := <-result; err == nil {
 		return fmt.Errorf("on another thread: %v", err)
 	}
 	return nil
@@ -252,7 +263,7 @@ func TestJail(t *testing.T) {
 				t.Skip("Narrow does nothing where there is a C library; vmm is built without one")
 			}
 			dir := t.TempDir()
-			for _, f := range []string{"ro/there", "rw/there", "entries/dir/there", "entries/other", "file", "secret"} {
+			for _, f := range []string{"ro/there", "rw/there", "entries/dir/there", "entries/own/there", "entries/other", "file", "secret"} {
 				path := filepath.Join(dir, f)
 				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("text"), 0o600)); err != nil {
 					t.Fatal(err)

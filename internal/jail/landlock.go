@@ -38,8 +38,12 @@ var rights = map[Access]landlock.AccessFSSet{Read: read, Write: write, Unlink: u
 func restrictFiles(r *Rules) error {
 	var rules []landlock.Rule
 	for _, p := range r.Paths {
+		st, err := os.Stat(p.Path)
+		if err != nil {
+			continue // it is not there, or not for this user
+		}
 		allowed := rights[p.Access]
-		if st, err := os.Stat(p.Path); err == nil && !st.IsDir() {
+		if !st.IsDir() {
 			allowed &= ofFile
 		}
 		rules = append(rules, landlock.PathAccess(allowed, p.Path).IgnoreIfMissing())

@@ -101,11 +101,7 @@ func (c condition) test() []bpf.Instruction {
 
 // filterCalls installs the filter in all threads, and a goroutine that tells of calls
 // that were refused.
-func filterCalls(internet bool, violation func(string)) error {
-	program, err := filter(allowed(internet))
-	if err != nil {
-		return err
-	}
+func filterCalls(program []unix.SockFilter, violation func(string)) error {
 	f, err := install(program)
 	if err != nil {
 		return err

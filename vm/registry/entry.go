@@ -20,6 +20,7 @@ type Entry struct {
 	registry *Registry
 	lock     *os.File
 	vm       api.VM
+	given    bool // to another user
 }
 
 // Claim takes a name for a VM that begins. It returns ErrName, or ErrTaken as a
@@ -106,7 +107,28 @@ func (e *Entry) End(status int, detail string) error {
 
 // Remove lets the name go, and leaves nothing.
 func (e *Entry) Remove() error {
-	return errors.Join(os.RemoveAll(e.registry.path(e.vm.Name)), e.lock.Close())
+	err := e.each(os.RemoveAll)
+	if !e.given {
+		err = errors.Join(err, os.RemoveAll(e.Path()))
+	}
+	return errors.Join(err, e.lock.Close())
+}
+
+// Give makes the VM's directory another user's, whom this process is about to become.
+// Remove leaves it then, empty, for the next look at the registry to clear away.
+func (e *Entry) Give(uid, gid int) error {
+	e.given = true
+	give := func(path string) error { return os.Lchown(path, uid, gid) }
+	return errors.Join(e.each(give), give(e.Path()))
+}
+
+// each does something with the files in the VM's directory.
+func (e *Entry) each(do func(path string) error) error {
+	files, err := os.ReadDir(e.Path())
+	for _, f := range files {
+		err = errors.Join(err, do(filepath.Join(e.Path(), f.Name())))
+	}
+	return err
 }
 
 // errLocked is that of a directory whose VM runs.

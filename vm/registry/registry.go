@@ -207,6 +207,7 @@ func (r *Registry) look(name string) (api.VM, error) {
 	}
 	vm, err := readInfo(path)
 	if err != nil {
+		os.Remove(path) // if it is empty: see Entry.Give
 		return notFound(err)
 	}
 	if vm.State != api.Running {

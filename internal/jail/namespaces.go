@@ -1,0 +1,272 @@
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Namespaces need a privilege that only root has here: a user namespace, which would give
+// it to anybody, cannot be entered by a program that has threads already, and a program
+// in Go always has (user_namespaces(7)). For the same reason there is none of processes:
+// it would be for children only, and this process can have none.
+
+// spaces are namespaces that a thread has made, for all others to enter.
+type spaces struct {
+	names []string
+	files []*os.File
+	flags []int
+	err   error
+}
+
+// makeSpaces makes the namespaces, and the file system of the mount namespace, on a thread
+// of its own that ends with it: what is begun there and fails has changed nothing else.
+// The result comes when it is done.
+func makeSpaces(r *Rules) <-chan spaces {
+	done := make(chan spaces, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		var s spaces
+		s.err = s.make(r)
+		if s.err != nil {
+			s.close()
+		}
+		done <- s
+	}()
+	return done
+}
+
+func (s *spaces) make(r *Rules) error {
+	kinds := []struct {
+		name string
+		flag int
+	}{{"mnt", unix.CLONE_NEWNS}, {"ipc", unix.CLONE_NEWIPC}, {"net", unix.CLONE_NEWNET}}
+	if r.Internet {
+		kinds = kinds[:2]
+	}
+	for _, k := range kinds {
+		if err := unix.Unshare(k.flag); err != nil {
+			return fmt.Errorf("a %s namespace: %w", k.name, err)
+		}
+		f, err := os.Open("/proc/thread-self/ns/" + k.name)
+		if err != nil {
+			return err
+		}
+		s.names, s.files, s.flags = append(s.names, k.name), append(s.files, f), append(s.flags, k.flag)
+	}
+	return newRoot(r)
+}
+
+func (s *spaces) close() {
+	for _, f := range s.files {
+		f.Close()
+	}
+	s.files, s.names = nil, nil
+}
+
+// enter takes all threads there.
+func (s *spaces) enter() error {
+	defer s.close()
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	name, err := unix.BytePtrFromString(dir)
+	if err != nil {
+		return err
+	}
+	// Threads that share their root cannot enter another.
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_UNSHARE, unix.CLONE_FS, 0, 0); errno != 0 {
+		return fmt.Errorf("a root for each thread: %w", errno)
+	}
+	for i, f := range s.files {
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, f.Fd(), uintptr(s.flags[i]), 0); errno != 0 {
+			return fmt.Errorf("entering namespace %s: %w", f.Name(), errno)
+		}
+	}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(name)), 0, 0)
+	runtime.KeepAlive(name)
+	if errno != 0 {
+		return fmt.Errorf("the current directory: %w", errno)
+	}
+	return nil
+}
+
+// tree is a part of the host's files that is to be seen in the new root.
+type tree struct {
+	path, real string // as it is named, and without symbolic links
+	access     Access
+	dir        bool
+	fd         int // of a detached mount of it
+}
+
+// newRoot makes the calling thread's root one in which there are the paths of the rules
+// and nothing else, and no device that could be opened.
+func newRoot(r *Rules) error {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	// Nothing done here is seen outside; what the host unmounts later goes here too.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("mounts of its own: %w", err)
+	}
+	trees, err := detach(r.Paths)
+	defer func() {
+		for _, t := range trees {
+			unix.Close(t.fd)
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	root, err := empty()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	// A root has to be mounted somewhere first: /proc is a directory that there is.
+	if err := unix.MoveMount(root, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mounting a root: %w", err)
+	}
+	if err := errors.Join(unix.Fchdir(root), unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/")); err != nil {
+		return fmt.Errorf("changing the root: %w", err)
+	}
+	for _, t := range trees {
+		if err := t.attach(); err != nil {
+			return fmt.Errorf("%s in a new root: %w", t.path, err)
+		}
+	}
+	// Relative paths lead where they led.
+	if err := os.MkdirAll(cwd, 0o755); err != nil {
+		return err
+	}
+	return setAttributes(root, unix.MOUNT_ATTR_RDONLY, 0)
+}
+
+// detach clones what is at the paths, those above others first. What is inside of another
+// that can be written is there with that: as a mount of its own it could not be removed.
+func detach(paths []Path) (trees []tree, err error) {
+	for _, p := range paths {
+		if p.Held {
+			continue
+		}
+		path, err := filepath.Abs(p.Path)
+		if err != nil {
+			return trees, err
+		}
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil || real == "/" {
+			continue // not there, or all that there is: it stays closed
+		}
+		trees = append(trees, tree{path: path, real: real, access: p.Access, fd: -1})
+	}
+	slices.SortStableFunc(trees, func(a, b tree) int { return strings.Compare(a.real, b.real) })
+	kept := trees[:0]
+	for _, t := range trees {
+		covered := slices.ContainsFunc(kept, func(k tree) bool {
+			return k.contains(t.real) && (k.access != Read || t.access == Read)
+		})
+		if !covered {
+			if err := t.detach(); err != nil {
+				return kept, fmt.Errorf("%s for a new root: %w", t.path, err)
+			}
+		} else if t.path == t.real {
+			continue
+		}
+		kept = append(kept, t)
+	}
+	return kept, nil
+}
+
+// contains reports whether a path is the tree's, or below it.
+func (t *tree) contains(path string) bool {
+	return path == t.real || strings.HasPrefix(path, t.real+"/")
+}
+
+// detach makes a mount of the tree that is nowhere yet.
+func (t *tree) detach() error {
+	st, err := os.Stat(t.real)
+	if err != nil {
+		return err
+	}
+	t.dir = st.IsDir()
+	t.fd, err = unix.OpenTree(unix.AT_FDCWD, t.real, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return err
+	}
+	var attr uint64
+	if t.access == Read {
+		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	if t.dir { // a file is a disk, perhaps a device
+		attr |= unix.MOUNT_ATTR_NODEV
+	}
+	return setAttributes(t.fd, attr, unix.AT_RECURSIVE)
+}
+
+// setAttributes sets attributes of a mount, beside those that all have here.
+func setAttributes(fd int, attr uint64, flags uint) error {
+	attr |= unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|flags, &unix.MountAttr{Attr_set: attr})
+}
+
+// empty is an empty file system.
+func empty() (fd int, err error) {
+	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("a tmpfs: %w", err)
+	}
+	defer unix.Close(fsfd)
+	err = errors.Join(unix.FsconfigSetString(fsfd, "mode", "0755"), unix.FsconfigCreate(fsfd))
+	if err != nil {
+		return -1, fmt.Errorf("a tmpfs: %w", err)
+	}
+	return unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// attach puts the tree into the calling thread's root, by both of its names.
+func (t *tree) attach() error {
+	if t.fd >= 0 {
+		if err := t.mountPoint(); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.real, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(t.path); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(t.path), 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(t.real, t.path)
+}
+
+// mountPoint makes what the tree is mounted on, if it is not there.
+func (t *tree) mountPoint() error {
+	if _, err := os.Lstat(t.real); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if t.dir {
+		return os.MkdirAll(t.real, 0o755)
+	}
+	if err := os.MkdirAll(filepath.Dir(t.real), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(t.real, os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,125 @@
+package jail
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// tryRoot is what root's jail has beside that of others: what is not in the rules is not
+// there, its metadata neither, and the process cannot do what root can.
+func tryRoot(dir string) error {
+	if !privileged() {
+		return nil
+	}
+	at := func(path string) string { return filepath.Join(dir, path) }
+	if err := errors.Join(os.Symlink(at("ro"), at("link")), os.Mkdir(at("ro/inner"), 0o700)); err != nil {
+		return err
+	}
+	r := rules(dir, false)
+	r.Paths = append(r.Paths, Path{Path: at("link"), Access: Read}, Path{Path: at("ro/inner"), Access: Write}, Path{Path: "/proc/self", Access: Read},
+		Path{Path: at("rw"), Access: Write, Others: true})
+	before, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	want := fmt.Sprintf("CapEff:\t%016x\n", changeOthers&held())
+	s, err := Enforce(Full, r, violation)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(s.Namespaces, []string{"mnt", "ipc", "net"}) {
+		return fmt.Errorf("the status: %v", s)
+	}
+	for _, path := range []string{at("secret"), "/etc/passwd", "/proc/1", "/dev/null", "/sys"} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, err := range []error{readable(at("link/there")), os.WriteFile(at("ro/inner/new"), nil, 0o600), readable("/proc/self/statm")} {
+		if err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile("/new", nil, 0o600); !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("a file in the root: %v", err)
+	}
+	if err := os.Chmod(at("ro/there"), 0o777); !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("the mode of what is only to be read: %v", err)
+	}
+	// A device can be made where another's files can be, and not be opened.
+	if err := unix.Mknod(at("rw/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err == nil {
+		if err := readable(at("rw/null")); !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("opening a device: %v", err)
+		}
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(status, []byte(want)) || bytes.Contains(before, []byte(want)) {
+		return fmt.Errorf("not %s in %s", want, status)
+	}
+	return nil
+}
+
+// tryRelative looks whether relative paths lead where they led before.
+func tryRelative(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	_, err := Enforce(Full, Rules{Paths: []Path{{Path: "ro", Access: Read}}}, violation)
+	if err != nil {
+		return err
+	}
+	if err := readable("secret"); err == nil {
+		return errors.New("the secret can be read")
+	}
+	return readable("ro/there")
+}
+
+// tryUser becomes somebody else, who owns a directory of the rules.
+func tryUser(dir string) error {
+	if !privileged() {
+		return nil
+	}
+	const id = 54321
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) { // who it becomes can get there
+		if err := os.Chmod(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.Chown(filepath.Join(dir, "rw"), id, id), os.Chmod(filepath.Join(dir, "ro"), 0o700)); err != nil {
+		return err
+	}
+	r := rules(dir, false)
+	r.User = &User{id, id}
+	r.Paths = append(r.Paths, Path{Path: "/proc/self", Access: Read})
+	if _, err := Enforce(Full, r, violation); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "rw/new"), nil, 0o600); err != nil {
+		return err
+	}
+	if err := readable(filepath.Join(dir, "ro/there")); !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("another's file: %v", err)
+	}
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile("/proc/self/task/" + t.Name() + "/status")
+		if err == nil && !(strings.Contains(string(b), "Uid:\t54321\t54321\t54321\t54321\nGid:\t54321\t54321\t54321\t54321\n") &&
+			strings.Contains(string(b), "Groups:\t \n") && strings.Contains(string(b), "CapPrm:\t0000000000000000\n")) {
+			return fmt.Errorf("thread %s: %s", t.Name(), b)
+		}
+	}
+	return nil
+}
