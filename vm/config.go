@@ -60,6 +60,8 @@ type Config struct {
 	Vsock string `json:"vsock,omitempty"`
 	// NoAgent leaves the agent out, which Exec and Copy need.
 	NoAgent bool `json:"noAgent,omitempty"`
+	// Limits bound the VM's process: see NewGroup.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 // DefaultName is a VM's name where none is given.
@@ -273,6 +275,9 @@ func (c *Config) check() error {
 		}
 	}
 	if err := c.checkPorts(); err != nil {
+		return err
+	}
+	if err := c.checkLimits(); err != nil {
 		return err
 	}
 	return c.checkNets()

@@ -154,6 +154,9 @@ func (v *VM) needs() jail.Rules {
 		}
 	}
 	add(v.symbols, jail.Read)
+	if g := v.opts.group; g != nil {
+		add(g.Dir(), jail.Unlink)
+	}
 	return r
 }
 

@@ -21,6 +21,7 @@ type options struct {
 	capture  string
 	runtime  string
 	notes    string
+	group    *Group
 }
 
 // Option is something that a VM gets of this process.
@@ -56,6 +57,10 @@ func WithCapture(path string) Option { return func(o *options) { o.capture = pat
 
 // WithRuntimeDir names the directory where the VMs of a Switch meet.
 func WithRuntimeDir(dir string) Option { return func(o *options) { o.runtime = dir } }
+
+// WithGroup says that this process is in a group which has the Config's Limits. Confine
+// lets it leave it.
+func WithGroup(g *Group) Option { return func(o *options) { o.group = g } }
 
 func newOptions(list []Option) *options {
 	o := &options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}

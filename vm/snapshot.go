@@ -360,6 +360,7 @@ type RestoreOptions struct {
 	Vsock   string                `json:"vsock,omitempty"`
 	Ports   []Port                `json:"ports,omitempty"`  // in the place of the saved ones of their names
 	Console Endpoint              `json:"console,omitzero"` // as Config.Console
+	Limits  *Limits               `json:"limits,omitempty"` // in the place of the saved ones, unless nil
 	// Progress is told how much of a compressed snapshot's memory is unpacked, in bytes.
 	Progress func(done, total int64) `json:"-"`
 }
@@ -443,6 +444,9 @@ func (r *source) make(what string, o *RestoreOptions, opts *options) (*VM, error
 	}
 	if o.Name != "" {
 		c.Name = o.Name
+	}
+	if o.Limits != nil {
+		c.Limits = *o.Limits
 	}
 	if o.Configure != nil {
 		more, err := o.Configure(&c)

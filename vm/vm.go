@@ -98,7 +98,7 @@ func (v *VM) Config() Config { return v.cfg }
 // Prepare does all that takes time before the guest can run: it makes or fetches the
 // default guest's kernel if that is what is to boot, and opens disks, networks and
 // /dev/kvm. Start does it if nobody has. ctx bounds it, and not the VM's life; Close ends
-// it with ErrNotRunning. A VM that could not be prepared is closed.
+// it with ErrNotRunning. It returns ErrNoGroup for a Config with Limits without WithGroup. A VM that could not be prepared is closed.
 func (v *VM) Prepare(ctx context.Context) error {
 	v.making.Lock()
 	defer v.making.Unlock()
@@ -115,6 +115,10 @@ func (v *VM) prepare(ctx context.Context) (err error) {
 		return ErrNotRunning
 	case prepared:
 		return nil
+	}
+	if !v.cfg.Limits.IsZero() && v.opts.group == nil {
+		v.from.refuse(ErrNoGroup)
+		return errors.Join(ErrNoGroup, v.abandon())
 	}
 	ctx, stop := v.within(ctx)
 	defer stop()

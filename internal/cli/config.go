@@ -158,11 +158,14 @@ func writeConfig(w io.Writer, c vm.Config, command []string, fl *pflag.FlagSet) 
 	return e.Encode(values)
 }
 
-// numbers makes the numbers of JSON whole ones; a Config has no others.
+// numbers makes the numbers of JSON whole ones where they are.
 func numbers(v any) any {
 	switch v := v.(type) {
 	case json.Number:
-		n, _ := v.Int64()
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		n, _ := v.Float64()
 		return n
 	case map[string]any:
 		for k := range v {

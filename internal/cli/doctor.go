@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/cgroup"
 	"vmm/internal/jail"
 	"vmm/internal/meminfo"
 	"vmm/kvm"
@@ -34,7 +35,8 @@ type diagnosis struct {
 	// Speeds in million instructions per second.
 	Ring0MIPS   float64          `json:"ring0_mips,omitempty"`
 	Ring3MIPS   float64          `json:"ring3_mips,omitempty"`
-	Jail        string           `json:"jail"` // what a VM's process can be confined by
+	Jail        string           `json:"jail"`   // what a VM's process can be confined by
+	Limits      string           `json:"limits"` // which it can have
 	MemoryMiB   uint64           `json:"memory_available_mib"`
 	HugePages   uint64           `json:"huge_pages_free"`
 	GuestImages []guestImageInfo `json:"guest_images"`
@@ -90,7 +92,7 @@ func doctorCommand() *cobra.Command {
 
 func diagnose() *diagnosis {
 	d := &diagnosis{Device: kvm.DevicePath}
-	d.Jail = jail.Able().String()
+	d.Jail, d.Limits = jail.Able().String(), cgroup.Able()
 	d.MemoryMiB = meminfo.Value("MemAvailable") >> 10
 	d.HugePages = meminfo.Value("HugePages_Free")
 	slim, ok := guestimages.HasSlimKernel()
@@ -172,6 +174,7 @@ func (d *diagnosis) print(w io.Writer) {
 		}
 	}
 	line("jail", "%s", d.Jail)
+	line("limits", "%s", d.Limits)
 	line("memory", "%d MiB available, %d huge pages free", d.MemoryMiB, d.HugePages)
 	for _, g := range d.GuestImages {
 		state := g.Path

@@ -26,7 +26,11 @@ func (s *session) confine(v *vm.VM, local *server.Local) error {
 		return nil
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(heapLimit)
+		limit := int64(heapLimit)
+		if c := v.Config(); c.Limits.Memory > 0 { // the other half is for what is no heap
+			limit = min(limit, int64(c.Limits.Memory-c.Memory)/2)
+		}
+		debug.SetMemoryLimit(limit)
 	}
 	if err := errors.Join(jail.CloseInherited(), jail.Harden()); err != nil {
 		return err

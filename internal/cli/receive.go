@@ -21,6 +21,9 @@ type receiveJob struct {
 
 // open waits for the VM.
 func (r *receiveJob) open(ctx context.Context, s *session) (*vm.VM, error) {
+	if err := s.limitReceived(r.Options.Limits); err != nil {
+		return nil, err
+	}
 	l, key, err := vm.Listen(r.Address, s.log)
 	if err != nil {
 		return nil, fmt.Errorf("receiving: %w", err)

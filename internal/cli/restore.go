@@ -46,7 +46,12 @@ func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptio
 	if o.Console, err = f.sessionFlags.fill(s, fl, vm.Endpoint{}); err != nil {
 		return nil, o, err
 	}
-	return s, o, errors.Join(
+	var limits vm.Limits
+	given, err := f.limits.fill(fl, &limits)
+	if given {
+		o.Limits = &limits
+	}
+	return s, o, errors.Join(err,
 		read(fl, "net", f.nets, spec.Net, (*[]vm.Net)(&o.Nets)),
 		read(fl, "publish", f.publish, gateway.ParsePublication, &o.Publish),
 		read(fl, "port", f.ports, spec.Port, &o.Ports))

@@ -53,6 +53,7 @@ type sessionFlags struct {
 	result  string
 	jail    string
 	jailAs  string
+	limits  limitFlags
 }
 
 // add makes the flags that vmm run, restore and receive have.
@@ -65,6 +66,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "report times and exits at the end")
 	fl.StringVar(&f.jail, "jail", string(vm.JailFull), "what this process gives up while the guest runs: full (all files and system calls that the VM does not need), landlock (only files), off; see docs/jail.md")
 	fl.StringVar(&f.jailAs, "jail-user", "", "where root runs it: this process becomes `USER[:GROUP]` while the guest runs, by names or numbers")
+	f.limits.add(fl)
 }
 
 var (
@@ -136,6 +138,7 @@ var flagOf = map[string]string{
 	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
+	"Limits.CPUs": "--cpu-limit", "Limits.Memory": "--memory-limit", "Limits.PIDs": "--pids-limit", "Limits.IO": "--io-limit",
 }
 
 // inFlags says an error about a Config in terms of flags.
@@ -252,6 +255,9 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 		read(f.fl, "publish", f.publish, gateway.ParsePublication, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
 		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
 	if err != nil {
+		return err
+	}
+	if _, err := f.limits.fill(f.fl, &c.Limits); err != nil {
 		return err
 	}
 	return shareWritable(c, f.rw)

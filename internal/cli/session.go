@@ -55,6 +55,7 @@ type session struct {
 
 	// Of the process that runs it.
 	entry      *registry.Entry
+	group      *vm.Group // that has the VM's limits; nil if it has none
 	background *background
 	console    *hostConsole
 	stdout     io.Writer // of the command
@@ -110,13 +111,14 @@ func (s *session) leave(why error) error {
 	if s.background != nil {
 		s.background.close()
 	}
-	if s.entry == nil {
-		return nil
+	left := s.group.Leave()
+	switch {
+	case s.entry == nil:
+		return left
+	case s.Remove || !s.ready:
+		return errors.Join(left, s.entry.Remove())
 	}
-	if s.Remove || !s.ready {
-		return s.entry.Remove()
-	}
-	return s.entry.End(statusOf(failed(why)))
+	return errors.Join(left, s.entry.End(statusOf(failed(why))))
 }
 
 // claim takes the VM's name, or a similar one that is free, and opens what its messages
@@ -143,7 +145,11 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	if s.entry, err = take(info); err != nil {
 		return "", advise(err)
 	}
-	return s.entry.Name(), s.openConsole()
+	c.Name = s.entry.Name()
+	if err := s.limit(c); err != nil {
+		return "", err
+	}
+	return c.Name, s.openConsole()
 }
 
 // openConsole opens what the console and the command's output go to: a VM in the
@@ -175,7 +181,7 @@ func (s *session) options() []vm.Option {
 	}
 	o := []vm.Option{
 		vm.WithConsole(keys, s.console), vm.WithLog(s.log), vm.WithBuilder(s.builder), vm.WithCapture(s.Capture),
-		vm.WithRuntimeDir(registry.User().Dir()),
+		vm.WithRuntimeDir(registry.User().Dir()), vm.WithGroup(s.group),
 	}
 	if s.Terminal && s.console.in != nil {
 		serial := s.Config == nil || s.Config.ConsoleDevice != vm.VirtioConsole

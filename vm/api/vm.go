@@ -43,4 +43,8 @@ type VM struct {
 	Paused   bool `json:"paused,omitempty"` // by a request
 	// Jail tells what the VM's process is confined to; "" if it is not.
 	Jail string `json:"jail,omitempty"`
+	// Limits tells what the VM's process may take of the host; "" if nothing bounds it.
+	Limits string `json:"limits,omitempty"`
+	// Cgroup is the control group in which they hold, as long as there is one.
+	Cgroup string `json:"cgroup,omitempty"`
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/cgroup"
 	"vmm/vm/api"
 )
 
@@ -47,12 +48,16 @@ func (r *Registry) Claim(vm api.VM) (*Entry, error) {
 			return nil, fmt.Errorf("the VM's directory: %w", err)
 		}
 	}
-	if old, err := readInfo(path); err == nil && old.Detached {
+	old, err := readInfo(path)
+	if err == nil && old.Detached {
 		lock.Close()
 		return nil, &TakenError{Name: vm.Name, Ended: true}
 	}
+	if err == nil && old.Cgroup != "" { // of one that was killed, as the files are
+		cgroup.Reap(old.Cgroup)
+	}
 	for _, f := range []string{socketFile, consoleFile, outputFile, consoleFile + OldLog, outputFile + OldLog} {
-		os.Remove(filepath.Join(path, f)) // of one that was killed
+		os.Remove(filepath.Join(path, f))
 	}
 	vm.State, vm.Started = api.Running, time.Now()
 	if err := writeInfo(path, vm); err != nil {
@@ -72,6 +77,13 @@ func (r *Registry) ClaimSimilar(vm api.VM) (*Entry, error) {
 		}
 		vm.Name = base + "-" + strconv.Itoa(n)
 	}
+}
+
+// Limit notes that the VM's process has limits, and in which cgroup: whoever finds the
+// process killed removes that.
+func (e *Entry) Limit(limits, group string) error {
+	e.vm.Limits, e.vm.Cgroup = limits, group
+	return writeInfo(e.Path(), e.vm)
 }
 
 // VM returns the VM as it was claimed.
@@ -100,6 +112,7 @@ func (e *Entry) End(status int, detail string) error {
 	}
 	vm := e.vm
 	vm.State, vm.Status, vm.Detail, vm.Ended = api.Exited, &status, detail, time.Now()
+	vm.Cgroup = ""
 	err := writeInfo(e.registry.path(vm.Name), vm)
 	os.Remove(e.Socket())
 	return errors.Join(err, e.lock.Close())

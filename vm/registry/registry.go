@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/cgroup"
 	"vmm/internal/vmname"
 	"vmm/vm/api"
 )
@@ -229,11 +230,15 @@ func (r *Registry) look(name string) (api.VM, error) {
 		return vm, nil
 	}
 	// Its process is gone, and could not say anything any more.
+	how := "its process was killed"
+	if vm.Cgroup != "" && cgroup.Reap(vm.Cgroup) {
+		how += " by the host, for it needed more memory than its limit"
+	}
 	if !vm.Detached {
 		os.RemoveAll(path)
 		return api.VM{}, &NotFoundError{Name: name}
 	}
-	vm.State, vm.Detail, vm.Ended = api.Exited, "its process was killed", time.Now()
+	vm.State, vm.Detail, vm.Ended, vm.Cgroup = api.Exited, how, time.Now(), ""
 	err = writeInfo(path, vm)
 	os.Remove(r.Socket(name))
 	return vm, err

@@ -125,6 +125,7 @@ func kernelOf(c *vm.Config) string {
 func key(c *vm.Config) (string, error) {
 	k := kind{Config: *c, Shares: len(c.Shares)}
 	k.Config.Name, k.Config.Shares, k.Config.Publish, k.Config.Vsock, k.Config.Console = "", nil, nil, "", vm.Endpoint{}
+	k.Config.Limits = vm.Limits{}
 	var err error
 	if k.Build, err = buildID(); err != nil {
 		return "", err

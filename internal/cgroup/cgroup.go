@@ -1,0 +1,236 @@
+// Package cgroup bounds what this process takes of its host, by a control group of its
+// own in the unified hierarchy (version 2; Linux Documentation/admin-guide/cgroup-v2.rst).
+//
+// Groups are made in one called "vmm", below the group that this process is in, or above
+// it as far as it may write there and what systemd has given away reaches:
+//
+//	PLACE/vmm/NAME-PID    a process with limits
+//	PLACE/vmm/others      what was in PLACE, if it had to be moved
+//
+// The kernel gives controllers only to groups below one that has no processes itself ("No
+// Internal Process Constraint"): where PLACE has some and is not the root, they are moved
+// to a leaf.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The names of groups that several processes share.
+const (
+	poolName   = "vmm"
+	othersName = "others"
+)
+
+// Group is a group for this process. Its methods are called one after the other.
+type Group struct {
+	host     *host
+	place    *place
+	path     string
+	settings []setting
+	home     *os.File // cgroup.procs of where the process goes back to; nil if it is not in the group
+}
+
+// New finds out whether this process can have limits, and where; it makes nothing yet.
+// name is of letters, digits and dashes. The error is an *UnavailableError, or says what is
+// wrong with a path of the limits.
+func New(name string, l Limits) (*Group, error) { return local.group(name, &l) }
+
+func (h *host) group(name string, l *Limits) (*Group, error) {
+	settings, err := h.settings(l)
+	if err != nil {
+		return nil, err
+	}
+	p, err := h.place(l.controllers())
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{host: h, place: p, settings: settings}
+	g.path = filepath.Join(p.pool(), fmt.Sprintf("%s-%d", name, os.Getpid()))
+	return g, nil
+}
+
+// pool is the group that others are made in.
+func (p *place) pool() string {
+	if filepath.Base(p.dir) == poolName {
+		return p.dir
+	}
+	return filepath.Join(p.dir, poolName)
+}
+
+// Path is the group's directory.
+func (g *Group) Path() string { return g.path }
+
+// Dir is the directory that the group's is in. Leave removes only what is in it.
+func (g *Group) Dir() string { return g.place.pool() }
+
+// Enter makes the group, with its limits, and moves this whole process there. It removes
+// what other processes have left that are no more. In the group it does nothing.
+func (g *Group) Enter() error {
+	if g.home != nil {
+		return nil
+	}
+	if err := g.enter(); err != nil {
+		return errors.Join(fmt.Errorf("the cgroup %s: %w", g.path, err), g.Leave())
+	}
+	return nil
+}
+
+func (g *Group) enter() (err error) {
+	h, pool, home := g.host, g.place.pool(), g.place.own
+	if err := makeGroup(pool); err != nil {
+		return err
+	}
+	if g.place.claim {
+		if home, err = h.claim(g.place); err != nil {
+			return err
+		}
+	}
+	if err := h.enable(pool, g.place.needed); err != nil {
+		return err
+	}
+	sweep(pool)
+	if err := makeGroup(g.path); err != nil {
+		return err
+	}
+	for _, s := range g.settings {
+		err := h.write(filepath.Join(g.path, s.file), s.text)
+		if err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("%s: %w", s.text, err)
+		}
+	}
+	// Open now: a jail lets nothing be opened there later.
+	back, err := os.OpenFile(filepath.Join(home, procsFile), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := h.write(filepath.Join(g.path, procsFile), thisProcess); err != nil {
+		return errors.Join(err, back.Close())
+	}
+	g.home = back
+	return nil
+}
+
+// thisProcess is written to cgroup.procs by a process that moves itself.
+const thisProcess = "0"
+
+func makeGroup(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// enable has a group give all controllers that it can to those in it, so that the next
+// process need not; only those that are needed must be.
+func (h *host) enable(dir string, needed []string) error {
+	for _, n := range h.list(dir, controllersFile) {
+		if !slices.Contains(all, n) {
+			continue
+		}
+		err := h.write(filepath.Join(dir, subtreeFile), "+"+n)
+		if err != nil && slices.Contains(needed, n) {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimTries is how often processes are moved out of the way: others may come meanwhile.
+const claimTries = 10
+
+// claim has a group give what it can to those in it. It returns where this process is at
+// home then.
+func (h *host) claim(p *place) (home string, err error) {
+	others := filepath.Join(p.pool(), othersName)
+	home = p.own
+	for range claimTries {
+		err = h.enable(p.dir, p.needed)
+		if !errors.Is(err, unix.EBUSY) {
+			return home, err
+		}
+		home = others
+		if err := makeGroup(others); err != nil {
+			return "", err
+		}
+		for _, pid := range h.list(p.dir, procsFile) {
+			err := h.write(filepath.Join(others, procsFile), pid)
+			if err != nil && !errors.Is(err, unix.ESRCH) { // it has just ended
+				return "", err
+			}
+		}
+	}
+	return "", err
+}
+
+// sweep removes the groups of processes that are no more. The kernel keeps those that have
+// any.
+func sweep(pool string) {
+	entries, _ := os.ReadDir(pool) // what cannot be read can wait
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name()[strings.LastIndexByte(e.Name(), '-')+1:])
+		if err == nil && pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			os.Remove(filepath.Join(pool, e.Name()))
+		}
+	}
+}
+
+// Leave moves the process back to where it was, or beside what was with it there, and
+// removes the group. It can be called more than once, and of a nil Group.
+func (g *Group) Leave() error {
+	if g == nil {
+		return nil
+	}
+	if g.home != nil {
+		_, err := g.home.WriteString(thisProcess)
+		err = errors.Join(err, g.home.Close())
+		g.home = nil
+		if err != nil {
+			return fmt.Errorf("leaving the cgroup %s: %w", g.path, err)
+		}
+	}
+	return remove(g.path)
+}
+
+// remove removes a group that may be gone already.
+func remove(path string) error {
+	err := unix.Rmdir(path)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: path, Err: err}
+	}
+	return nil
+}
+
+// Reap removes the group of a process that was killed, if there is one, and reports whether
+// it was the kernel that killed it, for the limit of its memory.
+func Reap(path string) (outOfMemory bool) {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return false // or gone, and something else is there
+	}
+	b, _ := os.ReadFile(filepath.Join(path, eventsFile)) // of none, nothing is known
+	remove(path)                                         // an empty directory is in nobody's way
+	return parseEvents(string(b))["oom_kill"] > 0
+}
+
+// parseEvents reads a flat keyed file ("Format").
+func parseEvents(text string) map[string]uint64 {
+	out := map[string]uint64{}
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) == 2 {
+			if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+				out[f[0]] = n
+			}
+		}
+	}
+	return out
+}

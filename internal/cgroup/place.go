@@ -1,0 +1,262 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files of a group ("Core Interface Files" of Documentation/admin-guide/cgroup-v2.rst).
+const (
+	procsFile       = "cgroup.procs"
+	controllersFile = "cgroup.controllers"
+	subtreeFile     = "cgroup.subtree_control"
+	typeFile        = "cgroup.type" // of all but the root
+	eventsFile      = "memory.events"
+)
+
+// UnavailableError is that of limits which this process cannot have.
+type UnavailableError struct {
+	Controllers []string // those that are missing
+	Why         string
+	// Scope is set where systemd has given this process no group of its own, and would.
+	Scope bool
+}
+
+// Error implements error.
+func (e *UnavailableError) Error() string {
+	s := ""
+	if len(e.Controllers) != 1 {
+		s = "s"
+	}
+	return fmt.Sprintf("the cgroup controller%s %s cannot be had: %s", s, strings.Join(e.Controllers, ", "), e.Why)
+}
+
+// host is where groups are. It is the kernel's file systems, but in tests.
+type host struct {
+	root  string
+	write func(path, text string) error
+	// marked reports whether systemd has marked a group as another's to manage.
+	marked func(dir string) bool
+}
+
+var local = &host{root: "/", write: write, marked: marked}
+
+func (h *host) path(p string) string { return filepath.Join(h.root, p) }
+
+// write writes a file that is there, at once.
+func write(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// marked looks for the attribute by which systemd says that a unit has Delegate=yes: root
+// reads the one, since systemd 236, and all the other, since 251.
+func marked(dir string) bool {
+	value := make([]byte, 1)
+	for _, name := range []string{"trusted.delegate", "user.delegate"} {
+		if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {
+			return true
+		}
+	}
+	return false
+}
+
+// mount is a cgroup2 file system: the group that its root is, and where it is mounted.
+type mount struct{ root, point string }
+
+// parseMounts finds the cgroup2 file systems in /proc/self/mountinfo
+// (Documentation/filesystems/proc.rst, 3.5).
+func parseMounts(text string) (out []mount) {
+	for line := range strings.Lines(text) {
+		before, after, _ := strings.Cut(line, " - ")
+		f, kind := strings.Fields(before), strings.Fields(after)
+		if len(f) >= 6 && len(kind) > 0 && kind[0] == "cgroup2" {
+			out = append(out, mount{unescape(f[3]), unescape(f[4])})
+		}
+	}
+	return out
+}
+
+// unescape reads what mountinfo writes as \ and three octal digits.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// parseSelf finds this process's group of the unified hierarchy in /proc/self/cgroup; ""
+// if it has none, or one outside of its namespace.
+func parseSelf(text string) string {
+	for line := range strings.Lines(text) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::/")
+		if ok && !slices.Contains(strings.Split(path, "/"), "..") {
+			return filepath.Clean("/" + path)
+		}
+	}
+	return ""
+}
+
+// own finds this process's group, and the highest that can be seen.
+func (h *host) own() (dir, top string, err error) {
+	info, err := os.ReadFile(h.path("/proc/self/mountinfo"))
+	if err != nil {
+		return "", "", err
+	}
+	self, err := os.ReadFile(h.path("/proc/self/cgroup"))
+	if err != nil {
+		return "", "", err
+	}
+	path := parseSelf(string(self))
+	for _, m := range parseMounts(string(info)) {
+		rel, err := filepath.Rel(m.root, path)
+		if path == "" || err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+			continue
+		}
+		top = h.path(m.point)
+		return filepath.Join(top, rel), top, nil
+	}
+	return "", "", fs.ErrNotExist
+}
+
+// list reads a file with names of controllers.
+func (h *host) list(dir, file string) []string {
+	b, _ := os.ReadFile(filepath.Join(dir, file)) // none can be had of one that cannot be read
+	return strings.Fields(string(b))
+}
+
+// lacking is which of some names a list lacks.
+func lacking(names, list []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(list, n) })
+}
+
+// writable reports whether this process may make groups in one, and move itself there.
+func (h *host) writable(dir string) bool {
+	for _, f := range []string{"", procsFile, subtreeFile} {
+		if unix.Access(filepath.Join(dir, f), unix.W_OK) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// isRoot reports whether a group is the root of all, which may have processes beside the
+// groups in it.
+func (h *host) isRoot(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, typeFile))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// isUnit reports whether a group is one that systemd has given to a unit: what lies above
+// it is systemd's alone to change.
+func isUnit(dir string) bool {
+	return strings.HasSuffix(dir, ".scope") || strings.HasSuffix(dir, ".service")
+}
+
+// delegated reports whether systemd leaves a unit's group alone. Before systemd 251 a user
+// could not see whether it does: then no group above has the mark either, and that of a
+// user's own systemd always should.
+func (h *host) delegated(unit, top string) bool {
+	if h.marked(unit) {
+		return true
+	}
+	for dir := unit; dir != top && dir != "/"; {
+		if dir = filepath.Dir(dir); h.marked(dir) {
+			return false
+		}
+	}
+	return os.Getuid() != 0
+}
+
+// place is where a group can be made.
+type place struct {
+	needed []string // controllers
+	dir    string   // the group that it is made in
+	own    string   // that of this process
+	claim  bool     // dir does not offer the controllers yet
+}
+
+// place finds a group that can give those in it some controllers. The error is an
+// *UnavailableError.
+func (h *host) place(needed []string) (*place, error) {
+	own, top, err := h.own()
+	if err != nil {
+		return nil, &UnavailableError{Controllers: needed, Why: "this process has no cgroup v2 file system (mount -t cgroup2)"}
+	}
+	limit := own // the highest group that may be changed
+	for limit != top && !isUnit(limit) {
+		limit = filepath.Dir(limit)
+	}
+	refuse := func(why string, names []string) error {
+		return &UnavailableError{Controllers: names, Why: why, Scope: isUnit(limit)}
+	}
+	if isUnit(limit) && !h.delegated(limit, top) {
+		return nil, refuse("systemd has not delegated "+limit, needed)
+	}
+	for dir := own; ; dir = filepath.Dir(dir) {
+		if len(lacking(needed, h.list(dir, subtreeFile))) == 0 && h.writable(dir) {
+			return &place{needed: needed, dir: dir, own: own}, nil
+		}
+		if dir == limit {
+			break
+		}
+	}
+	p := &place{needed: needed, dir: own, own: own, claim: true}
+	if h.isRoot(limit) { // where no process is in the way
+		p.dir = limit
+	}
+	if lack := lacking(needed, h.list(p.dir, controllersFile)); len(lack) > 0 {
+		if h.isRoot(p.dir) {
+			return nil, refuse("this host has them at cgroup v1, or its kernel has none (boot it with cgroup_no_v1=all)", lack)
+		}
+		return nil, refuse("nobody has delegated them to "+p.dir, lack)
+	}
+	if !h.writable(p.dir) {
+		return nil, refuse("this user may not write to "+p.dir, needed)
+	}
+	return p, nil
+}
+
+// Able tells in words which limits this process could have.
+func Able() string { return local.able() }
+
+func (h *host) able() string {
+	var have, lack []string
+	why := ""
+	for _, c := range all {
+		_, err := h.place([]string{c})
+		var cannot *UnavailableError
+		if errors.As(err, &cannot) {
+			lack, why = append(lack, c), cannot.Why
+		} else {
+			have = append(have, c)
+		}
+	}
+	switch {
+	case len(have) == 0:
+		return "none: " + why
+	case len(lack) > 0:
+		return strings.Join(have, ", ") + "; not " + strings.Join(lack, ", ") + ": " + why
+	}
+	return strings.Join(have, ", ")
+}
