@@ -1,7 +1,6 @@
 package tests
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,7 +15,6 @@ import (
 
 	"vmm/internal/jail"
 	"vmm/tests/programs"
-	"vmm/vm/api"
 )
 
 // TestJail looks at the process of a VM from outside, and tries its jail from inside.
@@ -32,11 +30,7 @@ func TestJail(t *testing.T) {
 	t.Run("outside", func(t *testing.T) {
 		ok(t, "run", "-d", "--name", "jailed", "--net", "none")
 		defer gone(t, "jailed")
-		var infos []api.VM
-		if err := json.Unmarshal([]byte(ok(t, "inspect", "jailed")), &infos); err != nil || len(infos) != 1 {
-			t.Fatal(infos, err)
-		}
-		info := infos[0]
+		info := inspected(t, "jailed")
 		if !strings.Contains(info.Jail, "Landlock") || !strings.Contains(info.Jail, "seccomp") {
 			t.Errorf("vmm inspect says of the jail: %q", info.Jail)
 		}

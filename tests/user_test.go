@@ -32,6 +32,16 @@ cat made
 // namespace, where that is one for all.
 func TestNotRoot(t *testing.T) {
 	needKVM(t)
+	out, err := asUser(t, ":", userScript)
+	if want := "root\nkept\nLinux\nLinux\n1\n"; out != want {
+		t.Errorf("%v, %q, want %q", err, out, want)
+	}
+}
+
+// asUser runs a script as a user who is not root, in an empty directory, with vmm as $1;
+// before that root runs another in the same process.
+func asUser(t *testing.T, before, script string) (string, error) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user")
 	}
@@ -61,16 +71,14 @@ func TestNotRoot(t *testing.T) {
 	if err := errors.Join(os.Chmod(home, 0o755), os.Chmod(filepath.Join(home, "run"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	device := `mknod "$0/kvm" c 10 232 && chmod 666 "$0/kvm" && mount --bind "$0/kvm" /dev/kvm && cd "$0/work" && ` +
+	device := before + ` && mknod "$0/kvm" c 10 232 && chmod 666 "$0/kvm" && mount --bind "$0/kvm" /dev/kvm && cd "$0/work" && ` +
 		`exec setpriv --reuid 65533 --regid 65533 --clear-groups env -i PATH="$PATH" HOME="$0" XDG_RUNTIME_DIR="$0/run" sh -c "$1" sh "$0/vmm"`
-	c := exec.Command("unshare", "--mount", "sh", "-c", device, home, userScript)
+	c := exec.Command("unshare", "--mount", "sh", "-c", device, home, script)
 	kill := time.AfterFunc(10*time.Minute, func() { c.Process.Kill() })
 	defer kill.Stop()
 	out, err := c.CombinedOutput()
-	if want := "root\nkept\nLinux\nLinux\n1\n"; string(out) != want {
-		if strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "mknod") {
-			t.Skipf("a mount namespace with a device of its own cannot be had here: %s", out)
-		}
-		t.Errorf("%v, %q, want %q", err, out, want)
+	if strings.Contains(string(out), "unshare failed") || strings.Contains(string(out), "mknod") {
+		t.Skipf("a mount namespace with a device of its own cannot be had here: %s", out)
 	}
+	return string(out), err
 }

@@ -227,7 +227,7 @@ func (h *host) place(needed []string) (*place, error) {
 	}
 	if lack := lacking(needed, h.list(p.dir, controllersFile)); len(lack) > 0 {
 		if h.isRoot(p.dir) {
-			return nil, refuse("this host has them at cgroup v1, or its kernel has none (boot it with cgroup_no_v1=all)", lack)
+			return nil, refuse("on this host cgroup v1 has them, or the kernel none (booted with cgroup_no_v1=all, version 2 has all)", lack)
 		}
 		return nil, refuse("nobody has delegated them to "+p.dir, lack)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/pflag"
 
@@ -39,7 +40,15 @@ func (f *limitFlags) fill(fl *pflag.FlagSet, l *vm.Limits) (given bool, err erro
 			given = true
 		}
 	}
-	return given || fl.Changed("io-limit"), read(fl, "io-limit", f.io, cgroup.ParseIO, &l.IO)
+	return given || fl.Changed("io-limit"), read(fl, "io-limit", f.io, parseIOLimit, &l.IO)
+}
+
+// parseIOLimit reads a value of --io-limit. What is saved with the VM is found from anywhere.
+func parseIOLimit(text string) (l vm.IOLimit, err error) {
+	if l, err = cgroup.ParseIO(text); err == nil {
+		l.Path, err = filepath.Abs(l.Path)
+	}
+	return l, err
 }
 
 // limit puts this process into a cgroup of its own that has the limits of its VM.
