@@ -178,6 +178,8 @@ func TestReceivedMemory(t *testing.T) {
 	old, noDisk := good, good
 	old.Version--
 	noDisk.Disks = []savedDisk{{Disk: Disk{Path: "/nowhere"}}}
+	limited := good
+	limited.Config.Limits.CPUs = 1
 	broken := errors.New("broken")
 	for name, c := range map[string]struct {
 		vm      saved
@@ -188,6 +190,7 @@ func TestReceivedMemory(t *testing.T) {
 		"a wrong Config":     {good, RestoreOptions{Nets: Nets{User{}, User{}}}},
 		"never prepared":     {good, RestoreOptions{}},
 		"no disk":            {noDisk, RestoreOptions{}},
+		"no group":           {limited, RestoreOptions{}},
 		"no state of a kind": {good, RestoreOptions{Console: Endpoint{File: os.DevNull}}},
 	} {
 		before := addressSpace(t)

@@ -87,7 +87,7 @@ func (g *Group) Enter() error {
 
 func (g *Group) enter() (err error) {
 	h, pool, home := g.host, g.place.pool(), g.place.own
-	if err := makeGroup(pool); err != nil {
+	if err := h.mkdir(pool); err != nil {
 		return err
 	}
 	if g.place.claim {
@@ -98,8 +98,8 @@ func (g *Group) enter() (err error) {
 	if err := h.enable(pool, g.place.needed); err != nil {
 		return err
 	}
-	sweep(pool)
-	if err := makeGroup(g.path); err != nil {
+	h.sweep(pool)
+	if err := h.mkdir(g.path); err != nil {
 		return err
 	}
 	for _, s := range g.settings {
@@ -122,13 +122,6 @@ func (g *Group) enter() (err error) {
 
 // thisProcess is written to cgroup.procs by a process that moves itself.
 const thisProcess = "0"
-
-func makeGroup(dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
 
 // enable has a group give all controllers that it can to those in it, so that the next
 // process need not; only those that are needed must be.
@@ -159,7 +152,7 @@ func (h *host) claim(p *place) (home string, err error) {
 			return home, err
 		}
 		home = others
-		if err := makeGroup(others); err != nil {
+		if err := h.mkdir(others); err != nil {
 			return "", err
 		}
 		for _, pid := range h.list(p.dir, procsFile) {
@@ -174,12 +167,12 @@ func (h *host) claim(p *place) (home string, err error) {
 
 // sweep removes the groups of processes that are no more. The kernel keeps those that have
 // any.
-func sweep(pool string) {
+func (h *host) sweep(pool string) {
 	entries, _ := os.ReadDir(pool) // what cannot be read can wait
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name()[strings.LastIndexByte(e.Name(), '-')+1:])
 		if err == nil && pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-			os.Remove(filepath.Join(pool, e.Name()))
+			h.rmdir(filepath.Join(pool, e.Name())) // unless it is in use
 		}
 	}
 }
@@ -198,16 +191,7 @@ func (g *Group) Leave() error {
 			return fmt.Errorf("leaving the cgroup %s: %w", g.path, err)
 		}
 	}
-	return remove(g.path)
-}
-
-// remove removes a group that may be gone already.
-func remove(path string) error {
-	err := unix.Rmdir(path)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return &os.PathError{Op: "rmdir", Path: path, Err: err}
-	}
-	return nil
+	return g.host.rmdir(g.path)
 }
 
 // Reap removes the group of a process that was killed, if there is one, and reports whether
@@ -218,7 +202,7 @@ func Reap(path string) (outOfMemory bool) {
 		return false // or gone, and something else is there
 	}
 	b, _ := os.ReadFile(filepath.Join(path, eventsFile)) // of none, nothing is known
-	remove(path)                                         // an empty directory is in nobody's way
+	local.rmdir(path)                                    // an empty directory is in nobody's way
 	return parseEvents(string(b))["oom_kill"] > 0
 }
 

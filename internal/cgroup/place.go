@@ -39,20 +39,44 @@ func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("the cgroup controller%s %s cannot be had: %s", s, strings.Join(e.Controllers, ", "), e.Why)
 }
 
-// host is where groups are. It is the kernel's file systems, but in tests.
+// host is where groups are.
 type host struct {
-	root  string
-	write func(path, text string) error
-	// marked reports whether systemd has marked a group as another's to manage.
-	marked func(dir string) bool
+	root string // of its file systems
+	changer
 }
 
-var local = &host{root: "/", write: write, marked: marked}
+// changer is what changes groups: the kernel, but in tests.
+type changer interface {
+	mkdir(dir string) error // that may be there already
+	rmdir(dir string) error // that may be gone already
+	write(path, text string) error
+	// marked reports whether systemd has marked a group as another's to manage.
+	marked(dir string) bool
+}
+
+var local = &host{"/", kernel{}}
 
 func (h *host) path(p string) string { return filepath.Join(h.root, p) }
 
+type kernel struct{}
+
+func (kernel) mkdir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func (kernel) rmdir(dir string) error {
+	err := unix.Rmdir(dir)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
 // write writes a file that is there, at once.
-func write(path, text string) error {
+func (kernel) write(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -63,7 +87,7 @@ func write(path, text string) error {
 
 // marked looks for the attribute by which systemd says that a unit has Delegate=yes: root
 // reads the one, since systemd 236, and all the other, since 251.
-func marked(dir string) bool {
+func (kernel) marked(dir string) bool {
 	value := make([]byte, 1)
 	for _, name := range []string{"trusted.delegate", "user.delegate"} {
 		if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {

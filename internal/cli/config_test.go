@@ -77,12 +77,14 @@ func TestConfigFile(t *testing.T) {
 		}
 	}
 	want := vm.Config{Memory: 1 << 30, CPUs: 3, Shares: []vm.Share{{Host: "a", Guest: "/a"}, {Host: "b", Guest: "/b", ReadOnly: true}},
-		Nets: vm.Nets{vm.User{NIC: vm.NIC{MTU: 9000}}, vm.Switch{Name: "lab", Gateway: &vm.Gateway{}}}}
-	const nets = "net = [\"user,mtu=9000\", \"switch,name=lab,gateway\"]\n"
+		Nets:   vm.Nets{vm.User{NIC: vm.NIC{MTU: 9000}}, vm.Switch{Name: "lab", Gateway: &vm.Gateway{}}},
+		Limits: vm.Limits{CPUs: 1.5, PIDs: 100, IO: []vm.IOLimit{{Path: "/a", WriteBPS: 1 << 20}}}}
+	const nets = "net = [\"user,mtu=9000\", \"switch,name=lab,gateway\"]\n\"cpu-limit\" = 1.5\npids-limit = \"100\"\nio-limit = \"/a:wbps=1M\"\n"
 	for _, text := range []string{
 		"memory = \"1G\"\ncpus = 2\nshare = [\"a:/a\", \"b:/b:ro\"]\nverbose = true\ncommand = [\"make\", \"check\"]\n" + nets,
 		"version = 1\nmemory = \"1G\"\ncpus = 2\ncommand = [\"make\", \"check\"]\nnets = [{mode = \"user\", mtu = 9000}, {mode = \"switch\", name = \"lab\", gateway = {}}]\n" +
-			"[run]\nverbose = true\n[[shares]]\nhost = \"a\"\nguest = \"/a\"\n[[shares]]\nhost = \"b\"\nguest = \"/b\"\nreadOnly = true\n",
+			"[run]\nverbose = true\n[[shares]]\nhost = \"a\"\nguest = \"/a\"\n[[shares]]\nhost = \"b\"\nguest = \"/b\"\nreadOnly = true\n" +
+			"[limits]\ncpus = 1.5\npids = 100\n[[limits.io]]\npath = \"/a\"\nwriteBytesPerSecond = 1048576\n",
 	} {
 		write(text)
 		for range 2 { // the second time what was written of the first
