@@ -142,27 +142,27 @@ func (h *host) enable(dir string, needed []string) error {
 const claimTries = 10
 
 // claim has a group give what it can to those in it. It returns where this process is at
-// home then.
+// home then. Processes go first: with some in it, a group could give cpu and pids, but to
+// threads only, and nothing else any more ("Threads").
 func (h *host) claim(p *place) (home string, err error) {
+	if h.isRoot(p.dir) {
+		return p.own, h.enable(p.dir, p.needed)
+	}
 	others := filepath.Join(p.pool(), othersName)
-	home = p.own
-	for range claimTries {
-		err = h.enable(p.dir, p.needed)
-		if !errors.Is(err, unix.EBUSY) {
-			return home, err
-		}
-		home = others
-		if err := h.mkdir(others); err != nil {
-			return "", err
-		}
+	if err := h.mkdir(others); err != nil {
+		return "", err
+	}
+	err = unix.EBUSY
+	for try := 0; try < claimTries && errors.Is(err, unix.EBUSY); try++ {
 		for _, pid := range h.list(p.dir, procsFile) {
 			err := h.write(filepath.Join(others, procsFile), pid)
 			if err != nil && !errors.Is(err, unix.ESRCH) { // it has just ended
 				return "", err
 			}
 		}
+		err = h.enable(p.dir, p.needed)
 	}
-	return "", err
+	return others, err
 }
 
 // sweep removes the groups of processes that are no more. The kernel keeps those that have

@@ -20,6 +20,9 @@ type fake struct {
 	change []string // what was done, by group
 }
 
+// threaded is the type of a group that gives controllers to threads only.
+const threaded = "domain threaded\n"
+
 // here is the text of this process in a cgroup.procs of the tree.
 const here = "here"
 
@@ -66,7 +69,13 @@ func (f *fake) write(path, text string) error {
 	switch file {
 	case subtreeFile:
 		name := strings.TrimPrefix(text, "+")
-		if _, err := os.Stat(filepath.Join(dir, typeFile)); err == nil && get(dir, procsFile) != "" {
+		threads := name == cpu || name == pids // which these controllers can tell apart
+		switch kind := get(dir, typeFile); {
+		case kind == threaded && !threads:
+			return unix.EOPNOTSUPP
+		case kind != "" && get(dir, procsFile) != "" && threads:
+			put(f.t, dir, typeFile, threaded)
+		case kind != "" && get(dir, procsFile) != "":
 			return unix.EBUSY
 		}
 		if !slices.Contains(strings.Fields(get(dir, controllersFile)), name) {
@@ -80,6 +89,9 @@ func (f *fake) write(path, text string) error {
 	case procsFile:
 		if text == thisProcess {
 			text = here
+		}
+		if get(filepath.Dir(dir), typeFile) == threaded {
+			return unix.EOPNOTSUPP // "domain invalid"
 		}
 		root := dir
 		for filepath.Base(root) != "cgroup" {
