@@ -137,6 +137,7 @@ bench-hardware: setup hardware-tools
 fuzz:
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) ./bootloader
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./internal/cgroup
 	go test -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) ./internal/elf
 	go test -run '^$$' -fuzz FuzzUART -fuzztime $(FUZZTIME) ./devices
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./machine/ring0

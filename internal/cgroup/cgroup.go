@@ -105,7 +105,7 @@ func (g *Group) enter() (err error) {
 	for _, s := range g.settings {
 		err := h.write(filepath.Join(g.path, s.file), s.text)
 		if err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
-			return fmt.Errorf("%s: %w", s.text, err)
+			return fmt.Errorf("this kernel does not take %s for it: %w", s.text, err)
 		}
 	}
 	// Open now: a jail lets nothing be opened there later.
