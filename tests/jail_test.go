@@ -108,11 +108,7 @@ func TestJail(t *testing.T) {
 		}
 		ok(t, "run", "-d", "--name", "somebody", "--jail-user", fmt.Sprint(id), "--disk", disk, "--share", filepath.Join(dir, "ro")+":/ro:ro", "--share", filepath.Join(dir, "rw")+":/rw")
 		defer gone(t, "somebody")
-		var infos []api.VM
-		if err := json.Unmarshal([]byte(ok(t, "inspect", "somebody")), &infos); err != nil || len(infos) != 1 {
-			t.Fatal(infos, err)
-		}
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", infos[0].PID))
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", inspected(t, "somebody").PID))
 		if want := "Uid:\t54321\t54321\t54321\t54321\n"; err != nil || !strings.Contains(string(status), want) || !strings.Contains(string(status), "CapPrm:\t0000000000000000\n") {
 			t.Errorf("%s, %v", status, err)
 		}
