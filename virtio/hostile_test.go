@@ -18,26 +18,14 @@ import (
 	"vmm/internal/loglimit"
 	"vmm/virtio"
 	"vmm/virtio/virtiotest"
+	"vmm/virtio/virtiotest/hostile"
 )
 
-// The hostile driver: several vCPUs that do to a device what no driver does, beside just
-// enough of what one does to get anywhere. What is wanted is that the process goes on,
-// that nothing waits for ever, that memory and descriptors of the host stay bounded, and
-// that the race detector has nothing to say.
+// The hostile driver at work: several vCPUs that do to a device what no driver does. What
+// is wanted is that the process goes on, that nothing waits for ever, that memory and
+// descriptors of the host stay bounded, and that the race detector has nothing to say.
 
 const (
-	hostileRAM = 16 << 20
-	ringSpace  = 1 << 15 // of a queue: descriptors, rings and indirect tables
-	availAt    = 0x2000
-	usedAt     = 0x3000
-	tableAt    = 0x4000
-	hugeTables = 0xf0000 // one for each attacker
-	hugeTable  = 0x2000
-	dataAt     = 1 << 20
-	mostQueues = hugeTables / ringSpace
-	hugePart   = hostileRAM - 2*dataAt     // of a chain that describes memory many times
-	mostParts  = (1<<32 + 4096) / hugePart // of a chain: more are refused (2.7.5.1)
-
 	window    = 0xc0000000 // of the BARs
 	barAt     = window + 0x10000
 	mmioAt    = 0xfd000000
@@ -70,11 +58,13 @@ func TestHostile(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				mem, err := virtiotest.NewMemory(hostileRAM)
+				mem, err := virtiotest.NewMemory(hostile.MemorySize)
 				if err != nil {
 					t.Fatal(err)
 				}
-				h := &hostile{mem: &hostileMemory{Memory: mem}, sizes: dev.QueueSizes(), events: map[virtio.IOEvent]int{}, request: s.request}
+				h := &host{mem: &hostileMemory{Memory: mem}, events: map[virtio.IOEvent]int{}}
+				h.target = hostile.Target{Bus: h, PCI: transport == "PCI", BAR: barAt, Elsewhere: []uint32{0, 0xffffffff, barAt, barAt + 0x10000, mmioAt},
+					Memory: mem.Bytes, Sizes: dev.QueueSizes(), Request: s.request}
 				h.connect(dev, transport)
 				h.attack(rounds(t))
 				if err := mem.Close(); err != nil {
@@ -119,12 +109,11 @@ type hostileMemory struct {
 // MarkDirty implements virtio.Memory.
 func (m *hostileMemory) MarkDirty([]byte) { m.written.Add(1) }
 
-// hostile is a machine around one device.
-type hostile struct {
-	mem     *hostileMemory
-	sizes   []uint16
-	request func(r *rand.Rand, b []byte)
-	dev     virtio.BusDevice
+// host is a machine around one device.
+type host struct {
+	mem    *hostileMemory
+	target hostile.Target
+	dev    virtio.BusDevice
 	// Of the transport: writing to a register, and reading from one; of PCI, the bus too.
 	write, read func(at uint64, b []byte)
 	bus         *devices.PCI
@@ -135,12 +124,11 @@ type hostile struct {
 	// running is held by the vCPUs for what they do, and locked while they stand still.
 	running sync.RWMutex
 
-	chains                   atomic.Uint64
 	done, interrupts, logged atomic.Int64
 }
 
 // connect puts the device on a bus.
-func (h *hostile) connect(dev virtio.Device, transport string) {
+func (h *host) connect(dev virtio.Device, transport string) {
 	log := func(error) { h.logged.Add(1) }
 	if transport == "MMIO" {
 		m := virtio.NewMMIO(dev, h.mem, h, mmioAt, h, log)
@@ -153,28 +141,28 @@ func (h *hostile) connect(dev virtio.Device, transport string) {
 	h.bus.Add(p)
 	w := devices.PCIWindow{PCI: h.bus, Base: window}
 	h.dev, h.write, h.read = p, func(at uint64, b []byte) { w.Write(barAt-window+at, b) }, func(at uint64, b []byte) { w.Read(barAt-window+at, b) }
-	h.config(4, 6, 2)
+	h.WriteConfig(4, 6, 2)
 }
 
 // Set implements devices.IRQ.
-func (h *hostile) Set(on bool) {
+func (h *host) Set(on bool) {
 	if on {
 		h.interrupts.Add(1)
 	}
 }
 
 // NewMSI implements virtio.Host.
-func (h *hostile) NewMSI() (devices.MSI, error) { return message{h}, nil }
+func (h *host) NewMSI() (devices.MSI, error) { return message{h}, nil }
 
 // message counts the messages that a device sends.
-type message struct{ h *hostile }
+type message struct{ h *host }
 
 func (m message) Route(uint64, uint32) error { return nil }
 func (m message) Signal()                    { m.h.interrupts.Add(1) }
 func (m message) Close() error               { return nil }
 
 // SetIOEvent implements virtio.Host, as KVM does.
-func (h *hostile) SetIOEvent(e virtio.IOEvent, fd int, on bool) error {
+func (h *host) SetIOEvent(e virtio.IOEvent, fd int, on bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at, there := h.events[e]
@@ -191,8 +179,9 @@ func (h *hostile) SetIOEvent(e virtio.IOEvent, fd int, on bool) error {
 	return nil
 }
 
-// kick notifies a queue by an eventfd, where there is one, as KVM does.
-func (h *hostile) kick(r *rand.Rand) {
+// Kick implements hostile.Bus: it notifies queues by their eventfds, where there are
+// some, as KVM does.
+func (h *host) Kick(r *rand.Rand) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, fd := range h.events {
@@ -202,29 +191,49 @@ func (h *hostile) kick(r *rand.Rand) {
 	}
 }
 
-// config writes to the configuration space of PCI.
-func (h *hostile) config(at uint64, v uint32, n int) {
+// Yield implements hostile.Bus.
+func (h *host) Yield() { runtime.Gosched() }
+
+// function is where the device's PCI configuration space begins.
+const function = 1 << 15
+
+// WriteConfig implements hostile.Bus.
+func (h *host) WriteConfig(at uint64, v uint32, n int) {
 	var b [4]byte
 	binary.LittleEndian.PutUint32(b[:], v)
-	h.bus.Write(1<<15+at, b[:n])
+	h.bus.Write(function+at, b[:n])
 }
 
-// reg writes to a register.
-func (h *hostile) reg(at uint64, v uint64, n int) {
+// ReadConfig implements hostile.Bus.
+func (h *host) ReadConfig(at uint64, n int) uint32 {
+	var b [4]byte
+	h.bus.Read(function+at, b[:n])
+	return binary.LittleEndian.Uint32(b[:])
+}
+
+// Write implements hostile.Bus.
+func (h *host) Write(at, v uint64, n int) {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], v)
 	h.write(at, b[:n])
 }
 
+// Read implements hostile.Bus.
+func (h *host) Read(at uint64, n int) uint64 {
+	var b [8]byte
+	h.read(at, b[:n])
+	return binary.LittleEndian.Uint64(b[:])
+}
+
 // attack has several vCPUs attack, while the host pauses, saves and closes the device.
-func (h *hostile) attack(n int) {
+func (h *host) attack(n int) {
 	var cpus sync.WaitGroup
 	for i := range attackers {
 		cpus.Go(func() {
-			a := &attacker{h, uint64(i), rand.New(rand.NewPCG(uint64(i), 15))}
+			a := hostile.Attacker{Target: &h.target, ID: uint64(i), Rand: rand.New(rand.NewPCG(uint64(i), 15))}
 			for k := range n {
 				h.running.RLock()
-				a.do()
+				a.Do()
 				h.running.RUnlock()
 				h.done.Add(1)
 				if i == 0 && k == n*9/10 { // the others go on
