@@ -48,6 +48,7 @@ var allTests = []hostTest{
 	{name: "TestNotRoot", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestJail", dir: "tests", limit: 10 * time.Minute, smoke: true},
 	{name: "TestLimits", dir: "tests", limit: 15 * time.Minute, smoke: true},
+	{name: "TestHostileGuest", dir: "tests", limit: 15 * time.Minute},
 	{name: "TestWarmStart", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestBadSnapshots", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestSnapshotDisks", dir: "tests", limit: 10 * time.Minute},

@@ -161,9 +161,13 @@ func (h *host) makeBundle(ctx context.Context, b *guestimages.Builder, dir strin
 			return err
 		}
 	}
-	probe := slices.Concat([]string{"build"}, programs.Flags, programs.ProbeFlags, []string{"-o", filepath.Join(bin, programs.Probe), "./cmd/vmm"})
-	if err := build(probe...); err != nil {
-		return err
+	for _, p := range []struct {
+		name, pkg string
+		flags     []string
+	}{{programs.Probe, "./cmd/vmm", programs.ProbeFlags}, {programs.HostileGuest, "./tests/hostileguest", programs.HostileGuestFlags}} {
+		if err := build(slices.Concat([]string{"build"}, programs.Flags, p.flags, []string{"-o", filepath.Join(bin, p.name), p.pkg})...); err != nil {
+			return err
+		}
 	}
 	for _, p := range packages() {
 		if err := build(append(append([]string{"test", "-c"}, flags...), filepath.Join(bin, binary(p)), "./"+p)...); err != nil {

@@ -22,6 +22,11 @@ const Probe = "vmm-probe"
 
 var ProbeFlags = []string{"-tags", "nethttpomithttp2,jailprobe"}
 
+// HostileGuest is a guest that attacks vmm, and HostileGuestFlags make it.
+const HostileGuest = "hostileguest"
+
+var HostileGuestFlags = []string{"-ldflags", "-E main.entry"}
+
 // Build makes a program of this module as make does, with further flags. It is dir/name, or where programs were built already.
 func Build(dir, name, pkg string, flags ...string) (string, error) {
 	if built := os.Getenv(Built); built != "" {
