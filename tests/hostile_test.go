@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,7 +33,9 @@ const (
 	mostLines       = 1000    // of what the guest did wrong
 	mostConsole     = 8 << 20 // bytes
 
-	roundsPerVM = 2500
+	hostileDevices = 6
+	enoughRounds   = 200 // to have reached all of them
+	roundsPerVM    = 2500
 )
 
 // hostileNumber is a number from the environment.
@@ -125,10 +128,10 @@ func (w world) look(t *testing.T) map[string]string {
 		if err != nil {
 			return err
 		}
-		switch path {
-		case w.path("share"):
+		switch {
+		case path == w.path("share"):
 			return fs.SkipDir
-		case w.path("disk/disk.raw"):
+		case strings.HasPrefix(path, w.path("disk/disk")): // and what a snapshot leaves it with
 			return nil
 		}
 		i, err := e.Info()
@@ -141,7 +144,11 @@ func (w world) look(t *testing.T) map[string]string {
 				return err
 			}
 		}
-		out[path] = fmt.Sprintf("%v %v %x", i.Mode(), i.ModTime(), sha256.Sum256(data))
+		changed := i.ModTime()
+		if path == w.path("disk") { // a snapshot leaves an overlay there
+			changed = time.Time{}
+		}
+		out[path] = fmt.Sprintf("%v %v %x", i.Mode(), changed, sha256.Sum256(data))
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -192,6 +199,7 @@ func (a *attack) run(guest, transport string, rounds int) (done int) {
 		a.cmd.Wait()
 		close(ended)
 	}()
+	var answers []string
 	running, stuck := true, false
 	for last := time.Now(); running && !stuck && done < rounds; {
 		select {
@@ -200,12 +208,12 @@ func (a *attack) run(guest, transport string, rounds int) (done int) {
 		case <-time.After(200 * time.Millisecond):
 			a.measure()
 		}
-		n := roundsOn(t, console)
+		n, said := roundsOn(t, console)
 		if n > done {
-			done, last = n, time.Now()
+			done, answers, last = n, said, time.Now()
 		}
 		// A guest may have stopped all of its CPUs.
-		stuck = time.Since(last) > patience(t, 10*time.Second)
+		stuck = time.Since(last) > patience(t, 30*time.Second)
 	}
 	if running {
 		a.command()
@@ -216,18 +224,23 @@ func (a *attack) run(guest, transport string, rounds int) (done int) {
 		<-ended
 		hang.Stop()
 	}
+	if done >= enoughRounds && (len(answers) != hostileDevices || slices.Contains(answers, "0")) {
+		t.Errorf("not all devices were reached; they have answered %v times", answers)
+	}
 	word := a.judge()
-	t.Logf("seed %d: %d rounds, at most %d MiB, %d descriptors, %d threads; status %d%s", a.seed, done, a.most.mib, a.most.descriptors, a.most.threads,
+	t.Logf("seed %d: %d rounds, answers %v, at most %d MiB, %d descriptors, %d threads; status %d%s", a.seed, done, answers, a.most.mib, a.most.descriptors, a.most.threads,
 		a.cmd.ProcessState.ExitCode(), word)
 	return done
 }
 
-const hostileName = "hostile"
+// The VM that attacks, and a copy of it.
+const hostileName, restoredName = "hostile", "restored"
 
-var roundLine = regexp.MustCompile(`round (\d+) of seed \d+,`)
+// roundLine is what the guest says: of each device, how often that has answered.
+var roundLine = regexp.MustCompile(`round (\d+) of seed \d+, exceptions \d+, answers((?: \d+)+)\.`)
 
-// roundsOn is how many rounds a console has.
-func roundsOn(t *testing.T, console string) (n int) {
+// roundsOn is how many rounds a console has, and the devices' answers.
+func roundsOn(t *testing.T, console string) (n int, answers []string) {
 	b, err := os.ReadFile(console)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
@@ -237,8 +250,9 @@ func roundsOn(t *testing.T, console string) (n int) {
 	}
 	for _, m := range roundLine.FindAllSubmatch(b, -1) {
 		n, _ = strconv.Atoi(string(m[1]))
+		answers = strings.Fields(string(m[2]))
 	}
-	return n
+	return n, answers
 }
 
 // command does to the VM what its user does, who must not be kept from it.
@@ -268,8 +282,11 @@ func (a *attack) command() {
 			a.t.Errorf("after %s: %+v", c.command, vm)
 		}
 	}
-	if out, status := vmm(a.t, "kill", hostileName); status != 0 {
-		a.t.Errorf("kill: status %d, %s", status, out)
+	saved := filepath.Join(a.t.TempDir(), "saved")
+	for _, args := range [][]string{{"snapshot", hostileName, saved}, {"restore", "-d", "--name", restoredName, saved}, {"rm", "-f", restoredName}, {"kill", hostileName}} {
+		if out, status := vmm(a.t, args...); status != 0 {
+			a.t.Errorf("%s: status %d, %s", args[0], status, out)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 	ecam       = 0xe0000000
 	pciWindow  = 0xc0000000
 	mmioWindow = 0xfd000000
-	mmioSize   = 0x200
+	mmioSize   = 0x1000
 	mmioMagic  = 0x74726976
 )
 

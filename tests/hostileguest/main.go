@@ -54,12 +54,21 @@ func run(id uint64) {
 	for {
 		c.round()
 		if n := rounds.Add(1); n%reportEvery == 0 {
-			say("round ", n, " of seed ", seed, ", exceptions ", faults, "\n")
+			report(n)
 		}
 	}
 }
 
 const reportEvery = 50
+
+// report says how many rounds are done, and how often each device has answered.
+func report(n uint64) {
+	say("round ", n, " of seed ", seed, ", exceptions ", faults, ", answers")
+	for i := range devices[:found] {
+		say(" ", devices[i].target.Answers.Load())
+	}
+	say(".\n")
+}
 
 // round does some things to one device, or to the platform.
 func (c *cpu) round() {

@@ -62,7 +62,11 @@ type Target struct {
 	// Request fills the beginning of a request with what looks like one.
 	Request func(r *rand.Rand, b []byte)
 
+	// Answers is how many chains the device is seen to have used.
+	Answers atomic.Uint64
+
 	chains atomic.Uint64
+	used   [MaxQueues]atomic.Uint32
 }
 
 // Attacker is one CPU's part of the driver. The target may be changed in between.
@@ -340,7 +344,11 @@ func (a *Attacker) submit() {
 		}
 		return
 	}
-	if le.Uint16(ring[availAt+2:])-le.Uint16(ring[usedAt+2:]) >= uint16(size/8) && a.Rand.IntN(500) > 0 {
+	used := le.Uint16(ring[usedAt+2:])
+	if n := used - uint16(a.used[i].Swap(uint32(used))); uint64(n) <= size {
+		a.Answers.Add(uint64(n))
+	}
+	if le.Uint16(ring[availAt+2:])-used >= uint16(size/8) && a.Rand.IntN(500) > 0 {
 		a.Bus.Yield() // the device is not as fast
 		return
 	}
