@@ -179,6 +179,7 @@ type attack struct {
 	seed    int
 	cmd     *exec.Cmd
 	stderr  bytes.Buffer
+	result  string // the file of --result
 	most    usage
 }
 
@@ -187,9 +188,11 @@ type attack struct {
 func (a *attack) run(guest, transport string, rounds int) (done int) {
 	t, out := a.t, a.t.TempDir()
 	console := filepath.Join(out, "console")
+	a.result = filepath.Join(out, "result")
 	a.cmd = exec.Command(vmmPath, "run", "--name", hostileName, "--kernel", guest, "-c", "2", "-m", fmt.Sprintf("%dM", hostileMiB), "--virtio", transport,
 		"--append", fmt.Sprint("hostile=", a.seed), "--disk", a.world.path("disk/disk.raw"), "--share", a.world.path("share")+":/share",
-		"--net", "user,deny=0.0.0.0/0,deny=::/0", "--vsock", filepath.Join(out, "vsock"), "--port", "port=none", "--console", console)
+		"--net", "user,deny=0.0.0.0/0,deny=::/0", "--vsock", filepath.Join(out, "vsock"), "--port", "port=none", "--console", console,
+		"--result", a.result)
 	a.cmd.Stderr, a.cmd.SysProcAttr = &a.stderr, &unix.SysProcAttr{Setsid: true}
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -311,6 +314,10 @@ func (a *attack) judge() (word string) {
 	}
 	if lines > mostLines {
 		a.t.Errorf("it said %d lines", lines)
+	}
+	var result struct{ Status int }
+	if b, err := os.ReadFile(a.result); err != nil || json.Unmarshal(b, &result) != nil || result.Status != a.cmd.ProcessState.ExitCode() {
+		a.t.Errorf("the result is %s, %v; the status is %d", b, err, a.cmd.ProcessState.ExitCode())
 	}
 	if w := a.cmd.ProcessState.Sys().(syscall.WaitStatus); w.Signaled() {
 		a.t.Errorf("it was ended by %v", w.Signal())

@@ -21,12 +21,12 @@ type runResult struct {
 	Started bool   `json:"started"` // the command was
 	Exited  bool   `json:"exited"`  // the command has
 	Status  int    `json:"status"`  // of the command, or vmm's
-	End     string `json:"end"`     // stopped, power off, reset, crash, debug exit or timeout
+	End     string `json:"end"`     // stopped, power off, reset, crash, debug exit, timeout or failed
 	Detail  string `json:"detail,omitempty"`
 }
 
-// endTimeout is runResult.End after --timeout.
-const endTimeout = "timeout"
+// Further values of runResult.End: after --timeout, and when vmm could not go on.
+const endTimeout, endFailed = "timeout", "failed"
 
 // outputs are files that are written when the VM has ended; nil ones are not wanted. The
 // process may open none any more then.
@@ -50,13 +50,13 @@ func (s *session) openOutputs(v *vm.VM) (o outputs, err error) {
 
 func (o *outputs) close() error { return errors.Join(o.result.Close(), o.profile.Close()) }
 
-// save writes the result to the file of --result.
-func (r *runResult) save(f *output.File, end vm.Result, err error) error {
+// save writes the result to the file of --result: how the VM ended, and with what error.
+func (r *runResult) save(f *output.File, end string, err error) error {
 	if f == nil {
 		return nil
 	}
 	r.Status, r.Detail = statusOf(err)
-	if r.End = end.End.String(); r.Status == statusTimeout && !r.Exited {
+	if r.End = end; r.Status == statusTimeout && !r.Exited {
 		r.End = endTimeout
 	}
 	b, bad := json.Marshal(r)

@@ -59,3 +59,29 @@ func TestReportInShare(t *testing.T) {
 		t.Error("a report that nobody wants")
 	}
 }
+
+// TestSaveResult has the file of --result say how this VM ended, not an earlier one.
+func TestSaveResult(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "result")
+	for _, c := range []struct {
+		end  string
+		err  error
+		want string
+	}{
+		{"power off", nil, `{"started":false,"exited":false,"status":0,"end":"power off"}`},
+		{"stopped", &exitError{statusTimeout, nil}, `{"started":false,"exited":false,"status":124,"end":"timeout"}`},
+		{endFailed, failed(errors.New("no KVM")), `{"started":false,"exited":false,"status":125,"end":"failed","detail":"no KVM"}`},
+	} {
+		f, err := output.Open(path, output.Report, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r runResult
+		if err := errors.Join(r.save(f, c.end, c.err), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := os.ReadFile(path); string(b) != c.want+"\n" {
+			t.Errorf("%s: %s", c.end, b)
+		}
+	}
+}

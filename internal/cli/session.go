@@ -309,7 +309,8 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	s.console.restore()
 	s.saving.Wait()
 	if err != nil {
-		return err
+		err = failed(err)
+		return errors.Join(err, s.result.save(files.result, endFailed, err))
 	}
 	if to := v.MovedTo(); to != "" {
 		s.log(fmt.Errorf("the VM has moved to %s", to))
@@ -326,7 +327,7 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 		report(os.Stderr, v, set.Sub(s.began), time.Since(set))
 	}
 	err = s.outcome(v, result, status)
-	if bad := s.result.save(files.result, result, err); bad != nil {
+	if bad := s.result.save(files.result, result.End.String(), err); bad != nil {
 		return errors.Join(bad, err)
 	}
 	return err

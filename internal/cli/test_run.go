@@ -134,6 +134,7 @@ func readResult(path string) (r runResult, err error) {
 func testOutcome(r runResult, status int, said string) kerneltest.Outcome {
 	out := kerneltest.Outcome{Status: status, TimedOut: r.End == endTimeout, Message: said}
 	switch {
+	case r.End == endFailed: // which says nothing of the kernel
 	case r.Exited:
 		out.Stage = kerneltest.Exited
 	case r.Started:

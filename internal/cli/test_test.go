@@ -124,6 +124,7 @@ func TestTestOutcome(t *testing.T) {
 		{"crash", runResult{Started: true, End: "crash"}, 123, kerneltest.Outcome{Stage: kerneltest.Started, Status: 123}},
 		{"timeout", runResult{Started: true, End: endTimeout}, 124, kerneltest.Outcome{Stage: kerneltest.Started, Status: 124, TimedOut: true}},
 		{"no boot", runResult{End: "crash"}, 123, kerneltest.Outcome{Stage: kerneltest.Booted, Status: 123}},
+		{"vmm failed", runResult{Started: true, End: endFailed}, 125, kerneltest.Outcome{Stage: kerneltest.NotRun, Status: 125}},
 		{"no kernel", runResult{}, 125, kerneltest.Outcome{Stage: kerneltest.NotRun, Status: 125}},
 	} {
 		c.want.Message = "said"
