@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -129,7 +130,7 @@ const (
 // Share is a directory of the host in the guest, by virtio-fs.
 type Share struct {
 	Host     string `json:"host"`
-	Guest    string `json:"guest"` // absolute
+	Guest    string `json:"guest"` // absolute; made, if it is not there
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	// Overlay takes what the guest writes into its memory.
 	Overlay bool `json:"overlay,omitempty"`
@@ -269,10 +270,8 @@ func (c *Config) check() error {
 			return wrong("Hide", "%q: an absolute path", p)
 		}
 	}
-	for _, s := range c.Shares {
-		if s.Host == "" || !strings.HasPrefix(s.Guest, "/") {
-			return wrong("Shares", "%q at %q: a directory of the host, and an absolute path in the guest", s.Host, s.Guest)
-		}
+	if err := c.checkShares(); err != nil {
+		return err
 	}
 	if err := c.checkPorts(); err != nil {
 		return err
@@ -281,6 +280,33 @@ func (c *Config) check() error {
 		return err
 	}
 	return c.checkNets()
+}
+
+// guestsOwn are where the guest has file systems that it cannot do without.
+var guestsOwn = []string{"/proc", "/sys", "/dev"}
+
+// checkShares refuses what the guest could not see of a share.
+func (c *Config) checkShares() error {
+	at := map[string]string{}
+	for _, s := range c.Shares {
+		if s.Host == "" || !strings.HasPrefix(s.Guest, "/") {
+			return wrong("Shares", "%q at %q: a directory of the host, and an absolute path in the guest", s.Host, s.Guest)
+		}
+		place := path.Clean(s.Guest)
+		if place == "/" {
+			return wrong("Shares", "%s at /: that is the guest's root; share it somewhere below", s.Host)
+		}
+		for _, own := range guestsOwn {
+			if place == own || own != "/dev" && strings.HasPrefix(place, own+"/") {
+				return wrong("Shares", "%s at %s: the guest has a %s of its own", s.Host, s.Guest, own)
+			}
+		}
+		if other, ok := at[place]; ok {
+			return wrong("Shares", "%s and %s are both to be %s in the guest, which sees one directory there", other, s.Host, place)
+		}
+		at[place] = s.Host
+	}
+	return nil
 }
 
 func (d *Disk) check() error {

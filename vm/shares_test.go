@@ -2,8 +2,10 @@ package vm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vmm/storage/share"
@@ -24,5 +26,33 @@ func TestKernelFiles(t *testing.T) {
 	}
 	if err := checkShare(t.TempDir()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSharesSeen: a share that the guest could not see is refused before anything boots.
+func TestSharesSeen(t *testing.T) {
+	for _, c := range []struct {
+		at   []string // Guest
+		want string   // in the error; "" is none
+	}{
+		{at: []string{"/x", "/y", "/x/y", "/tmp", "/run/x", "/dev/shm"}},
+		{at: []string{"/x", "/x"}, want: "a0 and a1 are both to be /x"},
+		{at: []string{"/x/in", "/y", "/x/./in/"}, want: "a0 and a2 are both to be /x/in"},
+		{at: []string{"/x", "/y/../x"}, want: "both to be /x"},
+		{at: []string{"/"}, want: "the guest's root"},
+		{at: []string{"/x/.."}, want: "the guest's root"},
+		{at: []string{"x"}, want: "an absolute path"},
+		{at: []string{"/proc"}, want: "/proc of its own"},
+		{at: []string{"/sys/kernel"}, want: "/sys of its own"},
+		{at: []string{"/dev/"}, want: "/dev of its own"},
+	} {
+		var cfg Config
+		for i, at := range c.at {
+			cfg.Shares = append(cfg.Shares, Share{Host: fmt.Sprintf("a%d", i), Guest: at})
+		}
+		err := cfg.Check()
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("shares at %v: %v, want %q", c.at, err, c.want)
+		}
 	}
 }

@@ -121,12 +121,15 @@ func command(e *Exec) (*exec.Cmd, error) {
 		if c.Dir = u.home; !isDir(c.Dir) {
 			c.Dir = "/"
 		}
+	} else if !filepath.IsAbs(c.Dir) {
+		return nil, fmt.Errorf("directory %s: not an absolute path", c.Dir)
 	} else if !isDir(c.Dir) {
 		return nil, fmt.Errorf("directory %s: %w", c.Dir, os.ErrNotExist)
 	}
 	if c.Path, err = lookPath(e.Argv[0], c.Dir, c.Env); err != nil {
 		return nil, err
 	}
+	c.Env = append([]string{"PWD=" + c.Dir}, c.Env...) // which may be a link that others do not see
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: e.TTY}
 	if e.User != "" {
 		c.SysProcAttr.Credential = &u.credential

@@ -16,13 +16,13 @@ const (
 	newRoot = "/newroot"
 	workDir = "/run/vmm"
 	lower   = workDir + "/root"
-	memory  = workDir + "/memory" // a tmpfs for what is written
+	memory  = "memory" // in workDir, a tmpfs for what is written
 )
 
 // enterRoot makes the configured root the root of this process and of all that it
 // starts.
 func enterRoot(r *Root) error {
-	for _, d := range []string{newRoot, lower, memory} {
+	for _, d := range []string{newRoot, lower} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
@@ -36,7 +36,7 @@ func enterRoot(r *Root) error {
 	if err != nil {
 		return err
 	}
-	if err := mountOverlay(lower, newRoot, "root"); err != nil {
+	if err := mountOverlay(workDir, lower, newRoot, "root"); err != nil {
 		return err
 	}
 	for _, m := range mounts {
@@ -143,48 +143,6 @@ func ownFiles() error {
 	return unix.Mount("/etc/resolv.conf", etc+"/resolv.conf", "", unix.MS_BIND, "")
 }
 
-// mountShare mounts a directory of the host.
-func mountShare(tag, to string, flags uintptr) error {
-	err := unix.Mount(tag, to, "virtiofs", flags, "")
-	switch {
-	case errors.Is(err, unix.ENODEV):
-		return errors.New("this kernel has no virtio-fs (CONFIG_VIRTIO_FS)")
-	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("this kernel does not see the shared directory %s (CONFIG_VIRTIO_PCI or CONFIG_VIRTIO_MMIO)", tag)
-	case err != nil:
-		return fmt.Errorf("mounting %s: %w", tag, err)
-	}
-	return nil
-}
-
-// mountOverlay mounts a directory so that what is written goes to memory.
-func mountOverlay(from, to, name string) error {
-	base := filepath.Join(memory, name)
-	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
-	if err := os.MkdirAll(memory, 0o755); err != nil {
-		return err
-	}
-	var st, parent unix.Stat_t
-	if unix.Stat(memory, &st) == nil && unix.Stat(workDir, &parent) == nil && st.Dev == parent.Dev {
-		if err := unix.Mount("vmm", memory, "tmpfs", 0, "mode=0755,size=80%"); err != nil {
-			return fmt.Errorf("memory for an overlay: %w (CONFIG_TMPFS)", err)
-		}
-	}
-	for _, d := range []string{upper, work} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
-	}
-	err := unix.Mount("overlay", to, "overlay", 0, "lowerdir="+from+",upperdir="+upper+",workdir="+work)
-	if errors.Is(err, unix.ENODEV) {
-		return errors.New("this kernel has no overlays (CONFIG_OVERLAY_FS)")
-	}
-	if err != nil {
-		return fmt.Errorf("overlay on %s: %w", from, err)
-	}
-	return nil
-}
-
 // rootTypes are the file systems that a root disk may have.
 var rootTypes = []string{"ext4", "xfs", "btrfs", "squashfs", "erofs", "vfat"}
 
@@ -212,37 +170,6 @@ func mountDisk(disk, to string) error {
 		}
 	}
 	return fmt.Errorf("%s has no system that this kernel can mount", disk)
-}
-
-// mountAll mounts the host's directories.
-func mountAll(list []Mount) error {
-	for i, m := range list {
-		if err := os.MkdirAll(m.Path, 0o755); err != nil {
-			return fmt.Errorf("mount point: %w", err)
-		}
-		var flags uintptr
-		if m.ReadOnly || m.Overlay {
-			flags = unix.MS_RDONLY
-		}
-		if !m.Overlay {
-			if err := mountShare(m.Tag, m.Path, flags); err != nil {
-				return err
-			}
-			continue
-		}
-		name := strconv.Itoa(i)
-		below := filepath.Join(workDir, "share", name)
-		if err := os.MkdirAll(below, 0o755); err != nil {
-			return err
-		}
-		if err := mountShare(m.Tag, below, flags); err != nil {
-			return err
-		}
-		if err := mountOverlay(below, m.Path, name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // loadModules loads the kernel modules that the initial RAM disk has. One whose device

@@ -6,6 +6,7 @@ package spec
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,7 +134,7 @@ func Share(s string) (vm.Share, error) {
 	if !ok || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
 		return vm.Share{}, fmt.Errorf("%q: %s", s, ShareForm)
 	}
-	return vm.Share{Host: parts[0], Guest: parts[1], ReadOnly: len(parts) == 3 && parts[2] == "ro"}, nil
+	return vm.Share{Host: parts[0], Guest: path.Clean(parts[1]), ReadOnly: len(parts) == 3 && parts[2] == "ro"}, nil
 }
 
 // Port reads a port of the virtio console (PortForm).
