@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +137,49 @@ func TestRunCommand(t *testing.T) {
 	}
 }
 
+// TestMounts: directories of the host in one another, in any order, and a current directory
+// that a link leads to, and none is hidden by another.
+func TestMounts(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	dir, err := os.MkdirTemp("/var/tmp", "vmm-t-") // which the guest sees, other than /tmp
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	hidden := t.TempDir()
+	for _, d := range []string{"work/out", "top", "in", "deep", "run"} {
+		os.MkdirAll(filepath.Join(hidden, d), 0o755)
+	}
+	os.WriteFile(filepath.Join(hidden, "work/f"), []byte("mine\n"), 0o644)
+	os.Symlink("/y", filepath.Join(hidden, "top/link"))
+	os.Symlink(filepath.Join(hidden, "work"), filepath.Join(dir, "link"))
+	share := func(name, at string) []string { return []string{"--share", filepath.Join(hidden, name) + ":" + at} }
+	args := append([]string{"run", "--timeout", bootLimit, "--rw", "out"},
+		slices.Concat(share("deep", "/x/in/deep"), share("in", "/x/in"), share("top", "/x"), share("run", "/run"))...)
+	out, errs, status := inDir(t, filepath.Join(dir, "link"), nil, append(args, "--", "sh", "-c",
+		"cat f; pwd; echo lost > f; for d in out /x/in/deep /x/in /x /run; do echo $d > $d/kept; done")...)
+	if out != "mine\n"+filepath.Join(dir, "link")+"\n" || status != 0 {
+		t.Errorf("status %d, %q, %s", status, out, errs)
+	}
+	for d, want := range map[string]string{"work/out": "out", "deep": "/x/in/deep", "in": "/x/in", "top": "/x", "run": "/run"} {
+		if b, _ := os.ReadFile(filepath.Join(hidden, d, "kept")); string(b) != want+"\n" {
+			t.Errorf("%s has %q", d, b)
+		}
+	}
+	if b, _ := os.ReadFile(filepath.Join(hidden, "work/f")); string(b) != "mine\n" {
+		t.Errorf("the current directory was written to: %q", b)
+	}
+	if left, _ := os.ReadDir(filepath.Join(hidden, "run")); len(left) != 1 {
+		t.Errorf("the guest's own files came to the host: %v", left)
+	}
+	// What the links in the guest make one place is found there.
+	args = append([]string{"run", "--timeout", bootLimit}, slices.Concat(share("top", "/x"), share("in", "/x/link"), share("deep", "/y"))...)
+	if out, errs, status := inDir(t, hidden, nil, append(args, "--", "true")...); status != 125 || !strings.Contains(errs, "are one place in the guest") {
+		t.Errorf("two directories in one place: status %d, %s%s", status, out, errs)
+	}
+}
+
 // TestBadCommands wants one line and a status for what cannot be.
 func TestBadCommands(t *testing.T) {
 	needKVM(t)
@@ -147,6 +191,9 @@ func TestBadCommands(t *testing.T) {
 		{"run --share /etc:etc -- true", 2, "an absolute path"},
 		{"run --share /nowhere:/x -- true", 125, "/nowhere"},
 		{"run --rw /nowhere -- true", 125, "/nowhere"},
+		{"run --rw / -- true", 2, "name the directories"},
+		{"run --share /usr:/x --share /etc:/x/ -- true", 2, "both to be /x"},
+		{"run --root /usr --cwd etc -- true", 2, "absolute path"},
 		{"run --root /nowhere -- true", 125, "/nowhere"},
 		{"run --modules /etc -- true", 125, "no modules.dep"},
 		{"run --vsock /nowhere/socket -- true", 125, "/nowhere/socket"},

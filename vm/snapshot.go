@@ -272,7 +272,7 @@ func (v *VM) describe() *saved {
 
 // absolute is a path from wherever; the empty one stays empty.
 func absolute(path string) string {
-	if a, err := filepath.Abs(path); err == nil && path != "" {
+	if a, err := paths.Abs(path); err == nil && path != "" {
 		return a
 	}
 	return path

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmm/guest-images/agent"
+	"vmm/internal/paths"
 	"vmm/machine"
 	"vmm/machine/migration"
 	"vmm/machine/snapshot"
@@ -211,7 +212,7 @@ func (r *source) openDisks() (_ *diskSet, err error) {
 		now := d.Disk
 		if !filepath.IsAbs(d.Path) {
 			// An overlay names it, wherever that is.
-			if now.Path, err = filepath.Abs(r.snapshot.Path(d.Path)); err != nil {
+			if now.Path, err = paths.Abs(r.snapshot.Path(d.Path)); err != nil {
 				return nil, err
 			}
 		}

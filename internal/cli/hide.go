@@ -3,8 +3,8 @@ package cli
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"slices"
+	"vmm/internal/paths"
 
 	"vmm/vm"
 	"vmm/vm/credentials"
@@ -13,27 +13,34 @@ import (
 // hideCredentials keeps from the guest what the user's and the host's secrets are in, but
 // for what is exposed.
 func (f *runFlags) hideCredentials(c *vm.Config) error {
-	var exposed []string
+	var exposed []string // by all their names
 	for _, p := range f.expose {
-		abs, err := filepath.Abs(p)
+		abs, err := paths.Abs(p)
 		if err != nil {
 			return failed(err)
 		}
 		exposed = append(exposed, abs)
+		if real, err := paths.Real(p); err == nil {
+			exposed = append(exposed, real)
+		}
 	}
 	for _, p := range f.hide {
-		abs, err := filepath.Abs(p)
+		abs, err := paths.Abs(p)
 		if err != nil {
 			return failed(err)
 		}
 		c.Hide = append(c.Hide, abs)
 	}
 	for _, p := range credentials.Paths() {
-		if slices.ContainsFunc(exposed, func(e string) bool { return below(p, e) }) {
+		real, err := paths.Real(p)
+		if err != nil {
+			real = p // it is not there
+		}
+		if slices.ContainsFunc(exposed, func(e string) bool { return below(p, e) || below(real, e) }) {
 			continue
 		}
 		for _, e := range exposed {
-			if below(e, p) {
+			if below(e, p) || below(e, real) {
 				return usage("--expose %s: all of %s is hidden: expose that", e, p)
 			}
 		}
@@ -59,7 +66,7 @@ func (f *runFlags) distrust(c *vm.Config) error {
 		return usage("--untrusted exposes nothing: --share HOST:GUEST:ro shares a directory")
 	}
 	c.Nets = vm.Nets{vm.None{}}
-	cwd, err := os.Getwd()
+	cwd, err := paths.Real(".")
 	if err == nil && slices.Contains(append(slices.Clone(c.Hide), "/"), cwd) {
 		err = errors.New("the current directory is one that is hidden: go to the one of your work")
 	}

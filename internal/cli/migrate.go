@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/paths"
 	"vmm/vm"
 	"vmm/vm/api"
 )
@@ -35,7 +35,7 @@ func migrateCommand() *cobra.Command {
 				return &exitError{statusUsage, err}
 			}
 			if req.Address = args[1]; network == "unix" {
-				if path, err = filepath.Abs(path); err != nil {
+				if path, err = paths.Abs(path); err != nil {
 					return failed(err)
 				}
 				req.Address = "unix:" + path

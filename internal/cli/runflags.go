@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -271,7 +272,12 @@ func shareWritable(c *vm.Config, dirs []string) error {
 		if err != nil {
 			return failed(fmt.Errorf("--rw: %w", err))
 		}
-		c.Shares = append(c.Shares, vm.Share{Host: path, Guest: path})
+		if path == "/" {
+			return usage("--rw /: the guest's root is for reading: name the directories to write to")
+		}
+		if s := (vm.Share{Host: path, Guest: path}); !slices.Contains(c.Shares, s) {
+			c.Shares = append(c.Shares, s)
+		}
 	}
 	return nil
 }
@@ -384,13 +390,12 @@ func (s *session) completeSandbox() error {
 		}
 	}
 	c.Root, c.ShareOwner = &root, guestOwner(s.Exec.User)
-	if root.Path == "/" && s.Exec.Dir == "" {
-		cwd, err := os.Getwd()
-		if err != nil {
-			return failed(err)
+	if root.Path == "/" {
+		if err := s.completeDirectory(); err != nil {
+			return err
 		}
-		s.Exec.Dir = cwd
-		shareCwd(c, cwd)
+	} else if s.Exec.Dir != "" && !filepath.IsAbs(s.Exec.Dir) {
+		return usage("--cwd %s: with --root, an absolute path in the guest", s.Exec.Dir)
 	}
 	if len(s.Command) == 0 {
 		s.Command = []string{"/bin/sh"}
@@ -399,24 +404,4 @@ func (s *session) completeSandbox() error {
 		}
 	}
 	return nil
-}
-
-// hidden are the directories in which the guest has file systems of its own, so
-// that what the root has there is not seen.
-var hidden = []string{"/tmp", "/run", "/dev", "/proc", "/sys"}
-
-// shareCwd lets a guest with the host's root see the current directory also where
-// its own file systems hide it. What it writes goes to its memory.
-func shareCwd(c *vm.Config, cwd string) {
-	within := func(dir string) bool { return below(cwd, dir) }
-	shared := slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) })
-	if shared || !slices.ContainsFunc(hidden, within) && !slices.ContainsFunc(c.Hide, within) {
-		return
-	}
-	c.Shares = append(c.Shares, vm.Share{Host: cwd, Guest: cwd, Overlay: true})
-}
-
-// below reports whether a path is a directory or in it.
-func below(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

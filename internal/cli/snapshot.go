@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/paths"
 	"vmm/machine/snapshot"
 	"vmm/vm/api"
 	"vmm/vm/client"
@@ -27,8 +27,8 @@ func snapshotCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			if req.Dir, err = filepath.Abs(args[1]); err == nil && req.Parent != "" {
-				req.Parent, err = filepath.Abs(req.Parent)
+			if req.Dir, err = paths.Abs(args[1]); err == nil && req.Parent != "" {
+				req.Parent, err = paths.Abs(req.Parent)
 			}
 			if err != nil {
 				return failed(err)

@@ -25,10 +25,7 @@ func Walk(path string, last bool) (real string, links []string, err error) {
 	}
 	real = "/"
 	if !filepath.IsAbs(path) {
-		if real, err = os.Getwd(); err != nil {
-			return "", nil, err
-		}
-		if real, err = Real(real); err != nil {
+		if real, err = unix.Getwd(); err != nil {
 			return "", nil, err
 		}
 	}

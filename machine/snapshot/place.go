@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"vmm/internal/paths"
 )
 
 // Place is where a snapshot comes to be: a directory under another name, which it gets
@@ -23,7 +25,7 @@ func NewPlace(dir string, replace bool) (*Place, error) {
 	if _, err := os.Lstat(dir); err == nil && !replace {
 		return nil, fmt.Errorf("%s exists already: give the snapshot another directory", dir)
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err := paths.Abs(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"vmm/internal/paths"
 	"vmm/machine"
 )
 
@@ -121,7 +122,7 @@ func (w *Writer) Memory(mem *machine.Memory, o MemoryOptions) (err error) {
 			return errors.New("a difference is not compressed")
 		}
 		w.m.Memory.Parent, w.m.Memory.ParentID = o.Parent.Dir, o.Parent.ID
-		if abs, err := filepath.Abs(o.Parent.Dir); err == nil {
+		if abs, err := paths.Abs(o.Parent.Dir); err == nil {
 			if w.m.Memory.Parent, err = filepath.Rel(w.dir, abs); err != nil {
 				w.m.Memory.Parent = abs
 			}

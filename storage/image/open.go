@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/storage"
 	"vmm/storage/qcow2"
@@ -161,18 +162,12 @@ func backingPath(f *storage.File, name string) (string, error) {
 // allowed refuses a raw backing file that does not lie beside the image that
 // names it, or below.
 func allowed(f, backing *storage.File) error {
-	dir, err := filepath.EvalSymlinks(f.Dir())
+	dir, err := paths.Real(f.Dir())
 	if err != nil {
 		return err
 	}
-	path, err := filepath.EvalSymlinks(backing.Name())
+	path, err := paths.Real(backing.Name())
 	if err != nil {
-		return err
-	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return err
-	}
-	if path, err = filepath.Abs(path); err != nil {
 		return err
 	}
 	if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {

@@ -3,8 +3,8 @@ package image
 import (
 	"errors"
 	"os"
-	"path/filepath"
 
+	"vmm/internal/paths"
 	"vmm/storage"
 	"vmm/storage/qcow2"
 )
@@ -13,7 +13,7 @@ import (
 // chain has of its own, over the same backing file. It is for a top image in a file
 // without a name.
 func (i *Image) SaveChanges(f *os.File) error {
-	backing, err := filepath.Abs(i.Backing.File.Name())
+	backing, err := paths.Abs(i.Backing.File.Name())
 	if err != nil {
 		return err
 	}
