@@ -78,12 +78,13 @@ func (v *VM) Exec(ctx context.Context, c Cmd) error {
 }
 
 // CopyTo copies a file or directory of the host into the guest, CopyFrom one of the
-// guest to the host. What is copied to a directory goes into it.
+// guest to the host. What is copied to a directory goes into it, or only what is in it if
+// its name ends with "/."; else the directory above the destination must be there.
 func (v *VM) CopyTo(ctx context.Context, host, guest string) error {
 	if err := v.Ready(ctx); err != nil {
 		return err
 	}
-	return v.Agent().Put(ctx, host, guest)
+	return v.Agent().Put(ctx, host, guest, agent.PutOptions{})
 }
 
 // CopyFrom is the opposite of CopyTo. Of what the guest sends, only what was asked for is

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -167,76 +168,23 @@ func TestTerminalEvents(t *testing.T) {
 	}
 }
 
-func TestCopy(t *testing.T) {
-	dir := t.TempDir()
-	from := filepath.Join(dir, "from")
-	os.MkdirAll(filepath.Join(from, "sub"), 0o755)
-	os.WriteFile(filepath.Join(from, "file"), []byte("content"), 0o640)
-	os.WriteFile(filepath.Join(from, "sub", "run"), []byte("#!"), 0o755)
-	os.Symlink("../file", filepath.Join(from, "sub", "link"))
-	os.WriteFile(filepath.Join(dir, "single"), bytes.Repeat([]byte("x"), 200<<10), 0o600)
-	os.MkdirAll(filepath.Join(dir, "into"), 0o755)
-	c := connect(t, &Server{})
-	ctx := context.Background()
-	for name, copy := range map[string]func(context.Context, string, string) error{
-		"put": c.Put,
-		"get": func(ctx context.Context, from, to string) error { return c.Get(ctx, from, to, GetOptions{}) },
-	} {
-		into := filepath.Join(dir, "into-"+name)
-		os.Mkdir(into, 0o755)
-		for _, x := range []struct{ from, to, at string }{
-			{from, filepath.Join(dir, name+"-renamed"), name + "-renamed/sub/run"},
-			{from, into, "into-" + name + "/from/sub/run"},
-			{filepath.Join(dir, "single"), filepath.Join(dir, name+"-single"), name + "-single"},
-			{filepath.Join(dir, "single"), filepath.Join(dir, name+"-single"), name + "-single"}, // over it
-		} {
-			if err := copy(ctx, x.from, x.to); err != nil {
-				t.Errorf("%s %s %s: %v", name, x.from, x.to, err)
-			}
-			if _, err := os.Stat(filepath.Join(dir, x.at)); err != nil {
-				t.Errorf("%s %s: %v", name, x.from, err)
-			}
-		}
-		if l, err := os.Readlink(filepath.Join(dir, name+"-renamed/sub/link")); l != "../file" {
-			t.Errorf("the link leads to %q, %v", l, err)
-		}
-		st, err := os.Stat(filepath.Join(dir, name+"-renamed/file"))
-		if err != nil || st.Mode().Perm() != 0o640 {
-			t.Errorf("mode %v, %v", st.Mode(), err)
-		}
-		if err := copy(ctx, filepath.Join(dir, "nowhere"), dir); err == nil || !strings.Contains(err.Error(), "nowhere") {
-			t.Errorf("%s of what is not there: %v", name, err)
-		}
-		if err := copy(ctx, from, filepath.Join(dir, "single", "x")); err == nil {
-			t.Errorf("%s below a file is no error", name)
-		}
-	}
-}
-
 // TestEscape: an archive cannot write outside its directory.
 func TestEscape(t *testing.T) {
 	dir := t.TempDir()
 	inside := filepath.Join(dir, "a", "b")
 	os.MkdirAll(inside, 0o755)
-	src := filepath.Join(dir, "src")
-	os.WriteFile(src, []byte("x"), 0o644)
-	for _, name := range []string{"../out", "../../out", "/../out", "x/../../out"} {
-		var b bytes.Buffer
-		if err := archive(&b, src, "NAME"); err != nil {
-			t.Fatal(err)
+	os.Symlink("..", filepath.Join(inside, "up"))
+	for _, name := range []string{"../out", "../../out", "/../out", "x/../../out", "up/out"} {
+		archive := tarOf(t, tar.Header{Name: name})
+		err := connect(t, &Server{}).PutArchive(t.Context(), bytes.NewReader(archive), inside)
+		if err == nil && name != "/../out" { // which is /out
+			t.Errorf("%q is taken", name)
 		}
-		err := (&extraction{name: "NAME", as: name}).extract(&b, inside)
 		for _, p := range []string{filepath.Join(dir, "out"), filepath.Join(dir, "a", "out")} {
 			if _, bad := os.Lstat(p); !errors.Is(bad, fs.ErrNotExist) {
 				t.Errorf("%q wrote %s (%v)", name, p, err)
 			}
 		}
-	}
-	os.Symlink("..", filepath.Join(inside, "up"))
-	var b bytes.Buffer
-	archive(&b, src, "up/out")
-	if err := new(extraction).extract(&b, inside); err == nil {
-		t.Error("a symbolic link leads out")
 	}
 }
 
@@ -262,9 +210,9 @@ func TestVersions(t *testing.T) {
 // FuzzServe sends a server anything.
 func FuzzServe(f *testing.F) {
 	f.Add([]byte{FrameRequest, 2, 0, 0, 0, '{', '}'})
-	f.Add([]byte("\x02\x20\x00\x00\x00" + `{"version":1,"op":"put","path":"/tmp/x"}`))
+	f.Add([]byte("\x02\x37\x00\x00\x00" + `{"version":1,"op":"copy in","in":{"to":"/tmp"}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if bytes.Contains(b, []byte("exec")) || bytes.Contains(b, []byte("put")) || bytes.Contains(b, []byte("time")) {
+		if bytes.Contains(b, []byte("exec")) || bytes.Contains(b, []byte("copy in")) || bytes.Contains(b, []byte("time")) {
 			return // it would do as it is told
 		}
 		var s Server
@@ -276,8 +224,8 @@ func FuzzServe(f *testing.F) {
 				break
 			}
 		}
-		for _, x := range []*extraction{{}, {name: "x", as: "y", limit: 1 << 20}} {
-			x.extract(&reader{l: NewLink(&fake{Reader: bytes.NewReader(b)}), kind: FrameStdin}, t.TempDir())
+		for _, x := range []*extraction{{to: t.TempDir()}, {to: t.TempDir() + "/y", top: "x", base: "x", limit: 1 << 20}, {to: t.TempDir(), top: "x", content: true}} {
+			x.unpack(&reader{l: NewLink(&fake{Reader: bytes.NewReader(b)}), kind: FrameStdin})
 		}
 	})
 }

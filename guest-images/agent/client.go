@@ -5,12 +5,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
-	"path"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -215,109 +212,5 @@ func (c *Client) Setup(ctx context.Context, s *Setup) error {
 // Shutdown has the guest shut down.
 func (c *Client) Shutdown(ctx context.Context) error {
 	_, err := c.call(ctx, Request{Op: OpShutdown})
-	return err
-}
-
-// Put copies a file or directory of the host to a path of the guest: into it, if
-// it is a directory, else under that name.
-func (c *Client) Put(ctx context.Context, from, to string) error {
-	if _, err := os.Lstat(from); err != nil {
-		return err
-	}
-	st, err := c.call(ctx, Request{Op: OpStat, Path: to})
-	if err != nil {
-		return err
-	}
-	dir, name := filepath.Split(filepath.Clean(to))
-	if st.IsDir {
-		dir, name = to, filepath.Base(from)
-	}
-	conn, l, err := c.begin(ctx, Request{Op: OpPut, Path: dir})
-	if err != nil {
-		return err
-	}
-	defer closeWith(ctx, conn)()
-	// The guest may say early that it has no room: then it is heard, and the rest
-	// of the archive is of no use.
-	sent := make(chan error, 1)
-	go func() {
-		err := archive(writer{l, FrameStdin}, from, name)
-		if err == nil {
-			err = l.Send(FrameStdin, nil)
-		}
-		if err != nil {
-			conn.Close()
-		}
-		sent <- err
-	}()
-	_, err = reply(l)
-	if err != nil {
-		conn.Close()
-		if local := <-sent; local != nil && !errors.Is(local, net.ErrClosed) && !errors.Is(local, unix.EPIPE) && !errors.Is(local, unix.ECONNRESET) {
-			return local
-		}
-		return err
-	}
-	return <-sent
-}
-
-// GetOptions bound what a guest that nobody trusts can do with an answer.
-type GetOptions struct {
-	// MaxSize is how much may come, in bytes and with each file in blocks of 4 KiB; 0 is what
-	// is free where it goes, but for 64 MiB.
-	MaxSize int64
-	// Guest are directories that the guest can write to: where the way to the destination
-	// leads through a symbolic link there, it is refused with a paths.GuestError.
-	Guest []string
-}
-
-// Get copies a file or directory of the guest to a path of the host, by the same rule;
-// the directory that it comes to must be there. Nothing else is taken than what was asked
-// for and what is below it, and nothing is written through a symbolic link. A
-// TooLargeError says that more came than may; what had come until then stays.
-func (c *Client) Get(ctx context.Context, from, to string, o GetOptions) error {
-	x := &extraction{name: path.Base(path.Clean(from)), limit: o.MaxSize}
-	dir, as := filepath.Split(filepath.Clean(to))
-	if st, err := os.Stat(to); err == nil && st.IsDir() {
-		dir, as = to, x.name
-	}
-	switch x.as = as; {
-	case x.name == "." || x.name == "..":
-		return fmt.Errorf("%s: name a file or a directory of the guest", from)
-	case as == "/":
-		return errors.New("all of the guest is copied to a directory that is not there yet: what it has would mix with what is there")
-	}
-	if dir == "" {
-		dir = "."
-	}
-	open, err := openDir(dir, o.Guest)
-	if err != nil {
-		return err
-	}
-	defer open.Close()
-	if x.limit == 0 {
-		if x.limit, err = room(open); err != nil {
-			return err
-		}
-	}
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
-	if err != nil {
-		return err
-	}
-	conn, l, err := c.begin(ctx, Request{Op: OpGet, Path: path.Clean(from)})
-	if err != nil {
-		return errors.Join(err, root.Close())
-	}
-	defer closeWith(ctx, conn)()
-	// A guest that cannot read it says so in the place of the archive.
-	r := &reader{l: l, kind: FrameStdout}
-	err = x.into(r, root)
-	if r.refused != nil {
-		return r.refused
-	}
-	if err != nil {
-		return lost(err)
-	}
-	_, err = reply(l)
 	return err
 }

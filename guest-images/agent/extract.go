@@ -2,6 +2,7 @@ package agent
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,12 +10,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"vmm/internal/paths"
 )
 
 // block is what a file takes at least of a file system, in bytes.
@@ -28,36 +28,49 @@ func (e *TooLargeError) Error() string {
 	return fmt.Sprintf("the guest sends more than %d bytes, with each file in blocks of %d", e.Limit, block)
 }
 
-// extraction unpacks a tar archive in a directory. All belongs to the one who unpacks it,
-// and nothing is setuid: neither side should trust the other that far. Names that lead
-// out of the directory are refused, and so is what would be written through a symbolic
-// link, of the archive or not.
+// extraction unpacks a tar archive where a copy comes to. All belongs to the one who unpacks
+// it, and nothing is setuid: neither side should trust the other that far. Names that lead
+// out of the place are refused, and so is what would be written through a symbolic link, of
+// the archive or not; but the path that was asked for may end with one.
 type extraction struct {
-	// name is what the archive is of, and the only thing that may be in it, with all below;
-	// it is unpacked as as. If name is empty, all is taken as it is called.
-	name, as string
-	// limit bounds what comes, in bytes and whole blocks; 0 is no limit.
+	to string // where the copy comes to, as it was written
+	// top is what the archive is of, and the only thing that may be in it, with all below; base
+	// is what it is called in a directory that it comes to. If top is empty, all is taken as
+	// it is called.
+	top, base string
+	content   bool     // of a directory, what is in it comes to the place
+	guest     []string // see GetOptions
+	// limit bounds what comes, in bytes and whole blocks; 0 is no limit. With fits it is what
+	// there is room for.
 	limit int64
-	root  *os.Root
-	used  int64
+	fits  bool
+	ctx   context.Context // ends the wait for a pipe's reader; nil waits on
+
+	destination
+	used int64
+	dirs []made
 }
 
-// extract unpacks an archive in a directory, which is made if need be.
-func (x *extraction) extract(r io.Reader, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	return x.into(r, root)
+// made is a directory, and what it is to be when all is in it.
+type made struct {
+	name string
+	mode fs.FileMode
+	time time.Time
 }
 
-// into unpacks an archive in a directory that is open, and closes it.
-func (x *extraction) into(r io.Reader, root *os.Root) error {
-	x.root = root
-	defer root.Close()
+// extraction is how the guest takes it.
+func (c *copyIn) extraction() *extraction {
+	return &extraction{to: c.To, top: c.Top, base: c.Top, content: c.Content}
+}
+
+// unpack unpacks an archive.
+func (x *extraction) unpack(r io.Reader) (err error) {
+	defer func() { err = errors.Join(err, x.finish()) }()
+	if x.top == "" {
+		if err := x.find(nil); err != nil {
+			return err
+		}
+	}
 	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
@@ -68,32 +81,61 @@ func (x *extraction) into(r io.Reader, root *os.Root) error {
 		if err != nil {
 			return err
 		}
+		if x.root == nil {
+			if path.Clean(h.Name) != x.top {
+				return fmt.Errorf("%q: %w", h.Name, &unaskedError{x.top})
+			}
+			if err := x.find(h); err != nil {
+				return err
+			}
+		}
 		if err := x.entry(t, h); err != nil {
 			return fmt.Errorf("%q: %w", h.Name, err)
 		}
 	}
 }
 
-// local is where an entry of the archive comes to be, in the directory.
-func (x *extraction) local(entry string) (string, error) {
-	clean := path.Clean(strings.TrimPrefix(entry, "/"))
-	if x.name != "" {
-		rest, ok := strings.CutPrefix(path.Clean(entry), x.name)
-		if x.name == "/" {
-			rest, ok = entry, path.IsAbs(entry)
-		} else if !filepath.IsLocal(entry) {
-			ok = false
-		}
-		if clean = path.Join(x.as, rest); !ok || rest != "" && rest[0] != '/' || clean != x.as && !strings.HasPrefix(clean, x.as+"/") {
-			return "", fmt.Errorf("the guest sends what it was not asked for, which was %q", x.name)
-		}
+// finish gives the directories the modes and times that they are to have, the inner ones
+// first.
+func (x *extraction) finish() (err error) {
+	if x.root == nil {
+		return nil
 	}
-	for dir := path.Dir(clean); dir != "." && dir != "/"; dir = path.Dir(dir) {
+	for _, d := range slices.Backward(x.dirs) {
+		err = errors.Join(err, x.root.Chmod(d.name, d.mode), x.root.Chtimes(d.name, time.Time{}, d.time))
+	}
+	return errors.Join(err, x.root.Close())
+}
+
+// unaskedError is the error for an entry of an archive that is of something else.
+type unaskedError struct{ asked string }
+
+// Error implements error.
+func (e *unaskedError) Error() string {
+	return fmt.Sprintf("the guest sends what it was not asked for, which was %q", e.asked)
+}
+
+// local is where an entry of the archive comes to be, below the root.
+func (x *extraction) local(entry string) (string, error) {
+	name := path.Clean(entry)
+	if x.top == "" {
+		name = strings.TrimPrefix(name, "/")
+	} else {
+		rest, ok := strings.CutPrefix(name, x.top)
+		if !ok || rest != "" && rest[0] != '/' {
+			return "", &unaskedError{x.top}
+		}
+		name = path.Join(x.as, rest)
+	}
+	if !filepath.IsLocal(name) {
+		return "", errors.New("the name leads out of the directory")
+	}
+	for dir := path.Dir(name); dir != "." && dir != "/"; dir = path.Dir(dir) {
 		if st, err := x.root.Lstat(dir); err == nil && st.Mode()&fs.ModeSymlink != 0 {
 			return "", fmt.Errorf("%q is a symbolic link: nothing is written through one", dir)
 		}
 	}
-	return clean, nil
+	return name, nil
 }
 
 // charge counts a file of so many bytes.
@@ -109,31 +151,31 @@ func (x *extraction) charge(size int64) error {
 	return nil
 }
 
+// entry unpacks one entry.
 func (x *extraction) entry(t *tar.Reader, h *tar.Header) error {
 	name, err := x.local(h.Name)
 	if err != nil {
 		return err
 	}
-	mode := fs.FileMode(h.Mode).Perm()
-	if name == "." {
-		return nil
+	if name == "." && h.Typeflag == tar.TypeDir {
+		return nil // it stays as it is
 	}
 	if err := x.charge(h.Size); err != nil {
 		return err
 	}
-	if err := x.root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	switch h.Typeflag {
-	case tar.TypeDir:
-		if st, err := x.root.Lstat(name); err == nil && !st.IsDir() {
-			return unix.ENOTDIR
-		}
-		if err := x.root.MkdirAll(name, mode|0o700); err != nil {
+	mode := fs.FileMode(h.Mode).Perm()
+	if dir := path.Dir(name); dir != "." {
+		if err := x.root.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	through := x.through
+	x.through = "" // for the first entry only
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return x.directory(name, mode, h.ModTime)
 	case tar.TypeSymlink:
-		if err := removeOld(x.root, name); err != nil {
+		if err := x.makeWay(name); err != nil {
 			return err
 		}
 		return x.root.Symlink(h.Linkname, name)
@@ -142,12 +184,25 @@ func (x *extraction) entry(t *tar.Reader, h *tar.Header) error {
 		if err != nil {
 			return err
 		}
-		if err := removeOld(x.root, name); err != nil {
+		if err := x.makeWay(name); err != nil {
 			return err
 		}
 		return x.root.Link(to, name)
 	case tar.TypeReg:
-		if err := removeOld(x.root, name); err != nil {
+		if through != "" {
+			f, err := x.openThrough(through)
+			if err == nil {
+				_, err = io.Copy(f, t)
+				if x.regular { // it may be another's, who has given it its mode
+					f.Chmod(mode)
+				}
+				return errors.Join(err, f.Close())
+			}
+			if !x.regular || !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ETXTBSY) {
+				return err
+			}
+		}
+		if err := x.makeWay(name); err != nil {
 			return err
 		}
 		f, err := x.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode|0o200)
@@ -167,13 +222,36 @@ func (x *extraction) entry(t *tar.Reader, h *tar.Header) error {
 	return x.root.Chtimes(name, time.Time{}, h.ModTime)
 }
 
-// removeOld makes way for a file; a directory stays.
-func removeOld(root *os.Root, name string) error {
-	err := root.Remove(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// directory makes a directory, or takes the one that is there. Until all is in it, it can be
+// written to.
+func (x *extraction) directory(name string, mode fs.FileMode, when time.Time) error {
+	st, err := x.root.Lstat(name)
+	switch {
+	case err == nil && !st.IsDir():
+		return fmt.Errorf("a directory does not replace what is there: %w", unix.ENOTDIR)
+	case err == nil && st.Mode()&0o700 != 0o700:
+		err = x.root.Chmod(name, mode|0o700)
+	case err != nil:
+		err = x.root.Mkdir(name, mode|0o700)
+	}
+	if err == nil {
+		x.dirs = append(x.dirs, made{name, mode, when})
 	}
 	return err
+}
+
+// makeWay removes what a file, or a link, is to be in the place of. A directory stays.
+func (x *extraction) makeWay(name string) error {
+	st, err := x.root.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case st.IsDir():
+		return fmt.Errorf("it does not replace the directory that is there: %w", unix.EISDIR)
+	}
+	return x.root.Remove(name)
 }
 
 // reserve is what a copy leaves free on a file system, if it has that much.
@@ -186,23 +264,4 @@ func room(dir *os.File) (int64, error) {
 		return 0, err
 	}
 	return max(block, int64(st.Bavail)*st.Bsize-reserve), nil
-}
-
-// openDir opens a directory that somebody may be exchanging: a link in guest's
-// directories, and one that comes to be meanwhile, is an error.
-func openDir(dir string, guest []string) (*os.File, error) {
-	real, links, err := paths.Walk(dir, true)
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range links {
-		if in := paths.Inside(l, guest); in != "" {
-			return nil, &paths.GuestError{Path: dir, Dir: in}
-		}
-	}
-	fd, err := paths.Open(real, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
-	}
-	return os.NewFile(uintptr(fd), dir), nil
 }

@@ -47,9 +47,8 @@ type Welcome struct {
 // Operations of a Request.
 const (
 	OpExec     = "exec"
-	OpStat     = "stat"
-	OpPut      = "put" // a tar archive follows, in frames of FrameStdin
-	OpGet      = "get" // a tar archive is the answer, in frames of FrameStdout
+	OpPut      = "copy in"  // a tar archive follows, in frames of FrameStdin
+	OpGet      = "copy out" // a tar archive is the answer, in frames of FrameStdout
 	OpTime     = "time"
 	OpSync     = "sync"
 	OpShutdown = "shutdown"
@@ -61,11 +60,28 @@ type Request struct {
 	Version int       `json:"version"`
 	Op      string    `json:"op"`
 	Exec    *Exec     `json:"exec,omitempty"`
-	Path    string    `json:"path,omitempty"`   // of OpStat, OpPut (a directory) and OpGet
+	In      *copyIn   `json:"in,omitempty"`     // of OpPut
+	Out     *copyOut  `json:"out,omitempty"`    // of OpGet
 	Now     time.Time `json:"now,omitzero"`     // of OpTime
 	Reboot  bool      `json:"reboot,omitempty"` // of OpShutdown
 	// Setup is done before the operation, or is all of OpSetup.
 	Setup *Setup `json:"setup,omitempty"`
+}
+
+// copyIn says where an archive comes to.
+type copyIn struct {
+	To string `json:"to"` // an absolute path, as it was written
+	// Top is what the archive is of, and the only name at its top. If it is empty, all is
+	// taken as it is called, to a directory.
+	Top     string `json:"top,omitempty"`
+	Content bool   `json:"content,omitempty"` // of a directory: what is in it, and not itself
+}
+
+// copyOut says what an archive is to be of.
+type copyOut struct {
+	From   string `json:"from"` // an absolute path, as it was written
+	Top    string `json:"top"`  // what it is called in the archive
+	Follow bool   `json:"follow,omitempty"`
 }
 
 // Setup is what a guest that was restored does not know yet.
@@ -102,9 +118,7 @@ type Exit struct {
 
 // Reply ends every request but OpExec, which an Exit ends.
 type Reply struct {
-	Error  string `json:"error,omitempty"`
-	Exists bool   `json:"exists,omitempty"` // of OpStat
-	IsDir  bool   `json:"isDir,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 // Kinds of frames. Each frame is its kind, the size of its payload as 32 bits,

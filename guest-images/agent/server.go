@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -113,26 +111,19 @@ func (s *Server) Serve(c conn) {
 	}
 	var reply Reply
 	var err error
-	switch r.Op {
-	case OpStat:
-		var st os.FileInfo
-		if st, err = os.Stat(r.Path); err == nil {
-			reply.Exists, reply.IsDir = true, st.IsDir()
-		} else if os.IsNotExist(err) {
-			err = nil
-		}
-	case OpPut:
-		err = new(extraction).extract(&reader{l: l, kind: FrameStdin}, r.Path)
-	case OpGet:
-		if err = archive(writer{l, FrameStdout}, r.Path, filepath.Base(r.Path)); err == nil {
+	switch {
+	case r.Op == OpPut && r.In != nil:
+		err = r.In.extraction().unpack(&reader{l: l, kind: FrameStdin})
+	case r.Op == OpGet && r.Out != nil:
+		if err = archive(writer{l, FrameStdout}, r.Out.From, r.Out.Top, r.Out.Follow); err == nil {
 			err = l.Send(FrameStdout, nil)
 		}
-	case OpTime:
+	case r.Op == OpTime:
 		err = setClock(r.Now)
-	case OpSync:
+	case r.Op == OpSync:
 		unix.Sync()
-	case OpSetup:
-	case OpShutdown:
+	case r.Op == OpSetup:
+	case r.Op == OpShutdown:
 		defer s.Shutdown(r.Reboot)
 	default:
 		err = fmt.Errorf("the guest's agent cannot %q", r.Op)
