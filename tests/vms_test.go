@@ -69,6 +69,17 @@ func TestVMs(t *testing.T) {
 		t.Error(out)
 	}
 
+	has("", "cp", "dev:tmp/tree/.", filepath.Join(dir, "content"))
+	if out := must(t, "diff", "-r", filepath.Join(dir, "tree"), filepath.Join(dir, "content")); out != "" {
+		t.Error(out)
+	}
+	archive, errs, _ := inDir(t, dir, nil, "cp", "dev:/tmp/tree", "-")
+	if _, more, status := inDir(t, dir, []byte(archive), "cp", "-", "dev:/run"); status != 0 {
+		t.Errorf("an archive of %d bytes: status %d, %s%s", len(archive), status, errs, more)
+	}
+	has("sub/data", "exec", "dev", "readlink", "/run/tree/link")
+	has("version", "cp", "-L", "dev:/proc/self/../version", "/dev/stdout")
+
 	// vsock, both ways, by unix sockets.
 	l, err := net.Listen("unix", filepath.Join(dir, "vs_77"))
 	if err != nil {
@@ -156,6 +167,8 @@ func TestVMs(t *testing.T) {
 		{"exec nobody true", 125, "there are dev"},
 		{"rm dev", 125, "stop it before"},
 		{"cp dev:/nowhere /tmp", 125, "nowhere"},
+		{"cp /etc/passwd dev:/typo/x", 125, "there is no directory /typo"},
+		{"cp /etc/passwd dev:/tmp/typo/", 125, "there is no directory /tmp/typo/"},
 		{"exec dev /nowhere", 127, "/nowhere"},
 		{"exec --user nobody-here dev true", 126, "no user"},
 	})
