@@ -82,3 +82,30 @@ func asUser(t *testing.T, before, script string) (string, error) {
 	}
 	return string(out), err
 }
+
+// TestGDBOwner connects to the port of --gdb, as who has started the VM and as another.
+func TestGDBOwner(t *testing.T) {
+	needKVM(t)
+	needTools(t, "setpriv", "bash")
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	g := startGuest(t, "run", "--kernel", "default", "-m", "256M", "--net", "none", "--timeout", bootLimit, "--gdb", "0,wait", "--console", "none")
+	const said = "waiting for gdb at "
+	if !g.until(said) {
+		t.Fatalf("--gdb:\n%s", g.out.String())
+	}
+	defer g.cmd.Process.Kill()
+	_, address, _ := strings.Cut(strings.TrimSpace(g.out.String()), said)
+	host, port, _ := strings.Cut(address, ":")
+	ask := "exec 3<>/dev/tcp/" + host + "/" + port + "; printf '+$?#3f' >&3; timeout 60 head -c 3 <&3" // why it stands still
+	if out, err := exec.Command("setpriv", "--reuid", "65533", "--regid", "65533", "--clear-groups", "bash", "-c", ask).CombinedOutput(); strings.Contains(string(out), "$") {
+		t.Errorf("another user was answered: %s, %v", out, err)
+	}
+	if !g.until("a connection of user 65533 was refused") {
+		t.Errorf("nothing was said of it:\n%s", g.out.String())
+	}
+	if out, err := exec.Command("bash", "-c", ask).CombinedOutput(); !strings.HasPrefix(string(out), "+$") {
+		t.Errorf("the user who runs the VM was not answered: %s, %v", out, err)
+	}
+}

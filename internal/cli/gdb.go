@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestimages "vmm/guest-images"
+	"vmm/internal/tcpowner"
 	"vmm/internal/unixsocket"
 	"vmm/internal/visible"
 	"vmm/vm"
@@ -25,8 +26,10 @@ const gdbUsage = "let gdb debug the guest's kernel at `ADDRESS`: PORT, HOST:PORT
 
 // gdbListener is where gdb connects (--gdb).
 type gdbListener struct {
-	l    net.Listener
-	wait bool
+	l      net.Listener
+	owners *tcpowner.Table // of a TCP port; nil for a unix socket
+	uid    uint32          // whose it is
+	wait   bool
 }
 
 // listenGDB opens what --gdb names; nil if that is nothing.
@@ -35,7 +38,7 @@ func listenGDB(spec string) (*gdbListener, error) {
 		return nil, nil
 	}
 	addr, wait := strings.CutSuffix(spec, ",wait")
-	g := &gdbListener{wait: wait}
+	g := &gdbListener{wait: wait, uid: uint32(os.Getuid())}
 	var err error
 	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
 		g.l, err = unixsocket.Listen(path)
@@ -46,12 +49,32 @@ func listenGDB(spec string) (*gdbListener, error) {
 		if strings.HasPrefix(addr, ":") { // who debugs can do all: not from elsewhere by default
 			addr = "127.0.0.1" + addr
 		}
-		g.l, err = net.Listen("tcp", addr)
+		if g.l, err = net.Listen("tcp", addr); err == nil {
+			if g.owners, err = tcpowner.Open(); err != nil {
+				err = errors.Join(fmt.Errorf("who connects cannot be known: %w", err), g.l.Close())
+			}
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--gdb: %w", err)
 	}
 	return g, nil
+}
+
+// refuses returns why a connection is refused: gdb has no password, so on this host only
+// this user and root may be its other end. What comes from another host was let in by an
+// address that the user has given.
+func (g *gdbListener) refuses(c net.Conn) error {
+	if g.owners == nil || !c.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+		return nil
+	}
+	switch uid, err := g.owners.Owner(c); {
+	case err != nil:
+		return err
+	case uid != g.uid && uid != 0:
+		return fmt.Errorf("a connection of user %d was refused", uid)
+	}
+	return nil
 }
 
 // serve lets one gdb after the other debug the machine, until close. With wait, the
@@ -70,7 +93,10 @@ func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
 			if err != nil {
 				return
 			}
-			if err := v.ServeGDB(c, kill); err != nil {
+			if err = g.refuses(c); err == nil {
+				err = v.ServeGDB(c, kill)
+			}
+			if err != nil {
 				fmt.Fprintf(out, "vmm: gdb: %s\n", visible.Text(err.Error()))
 			}
 			c.Close()
@@ -81,6 +107,7 @@ func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
 func (g *gdbListener) close() {
 	if g != nil {
 		g.l.Close()
+		g.owners.Close()
 	}
 }
 
