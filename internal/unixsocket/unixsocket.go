@@ -28,24 +28,43 @@ var private = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) err
 // Listen listens on a socket, a stream, in the place of one that was left behind. Where
 // somebody listens already, or there is something else, the error is EADDRINUSE.
 func Listen(path string) (*net.UnixListener, error) {
-	l, err := private.Listen(context.Background(), "unix", path)
-	if errors.Is(err, unix.EADDRINUSE) && dead(path) {
+	return replacing("unix", path, func() (*net.UnixListener, error) {
+		l, err := private.Listen(context.Background(), "unix", path)
+		if err != nil {
+			return nil, err
+		}
+		return l.(*net.UnixListener), nil
+	})
+}
+
+// ListenPacket is Listen for datagrams. Closing it leaves the socket's name.
+func ListenPacket(path string) (*net.UnixConn, error) {
+	return replacing("unixgram", path, func() (*net.UnixConn, error) {
+		c, err := private.ListenPacket(context.Background(), "unixgram", path)
+		if err != nil {
+			return nil, err
+		}
+		return c.(*net.UnixConn), nil
+	})
+}
+
+// replacing makes a socket, again if one that was left behind is in its place.
+func replacing[T any](network, path string, do func() (T, error)) (T, error) {
+	s, err := do()
+	if errors.Is(err, unix.EADDRINUSE) && dead(network, path) {
 		os.Remove(path)
-		l, err = private.Listen(context.Background(), "unix", path)
+		return do()
 	}
-	if err != nil {
-		return nil, err
-	}
-	return l.(*net.UnixListener), nil
+	return s, err
 }
 
 // dead tells whether a path is a socket at which nobody listens.
-func dead(path string) bool {
+func dead(network, path string) bool {
 	st, err := os.Lstat(path)
 	if err != nil || st.Mode().Type() != fs.ModeSocket {
 		return false
 	}
-	c, err := net.Dial("unix", path)
+	c, err := net.Dial(network, path)
 	if err == nil {
 		c.Close()
 	}

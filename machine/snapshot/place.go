@@ -93,6 +93,9 @@ func (p *Place) publish(m *Manifest) (err error) {
 		if err := sign(p.tmp); err != nil {
 			return err
 		}
+		if err := p.sync(filepath.Join(p.tmp, signatureFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	if err := p.sync(p.tmp); err != nil {
 		return err
@@ -147,11 +150,12 @@ func (p *Place) rename() error {
 // Abort leaves nothing of a snapshot that is not finished.
 func (p *Place) Abort() { os.RemoveAll(p.tmp) }
 
-func (p *Place) sync(dir string) error {
+// sync has a file or directory on the host's disk, unless the snapshot need not survive it.
+func (p *Place) sync(path string) error {
 	if p.Cache {
 		return nil
 	}
-	f, err := os.Open(dir)
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}

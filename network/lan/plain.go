@@ -10,9 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vmm/internal/iovec"
+	"vmm/internal/unixsocket"
 	"vmm/network/ether"
 )
 
@@ -57,16 +56,10 @@ func (p *plain) sent(int) {}
 
 // Listen takes connections on a unix socket in the framing of QEMU's "stream"
 // network backend: each frame behind its length, of 32 bits, big-endian. Each connection
-// is a port. It is an error if somebody else listens there; a socket that was left behind
-// is replaced.
+// is a port. It is an error if somebody else listens there, or something else is; a socket
+// that was left behind is replaced.
 func (s *Switch) Listen(path string) error {
-	if c, err := dialUnix("unix", path); err == nil {
-		c.Close()
-		return fmt.Errorf("%s: another process listens there", path)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		os.Remove(path) // its process is gone
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := unixsocket.Listen(path)
 	if err != nil {
 		return err
 	}
@@ -212,13 +205,7 @@ func (r *streamReader) read(b []byte) (int, error) {
 // QEMU's "dgram" network backend has it: local is made, remote is the other
 // side's, which need not be there yet.
 func (s *Switch) Datagram(local, remote string) error {
-	if c, err := dialUnix("unixgram", local); err == nil {
-		c.Close()
-		return fmt.Errorf("%s: another process listens there", local)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		os.Remove(local)
-	}
-	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: local, Net: "unixgram"})
+	c, err := unixsocket.ListenPacket(local)
 	if err != nil {
 		return err
 	}
