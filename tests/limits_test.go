@@ -67,8 +67,12 @@ func TestLimits(t *testing.T) {
 		}
 	})
 	t.Run("killed", func(t *testing.T) {
+		ok(t, append([]string{"run", "--name", "nobody", "--jail-user", "nobody"}, flags...)...)
+		defer gone(t, "nobody", "killed")
+		left := limited(t, "nobody").Cgroup // which nobody may not remove
+		ok(t, "kill", "nobody")
 		ok(t, append([]string{"run", "--name", "killed", "--rm"}, flags...)...)
-		defer gone(t, "killed")
+		isGone(t, left)
 		vm := limited(t, "killed")
 		if err := unix.Kill(vm.PID, unix.SIGKILL); err != nil {
 			t.Fatal(err)

@@ -178,7 +178,8 @@ func (h *host) sweep(pool string) {
 }
 
 // Leave moves the process back to where it was, or beside what was with it there, and
-// removes the group. It can be called more than once, and of a nil Group.
+// removes the group. A process that may not any more, for it has become another user's,
+// leaves it empty, for the next Enter to remove. It can be called more than once, and of a nil Group.
 func (g *Group) Leave() error {
 	if g == nil {
 		return nil
@@ -191,7 +192,10 @@ func (g *Group) Leave() error {
 			return fmt.Errorf("leaving the cgroup %s: %w", g.path, err)
 		}
 	}
-	return g.host.rmdir(g.path)
+	if err := g.host.rmdir(g.path); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // Reap removes the group of a process that was killed, if there is one, and reports whether
