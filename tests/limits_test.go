@@ -103,9 +103,6 @@ func TestLimits(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := unix.Setxattr(unit, "user.delegate", []byte("1"), 0); err != nil {
-			t.Fatal(err)
-		}
 		out, err := asUser(t, join, `set -e
 "$1" run -d -m 256M --net none --name mine `+strings.Join(limitFlags(".")[:6], " ")+` > /dev/null
 "$1" inspect mine | grep '"cgroup"'

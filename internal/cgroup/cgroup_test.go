@@ -171,9 +171,9 @@ func TestPlaces(t *testing.T) {
 		"a container, its second": {self: "0::/vmm/others\n", groups: "/:" + everything + ":" + everything + "::ns\n/vmm:" + everything + ":" + everything + ":\n/vmm/others:" + everything + "::1,here,",
 			in: "vmm", home: "/vmm/others"},
 		"a session": {self: "0::/user.slice/session-3.scope\n", groups: "/:" + everything + ":" + everything + ":\n/user.slice:" + everything + ":" + everything + ":\n/user.slice/session-3.scope:" + everything + "::here,",
-			marks: []string{"/user.slice"}, refused: "systemd has not delegated", scope: true},
+			refused: "systemd has not delegated", scope: true},
 		"a scope of a user": {self: "0::/u.service/app.slice/run-1.scope\n", groups: "/:" + everything + ":" + everything + ":\n/u.service:" + everything + ":" + everything + ":\n/u.service/app.slice:" + everything + ":" + everything + ":\n/u.service/app.slice/run-1.scope:" + everything + "::7,here,",
-			marks: []string{"u.service", "run-1.scope"}, in: "u.service/app.slice/run-1.scope/vmm", home: "/u.service/app.slice/run-1.scope/vmm/others"},
+			marks: []string{"u.service"}, in: "u.service/app.slice/run-1.scope/vmm", home: "/u.service/app.slice/run-1.scope/vmm/others"},
 		"a scope with less": {self: "0::/app.slice/run-1.scope\n", groups: "/:" + everything + ":memory pids:\n/app.slice:memory pids:memory pids:\n/app.slice/run-1.scope:memory pids::here,",
 			marks: []string{"run-1.scope"}, refused: "controller cpu cannot be had: nobody has delegated them", scope: true},
 	} {

@@ -85,16 +85,15 @@ func (kernel) write(path, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// marked looks for the attribute by which systemd says that a unit has Delegate=yes: root
-// reads the one, since systemd 236, and all the other, since 251.
+// marked looks for the attribute by which systemd says that a unit has Delegate=yes, since
+// version 236. Only root reads it; what another user may write to was given to him.
 func (kernel) marked(dir string) bool {
-	value := make([]byte, 1)
-	for _, name := range []string{"trusted.delegate", "user.delegate"} {
-		if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {
-			return true
-		}
+	if os.Getuid() != 0 {
+		return true
 	}
-	return false
+	value := make([]byte, 1)
+	n, err := unix.Getxattr(dir, "trusted.delegate", value)
+	return err == nil && n == 1 && value[0] == '1'
 }
 
 // mount is a cgroup2 file system: the group that its root is, and where it is mounted.
@@ -197,19 +196,15 @@ func isUnit(dir string) bool {
 	return strings.HasSuffix(dir, ".scope") || strings.HasSuffix(dir, ".service")
 }
 
-// delegated reports whether systemd leaves a unit's group alone. Before systemd 251 a user
-// could not see whether it does: then no group above has the mark either, and that of a
-// user's own systemd always should.
+// delegated reports whether systemd leaves a unit's group alone, or what is above it: a
+// user's own systemd has the whole of its group, and marks nothing there.
 func (h *host) delegated(unit, top string) bool {
-	if h.marked(unit) {
-		return true
-	}
-	for dir := unit; dir != top && dir != "/"; {
-		if dir = filepath.Dir(dir); h.marked(dir) {
-			return false
+	for dir := unit; dir != top; dir = filepath.Dir(dir) {
+		if h.marked(dir) {
+			return true
 		}
 	}
-	return os.Getuid() != 0
+	return false
 }
 
 // place is where a group can be made.
