@@ -4,7 +4,8 @@
 # make test-hardware [RUN=REGEX]  all that need KVM, on an emulated host with kvm-amd
 # make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
-# make fuzz   fuzzes every parser for FUZZTIME each, and lets the hostile driver at the devices for HOSTILE times as long as make test
+# make fuzz   fuzzes every parser for FUZZTIME each, lets the hostile driver at the devices for HOSTILE times as long as make test,
+#             and has the hostile guest attack for HOSTILE_ROUNDS rounds by each transport
 # make lint   what make test begins with: gofmt, vet, staticcheck, govulncheck; make golangci has more linters
 # make cover  tests' coverage, in coverage.out and coverage.html
 # make release  a tar archive, deb, rpm, SBOM and checksums in dist/; make release-check makes it twice and compares
@@ -21,6 +22,7 @@ NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 CYCLONEDX   := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 FUZZTIME    ?= 30s
 HOSTILE     ?= 150
+HOSTILE_ROUNDS ?= 10000
 # The version is the repository's tag; without git at hand the build says "untagged" itself.
 VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
 # The same bytes wherever and whenever they are built; without HTTP/2, which goes over
@@ -134,7 +136,7 @@ bench: setup tools
 bench-hardware: setup hardware-tools
 	go run ./tests/hardware -bench
 
-fuzz:
+fuzz: setup
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./internal/cgroup
@@ -164,6 +166,7 @@ fuzz:
 	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
 	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
 	VMM_TEST_HOSTILE=$(HOSTILE) CGO_ENABLED=1 go test -race -timeout 0 -count 1 -v -run 'Hostile$$' ./virtio
+	VMM_TEST_HOSTILE=$(HOSTILE_ROUNDS) go test -timeout 0 -count 1 -v -run HostileGuest ./tests
 
 # Both are built anew: their version may be another one.
 release:

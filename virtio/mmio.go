@@ -199,8 +199,8 @@ func (m *MMIO) acknowledge(bits uint8) {
 
 // attachKick implements notifier: all queues share one register, and the value
 // written to it tells them apart.
-func (m *MMIO) attachKick(i int, e *Event) error {
-	return m.host.SetIOEvent(IOEvent{m.base + mmioQueueNotify, 4, i}, e.FD(), true)
+func (m *MMIO) attachKick(i int, e *Event) {
+	m.host.SetIOEvent(IOEvent{m.base + mmioQueueNotify, 4, i}, e.FD(), true)
 }
 
 func (m *MMIO) detachKick(i int, e *Event) {

@@ -409,14 +409,13 @@ func (p *PCI) kickAt(window uint64, i int) IOEvent {
 }
 
 // attachKick implements notifier.
-func (p *PCI) attachKick(i int, e *Event) error {
+func (p *PCI) attachKick(i int, e *Event) {
 	p.kickMu.Lock()
 	defer p.kickMu.Unlock()
 	p.kicks[i] = e
-	if p.window == 0 {
-		return nil
+	if p.window != 0 {
+		p.host.SetIOEvent(p.kickAt(p.window, i), e.FD(), true)
 	}
-	return p.host.SetIOEvent(p.kickAt(p.window, i), e.FD(), true)
 }
 
 func (p *PCI) detachKick(i int, e *Event) {
@@ -428,8 +427,7 @@ func (p *PCI) detachKick(i int, e *Event) {
 	}
 }
 
-// moveKicks follows the BAR. A notification that cannot be tied to its event
-// comes by BARWrite, only slower.
+// moveKicks follows the BAR.
 func (p *PCI) moveKicks() {
 	addr, _, ok := p.header.Window()
 	if ok {

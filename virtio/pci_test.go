@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmm/devices"
 )
 
@@ -86,10 +88,16 @@ func (m *testMSI) Route(address uint64, data uint32) error { m.address = address
 func (h *host) SetIOEvent(e IOEvent, fd int, on bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if on {
+	at, there := h.events[e]
+	switch {
+	case on && there:
+		return unix.EEXIST
+	case on:
 		h.events[e] = fd
-	} else {
+	case there && at == fd:
 		delete(h.events, e)
+	default:
+		return unix.ENOENT
 	}
 	return nil
 }
@@ -310,6 +318,29 @@ func TestNotifyEvents(t *testing.T) {
 	g.set(regStatus, 1, 0)
 	if len(g.h.events) != 0 || g.dev.resets != 1 || g.dev.stopped != 1 {
 		t.Errorf("after a reset: events %v, %d resets, %d queues stopped", g.h.events, g.dev.resets, g.dev.stopped)
+	}
+}
+
+// TestNotifyEventTaken: where another device's notifications are, a queue works without an
+// event, and none is left of it when the BAR is moved away and the queue is gone.
+func TestNotifyEventTaken(t *testing.T) {
+	g := newPCIGuest(t)
+	defer g.Close()
+	at := IOEvent{Address: 0xc0000000 + barNotify, Value: AnyValue}
+	const others = -1
+	g.h.events[at] = others
+	g.negotiate(FeatureVersion1)
+	g.run()
+	g.m.desc(0, 0, testData, 7, 0, 0)
+	g.m.publish(0)
+	g.set(barNotify, 2, 0)
+	eventually(t, "the queue works", func() bool { return g.used() == 1 })
+	g.ConfigWrite(0x10, []byte{0, 0, 0, 0xd0})
+	if len(g.h.events) != 2 || g.h.events[at] != others {
+		t.Errorf("events after the BAR was moved away: %v", g.h.events)
+	}
+	if g.set(regStatus, 1, 0); len(g.h.events) != 1 || g.h.events[at] != others {
+		t.Errorf("events after a reset: %v", g.h.events)
 	}
 }
 

@@ -32,9 +32,10 @@ type interrupter interface {
 	interruptConfig()
 }
 
-// notifier is how a transport makes a guest's notification an event.
+// notifier is how a transport makes a guest's notification an event. One that cannot be
+// tied to its event, as where BARs lie over each other, comes by the register, only slower.
 type notifier interface {
-	attachKick(i int, e *Event) error
+	attachKick(i int, e *Event)
 	detachKick(i int, e *Event)
 }
 
@@ -180,15 +181,11 @@ func (c *core) startQueue(i int) {
 		return
 	}
 	kick, err := NewEvent()
-	if err == nil {
-		if err = c.note.attachKick(i, kick); err != nil {
-			kick.Close()
-		}
-	}
 	if err != nil {
 		c.fail(err)
 		return
 	}
+	c.note.attachKick(i, kick)
 	q.seek(s.at)
 	done := make(chan struct{})
 	c.wakeMu.Lock()

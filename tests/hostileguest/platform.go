@@ -96,7 +96,7 @@ func (c *cpu) oddAccess(at uint64) {
 	case 5, 6:
 		copyBytes(devices[0].target.Base, at, r.Uint64N(64))
 	case 7:
-		if r.IntN(200) == 0 { // where kernel mode is interpreted, this may be beyond it
+		if r.IntN(1000) == 0 { // where kernel mode is interpreted, this may be beyond it
 			wide(at)
 		}
 	}
@@ -117,7 +117,7 @@ func (c *cpu) port(port uint64) {
 		return
 	}
 	for at := range n {
-		if deadly(port+at, v>>(8*at)) && r.IntN(500) > 0 {
+		if deadly(port+at, v>>(8*at)) && r.IntN(3000) > 0 {
 			return
 		}
 	}
