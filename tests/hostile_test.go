@@ -286,10 +286,17 @@ func (a *attack) command() {
 		}
 	}
 	saved := filepath.Join(a.t.TempDir(), "saved")
-	for _, args := range [][]string{{"snapshot", hostileName, saved}, {"restore", "-d", "--name", restoredName, saved}, {"rm", "-f", restoredName}, {"kill", hostileName}} {
-		if out, status := vmm(a.t, args...); status != 0 {
-			a.t.Errorf("%s: status %d, %s", args[0], status, out)
+	if out, status := vmm(a.t, "snapshot", hostileName, saved); status == 0 {
+		for _, args := range [][]string{{"restore", "-d", "--name", restoredName, saved}, {"rm", "-f", restoredName}} {
+			if out, status := vmm(a.t, args...); status != 0 {
+				a.t.Errorf("%s: status %d, %s", args[0], status, out)
+			}
 		}
+	} else if !strings.Contains(out, "malformed virtqueue") { // what is in rings is part of a device's state
+		a.t.Errorf("snapshot: status %d, %s", status, out)
+	}
+	if out, status := vmm(a.t, "kill", hostileName); status != 0 {
+		a.t.Errorf("kill: status %d, %s", status, out)
 	}
 }
 

@@ -65,11 +65,21 @@ func TestHostile(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				h := &host{mem: &hostileMemory{Memory: mem}, events: map[virtio.IOEvent]int{othersEvent: -1}}
+				h := newHost(mem)
 				h.target = hostile.Target{Bus: h, PCI: transport == "PCI", BAR: barAt, Elsewhere: []uint32{0, 0xffffffff, barAt, barAt + 0x10000, mmioAt},
 					Memory: mem.Bytes, Sizes: dev.QueueSizes(), Request: s.request}
 				h.connect(dev, transport)
-				h.attack(rounds(t))
+				saved := h.attack(rounds(t))
+				if dev, err = s.device(t); err != nil {
+					t.Fatal(err)
+				}
+				twin := newHost(mem)
+				if twin.connect(dev, transport); saved != nil {
+					if err := twin.dev.Load(saved); err != nil {
+						t.Errorf("what was saved is not loaded: %v", err)
+					}
+				}
+				twin.dev.Close()
 				if err := mem.Close(); err != nil {
 					t.Fatal(err)
 				}
@@ -131,6 +141,10 @@ type host struct {
 	running sync.RWMutex
 
 	done, interrupts, logged atomic.Int64
+}
+
+func newHost(mem *virtiotest.Memory) *host {
+	return &host{mem: &hostileMemory{Memory: mem}, events: map[virtio.IOEvent]int{othersEvent: -1}}
 }
 
 // connect puts the device on a bus.
@@ -231,8 +245,9 @@ func (h *host) Read(at uint64, n int) uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// attack has several vCPUs attack, while the host pauses, saves and closes the device.
-func (h *host) attack(n int) {
+// attack has several vCPUs attack, while the host pauses, saves and closes the device. It
+// returns what was saved last of a device that was not reset.
+func (h *host) attack(n int) (saved *virtio.State) {
 	var cpus sync.WaitGroup
 	for i := range attackers {
 		cpus.Go(func() {
@@ -260,7 +275,9 @@ func (h *host) attack(n int) {
 			before := h.done.Load()
 			h.running.Lock()
 			h.dev.Suspend()
-			if _, err := h.dev.Save(); err != nil && !errors.Is(err, virtio.ErrMalformed) {
+			if state, err := h.dev.Save(); err == nil && state.Status != 0 {
+				saved = state
+			} else if err != nil && !errors.Is(err, virtio.ErrMalformed) {
 				panic(fmt.Sprint("a suspended device is not saved: ", err))
 			}
 			h.dev.Resume()
@@ -274,4 +291,5 @@ func (h *host) attack(n int) {
 	close(stop)
 	host.Wait()
 	h.dev.Close()
+	return saved
 }

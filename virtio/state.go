@@ -127,7 +127,8 @@ func (c *core) load(s *State) error {
 		return fmt.Errorf("virtio device of type %d with %d queues, saved as type %d with %d: %w",
 			c.dev.Type(), len(c.queues), s.Type, len(s.Queues), ErrState)
 	}
-	if missing := s.Accepted &^ c.offered(); missing != 0 {
+	// Before they are agreed on, a driver may have written any.
+	if missing := s.Accepted &^ c.offered(); missing != 0 && s.Status&statusFeaturesOK != 0 {
 		return fmt.Errorf("virtio device of type %d: the driver uses features that it does not have any more (%#x): %w", s.Type, missing, ErrState)
 	}
 	for i, q := range s.Queues {

@@ -2,6 +2,7 @@ package virtio
 
 import (
 	"encoding/json"
+	"errors"
 	"sync"
 	"testing"
 )
@@ -87,6 +88,32 @@ func TestSuspend(t *testing.T) {
 	g.Resume()
 	if g.run(); g.get(regStatus, 1) != 0 {
 		t.Error("a closed device starts")
+	}
+}
+
+// TestLoadFeatures: features that the device does not have are an error in a state once
+// they are agreed on; before, a driver may write any.
+func TestLoadFeatures(t *testing.T) {
+	for _, c := range []struct {
+		status uint8
+		fits   bool
+	}{{statusAcknowledge | statusDriver, true}, {statusAcknowledge | statusDriver | statusFeaturesOK, false}} {
+		g := newPCIGuest(t)
+		g.set(regDriverFeatureSel, 4, 0)
+		g.set(regDriverFeature, 4, 0x80000000)
+		g.set(regStatus, 1, statusAcknowledge|statusDriver)
+		g.Suspend()
+		s, err := g.Save()
+		if err != nil || s.Accepted != 0x80000000 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		s.Status = c.status
+		other := newPCIGuest(t)
+		if err := other.Load(s); c.fits != (err == nil) || !c.fits && !errors.Is(err, ErrState) {
+			t.Errorf("status %#x: %v", c.status, err)
+		}
+		g.Close()
+		other.Close()
 	}
 }
 
