@@ -148,6 +148,7 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzQcow2 -fuzztime $(FUZZTIME) ./storage/image
+	go test -run '^$$' -fuzz FuzzBacking -fuzztime $(FUZZTIME) ./storage/image
 	go test -run '^$$' -fuzz FuzzQueue -fuzztime $(FUZZTIME) ./virtio
 	go test -run '^$$' -fuzz FuzzPCI -fuzztime $(FUZZTIME) ./virtio
 	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) ./virtio/blk

@@ -164,8 +164,11 @@ func (f *File) ReadOnly() bool { return f.readOnly }
 // Size is the file's length in bytes.
 func (f *File) Size() int64 { return f.size.Load() }
 
-// Same reports whether both are one file.
-func (f *File) Same(g *File) bool { return f.id == g.id }
+// At reports whether it is the file at a path.
+func (f *File) At(path string) bool {
+	var st unix.Stat_t
+	return unix.Stat(path, &st) == nil && f.id == fileID{st.Dev, st.Ino}
+}
 
 // Allocated is how many bytes the file takes on its file system.
 func (f *File) Allocated() int64 {

@@ -32,7 +32,10 @@ func withHint(err error) error {
 		}
 	}
 	var old *agent.MismatchError
+	var foreign *image.ForeignFormatError
 	switch {
+	case errors.As(err, &foreign):
+		return fmt.Errorf("%w; if it is a raw disk all the same, say format=raw (vmm run) or --format raw (vmm image)", err)
 	case errors.As(err, &old):
 		return fmt.Errorf("%w: vmm agent --install there", err)
 	case errors.Is(err, guestimages.ErrNoApt), errors.Is(err, guestimages.ErrNoCloudKernel):

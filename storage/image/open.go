@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
+	"slices"
 
-	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/storage"
 	"vmm/storage/qcow2"
@@ -59,8 +57,8 @@ type Image struct {
 }
 
 // Open opens an image and its backing chain, of at most 64 files. The error is
-// ErrForeignBacking, a *storage.LockError, an error of package qcow2, or of the host:
-// os.ErrNotExist is also one that is missing of the chain.
+// ErrForeignBacking, a *ForeignFormatError, a *LoopError, a *storage.LockError, an error of
+// package qcow2, or of the host: os.ErrNotExist is also one that is missing of the chain.
 func Open(path string, o Options) (*Image, error) {
 	if o.Ephemeral {
 		return openEphemeral(path, o)
@@ -72,6 +70,10 @@ func Open(path string, o Options) (*Image, error) {
 func open(path string, o Options, overlays []*storage.File) (_ *Image, err error) {
 	if len(overlays) > maxDepth {
 		return nil, fmt.Errorf("%s: more than %d backing files", overlays[0].Name(), maxDepth)
+	}
+	// Before it is opened, for it is locked by what is above.
+	if at := slices.IndexFunc(overlays, func(above *storage.File) bool { return above.At(path) }); at >= 0 {
+		return nil, newLoop(overlays[at:])
 	}
 	f, err := storage.OpenFile(path, o.ReadOnly, o.Cache)
 	if err != nil {
@@ -85,11 +87,6 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 			i.Disk.Close()
 		}
 	}()
-	for _, above := range overlays {
-		if f.Same(above) {
-			return nil, fmt.Errorf("%s: is its own backing file", f.Name())
-		}
-	}
 	if i.Format, err = format(f, o.Format); err != nil {
 		return nil, err
 	}
@@ -111,12 +108,12 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 	if name == "" {
 		return i, nil
 	}
-	path, err = backingPath(f, name)
+	at, err := findBacking(f, name, backingFormat)
 	if err != nil {
 		return nil, err
 	}
-	below := Options{Format: backingFormat, ReadOnly: !o.WriteBacking, AnyBacking: o.AnyBacking, Cache: o.Cache}
-	i.Backing, err = open(path, below, append(overlays, f))
+	below := Options{Format: at.format, ReadOnly: !o.WriteBacking, AnyBacking: o.AnyBacking, Cache: o.Cache}
+	i.Backing, err = open(at.path, below, append(overlays, f))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: its backing file is missing: %w", f.Name(), err)
 	}
@@ -125,55 +122,6 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 	}
 	q.SetBacking(i.Backing.Disk)
 	return i, nil
-}
-
-// format checks a format, or finds out.
-func format(f *storage.File, given string) (string, error) {
-	switch given {
-	case Raw, Qcow2:
-		return given, nil
-	case "":
-	default:
-		return "", fmt.Errorf("%s: format %s: only raw and qcow2 are known", f.Name(), given)
-	}
-	var head [len(qcow2.Magic)]byte
-	if _, err := f.ReadAt(head[:], 0); err != nil {
-		return "", err
-	}
-	if string(head[:]) == qcow2.Magic {
-		return Qcow2, nil
-	}
-	return Raw, nil
-}
-
-// backingPath is where an image's backing file is: relative to the image.
-func backingPath(f *storage.File, name string) (string, error) {
-	if rest, ok := strings.CutPrefix(name, "file:"); ok {
-		name = rest
-	} else if colon := strings.IndexByte(name, ':'); colon > 0 && !strings.Contains(name[:colon], "/") {
-		return "", fmt.Errorf("%s: its backing file is %q: only files are possible", f.Name(), name)
-	}
-	if filepath.IsAbs(name) {
-		return name, nil
-	}
-	return filepath.Join(f.Dir(), name), nil
-}
-
-// allowed refuses a raw backing file that does not lie beside the image that
-// names it, or below.
-func allowed(f, backing *storage.File) error {
-	dir, err := paths.Real(f.Dir())
-	if err != nil {
-		return err
-	}
-	path, err := paths.Real(backing.Name())
-	if err != nil {
-		return err
-	}
-	if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {
-		return nil
-	}
-	return fmt.Errorf("%s: its backing file %s is %w", f.Name(), backing.Name(), ErrForeignBacking)
 }
 
 // openEphemeral opens an image under a temporary overlay.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"vmm/storage"
 	"vmm/storage/qcow2"
@@ -54,11 +53,11 @@ func Create(path string, o CreateOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if o.Backing != "" {
-		name, err := backingPath(f, o.Backing)
+		below, err := findBacking(f, o.Backing, o.BackingFormat)
 		if err != nil {
 			return err
 		}
-		b, err := Open(name, Options{ReadOnly: true, Format: o.BackingFormat, AnyBacking: true})
+		b, err := Open(below.path, Options{ReadOnly: true, Format: below.format, AnyBacking: true})
 		if err != nil {
 			return err
 		}
@@ -316,11 +315,11 @@ func (i *Image) Rebase(backing, format string, progress Progress) error {
 	}
 	var to *Image
 	if backing != "" {
-		path, err := backingPath(i.File, backing)
+		below, err := findBacking(i.File, backing, format)
 		if err != nil {
 			return err
 		}
-		if to, err = open(path, Options{ReadOnly: true, Format: format, AnyBacking: true}, []*storage.File{i.File}); err != nil {
+		if to, err = open(below.path, Options{ReadOnly: true, Format: below.format, AnyBacking: true}, []*storage.File{i.File}); err != nil {
 			return err
 		}
 		defer to.Close()
@@ -369,94 +368,4 @@ func (i *Image) keepOld(to *Image, progress Progress) error {
 		}
 	}
 	return nil
-}
-
-// Node is an image in a tree of backing files.
-type Node struct {
-	Path        string  `json:"path"`
-	Format      string  `json:"format"`
-	VirtualSize int64   `json:"virtual-size"`    // bytes, of the disk
-	OwnSize     int64   `json:"own-size"`        // bytes that the file takes
-	Error       string  `json:"error,omitempty"` // why no more is known of it
-	Overlays    []*Node `json:"overlays,omitempty"`
-}
-
-// Tree finds the images in a directory and returns those without a backing
-// file, or whose backing file is not there, each with its overlays.
-func Tree(dir string) ([]*Node, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var nodes []*Node
-	byPath, backing := map[string]*Node{}, map[*Node]string{}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		n, below := describe(path)
-		if n == nil {
-			continue
-		}
-		nodes, byPath[path] = append(nodes, n), n
-		if below != "" {
-			backing[n] = below
-		}
-	}
-	var roots []*Node
-	for _, n := range nodes {
-		below := backing[n]
-		if below == "" {
-			roots = append(roots, n)
-			continue
-		}
-		base := byPath[below]
-		if base == nil { // outside of the directory, or a file of another name's format
-			if base, _ = describe(below); base == nil {
-				base = &Node{Path: below, Error: "missing, or not readable"}
-			}
-			byPath[below] = base
-			roots = append(roots, base)
-		}
-		base.Overlays = append(base.Overlays, n)
-	}
-	return roots, nil
-}
-
-// rawNames are the endings of files that are taken for raw images.
-var rawNames = map[string]bool{".raw": true, ".img": true, ".ext4": true}
-
-// describe looks at a file; nil is no image. below is its backing file's path.
-func describe(path string) (n *Node, below string) {
-	st, err := os.Stat(path)
-	if err != nil || !st.Mode().IsRegular() {
-		return nil, ""
-	}
-	n = &Node{Path: path, Format: Raw, VirtualSize: st.Size()}
-	f, err := storage.Inspect(path)
-	if err != nil {
-		n.Error = err.Error()
-		return n, ""
-	}
-	defer f.Close()
-	n.OwnSize = f.Allocated()
-	n.Format, err = format(f, "")
-	if err != nil || n.Format == Raw {
-		if !rawNames[filepath.Ext(path)] {
-			return nil, ""
-		}
-		return n, ""
-	}
-	q, err := qcow2.OpenForCheck(f)
-	if err != nil {
-		n.Error = err.Error()
-		return n, ""
-	}
-	n.VirtualSize = q.Size()
-	if name, _ := q.BackingFile(); name != "" {
-		if below, err = backingPath(f, name); err != nil {
-			n.Error = err.Error()
-			return n, ""
-		}
-		below = filepath.Clean(below)
-	}
-	return n, below
 }
