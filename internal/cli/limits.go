@@ -91,5 +91,5 @@ func adviseLimits(err error) error {
 	if os.Getuid() == 0 {
 		user = ""
 	}
-	return fmt.Errorf("%w; systemd-run %s--scope -p Delegate=yes vmm ... starts vmm where they can", err, user)
+	return fmt.Errorf("%w; systemd-run %s--scope -p Delegate=yes vmm ... starts vmm where they can, as far as root lets them (docs/jail.md)", err, user)
 }
