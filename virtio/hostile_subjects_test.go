@@ -26,7 +26,7 @@ import (
 var subjects = []struct {
 	name    string
 	device  func(t *testing.T) (virtio.Device, error)
-	request func(r *rand.Rand, b []byte)
+	request func(r *rand.Rand, b []byte) int
 }{
 	{"rng", func(*testing.T) (virtio.Device, error) { return rng.New(), nil }, hostile.Any},
 	{"blk", newDisk, hostile.Disk},

@@ -40,7 +40,7 @@ const (
 	virtioPCI    = 0x1040
 )
 
-var requests = [...]func(*rand.Rand, []byte){1: hostile.Frame, 2: hostile.Disk, 3: hostile.Console, 4: hostile.Any, 19: hostile.Vsock, 26: hostile.FS}
+var requests = [...]func(*rand.Rand, []byte) int{1: hostile.Frame, 2: hostile.Disk, 3: hostile.Console, 4: hostile.Any, 19: hostile.Vsock, 26: hostile.FS}
 
 // findDevices looks for devices on the PCI bus, and where MMIO ones are.
 func findDevices() {

@@ -59,8 +59,9 @@ type Target struct {
 	Base   uint64
 	// Sizes are those of the device's queues, MaxQueues at most.
 	Sizes []uint16
-	// Request fills the beginning of a request with what looks like one.
-	Request func(r *rand.Rand, b []byte)
+	// Request fills the beginning of a request with what looks like one, and returns how
+	// long that is, or 0 if it may be of any length.
+	Request func(r *rand.Rand, b []byte) int
 
 	// Answers is how many chains the device is seen to have used.
 	Answers atomic.Uint64
@@ -378,7 +379,12 @@ func (a *Attacker) submit() {
 		k0 = 0
 	}
 	request := dataAt + a.Rand.Uint64N(64)<<12
-	a.Request(a.Rand, a.Memory[request:request+256])
+	whole := uint64(a.Request(a.Rand, a.Memory[request:request+256]))
+	if whole == 0 || a.Rand.IntN(4) == 0 {
+		whole = Pick(a.Rand, requestSizes)
+	} else if length > 1 {
+		readable = min(readable, 1)
+	}
 	for k := range length {
 		flags, next := uint16(0), (k0+k+1)%most
 		if k >= readable {
@@ -392,7 +398,7 @@ func (a *Attacker) submit() {
 		}
 		addr, n := a.part(huge)
 		if k == 0 && readable > 0 {
-			addr, n = a.Base+request, Pick(a.Rand, requestSizes)
+			addr, n = a.Base+request, whole
 		}
 		put(table[16*((k0+k)%most):], addr, n, flags, uint16(next))
 	}
