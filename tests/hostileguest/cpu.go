@@ -28,6 +28,9 @@ var (
 	secondEntry uint64
 )
 
+// What is used from there only.
+var _, _, _ = run, &g, &tls
+
 // addresses are those of the code for exceptions, interrupts and the second CPU.
 func addresses() (fault, interrupt, second uint64)
 
