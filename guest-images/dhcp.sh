@@ -9,7 +9,8 @@ for r in $router; do
 	break
 done
 [ -z "$dns" ] || {
-	[ -z "$domain" ] || echo "search $domain"
+	[ -z "$search$domain" ] || echo "search ${search:-$domain}"
+	[ -z "$opt224" ] || echo "options ndots:$((0x$opt224))"
 	for d in $dns; do echo "nameserver $d"; done
 } >"/run/resolv.$interface"
 # Another interface's script may do the same at the same time: whoever is last sees

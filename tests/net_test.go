@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -146,6 +148,46 @@ func TestNet(t *testing.T) {
 				checkCapture(t, capture)
 			}
 		})
+	}
+}
+
+// TestHostNames: the guest has the host's search domains and ndots, also when they change,
+// and a port that is free.
+func TestHostNames(t *testing.T) {
+	needKVM(t)
+	if os.Getuid() != 0 {
+		t.Skip("root gives itself another resolv.conf")
+	}
+	runtimeDirFor(t)
+	resolv := filepath.Join(t.TempDir(), "resolv.conf")
+	write := func(text string) { os.WriteFile(resolv, []byte(text), 0o644) }
+	write("nameserver 192.0.2.1\nsearch before.example\n")
+	c := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, resolv,
+		vmmPath, "run", "--name", "names", "--timeout", bootLimit, "-p", "80", "-p", "127.0.0.1::7000-7001", "--", "sh", "-c",
+		"cat /etc/resolv.conf; until grep -q after /etc/resolv.conf; do sleep .2; done; cat /etc/resolv.conf")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = os.Stderr
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for s := bufio.NewScanner(out); s.Scan(); {
+		if lines = append(lines, s.Text()); len(lines) == 2 {
+			if ports := must(t, vmmPath, "port", "ls", "names"); strings.Count(ports, "\n") != 4 {
+				t.Errorf("ports: %s", ports)
+			}
+			write("nameserver 192.0.2.1\nsearch after.example\noptions ndots:5\n")
+		}
+	}
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	want := []string{"search vmm.internal before.example", "nameserver 10.0.2.3", "search vmm.internal after.example", "options ndots:5", "nameserver 10.0.2.3"}
+	if !slices.Equal(lines, want) {
+		t.Errorf("resolv.conf in the guest: %q, want %q", lines, want)
 	}
 }
 

@@ -285,6 +285,7 @@ func (v *VM) Start(ctx context.Context) error {
 	v.console.connect(v.machine, v.input(), v.opts.in)
 	v.ports.run()
 	v.beside.Go(func() { v.guest.keepTime(v.life) })
+	v.beside.Go(func() { v.followNames(v.life) })
 	if r := v.from; r != nil {
 		v.beside.Go(func() { r.settle(v.life, v) })
 		v.beside.Go(func() { r.probe(v.life, v) })

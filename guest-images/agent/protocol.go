@@ -93,6 +93,8 @@ type Setup struct {
 	Hostname  string            `json:"hostname,omitempty"`
 	MachineID string            `json:"machineID,omitempty"`
 	MACs      map[string]string `json:"macs,omitempty"`
+	// Renew has the guest ask its DHCP server again, which has something new.
+	Renew bool `json:"renew,omitempty"`
 	// Config is for the guest's init: what it makes of Server.Setup.
 	Config json.RawMessage `json:"config,omitempty"`
 }

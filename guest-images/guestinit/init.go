@@ -138,6 +138,8 @@ func prepare(cfg *Config, ends chan<- int) error {
 func setup(s *agent.Setup) error {
 	if len(s.MACs) > 0 {
 		askDHCP()
+	} else if s.Renew {
+		renewDHCP()
 	}
 	if s.Config == nil {
 		return nil

@@ -50,6 +50,13 @@ func askDHCP() {
 	}
 }
 
+// renewDHCP has the clients ask again, with the addresses that they have.
+func renewDHCP() {
+	for _, c := range dhcp {
+		c.Process.Signal(unix.SIGUSR1) // see udhcpc's help
+	}
+}
+
 // networkPatience is how long a network may take. One that does not come does not
 // keep the guest from its work.
 const networkPatience = 5 * time.Second

@@ -19,16 +19,18 @@ func portCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "port", Short: "Publish ports of a running VM"}
 	change := func(use, short string, do func(*client.Client, context.Context, api.Port) (api.Port, error)) *cobra.Command {
 		return &cobra.Command{
-			Use: use + " VM [ADDRESS:]HOST:GUEST[/udp]...", Short: short, Args: cobra.MinimumNArgs(2),
+			Use: use + " VM " + gateway.PublicationForm + "...", Short: short, Args: cobra.MinimumNArgs(2),
 			Example: "  vmm port " + use + " dev 8080:80",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var ports []api.Port
 				for _, a := range args[1:] {
-					p, err := gateway.ParsePublication(a)
+					list, err := gateway.ParsePublications(a)
 					if err != nil {
 						return &exitError{statusUsage, err}
 					}
-					ports = append(ports, api.Port(p))
+					for _, p := range list {
+						ports = append(ports, api.Port(p))
+					}
 				}
 				vm, err := findRunning(args[0])
 				if err != nil {

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vmm/network/gateway"
 	"vmm/vm"
 	"vmm/vm/spec"
 )
@@ -53,7 +52,7 @@ func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptio
 	}
 	return s, o, errors.Join(err,
 		read(fl, "net", f.nets, spec.Net, (*[]vm.Net)(&o.Nets)),
-		read(fl, "publish", f.publish, gateway.ParsePublication, &o.Publish),
+		readPublish(fl, f.publish, &o.Publish),
 		read(fl, "port", f.ports, spec.Port, &o.Ports))
 }
 

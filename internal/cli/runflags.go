@@ -71,11 +71,12 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 }
 
 var (
-	netUsage   = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
-	diskUsage  = form("disk", spec.DiskForm) + "; several are possible"
-	portUsage  = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
-	shareUsage = "a directory of the host in the guest: `HOST:GUEST[:ro]`; several are possible"
-	vsockUsage = "the guest's vsock as unix sockets of the host: write \"CONNECT PORT\" to `PATH` to reach the guest, which reaches PATH_PORT"
+	netUsage     = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
+	diskUsage    = form("disk", spec.DiskForm) + "; several are possible"
+	portUsage    = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
+	publishUsage = "make a port of the guest's one of the host's, as docker does: `" + gateway.PublicationForm + "`; several are possible"
+	shareUsage   = "a directory of the host in the guest: `HOST:GUEST[:ro]`; several are possible"
+	vsockUsage   = "the guest's vsock as unix sockets of the host: write \"CONNECT PORT\" to `PATH` to reach the guest, which reaches PATH_PORT"
 )
 
 // form is a form of package spec for a flag's help, where backquotes are around what
@@ -103,7 +104,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.terminal, "console-device", string(vm.Serial), "what the console is in the guest: serial (ttyS0), or virtio (hvc0), which is faster and knows the terminal's size")
 	fl.StringArrayVar(&f.ports, "port", nil, portUsage)
 	fl.StringArrayVar(&f.nets, "net", nil, netUsage)
-	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "make a port of the guest's one of the host's: `[ADDRESS:]HOST:GUEST[/udp]`; several are possible")
+	fl.StringArrayVarP(&f.publish, "publish", "p", nil, publishUsage)
 	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
 	f.execFlags.add(fl)
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
@@ -253,7 +254,7 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 	}
 	err = errors.Join(
 		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
-		read(f.fl, "publish", f.publish, gateway.ParsePublication, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
+		readPublish(f.fl, f.publish, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
 		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
 	if err != nil {
 		return err
@@ -262,6 +263,22 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 		return err
 	}
 	return shareWritable(c, f.rw)
+}
+
+// readPublish reads the ports of --publish, if it was given.
+func readPublish(fl *pflag.FlagSet, values []string, to *[]gateway.Publication) error {
+	if !fl.Changed("publish") {
+		return nil
+	}
+	*to = nil
+	for _, v := range values {
+		list, err := gateway.ParsePublications(v)
+		if err != nil {
+			return usage("--publish %w", err)
+		}
+		*to = append(*to, list...)
+	}
+	return nil
 }
 
 // shareWritable shares directories that the guest has by the same paths, for it to write

@@ -96,21 +96,68 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-func TestParsePublication(t *testing.T) {
+// TestParsePublications has docker's forms.
+func TestParsePublications(t *testing.T) {
 	for s, want := range map[string]string{
-		"8080:80": "[::]:8080:80", "127.0.0.1:8080:80": "127.0.0.1:8080:80", "[::1]:53:53/udp": "[::1]:53:53/udp", "0:22/tcp": "[::]:0:22",
-		"": "", "80": "", "80:": "", "80:0": "", "x:80": "", "80:80/sctp": "", "1.2.3:80:80": "", "70000:80": "",
+		"8080:80": "[::]:8080:80", "127.0.0.1:8080:80": "127.0.0.1:8080:80", "0:22/tcp": "[::]:0:22", "0.0.0.0:80:80": "0.0.0.0:80:80",
+		"[::1]:53:53/udp": "[::1]:53:53/udp", "::1:53:53/UDP": "[::1]:53:53/udp", "[::1]::53": "[::1]:0:53", "[::]:80:80": "[::]:80:80",
+		"80": "[::]:0:80", ":80": "[::]:0:80", "80/udp": "[::]:0:80/udp", "127.0.0.1::80": "127.0.0.1:0:80",
+		"7000-7002": "[::]:0:7000 [::]:0:7001 [::]:0:7002", "127.0.0.1::7000-7001": "127.0.0.1:0:7000 127.0.0.1:0:7001",
+		"8000-8002:9000-9002":     "[::]:8000:9000 [::]:8001:9001 [::]:8002:9002",
+		"8000-8000:9000-9000":     "[::]:8000:9000",
+		"[::1]:8000-8001:1-2/udp": "[::1]:8000:1/udp [::1]:8001:2/udp",
+		"8000-8010:80":            "[::]:8000-8010:80", "127.0.0.1:8000-8010:80/udp": "127.0.0.1:8000-8010:80/udp",
+		"": "", "80:": "", "80:0": "", "0": "", "x:80": "", "80:80/sctp": "", "80:80/": "", "1.2.3:80:80": "", "70000:80": "", "80:70000": "", "-1:80": "",
+		"8000-8002:80-81": "", "8000:80-81": "", "8002-8000:80": "", "0-5:80": "", "80-": "", "-80": "", "80-81-82": "", "[::1]:80": "", "localhost:80:80": "",
+		"127.0.0.1:80": "", "[::1:80:80": "", "+80:80": "",
 	} {
-		p, err := ParsePublication(s)
-		if want == "" != (err != nil) || err == nil && p.String() != want {
-			t.Errorf("%q: %v, %v", s, p, err)
-		}
-		if err == nil {
-			if again, err := ParsePublication(p.String()); err != nil || again != p {
+		list, err := ParsePublications(s)
+		var got []string
+		for _, p := range list {
+			got = append(got, p.String())
+			if again, err := ParsePublications(p.String()); err != nil || len(again) != 1 || again[0] != p {
 				t.Errorf("%q is written as %v, which is %v, %v", s, p, again, err)
 			}
 		}
+		if want == "" != (err != nil) || strings.Join(got, " ") != want {
+			t.Errorf("%q: %v, %v, want %q", s, got, err, want)
+		}
 	}
+	if list, err := ParsePublications("1-65535:1-65535"); err != nil || len(list) != 65535 {
+		t.Errorf("all ports: %d, %v", len(list), err)
+	}
+}
+
+// TestPublishRange takes the first port that is free.
+func TestPublishRange(t *testing.T) {
+	g, _ := record(t, Config{})
+	local := netip.MustParseAddr("127.0.0.1")
+	for range 100 { // others may have the next ports
+		first, err := g.Publish(Publication{Host: netip.AddrPortFrom(local, 0), Guest: 80})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := first.Host.Port()
+		if n > 65533 {
+			continue
+		}
+		p := Publication{Host: first.Host, Last: n + 1, Guest: 81}
+		second, err := g.Publish(p)
+		if err != nil {
+			continue
+		}
+		if second.Host.Port() != n+1 || second.Last != 0 {
+			t.Errorf("%v is open, want port %d", second, n+1)
+		}
+		if third, err := g.Publish(p); err == nil || !strings.Contains(err.Error(), "all ports from") {
+			t.Errorf("a range that is in use: %v, %v", third, err)
+		}
+		if err := g.Unpublish(second); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	t.Skip("no two ports beside one another are free")
 }
 
 func TestNew(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/rfc1035label"
 
 	"vmm/network/ether"
 )
@@ -24,6 +25,10 @@ const (
 	// maxLeases bounds the guests, in a large subnet.
 	maxLeases = 4096
 )
+
+// optionDots tells the guest of vmm ndots, for which there is no option: one of those for
+// private use (RFC 3942), a byte.
+var optionDots = dhcpv4.GenericOptionCode(224)
 
 // lease is an address that a guest has.
 type lease struct {
@@ -223,6 +228,12 @@ func (g *Gateway) options(q, reply *dhcpv4.DHCPv4, client ether.MAC) {
 	set(dhcpv4.OptRouter(g.router4.AsSlice()))
 	set(dhcpv4.OptDNS(g.names4.AsSlice()))
 	set(dhcpv4.OptDomainName(Domain))
+	if names := g.HostNames(); len(names.Search) > 0 || names.Dots != 1 {
+		set(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: append([]string{Domain}, names.Search...)})) // RFC 3397
+		if names.Dots != 1 {
+			set(dhcpv4.OptGeneric(optionDots, []byte{byte(names.Dots)}))
+		}
+	}
 	set(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(g.cfg.MTU))))
 	if q.MessageType() != dhcpv4.MessageTypeInform {
 		set(dhcpv4.OptIPAddressLeaseTime(leaseTime))

@@ -7,9 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -22,9 +20,6 @@ import (
 )
 
 const (
-	resolvConf = "/etc/resolv.conf"
-	// resolvFor is for how long the host's resolvers are remembered.
-	resolvFor = 5 * time.Second
 	// maxQueries bounds the queries under way; more are not answered. maxNameConns
 	// bounds the connections that they come by.
 	maxQueries   = 256
@@ -40,15 +35,12 @@ type nameServer struct {
 	closers []io.Closer
 	queries chan struct{} // those under way
 	conns   chan struct{} // open TCP connections
-
-	mu        sync.Mutex
-	resolvers []string
-	read      time.Time
+	host    resolvFile
 }
 
 // serveNames starts the name server on its addresses, by UDP and TCP.
 func (g *Gateway) serveNames() (*nameServer, error) {
-	n := &nameServer{g: g, queries: make(chan struct{}, maxQueries), conns: make(chan struct{}, maxNameConns)}
+	n := &nameServer{g: g, queries: make(chan struct{}, maxQueries), conns: make(chan struct{}, maxNameConns), host: resolvFile{path: resolvConf}}
 	for _, a := range []netip.Addr{g.names4, g.names6} {
 		proto := ipv4.ProtocolNumber
 		if a.Is6() {
@@ -207,45 +199,11 @@ func (n *nameServer) ask(network string, q *query) ([]byte, error) {
 		return q.reply(dnsmessage.RCodeRefused, nil)
 	}
 	err := errNoResolver
-	for _, server := range n.hostResolvers() {
+	for _, server := range n.resolvers() {
 		var a []byte
 		if a, err = q.exchange(n.g.ctx, network, server); err == nil {
 			return a, nil
 		}
 	}
 	return nil, err
-}
-
-// hostResolvers are the configured ones, or those of resolv.conf, which may
-// change.
-func (n *nameServer) hostResolvers() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.resolvers != nil && (n.g.cfg.Resolvers != nil || time.Since(n.read) < resolvFor) {
-		return n.resolvers
-	}
-	n.resolvers, n.read = []string{}, time.Now()
-	for _, r := range n.g.cfg.Resolvers {
-		n.resolvers = append(n.resolvers, r.String())
-	}
-	if n.g.cfg.Resolvers == nil {
-		n.resolvers = append(n.resolvers, readResolvers(resolvConf)...)
-	}
-	return n.resolvers
-}
-
-// readResolvers reads the name servers of a resolv.conf; a host without one has
-// none.
-func readResolvers(path string) []string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-			out = append(out, net.JoinHostPort(f[1], "53"))
-		}
-	}
-	return out
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,52 +15,6 @@ import (
 
 	"vmm/internal/iovec"
 )
-
-// Publication is a port of the host's that leads to one of the guest's.
-type Publication struct {
-	UDP   bool           `json:"udp,omitempty"` // else TCP
-	Host  netip.AddrPort `json:"host"`
-	Guest uint16         `json:"guest"` // port
-}
-
-// String writes it as ParsePublication reads it.
-func (p Publication) String() string {
-	s := fmt.Sprintf("%v:%d", p.Host, p.Guest)
-	if p.UDP {
-		s += "/udp"
-	}
-	return s
-}
-
-// ParsePublication reads [ADDR:]HOST:GUEST[/tcp|/udp]. Without an address it is
-// all of the host's; IPv6 stands in brackets.
-func ParsePublication(s string) (p Publication, err error) {
-	bad := fmt.Errorf("%q: [ADDRESS:]HOST-PORT:GUEST-PORT[/udp]", s)
-	ports, proto, given := strings.Cut(s, "/")
-	if given && proto != "tcp" && proto != "udp" {
-		return p, bad
-	}
-	p.UDP = proto == "udp"
-	i := strings.LastIndexByte(ports, ':')
-	if i < 0 {
-		return p, bad
-	}
-	host, guest := ports[:i], ports[i+1:]
-	addr := netip.IPv6Unspecified() // which listens for IPv4 too
-	if j := strings.LastIndexByte(host, ':'); j >= 0 {
-		if addr, err = netip.ParseAddr(strings.Trim(host[:j], "[]")); err != nil {
-			return p, bad
-		}
-		host = host[j+1:]
-	}
-	h, err1 := strconv.ParseUint(host, 10, 16)
-	g, err2 := strconv.ParseUint(guest, 10, 16)
-	if err1 != nil || err2 != nil || g == 0 {
-		return p, bad
-	}
-	p.Host, p.Guest = netip.AddrPortFrom(addr, uint16(h)), uint16(g)
-	return p, nil
-}
 
 const (
 	// maxClients bounds the clients of published UDP ports.
@@ -110,24 +63,22 @@ type udpClient struct {
 	used atomic.Int64
 }
 
-// Publish opens a port of the host's; with port 0, one that is free. It returns
-// what it has opened. The error says what is wrong with the port or its address, and is
-// net.ErrClosed after Close.
+// Publish opens a port of the host's; with port 0, one that is free, with Last the first that
+// is of those up to there. It returns what it has opened. The error says what is wrong with
+// the port or its address, and is net.ErrClosed after Close.
 func (g *Gateway) Publish(p Publication) (Publication, error) {
-	o := &published{}
-	var err error
-	if p.UDP {
-		if o.packets, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(p.Host)); err == nil {
-			p.Host = netip.AddrPortFrom(p.Host.Addr(), o.packets.LocalAddr().(*net.UDPAddr).AddrPort().Port())
-		}
-	} else {
-		if o.listener, err = net.Listen("tcp", p.Host.String()); err == nil {
-			p.Host = netip.AddrPortFrom(p.Host.Addr(), o.listener.Addr().(*net.TCPAddr).AddrPort().Port())
+	o, port, err := p.open()
+	for first := p.Host.Port(); p.Last > 0 && errors.Is(err, unix.EADDRINUSE) && p.Host.Port() < p.Last; {
+		p.Host = netip.AddrPortFrom(p.Host.Addr(), p.Host.Port()+1)
+		if o, port, err = p.open(); errors.Is(err, unix.EADDRINUSE) && p.Host.Port() == p.Last {
+			p.Host = netip.AddrPortFrom(p.Host.Addr(), first)
+			return p, fmt.Errorf("publishing %v: all ports from %d to %d are in use on the host: take others", p, first, p.Last)
 		}
 	}
 	if err != nil {
 		return p, publishError(p, err)
 	}
+	p.Host, p.Last = netip.AddrPortFrom(p.Host.Addr(), port), 0
 	s := &g.published
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,6 +95,22 @@ func (g *Gateway) Publish(p Publication) (Publication, error) {
 		}
 	})
 	return p, nil
+}
+
+// open opens the host's side, and returns its port.
+func (p Publication) open() (*published, uint16, error) {
+	if p.UDP {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(p.Host))
+		if err != nil {
+			return nil, 0, err
+		}
+		return &published{packets: c}, c.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil
+	}
+	l, err := net.Listen("tcp", p.Host.String())
+	if err != nil {
+		return nil, 0, err
+	}
+	return &published{listener: l}, l.Addr().(*net.TCPAddr).AddrPort().Port(), nil
 }
 
 // publishError says what can be done.

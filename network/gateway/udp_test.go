@@ -143,11 +143,12 @@ func TestPublish(t *testing.T) {
 		}
 	}()
 	for _, proto := range []string{"tcp", "udp"} {
-		p, err := ParsePublication("127.0.0.1:0:80/" + proto)
+		list, err := ParsePublications("127.0.0.1:0:80/" + proto)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, err = g.Publish(p); err != nil {
+		p, err := g.Publish(list[0])
+		if err != nil {
 			t.Fatal(err)
 		}
 		for i := range 3 {

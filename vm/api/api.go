@@ -128,8 +128,9 @@ type ResizeRequest struct {
 
 // Port is a port of the host's that leads to one of the guest's.
 type Port struct {
-	UDP   bool           `json:"udp,omitempty"` // else it is TCP's
-	Host  netip.AddrPort `json:"host"`          // port 0 is one that is free
+	UDP   bool           `json:"udp,omitempty"`  // else it is TCP's
+	Host  netip.AddrPort `json:"host"`           // port 0 is one that is free
+	Last  uint16         `json:"last,omitempty"` // to publish the first that is free from Host's port to this one
 	Guest uint16         `json:"guest"`
 }
 
