@@ -111,7 +111,7 @@ func TestRunCommand(t *testing.T) {
 		{name: "no PCI", args: "--append pci=off", script: "true", status: 125, errs: "CONFIG_VIRTIO_PCI"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			args := append([]string{"run", "--timeout", bootLimit}, strings.Fields(c.args)...)
+			args := append([]string{"run", "-i", "--timeout", bootLimit}, strings.Fields(c.args)...)
 			out, errs, status := inDir(t, project, []byte(c.in), append(args, "--", "sh", "-c", c.script)...)
 			if c.name == "network" { // the first line may name the domain
 				out = strings.Replace(out, "search vmm.internal", "nameserver 10.0.2.3", 1)
@@ -221,7 +221,7 @@ func TestRunBinary(t *testing.T) {
 	data := make([]byte, 100<<20)
 	rng := rand.NewChaCha8([32]byte{1})
 	rng.Read(data)
-	out, errs, status := inDir(t, "/", data, "run", "--timeout", bootLimit, "-m", "256M", "--", "cat")
+	out, errs, status := inDir(t, "/", data, "run", "-i", "--timeout", bootLimit, "-m", "256M", "--", "cat")
 	if status != 0 || sha256.Sum256([]byte(out)) != sha256.Sum256(data) {
 		t.Errorf("status %d, %d bytes came back of %d; %s", status, len(out), len(data), errs)
 	}

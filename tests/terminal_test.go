@@ -88,7 +88,12 @@ func (p *terminal) send(s string) {
 // start runs vmm on the terminal, as its session's leader.
 func (p *terminal) start(args ...string) *exec.Cmd {
 	p.t.Helper()
-	c := exec.Command(vmmPath, args...)
+	return p.startProgram(vmmPath, args...)
+}
+
+func (p *terminal) startProgram(name string, args ...string) *exec.Cmd {
+	p.t.Helper()
+	c := exec.Command(name, args...)
 	c.Env = append(os.Environ(), "TERM=vt100")
 	c.Stdin, c.Stdout, c.Stderr = p.tty, p.tty, p.tty
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -122,6 +127,48 @@ func (p *terminal) resize(rows, cols uint16) {
 	p.t.Helper()
 	if err := unix.IoctlSetWinsize(int(p.far.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}); err != nil {
 		p.t.Fatal(err)
+	}
+}
+
+// TestInput: a command has standard input with -i only; without it nothing of that is read,
+// and a command in the background takes none of a terminal's.
+func TestInput(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	must(t, vmmPath, "run", "-d", "--name", "in", "-m", "256M", "--timeout", bootLimit)
+	defer vmm(t, "rm", "-f", "in")
+	must(t, vmmPath, "exec", "in", "true")
+	const warning = "-i gives it that"
+	for _, c := range []struct{ script, out, errs string }{
+		{`printf 'a\nb\nc\n' | while read l; do "$0" exec in echo "$l" 2>/dev/null; done`, "a\nb\nc\n", ""},
+		{`printf 'a\nb\nc\n' > list; while read l; do "$0" exec in echo "$l"; done < list`, "a\nb\nc\n", ""},
+		{`printf 'a\nb\n' > list; { "$0" exec in true; cat; } < list`, "a\nb\n", ""},
+		{`echo lost | "$0" exec in cat`, "", warning},
+		{`echo kept | "$0" exec -i in cat`, "kept\n", ""},
+		{`echo kept > f; "$0" exec -i in cat < f`, "kept\n", ""},
+		{`"$0" exec in cat < /dev/null`, "", ""},
+		{`true | "$0" exec in cat`, "", ""},
+		{`"$0" exec in cat <&-`, "", ""},
+	} {
+		x := exec.Command("sh", "-c", c.script, vmmPath)
+		x.Dir = t.TempDir()
+		var errs bytes.Buffer
+		x.Stderr = &errs
+		out, err := x.Output()
+		if err != nil || string(out) != c.out || !strings.Contains(errs.String(), c.errs) || (c.errs == "") != (errs.Len() == 0) {
+			t.Errorf("%s: %q, %q, %v", c.script, out, errs.String(), err)
+		}
+	}
+	for _, flag := range []string{"-i", ""} {
+		p := openTerminal(t)
+		p.startProgram("sh", "-i")
+		p.send("stty -echo\r")
+		p.send(vmmPath + " exec " + flag + " in sh -c 'sleep 2; echo do''ne' &\r")
+		p.send("echo ty''ped\r") // to the shell, and not to the command
+		p.expect("typed")
+		p.expect("done")
+		p.send("jobs -l; echo en''d\r")
+		p.expect("end")
 	}
 }
 

@@ -48,7 +48,7 @@ func TestVMs(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 20 {
 		all.Go(func() {
-			out, status := vmmInput(t, fmt.Sprint("input ", i), "exec", "dev", "sh", "-c", fmt.Sprintf("cat; echo; exit %d", i+1))
+			out, status := vmmInput(t, fmt.Sprint("input ", i), "exec", "-i", "dev", "sh", "-c", fmt.Sprintf("cat; echo; exit %d", i+1))
 			if status != i+1 || out != fmt.Sprintf("input %d\n", i) {
 				t.Errorf("exec %d: status %d, %q", i, status, out)
 			}

@@ -12,8 +12,8 @@ func execCommand() *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
 		Use: "exec [flags] VM COMMAND [ARGUMENT...]", Short: "Run a command in a running VM", Args: cobra.MinimumNArgs(2),
-		Long: "exec runs a command in the guest, with this process's standard streams, and ends with its\n" +
-			"exit status. The guest needs vmm's agent, as vmm's own guests have it.",
+		Long: "exec runs a command in the guest, with this process's standard output and error, with -i its\n" +
+			"standard input too, and ends with its exit status. The guest needs vmm's agent, as vmm's own guests have it.",
 		Example: "  vmm exec dev uname -a\n  vmm exec -it dev sh",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
@@ -25,7 +25,7 @@ func execCommand() *cobra.Command {
 			}
 			ready := func(context.Context) error { return nil }
 			x := f.settings()
-			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), x.request(args[1:]), os.Stdout, os.Stderr)
+			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, args[1:], os.Stdout, os.Stderr)
 			if err != nil {
 				return failed(err)
 			}

@@ -27,7 +27,7 @@ type execFlags struct {
 }
 
 func (e *execFlags) add(fl *pflag.FlagSet) {
-	fl.BoolVarP(&e.interactive, "interactive", "i", false, "give the command standard input (it has it anyway; for those who are used to -it)")
+	fl.BoolVarP(&e.interactive, "interactive", "i", false, "give the command standard input; without it the command has none, and nothing is read")
 	fl.BoolVarP(&e.tty, "tty", "t", false, "give the command a terminal")
 	fl.StringVarP(&e.user, "user", "u", "", "run the command as `USER[:GROUP]` of the guest; root if not given")
 	fl.StringArrayVarP(&e.env, "env", "e", nil, "set an environment variable: `NAME=VALUE`, or NAME as it is here; several are possible")
@@ -37,13 +37,14 @@ func (e *execFlags) add(fl *pflag.FlagSet) {
 // execSettings say how a command runs in a guest.
 type execSettings struct {
 	TTY       bool     `json:",omitempty"`
+	Input     bool     `json:",omitempty"` // it has this process's standard input
 	User, Dir string   `json:",omitempty"`
 	Env       []string `json:",omitempty"`
 }
 
 // settings are what the flags mean.
 func (e *execFlags) settings() execSettings {
-	x := execSettings{TTY: e.tty, User: e.user, Dir: e.cwd}
+	x := execSettings{TTY: e.tty, Input: e.interactive, User: e.user, Dir: e.cwd}
 	if t := os.Getenv("TERM"); e.tty && t != "" {
 		x.Env = append(x.Env, "TERM="+t)
 	}
@@ -81,7 +82,8 @@ const maxSignals = 3
 // runInGuest runs a command in a guest on this process's streams. wait returns when
 // the agent can be used. The status is the command's, or that of a signal before
 // there was one.
-func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.Client, x agent.Exec, out, errs io.Writer) (int, error) {
+func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.Client, settings *execSettings, argv []string, out, errs io.Writer) (int, error) {
+	x := settings.request(argv)
 	takeSignals(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -108,9 +110,9 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 			}
 		}
 	}()
-	streams := agent.Streams{In: os.Stdin, Out: out, Err: errs, Signals: passed}
+	streams := agent.Streams{In: commandInput(ctx, settings.Input, x.TTY, os.Stdin), Out: out, Err: errs, Signals: passed}
 	if x.TTY {
-		restore, resize, err := rawTTY(&x)
+		restore, resize, err := rawTTY(&x, settings.Input)
 		if err != nil {
 			return 0, err
 		}
@@ -126,6 +128,9 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 	exit, err := c.Exec(ctx, x, streams)
 	if err != nil {
 		return ended(ctx, err)
+	}
+	if !settings.Input {
+		warnUnread(os.Stderr, os.Stdin)
 	}
 	if exit.Error != "" {
 		fmt.Fprintf(errs, "vmm: %s\n", visible.Text(exit.Error))
@@ -149,19 +154,23 @@ type terminalSize struct {
 }
 
 // rawTTY makes the terminal raw for a command's terminal in the guest, which gets
-// its size.
-func rawTTY(x *agent.Exec) (restore func(), size *terminalSize, err error) {
+// its size. Without input it stays as it is, and its keys are this process's signals.
+func rawTTY(x *agent.Exec, input bool) (restore func(), size *terminalSize, err error) {
 	fd := int(os.Stdin.Fd())
-	state, err := term.MakeRaw(fd)
-	if err != nil {
-		return nil, nil, fmt.Errorf("the terminal cannot be made raw: %w", err)
+	restore = func() {}
+	if input {
+		state, err := term.MakeRaw(fd)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the terminal cannot be made raw: %w", err)
+		}
+		restore = func() { term.Restore(fd, state) }
 	}
 	if cols, rows, err := term.GetSize(fd); err == nil {
 		x.Cols, x.Rows = uint16(cols), uint16(rows)
 	}
 	size = &terminalSize{make(chan os.Signal, 1), make(chan unix.Winsize)}
 	signal.Notify(size.changes, unix.SIGWINCH)
-	return func() { term.Restore(fd, state) }, size, nil
+	return restore, size, nil
 }
 
 // follow sends the size whenever it changes.

@@ -10,8 +10,8 @@ func runCommand() *cobra.Command {
 		Long: "run boots a Linux kernel and connects this terminal to its serial console.\n" +
 			"Without --kernel it boots what the first --disk would boot, and without that the default\n" +
 			"guest: with the kernel that vmm setup builds if it has, else with Debian's own.\n\n" +
-			"With a command, it runs that in the guest, with this process's standard streams, and ends\n" +
-			"with its exit status. The guest's root is then what this host has, and the current\n" +
+			"With a command, it runs that in the guest, with this process's standard output and error, with\n" +
+			"-i its standard input too, and ends with its exit status. The guest's root is then what this host has, and the current\n" +
 			"directory is the same; what the guest writes is gone with it (see --rw).\n\n" +
 			"Ctrl-a x ends the VM, Ctrl-a h shows the other keys.\n\n" +
 			"Exit status: the command's, or 0 the guest shut down or rebooted, 123 it crashed,\n" +

@@ -361,7 +361,7 @@ func (f *runFlags) complete(s *session) (err error) {
 	if s.Detach && s.Exec.TTY {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	}
-	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || f.interactive
+	s.Sandbox = len(s.Command) > 0 || s.Exec.TTY || s.Exec.Input
 	if s.Sandbox || len(c.Shares) > 0 || len(f.hide)+len(f.expose) > 0 { // else the guest has nothing of this host's
 		if err := f.hideCredentials(c); err != nil {
 			return err
@@ -415,6 +415,7 @@ func (s *session) completeSandbox() error {
 		return usage("--cwd %s: with --root, an absolute path in the guest", s.Exec.Dir)
 	}
 	if len(s.Command) == 0 {
+		s.Exec.Input = true // a shell is of no use without
 		s.Command = []string{"/bin/sh"}
 		if shell := os.Getenv("SHELL"); root.Path == "/" && shell != "" {
 			s.Command = []string{shell}

@@ -415,7 +415,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 		}
 		return v.Ready(ctx)
 	}
-	status, err := runInGuest(ctx, ready, v.Agent(), s.Exec.request(s.Command), s.stdout, s.stderr)
+	status, err := runInGuest(ctx, ready, v.Agent(), &s.Exec, s.Command, s.stdout, s.stderr)
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():
