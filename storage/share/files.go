@@ -67,7 +67,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		if err != nil {
 			return status(err)
 		}
-		return f.opened(dir, name, fd, out)
+		return f.created(dir, name, fd, out)
 	})
 }
 
@@ -88,8 +88,8 @@ func (f *FS) openExisting(dir int, name string, flags int) (int, error) {
 	return n.reopen(flags)
 }
 
-// opened makes a node and a handle of a file that Create has opened.
-func (f *FS) opened(dir *node, name string, fd int, out *fuse.CreateOut) fuse.Status {
+// created makes a node and a handle of a file that Create has opened.
+func (f *FS) created(dir *node, name string, fd int, out *fuse.CreateOut) fuse.Status {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)

@@ -29,7 +29,7 @@ func (f *FS) in(id uint64, name string, do func(dir *node) fuse.Status) fuse.Sta
 		return fuse.EROFS
 	case badName(name):
 		return fuse.EINVAL
-	case full():
+	case noRoom():
 		return fuse.Status(unix.ENFILE)
 	}
 	dir := f.node(id)
@@ -168,7 +168,14 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.
 		if dir.hides.Load().child(from) != nil || target.touches(to) || target.hides.Load().child(to) != nil {
 			return fuse.EACCES
 		}
-		return status(unix.Renameat2(dir.fd, from, target.fd, to, uint(in.Flags)))
+		if err := unix.Renameat2(dir.fd, from, target.fd, to, uint(in.Flags)); err != nil {
+			return status(err)
+		}
+		f.moved(target, to)
+		if in.Flags&unix.RENAME_EXCHANGE != 0 {
+			f.moved(dir, from)
+		}
+		return fuse.OK
 	})
 }
 

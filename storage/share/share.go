@@ -1,17 +1,19 @@
 // Package share is a directory of the host as a FUSE file system: what is behind
 // a virtio-fs device. It asks for no rights that its process does not have.
 //
-// A guest cannot leave the directory. Every file that it knows is held by a
+// A guest cannot leave the directory. Every file that it uses is held by a
 // descriptor, names are looked up one part at a time below such a descriptor with
 // openat2 and RESOLVE_BENEATH, and symbolic links are the guest's to follow. Of
 // other files than regular ones and directories, only the attributes are shown.
 package share
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,6 +67,7 @@ type FS struct {
 	nodes  map[uint64]*node
 	byFile map[fileID]*node
 	nextID uint64
+	open   *list.List // of *node: those whose descriptors may be closed, the one not used for longest first
 
 	handleMu   sync.RWMutex
 	handles    map[uint64]*handle
@@ -74,13 +77,17 @@ type FS struct {
 // fileID names a file of the host.
 type fileID struct{ dev, ino uint64 }
 
-// node is a file that the guest knows. Its descriptor lives until the last use has
-// ended, whatever the guest says: its number may be another file's afterwards.
+// node is a file that the guest knows. While it is in use its descriptor lives, whatever the
+// guest says: its number may be another file's afterwards.
 type node struct {
 	id      uint64
 	file    fileID
 	mode    uint32
-	fd      int
+	fd      int           // -1 while it is closed; changes under FS.mu, when nothing uses the node
+	at      *list.Element // of FS.open; guarded by FS.mu
+	parent  *node         // where it was last found, by which name; nil for the root; guarded by FS.mu
+	name    string
+	used    atomic.Bool // since evict has last seen it
 	lookups uint64      // guarded by FS.mu
 	missed  atomic.Bool // the guest was told that a name is not in it
 	uses    atomic.Int64
@@ -121,16 +128,20 @@ func New(dir string, o Options) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), opts: o, rootDev: st.Dev,
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), names: namesFor,
 		done: make(chan struct{}), interrupt: make(chan struct{}), nodes: map[uint64]*node{}, byFile: map[fileID]*node{},
-		hiddenFiles: hiddenFiles(dir, o.Hide), handles: map[uint64]*handle{}, nextID: fuse.FUSE_ROOT_ID + 1, nextHandle: 1,
+		hiddenFiles: hiddenFiles(dir, o.Hide), handles: map[uint64]*handle{}, open: list.New(), nextID: fuse.FUSE_ROOT_ID + 1, nextHandle: 1,
 	}
 	if o.Static {
 		f.names, f.attrs = staticFor, staticFor
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, file: fileID{st.Dev, st.Ino}, mode: st.Mode, fd: fd, lookups: math.MaxUint64 / 2}
 	root.uses.Store(1)
+	known.Add(1)
 	root.hides.Store(newHides(o.Hide))
 	descriptors.Add(1)
 	f.nodes[root.id], f.byFile[root.file] = root, root
+	shared.Lock()
+	defer shared.Unlock()
+	shared.list = append(shared.list, f)
 	return f, nil
 }
 
@@ -171,6 +182,9 @@ func (f *FS) String() string { return "share" }
 // Close ends what waits for a lock and forgets all files. It is called once.
 func (f *FS) Close() error {
 	close(f.done)
+	shared.Lock()
+	shared.list = slices.DeleteFunc(shared.list, func(g *FS) bool { return g == f })
+	shared.Unlock()
 	f.handleMu.Lock()
 	for id, h := range f.handles {
 		delete(f.handles, id)
@@ -181,28 +195,21 @@ func (f *FS) Close() error {
 	defer f.mu.Unlock()
 	for id, n := range f.nodes {
 		delete(f.nodes, id)
+		f.closed(n)
 		n.put()
 	}
 	clear(f.byFile)
 	return nil
 }
 
-// node returns a node for use until put; nil if the guest should not know it.
-func (f *FS) node(id uint64) *node {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	n := f.nodes[id]
-	if n != nil {
-		n.uses.Add(1)
-	}
-	return n
-}
-
 func (n *node) put() {
 	if n.uses.Add(-1) == 0 {
 		n.locks.close()
-		unix.Close(n.fd)
-		descriptors.Add(-1)
+		known.Add(-1)
+		if n.fd >= 0 {
+			unix.Close(n.fd)
+			descriptors.Add(-1)
+		}
 	}
 }
 
@@ -228,26 +235,11 @@ func (h *handle) put() {
 	}
 }
 
-// descriptors are those of all shares of the process, which guests decide on.
-var descriptors atomic.Int64
-
-// maxDescriptors leaves the process a quarter of its open files for itself.
-var maxDescriptors = sync.OnceValue(func() int64 {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return 256
-	}
-	return int64(min(l.Cur, math.MaxInt32) / 4 * 3)
-})
-
-// full reports whether guests have as many open files as they may.
-func full() bool { return descriptors.Load() >= maxDescriptors() }
-
 // addHandle takes over fd and a use of n.
 func (f *FS) addHandle(n *node, fd int) (uint64, fuse.Status) {
 	h := &handle{node: n, fd: fd}
 	h.uses.Store(1)
-	if descriptors.Add(1); full() {
+	if descriptors.Add(1); noRoom() {
 		h.put()
 		return 0, fuse.Status(unix.ENFILE)
 	}
@@ -345,7 +337,7 @@ func (f *FS) lookup(dir *node, name string, out *fuse.EntryOut) fuse.Status {
 	switch {
 	case badName(name):
 		return fuse.EINVAL
-	case full():
+	case noRoom():
 		return fuse.Status(unix.ENFILE)
 	case dir.hidden.Load():
 		return fuse.ENOENT
@@ -376,14 +368,21 @@ func (f *FS) know(dir *node, name string, fd int, st *unix.Stat_t, out *fuse.Ent
 	file := fileID{st.Dev, st.Ino}
 	f.mu.Lock()
 	n := f.byFile[file]
-	if n != nil && n.mode&unix.S_IFMT == st.Mode&unix.S_IFMT {
-		unix.Close(fd)
-	} else {
-		n = &node{id: f.nextID, file: file, mode: st.Mode, fd: fd}
+	switch {
+	case n == nil || n.mode&unix.S_IFMT != st.Mode&unix.S_IFMT:
+		n = &node{id: f.nextID, file: file, mode: st.Mode}
+		known.Add(1)
 		n.uses.Store(1)
-		descriptors.Add(1)
+		f.opened(n, fd)
 		f.nextID++
 		f.nodes[n.id], f.byFile[file] = n, n
+	case n.fd < 0:
+		f.opened(n, fd)
+	default:
+		unix.Close(fd)
+	}
+	if n.id != fuse.FUSE_ROOT_ID {
+		n.parent, n.name = dir, name
 	}
 	n.lookups++
 	f.note(n, dir.hides.Load().child(name))
@@ -442,6 +441,8 @@ func (f *FS) Forget(id, lookups uint64) {
 	n.lookups -= min(n.lookups, lookups)
 	gone := n.lookups == 0
 	if gone {
+		f.closed(n)
+		n.parent = nil // what is below does not keep all that was above
 		delete(f.nodes, id)
 		if f.byFile[n.file] == n {
 			delete(f.byFile, n.file)

@@ -84,6 +84,10 @@ func (f *FS) Save() ([]byte, error) {
 			continue
 		}
 		o := NodeState{ID: id, Dev: n.file.dev, Ino: n.file.ino, Mode: n.mode, Lookups: n.lookups}
+		if f.again(n) != nil { // it has no name by which it was known
+			s.Nodes = append(s.Nodes, o)
+			continue
+		}
 		path, err := os.Readlink(n.path())
 		if err != nil {
 			return nil, err
@@ -98,6 +102,9 @@ func (f *FS) Save() ([]byte, error) {
 			return nil, err
 		}
 		s.Nodes = append(s.Nodes, o)
+		if crowded() {
+			f.evict()
+		}
 	}
 	for id, h := range f.handles {
 		o := HandleState{ID: id, Node: h.node.id}
@@ -159,16 +166,19 @@ func (f *FS) Load(state []byte) error {
 		if o.ID <= fuse.FUSE_ROOT_ID || f.nodes[o.ID] != nil {
 			return errors.New("a file that is known twice")
 		}
-		if full() {
-			return unix.ENFILE
+		if crowded() {
+			if f.evict(); full() {
+				return unix.ENFILE
+			}
 		}
 		fd, err := openAt(root.fd, o.Path, unix.O_PATH, 0)
 		if err != nil {
 			return fmt.Errorf("%w: %w", &GoneError{o.Path}, err)
 		}
-		n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, fd: fd, lookups: o.Lookups}
+		n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, lookups: o.Lookups, parent: root, name: o.Path}
 		n.uses.Store(1)
-		descriptors.Add(1)
+		known.Add(1)
+		f.opened(n, fd)
 		f.note(n, root.hides.Load().at(o.Path))
 		f.nodes[n.id] = n
 		var st unix.Stat_t
@@ -196,6 +206,12 @@ func (f *FS) Load(state []byte) error {
 		n := f.nodes[o.Node]
 		if n == nil {
 			continue // of a file without a name: EBADF
+		}
+		if crowded() {
+			f.evict()
+		}
+		if err := f.again(n); err != nil {
+			return fmt.Errorf("%s: %w", o.path(&s), err)
 		}
 		if f.opts.ReadOnly && writes(uint32(o.Flags)) {
 			return fmt.Errorf("%s: it was open for writing, and the directory is shared read-only: %w", o.path(&s), unix.EROFS)
