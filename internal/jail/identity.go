@@ -31,7 +31,8 @@ const (
 	searchOthers = 1 << unix.CAP_DAC_READ_SEARCH
 	removeOthers = 1<<unix.CAP_DAC_OVERRIDE | searchOthers
 	// changeOthers are all that a writable share takes whose files belong to several users.
-	changeOthers = removeOthers | 1<<unix.CAP_CHOWN | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID | 1<<unix.CAP_MKNOD | 1<<unix.CAP_SETFCAP
+	// No devices are made in one, but for the mark of an overlay, which needs no right.
+	changeOthers = removeOthers | 1<<unix.CAP_CHOWN | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID | 1<<unix.CAP_SETFCAP
 	lowPorts     = 1 << unix.CAP_NET_BIND_SERVICE
 )
 

@@ -24,7 +24,7 @@ func landlockABI() int {
 const (
 	read  = ll.AccessFSReadFile | ll.AccessFSReadDir
 	write = read | ofFile | unlink | ll.AccessFSRefer | ll.AccessFSMakeChar | ll.AccessFSMakeDir | ll.AccessFSMakeReg |
-		ll.AccessFSMakeSock | ll.AccessFSMakeFifo | ll.AccessFSMakeBlock | ll.AccessFSMakeSym
+		ll.AccessFSMakeSock | ll.AccessFSMakeFifo | ll.AccessFSMakeSym
 	unlink = ll.AccessFSRemoveFile | ll.AccessFSRemoveDir | ll.AccessFSReadDir // to find what there is
 	// ofFile are the rights that a file can have, and not only a directory.
 	ofFile = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSIoctlDev

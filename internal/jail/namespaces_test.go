@@ -25,6 +25,7 @@ func tryRoot(dir string) error {
 	r := rules(dir, false)
 	r.Paths = append(r.Paths, Path{Path: at("link"), Access: Read}, Path{Path: at("ro/inner"), Access: Write}, Path{Path: "/proc/self", Access: Read},
 		Path{Path: at("rw"), Access: Write, Others: true})
+	deviceMade := unix.Mknod(at("rw/device"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))) == nil
 	before, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return err
@@ -53,11 +54,16 @@ func tryRoot(dir string) error {
 	if err := os.Chmod(at("ro/there"), 0o777); !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("the mode of what is only to be read: %v", err)
 	}
-	// A device can be made where another's files can be, and not be opened.
-	if err := unix.Mknod(at("rw/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err == nil {
-		if err := readable(at("rw/null")); !errors.Is(err, os.ErrPermission) {
-			return fmt.Errorf("opening a device: %v", err)
+	for _, kind := range []uint32{unix.S_IFCHR, unix.S_IFBLK} {
+		if err := unix.Mknod(at("rw/new device"), kind|0o666, int(unix.Mkdev(1, 3))); !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("making a device of kind %o: %v", kind, err)
 		}
+	}
+	if err := readable(at("rw/device")); deviceMade && !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("opening a device: %v", err)
+	}
+	if err := unix.Mknod(at("rw/mark"), unix.S_IFCHR|0o600, 0); err != nil {
+		return fmt.Errorf("the mark of an overlay: %v", err)
 	}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
