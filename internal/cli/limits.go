@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/pflag"
 
 	"vmm/internal/bytesize"
 	"vmm/internal/cgroup"
+	"vmm/internal/paths"
 	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/registry"
@@ -46,7 +46,7 @@ func (f *limitFlags) fill(fl *pflag.FlagSet, l *vm.Limits) (given bool, err erro
 // parseIOLimit reads a value of --io-limit. What is saved with the VM is found from anywhere.
 func parseIOLimit(text string) (l vm.IOLimit, err error) {
 	if l, err = cgroup.ParseIO(text); err == nil {
-		l.Path, err = filepath.Abs(l.Path)
+		l.Path, err = paths.Abs(l.Path)
 	}
 	return l, err
 }

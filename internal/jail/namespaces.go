@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/paths"
 )
 
 // Namespaces need a privilege that only root has here: a user namespace, which would give
@@ -76,7 +78,7 @@ func (s *spaces) close() {
 // enter takes all threads there.
 func (s *spaces) enter() error {
 	defer s.close()
-	dir, err := os.Getwd()
+	dir, err := unix.Getwd()
 	if err != nil {
 		return err
 	}
@@ -112,7 +114,7 @@ type tree struct {
 // newRoot makes the calling thread's root one in which there are the paths of the rules
 // and nothing else, and no device that could be opened.
 func newRoot(r *Rules) error {
-	cwd, err := os.Getwd()
+	cwd, err := unix.Getwd()
 	if err != nil {
 		return err
 	}
@@ -155,12 +157,12 @@ func newRoot(r *Rules) error {
 
 // detach clones what is at the paths, those above others first. What is inside of another
 // that can be written is there with that: as a mount of its own it could not be removed.
-func detach(paths []Path) (trees []tree, err error) {
-	for _, p := range paths {
+func detach(list []Path) (trees []tree, err error) {
+	for _, p := range list {
 		if p.Held {
 			continue
 		}
-		path, err := filepath.Abs(p.Path)
+		path, err := paths.Abs(p.Path)
 		if err != nil {
 			return trees, err
 		}

@@ -77,7 +77,9 @@ func tryRoot(dir string) error {
 
 // tryRelative looks whether relative paths lead where they led before.
 func tryRelative(dir string) error {
-	if err := os.Chdir(dir); err != nil {
+	// A shell may have come there by a link.
+	link := filepath.Join(dir, "link")
+	if err := errors.Join(os.Symlink(dir, link), os.Setenv("PWD", link), os.Chdir(link)); err != nil {
 		return err
 	}
 	_, err := Enforce(Full, Rules{Paths: []Path{{Path: "ro", Access: Read}}}, violation)
