@@ -19,6 +19,7 @@ const userScript = `set -e
 cat made
 "$1" run -d --name mine --console none > /dev/null
 "$1" exec mine uname -s
+if unshare -Urm true 2> /dev/null; then "$1" inspect mine | grep -c 'namespaces (mnt ipc)'; else echo 1; fi
 "$1" snapshot mine saved
 "$1" kill mine > /dev/null
 "$1" restore -d --name again saved > /dev/null
@@ -33,7 +34,7 @@ cat made
 func TestNotRoot(t *testing.T) {
 	needKVM(t)
 	out, err := asUser(t, ":", userScript)
-	if want := "root\nkept\nLinux\nLinux\n1\n"; out != want {
+	if want := "root\nkept\nLinux\n1\nLinux\n1\n"; out != want {
 		t.Errorf("%v, %q, want %q", err, out, want)
 	}
 }

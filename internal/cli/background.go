@@ -52,19 +52,12 @@ func endWithStarter() {
 // detach runs the session in a process in the background, and returns the name of its VM
 // when that runs. When ctx ends before, the process is ended.
 func (s *session) detach(ctx context.Context) (name string, err error) {
-	c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
-	if err != nil {
-		return "", err
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return "", err
 	}
 	defer r.Close()
-	c.Stderr = os.Stderr         // until it is ready
-	c.ExtraFiles = []*os.File{w} // readyFD
-	c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	err = c.Start()
+	c, err := s.startBackground(ctx, w)
 	w.Close()
 	if err != nil {
 		return "", err
@@ -85,6 +78,26 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 		return "", &exitError{exit.ExitCode(), nil}
 	}
 	return "", fmt.Errorf("the VM's process ended: %v", err)
+}
+
+// startBackground starts the process, which says on w when it is ready; without a user
+// namespace where the host allows none.
+func (s *session) startBackground(ctx context.Context, w *os.File) (*exec.Cmd, error) {
+	isolated := true
+	for {
+		c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
+		if err != nil {
+			return nil, err
+		}
+		c.Stderr = os.Stderr         // until it is ready
+		c.ExtraFiles = []*os.File{w} // readyFD
+		c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+		isolated = isolated && s.isolate(c)
+		if err = c.Start(); err == nil || !isolated {
+			return c, err
+		}
+		isolated = false
+	}
 }
 
 // background is what a VM in the background has in the place of a terminal.
