@@ -3,7 +3,8 @@
 // It is the second wall around a guest: the first is that no byte of a guest's is
 // believed. Whoever gets past that has a process that opens only the files named here
 // (Landlock, docs/jail.md), and makes only the system calls that a running VM makes
-// (seccomp). Neither needs a privilege, and no process can take them off again.
+// (seccomp). Neither needs a privilege, and no process can take them off again. One that has
+// privileges gives them up for namespaces, in which the other files are not even there.
 package jail
 
 import (
@@ -68,7 +69,8 @@ type Status struct {
 	// Landlock is its ABI version; 0 if the kernel has none.
 	Landlock int  `json:"landlock"`
 	Seccomp  bool `json:"seccomp"`
-	// Namespaces are the process's own, by their names in /proc/PID/ns. Only root's has any.
+	// Namespaces are the process's own, by their names in /proc/PID/ns. Only a process with
+	// privileges, be it in a user namespace, has any.
 	Namespaces []string `json:"namespaces,omitempty"`
 	// Missing says in words what this host cannot do.
 	Missing string `json:"missing,omitempty"`
@@ -194,8 +196,12 @@ func (s *Status) enter(own spaces) error {
 	return own.enter()
 }
 
-// privileged reports whether the process can make namespaces, for all of its threads.
-func privileged() bool { return !cgo && held()&(1<<unix.CAP_SYS_ADMIN) != 0 }
+// privileged reports whether the process can make namespaces and take all of its threads
+// there (setns(2)).
+func privileged() bool {
+	const needed = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_CHROOT
+	return !cgo && held()&needed == needed
+}
 
 // become leaves the process the rights that the rules need, or those of another user.
 func (r *Rules) become() error {

@@ -17,10 +17,9 @@ import (
 	"vmm/internal/paths"
 )
 
-// Namespaces need a privilege that only root has here: a user namespace, which would give
-// it to anybody, cannot be entered by a program that has threads already, and a program
-// in Go always has (user_namespaces(7)). For the same reason there is none of processes:
-// it would be for children only, and this process can have none.
+// Namespaces need a privilege, which root has, and who begins in a user namespace: a program
+// that has threads already, as one in Go always has, cannot enter one (user_namespaces(7)).
+// There is no namespace of processes: it would be for children only, of which there are none.
 
 // spaces are namespaces that a thread has made, for all others to enter.
 type spaces struct {
