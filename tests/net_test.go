@@ -288,7 +288,7 @@ func TestBadNetworks(t *testing.T) {
 		{"--net switch", 2, "name=... is missing"},
 		{"--net none --net user", 2, "goes with no other"},
 		{"--net none --publish 8080:80", 2, "--publish needs a --net user"},
-		{"--publish 80", 2, "HOST-PORT:GUEST-PORT"},
+		{"--publish 80:", 2, "the guest's port is from 1 to 65535"},
 		{"--publish " + taken, 125, "is in use on the host"},
 		{"--publish 192.0.2.99:8080:80", 125, "has no address"},
 		{"--net tap,ifname=a-name-that-is-too-long", 125, "at most 15 characters"},

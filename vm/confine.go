@@ -71,7 +71,6 @@ func (v *VM) Confine(c Confinement) (JailStatus, error) {
 	r := v.rules(&c)
 	if c.Level != JailOff {
 		v.confined.Store(true)
-		v.offline.Store(!r.Internet)
 	}
 	return jail.Enforce(c.Level, r, c.Violation)
 }
@@ -143,6 +142,7 @@ func (v *VM) needs() jail.Rules {
 			unlink(cfg.Path)
 		case Datagram:
 			unlink(cfg.Local)
+			add(filepath.Dir(cfg.Remote), jail.Read) // which need not be there yet
 		}
 	}
 	for _, socket := range append(v.sockets(), v.cfg.Vsock) {

@@ -57,7 +57,7 @@ func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*Mi
 		o.Downtime = DefaultDowntime
 	}
 	hello := migration.Hello{VMM: version.String(), Memory: uint64(v.cfg.Memory), CPUs: v.cfg.CPUs, Name: v.cfg.Name}
-	conn, err := openPeer(ctx, o.Conn, v.offline.Load(), address, o.Key, &hello)
+	conn, err := openPeer(ctx, o.Conn, v.confined.Load(), address, o.Key, &hello)
 	if err != nil {
 		return nil, err
 	}

@@ -83,14 +83,15 @@ func Dial(ctx context.Context, address string) (net.Conn, error) {
 
 // openPeer makes of a connection to a Receiver one that a VM can be sent over. Over TCP,
 // the other side's certificate must be the one of the key, and it is told the key's
-// secret. A nil conn is made, unless the process is offline.
-func openPeer(ctx context.Context, conn net.Conn, offline bool, address, key string, hello *migration.Hello) (_ net.Conn, err error) {
+// secret. A nil conn is made, unless the process is in a jail, where neither the
+// address nor the socket need be there.
+func openPeer(ctx context.Context, conn net.Conn, confined bool, address, key string, hello *migration.Hello) (_ net.Conn, err error) {
 	network, _, err := SplitAddress(address)
 	if err != nil {
 		return nil, err
 	}
 	if conn == nil {
-		if network != "unix" && offline {
+		if confined {
 			return nil, ErrConfined
 		}
 		if conn, err = Dial(ctx, address); err != nil {
