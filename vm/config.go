@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vmm/bootloader"
+	"vmm/internal/paths"
 	"vmm/internal/vmname"
 	"vmm/machine"
 	"vmm/network/gateway"
@@ -297,7 +298,7 @@ func (c *Config) checkShares() error {
 			return wrong("Shares", "%s at /: that is the guest's root; share it somewhere below", s.Host)
 		}
 		for _, own := range guestsOwn {
-			if place == own || own != "/dev" && strings.HasPrefix(place, own+"/") {
+			if place == own || own != "/dev" && paths.Below(place, own) {
 				return wrong("Shares", "%s at %s: the guest has a %s of its own", s.Host, s.Guest, own)
 			}
 		}

@@ -62,7 +62,7 @@ var ErrConfined = errors.New("the VM's process is in a jail, which does not let 
 // Confine takes from this whole process, for good, what the VM does not need any more: it
 // is for a program that runs one VM, between Prepare and Start. What would open other
 // files later fails then, with ErrConfined or the system's error: Snapshot to a directory,
-// Clone, and Migrate by TCP if the VM has no gateway. It is a second wall, behind which a
+// Clone, and Migrate without a connection. It is a second wall, behind which a
 // guest is that got past the first.
 func (v *VM) Confine(c Confinement) (JailStatus, error) {
 	if !v.made() {

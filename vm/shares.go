@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +36,7 @@ var ErrKernelFiles = errors.New("the host's /proc, /sys and /dev are not shared 
 // checkShare refuses a real path that is the kernel's, wherever that is mounted.
 func checkShare(dir string) error {
 	for _, top := range []string{"/proc", "/sys", "/dev"} {
-		if dir == top || strings.HasPrefix(dir, top+"/") {
+		if paths.Below(dir, top) {
 			return fmt.Errorf("%s: %w", dir, ErrKernelFiles)
 		}
 	}
@@ -92,17 +90,6 @@ func (s *shares) close() error {
 		err = errors.Join(err, h.Close())
 	}
 	return err
-}
-
-// allNames are paths, and those of them that lead through symbolic links without these too.
-func allNames(list []string) []string {
-	out := slices.Clone(list)
-	for _, path := range list {
-		if real, err := paths.Real(path); err == nil && real != path {
-			out = append(out, real)
-		}
-	}
-	return out
 }
 
 // hidden are those of the paths that lie below a directory, which is free of symbolic
@@ -160,7 +147,7 @@ func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 
 // openShares makes the shares of a VM that boots, to be closed also with an error; modules is the tree of its kernel's.
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
-	s := &shares{hide: allNames(c.Hide)}
+	s := &shares{hide: paths.Names(c.Hide)}
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
 	if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {

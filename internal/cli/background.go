@@ -80,24 +80,25 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	return "", fmt.Errorf("the VM's process ended: %v", err)
 }
 
-// startBackground starts the process, which says on w when it is ready; without a user
-// namespace where the host allows none.
+// startBackground starts the process, which says on w when it is ready; in a user namespace
+// if that is of use, and the host allows it.
 func (s *session) startBackground(ctx context.Context, w *os.File) (*exec.Cmd, error) {
-	isolated := true
-	for {
+	start := func(a *unix.SysProcAttr) (*exec.Cmd, error) {
 		c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
 		if err != nil {
 			return nil, err
 		}
 		c.Stderr = os.Stderr         // until it is ready
 		c.ExtraFiles = []*os.File{w} // readyFD
-		c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-		isolated = isolated && s.isolate(c)
-		if err = c.Start(); err == nil || !isolated {
-			return c, err
-		}
-		isolated = false
+		c.SysProcAttr = a
+		return c, c.Start()
 	}
+	if s.canIsolate() {
+		if c, err := start(isolated()); err == nil {
+			return c, nil
+		}
+	}
+	return start(&unix.SysProcAttr{Setsid: true})
 }
 
 // background is what a VM in the background has in the place of a terminal.

@@ -47,7 +47,7 @@ func (s *session) completeDirectory() error {
 // guestHas reports whether what the guest with the host's root has at a path is not what
 // the host has there, but a file system of its own, nothing, or a share.
 func guestHas(c *vm.Config, path string) bool {
-	within := func(dir string) bool { return below(path, dir) }
+	within := func(dir string) bool { return paths.Below(path, dir) }
 	return slices.ContainsFunc(hidden, within) || slices.ContainsFunc(c.Hide, within) ||
 		slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) })
 }
@@ -55,15 +55,10 @@ func guestHas(c *vm.Config, path string) bool {
 // shareDirectory lets a guest with the host's root see a directory, whose path is free of
 // symbolic links, also where its own file systems hide it. What it writes goes to its memory.
 func shareDirectory(c *vm.Config, dir string) {
-	within := func(top string) bool { return below(dir, top) }
+	within := func(top string) bool { return paths.Below(dir, top) }
 	if !guestHas(c, dir) || slices.ContainsFunc(c.Shares, func(s vm.Share) bool { return within(s.Guest) }) ||
 		within("/proc") || within("/sys") || dir == "/dev" {
 		return
 	}
 	c.Shares = append(c.Shares, vm.Share{Host: dir, Guest: dir, Overlay: true})
-}
-
-// below reports whether a path is a directory or in it.
-func below(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

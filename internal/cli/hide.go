@@ -4,8 +4,8 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"vmm/internal/paths"
 
+	"vmm/internal/paths"
 	"vmm/vm"
 	"vmm/vm/credentials"
 )
@@ -13,17 +13,15 @@ import (
 // hideCredentials keeps from the guest what the user's and the host's secrets are in, but
 // for what is exposed.
 func (f *runFlags) hideCredentials(c *vm.Config) error {
-	var exposed []string // by all their names
+	var exposed []string
 	for _, p := range f.expose {
 		abs, err := paths.Abs(p)
 		if err != nil {
 			return failed(err)
 		}
 		exposed = append(exposed, abs)
-		if real, err := paths.Real(p); err == nil {
-			exposed = append(exposed, real)
-		}
 	}
+	exposed = paths.Names(exposed)
 	for _, p := range f.hide {
 		abs, err := paths.Abs(p)
 		if err != nil {
@@ -36,11 +34,11 @@ func (f *runFlags) hideCredentials(c *vm.Config) error {
 		if err != nil {
 			real = p // it is not there
 		}
-		if slices.ContainsFunc(exposed, func(e string) bool { return below(p, e) || below(real, e) }) {
+		if slices.ContainsFunc(exposed, func(e string) bool { return paths.Below(p, e) || paths.Below(real, e) }) {
 			continue
 		}
 		for _, e := range exposed {
-			if below(e, p) || below(e, real) {
+			if paths.Below(e, p) || paths.Below(e, real) {
 				return usage("--expose %s: all of %s is hidden: expose that", e, p)
 			}
 		}

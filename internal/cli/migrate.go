@@ -57,8 +57,8 @@ func migrateCommand() *cobra.Command {
 	return cmd
 }
 
-// askMigrate has a VM moved, and shows how far that is. Where the VM's process has no
-// network, it uses a connection that is made here.
+// askMigrate has a VM moved, and shows how far that is. The process of a VM in a
+// jail uses a connection that is made here.
 func askMigrate(ctx context.Context, origin api.VM, req api.MigrateRequest) (*api.MigrateResult, error) {
 	bar := newProgress("moving")
 	defer bar.end()

@@ -159,18 +159,19 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	var own spaces
 	if making != nil { // before Landlock forbids to mount, and all paths are there still for its rules
 		own = <-making
+		s.note(&own)
+		if r.User != nil && own.err != nil {
+			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
+		}
 	}
 	if s.Landlock > 0 {
 		if err := restrictFiles(&r); err != nil {
 			return s, fmt.Errorf("restricting files: %w", err)
 		}
 	}
-	if making != nil {
-		if err := s.enter(own); err != nil {
+	if len(own.list) > 0 {
+		if err := own.enter(); err != nil {
 			return s, fmt.Errorf("namespaces: %w", err)
-		}
-		if r.User != nil && s.Namespaces == nil {
-			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
 		}
 	}
 	if level == Full {
@@ -186,14 +187,14 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	return s, nil
 }
 
-// enter goes into namespaces, or says why there are none.
-func (s *Status) enter(own spaces) error {
+// note notes namespaces, or why there are none.
+func (s *Status) note(own *spaces) {
+	for _, n := range own.list {
+		s.Namespaces = append(s.Namespaces, n.name)
+	}
 	if own.err != nil {
 		s.miss(fmt.Sprintf("no namespaces (%v)", own.err))
-		return nil
 	}
-	s.Namespaces = own.names
-	return own.enter()
 }
 
 // privileged reports whether the process can make namespaces and take all of its threads
@@ -229,9 +230,7 @@ func Able() Status {
 	s := able()
 	if privileged() {
 		own := <-makeSpaces(&Rules{Paths: []Path{{Path: "/proc/self"}}})
-		if s.Namespaces = own.names; own.err != nil {
-			s.miss(fmt.Sprintf("no namespaces (%v)", own.err))
-		}
+		s.note(&own)
 		own.close()
 	}
 	return s

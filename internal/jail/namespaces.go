@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/mounts"
 	"vmm/internal/paths"
 )
 
@@ -21,12 +22,17 @@ import (
 // that has threads already, as one in Go always has, cannot enter one (user_namespaces(7)).
 // There is no namespace of processes: it would be for children only, of which there are none.
 
+// space is a kind of namespaces.
+type space struct {
+	name string   // in /proc/PID/ns
+	flag int      // of unshare(2) and setns(2)
+	file *os.File // one that was made
+}
+
 // spaces are namespaces that a thread has made, for all others to enter.
 type spaces struct {
-	names []string
-	files []*os.File
-	flags []int
-	err   error
+	list []space
+	err  error
 }
 
 // makeSpaces makes the namespaces, and the file system of the mount namespace, on a thread
@@ -47,10 +53,7 @@ func makeSpaces(r *Rules) <-chan spaces {
 }
 
 func (s *spaces) make(r *Rules) error {
-	kinds := []struct {
-		name string
-		flag int
-	}{{"mnt", unix.CLONE_NEWNS}, {"ipc", unix.CLONE_NEWIPC}, {"net", unix.CLONE_NEWNET}}
+	kinds := []space{{name: "mnt", flag: unix.CLONE_NEWNS}, {name: "ipc", flag: unix.CLONE_NEWIPC}, {name: "net", flag: unix.CLONE_NEWNET}}
 	if r.Internet {
 		kinds = kinds[:2]
 	}
@@ -58,20 +61,20 @@ func (s *spaces) make(r *Rules) error {
 		if err := unix.Unshare(k.flag); err != nil {
 			return fmt.Errorf("a %s namespace: %w", k.name, err)
 		}
-		f, err := os.Open("/proc/thread-self/ns/" + k.name)
-		if err != nil {
+		var err error
+		if k.file, err = os.Open("/proc/thread-self/ns/" + k.name); err != nil {
 			return err
 		}
-		s.names, s.files, s.flags = append(s.names, k.name), append(s.files, f), append(s.flags, k.flag)
+		s.list = append(s.list, k)
 	}
 	return newRoot(r)
 }
 
 func (s *spaces) close() {
-	for _, f := range s.files {
-		f.Close()
+	for _, n := range s.list {
+		n.file.Close()
 	}
-	s.files, s.names = nil, nil
+	s.list = nil
 }
 
 // enter takes all threads there.
@@ -89,9 +92,9 @@ func (s *spaces) enter() error {
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_UNSHARE, unix.CLONE_FS, 0, 0); errno != 0 {
 		return fmt.Errorf("a root for each thread: %w", errno)
 	}
-	for i, f := range s.files {
-		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, f.Fd(), uintptr(s.flags[i]), 0); errno != 0 {
-			return fmt.Errorf("entering namespace %s: %w", f.Name(), errno)
+	for _, n := range s.list {
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, n.file.Fd(), uintptr(n.flag), 0); errno != 0 {
+			return fmt.Errorf("entering the %s namespace: %w", n.name, errno)
 		}
 	}
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(name)), 0, 0)
@@ -151,7 +154,7 @@ func newRoot(r *Rules) error {
 	if err := os.MkdirAll(cwd, 0o755); err != nil {
 		return err
 	}
-	return setAttributes(root, unix.MOUNT_ATTR_RDONLY, 0)
+	return unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 // detach clones what is at the paths, those above others first. What is inside of another
@@ -175,7 +178,7 @@ func detach(list []Path) (trees []tree, err error) {
 	kept := trees[:0]
 	for _, t := range trees {
 		covered := slices.ContainsFunc(kept, func(k tree) bool {
-			return k.contains(t.real) && (k.access != Read || t.access == Read)
+			return paths.Below(t.real, k.real) && (k.access != Read || t.access == Read)
 		})
 		if !covered {
 			if err := t.detach(); err != nil {
@@ -189,11 +192,6 @@ func detach(list []Path) (trees []tree, err error) {
 	return kept, nil
 }
 
-// contains reports whether a path is the tree's, or below it.
-func (t *tree) contains(path string) bool {
-	return path == t.real || strings.HasPrefix(path, t.real+"/")
-}
-
 // detach makes a mount of the tree that is nowhere yet.
 func (t *tree) detach() error {
 	st, err := os.Stat(t.real)
@@ -201,10 +199,6 @@ func (t *tree) detach() error {
 		return err
 	}
 	t.dir = st.IsDir()
-	t.fd, err = unix.OpenTree(unix.AT_FDCWD, t.real, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return err
-	}
 	var attr uint64
 	if t.access == Read {
 		attr = unix.MOUNT_ATTR_RDONLY
@@ -212,13 +206,8 @@ func (t *tree) detach() error {
 	if t.dir { // a file is a disk, perhaps a device
 		attr |= unix.MOUNT_ATTR_NODEV
 	}
-	return setAttributes(t.fd, attr, unix.AT_RECURSIVE)
-}
-
-// setAttributes sets attributes of a mount, beside those that all have here.
-func setAttributes(fd int, attr uint64, flags uint) error {
-	attr |= unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
-	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|flags, &unix.MountAttr{Attr_set: attr})
+	t.fd, err = mounts.Detach(t.real, attr)
+	return err
 }
 
 // empty is an empty file system.
@@ -232,7 +221,7 @@ func empty() (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("a tmpfs: %w", err)
 	}
-	return unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	return unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, mounts.Base|unix.MOUNT_ATTR_NODEV)
 }
 
 // attach puts the tree into the calling thread's root, by both of its names.

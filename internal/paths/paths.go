@@ -3,6 +3,7 @@ package paths
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -37,4 +38,21 @@ func Real(path string) (string, error) {
 		return "", err
 	}
 	return filepath.EvalSymlinks(path)
+}
+
+// Below reports whether a path is a directory, or below it, by their texts: both are
+// absolute and clean.
+func Below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// Names are paths, and those of them that lead through symbolic links without these too.
+func Names(list []string) []string {
+	out := slices.Clone(list)
+	for _, path := range list {
+		if real, err := Real(path); err == nil && real != path {
+			out = append(out, real)
+		}
+	}
+	return out
 }

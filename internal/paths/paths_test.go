@@ -48,3 +48,14 @@ func TestAbs(t *testing.T) {
 		}
 	}
 }
+
+func TestBelow(t *testing.T) {
+	for _, c := range []struct {
+		path, dir string
+		want      bool
+	}{{"/a", "/a", true}, {"/a/b", "/a", true}, {"/ab", "/a", false}, {"/", "/a", false}, {"/a", "/", true}, {"/", "/", true}} {
+		if got := Below(c.path, c.dir); got != c.want {
+			t.Errorf("%s below %s: %v", c.path, c.dir, got)
+		}
+	}
+}

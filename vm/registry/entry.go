@@ -120,9 +120,11 @@ func (e *Entry) End(status int, detail string) error {
 
 // Remove lets the name go, and leaves nothing.
 func (e *Entry) Remove() error {
-	err := e.each(os.RemoveAll)
-	if !e.given {
-		err = errors.Join(err, os.RemoveAll(e.Path()))
+	var err error
+	if e.given {
+		err = e.each(os.RemoveAll)
+	} else {
+		err = os.RemoveAll(e.Path())
 	}
 	return errors.Join(err, e.lock.Close())
 }
