@@ -27,7 +27,7 @@ func TestLayout(t *testing.T) {
 		{reqGetLAPIC, 0x8400ae8e}, {reqSetCPUID2, 0x4008ae90}, {reqGetMPState, 0x8004ae98},
 		{reqSetGuestDebug, 0x4048ae9b}, {reqGetVCPUEvents, 0x8040ae9f},
 		{reqGetDebugRegs, 0x8080aea1}, {reqGetXSave, 0x9000aea4}, {reqGetXCRs, 0x8188aea6},
-		{reqSetSignalMask, 0x4004ae8b},
+		{reqSetSignalMask, 0x4004ae8b}, {reqGetDeviceAttr, 0x4018aee2},
 	} {
 		if c.r.num != c.want {
 			t.Errorf("%s = %#x, want %#x", c.r.name, c.r.num, c.want)

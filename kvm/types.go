@@ -308,6 +308,14 @@ type ClockData struct {
 	_        [4]uint32
 }
 
+// DeviceAttr is struct kvm_device_attr.
+type DeviceAttr struct {
+	Flags uint32
+	Group uint32
+	Attr  uint64
+	Addr  uint64 // address of the value
+}
+
 // DirtyLog is struct kvm_dirty_log.
 type DirtyLog struct {
 	Slot   uint32

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ var (
 	reqKVMClockCtrl  = io("KVM_KVMCLOCK_CTRL", 0xad)
 	reqGetNested     = iowr[nestedHeader]("KVM_GET_NESTED_STATE", 0xbe)
 	reqSetNested     = iow[nestedHeader]("KVM_SET_NESTED_STATE", 0xbf)
+	reqGetDeviceAttr = iow[DeviceAttr]("KVM_GET_DEVICE_ATTR", 0xe2)
 )
 
 // VCPU is one virtual processor. All its methods but Run().SetImmediateExit
@@ -316,6 +318,24 @@ func (v *VCPU) TSCKHz() (int, error) { return call(v.fd, reqGetTSCKHz, 0) }
 func (v *VCPU) SetTSCKHz(khz int) error {
 	_, err := call(v.fd, reqSetTSCKHz, uintptr(khz))
 	return err
+}
+
+// The vCPU's attribute with its TSC's offset ("KVM_VCPU_TSC_CTRL" in the kernel's
+// documentation of vCPU devices).
+const (
+	vcpuTSCCtrl   = 0
+	vcpuTSCOffset = 0
+)
+
+// TSCOffset returns what KVM adds to the host's TSC for the guest, modulo 1<<64. KVMs
+// before Linux 5.16 do not tell.
+func (v *VCPU) TSCOffset() (uint64, error) {
+	var offset uint64
+	var pin runtime.Pinner // KVM gets the address as a number
+	defer pin.Unpin()
+	pin.Pin(&offset)
+	_, err := callPtr(v.fd, reqGetDeviceAttr, &DeviceAttr{Group: vcpuTSCCtrl, Attr: vcpuTSCOffset, Addr: uint64(uintptr(unsafe.Pointer(&offset)))})
+	return offset, err
 }
 
 // KVMClockCtrl tells the guest that it was paused, so that its watchdogs

@@ -112,11 +112,31 @@ func (in *interpreter) NativeDone() error { return in.v.kvm.SetXSave(in.area) }
 // TSC implements ring0.Host.
 func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
 
-func (in *interpreter) readTSCOffset() error {
-	before := rdtsc()
-	t, err := in.v.kvm.MSR(ring0.MSRTSC)
-	in.tscOffset = t - (before+rdtsc())/2
+// readTSCOffset has TSC return what KVM takes for the guest's TSC. It must not be
+// behind: the guest adds the time since KVM has noted the TSC for its clock, and less
+// than none is centuries.
+func (in *interpreter) readTSCOffset() (err error) {
+	if in.tscOffset, err = in.v.kvm.TSCOffset(); err != nil {
+		in.tscOffset, err = measureTSCOffset(in.v.kvm)
+	}
 	return err
+}
+
+// measureTSCOffset is kvm.VCPU.TSCOffset for hosts that do not tell it: what it returns
+// is the offset, or a little more.
+func measureTSCOffset(v *kvm.VCPU) (offset uint64, err error) {
+	shortest := ^uint64(0)
+	for range 16 { // the thread may lose its CPU on the way
+		before := rdtsc()
+		t, err := v.MSR(ring0.MSRTSC)
+		if err != nil {
+			return 0, err
+		}
+		if took := rdtsc() - before; took < shortest {
+			shortest, offset = took, t-before
+		}
+	}
+	return offset, nil
 }
 
 // run takes the guest a step further: in kernel mode until something is up,
