@@ -71,6 +71,7 @@ func (v *VM) Confine(c Confinement) (JailStatus, error) {
 	r := v.rules(&c)
 	if c.Level != JailOff {
 		v.confined.Store(true)
+		v.offline.Store(!r.Internet)
 	}
 	return jail.Enforce(c.Level, r, c.Violation)
 }

@@ -57,12 +57,18 @@ func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*Mi
 		o.Downtime = DefaultDowntime
 	}
 	hello := migration.Hello{VMM: version.String(), Memory: uint64(v.cfg.Memory), CPUs: v.cfg.CPUs, Name: v.cfg.Name}
-	conn, err := openPeer(ctx, o.Conn, v.confined.Load(), address, o.Key, &hello)
+	conn := o.Conn
+	if conn == nil {
+		if conn, err = v.dial(ctx, address); err != nil {
+			return nil, err
+		}
+	}
+	peer, err := openPeer(ctx, conn, address, o.Key, &hello)
 	if err != nil {
 		return nil, err
 	}
 	v.saver.base = "" // what was written since is told to the other side
-	result, err := migration.Send(ctx, conn, v.machine, migration.Options{
+	result, err := migration.Send(ctx, peer, v.machine, migration.Options{
 		Hello: hello, Downtime: o.Downtime, Progress: o.Progress, Release: v.disks.release, Reclaim: v.disks.reopen,
 		Config: func() ([]byte, error) {
 			vm := v.describe()
@@ -86,6 +92,19 @@ func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*Mi
 	}
 	v.saver.movedTo = address
 	return result, nil
+}
+
+// dial connects to a Receiver. From a jail no socket of another directory can be seen,
+// and where the VM has no gateway no address can be reached: ErrConfined then.
+func (v *VM) dial(ctx context.Context, address string) (net.Conn, error) {
+	network, _, err := SplitAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	if v.offline.Load() || network == "unix" && v.confined.Load() {
+		return nil, ErrConfined
+	}
+	return Dial(ctx, address)
 }
 
 // MovedTo returns where the VM is that is not here any more; "" if it has not moved.

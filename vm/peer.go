@@ -83,20 +83,11 @@ func Dial(ctx context.Context, address string) (net.Conn, error) {
 
 // openPeer makes of a connection to a Receiver one that a VM can be sent over. Over TCP,
 // the other side's certificate must be the one of the key, and it is told the key's
-// secret. A nil conn is made, unless the process is in a jail, where neither the
-// address nor the socket need be there.
-func openPeer(ctx context.Context, conn net.Conn, confined bool, address, key string, hello *migration.Hello) (_ net.Conn, err error) {
+// secret. After an error the connection is closed.
+func openPeer(ctx context.Context, conn net.Conn, address, key string, hello *migration.Hello) (_ net.Conn, err error) {
 	network, _, err := SplitAddress(address)
 	if err != nil {
-		return nil, err
-	}
-	if conn == nil {
-		if confined {
-			return nil, ErrConfined
-		}
-		if conn, err = Dial(ctx, address); err != nil {
-			return nil, err
-		}
+		return nil, errors.Join(err, conn.Close())
 	}
 	if network == "unix" {
 		return conn, nil

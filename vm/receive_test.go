@@ -62,7 +62,11 @@ func TestProving(t *testing.T) {
 	}
 	told.Wait()
 	hello := migration.Hello{Version: migration.Version, Name: "right", Memory: machine.MinMemory}
-	c, err := openPeer(t.Context(), nil, false, "tcp://"+address, key, &hello)
+	conn, err := Dial(t.Context(), "tcp://"+address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := openPeer(t.Context(), conn, "tcp://"+address, key, &hello)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,8 +49,8 @@ type VM struct {
 	end    context.CancelCauseFunc // of life
 	beside sync.WaitGroup          // what runs beside the machine
 
-	// confined is set by Confine.
-	confined atomic.Bool
+	// confined and offline are what Confine has made of the process.
+	confined, offline atomic.Bool
 
 	making   sync.Mutex // Prepare, Start and Close come one after the other
 	mu       sync.Mutex // of the following, for a moment at a time
