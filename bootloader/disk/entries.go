@@ -14,10 +14,8 @@ import (
 	"strings"
 
 	"github.com/u-root/u-root/pkg/boot"
-	"github.com/u-root/u-root/pkg/boot/grub"
 	"github.com/u-root/u-root/pkg/boot/syslinux"
 	"github.com/u-root/u-root/pkg/curl"
-	"github.com/u-root/u-root/pkg/mount"
 )
 
 // Entry is something that a disk can boot.
@@ -27,6 +25,9 @@ type Entry struct {
 	Kernel  string   `json:"kernel"`
 	Initrds []string `json:"initrds,omitempty"`
 	Args    string   `json:"arguments"`
+	// Unclear is what of the entry's configuration was not understood. Such an entry
+	// may be another than the boot loader would start: it is never the default.
+	Unclear []string `json:"notUnderstood,omitempty"`
 
 	home  *fileSystem // where Source is
 	all   []*fileSystem
@@ -208,22 +209,6 @@ func (f *fileSystem) parsed(config string, parse func() ([]boot.OSImage, error))
 		return nil
 	}
 	return f.images(config, found)
-}
-
-var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
-
-// grubEntries reads GRUB's configuration.
-func grubEntries(f *fileSystem) (out []*Entry) {
-	configs := grubConfigs
-	for _, vendor := range f.list("EFI") {
-		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
-	}
-	for _, config := range configs {
-		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
-			return grub.ParseConfigFile(context.Background(), f.schemes(), config, diskRoot, nil, &mount.Pool{})
-		})...)
-	}
-	return out
 }
 
 var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf",
