@@ -145,8 +145,8 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./machine/ring0
 	go test -run '^$$' -fuzz FuzzExecute -fuzztime $(FUZZTIME) ./machine/ring0
 	go test -run '^$$' -fuzz FuzzInitrd -fuzztime $(FUZZTIME) ./bootloader
-	go test -run '^2740627406' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/grub
-	go test -run '^2740627406' -fuzz FuzzRun -fuzztime $(FUZZTIME) ./bootloader/grub
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/grub
+	go test -run '^$$' -fuzz FuzzRun -fuzztime $(FUZZTIME) ./bootloader/grub
 	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzQcow2 -fuzztime $(FUZZTIME) ./storage/image

@@ -130,11 +130,14 @@ func (s *diskSet) boot(name string) (*booted, error) {
 	if err != nil {
 		return fail(err)
 	}
-	e := entries[0]
+	var e *disk.Entry
 	if name != "" {
-		if e, err = disk.Find(entries, name); err != nil {
-			return fail(err)
-		}
+		e, err = disk.Find(entries, name)
+	} else {
+		e, err = disk.Default(entries)
+	}
+	if err != nil {
+		return fail(err)
 	}
 	data, initrds, err := e.Load()
 	if err != nil {

@@ -7,9 +7,9 @@
 // Disks come from anywhere: what is wrong with one is an error, never a panic,
 // and only files of the disk itself are read.
 //
-// The parsers of GRUB's and extlinux's configurations are u-root's. They tell the
-// standard logger, log.Default, of what they read and do not understand: a program
-// that does not want that sets its output.
+// The parser of extlinux's configurations is u-root's. It tells the standard logger,
+// log.Default, of what it reads and does not understand: a program that does not want
+// that sets its output.
 package disk
 
 import (
@@ -31,8 +31,10 @@ import (
 // fileSystem is one of the disk's, mounted for reading.
 type fileSystem struct {
 	fs.FS
-	kind string
-	uuid string // of an ext file system
+	kind  string
+	uuid  string // of an ext file system
+	label string
+	part  part
 }
 
 const sector = 512
@@ -136,7 +138,7 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 	if n, err := section.ReadAt(head[:], 0); n < headSize {
 		return nil, fmt.Errorf("too small: %w", err)
 	}
-	f = &fileSystem{}
+	f = &fileSystem{part: p}
 	switch {
 	case binary.LittleEndian.Uint16(head[extMagicAt:]) == extMagic:
 		f.kind = "ext4"
@@ -155,6 +157,7 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.kind, err)
 	}
+	f.label = label(f.kind, head[:])
 	return f, nil
 }
 

@@ -21,7 +21,9 @@ import (
 // Entry is something that a disk can boot.
 type Entry struct {
 	Title   string   `json:"title"`
-	Source  string   `json:"source"` // the file that says so
+	Menu    string   `json:"menu,omitempty"` // the titles of GRUB's submenus that it is in, with > between
+	ID      string   `json:"id,omitempty"`   // with those of the submenus, and > between
+	Source  string   `json:"source"`         // the file that says so
 	Kernel  string   `json:"kernel"`
 	Initrds []string `json:"initrds,omitempty"`
 	Args    string   `json:"arguments"`
@@ -29,9 +31,11 @@ type Entry struct {
 	// may be another than the boot loader would start: it is never the default.
 	Unclear []string `json:"notUnderstood,omitempty"`
 
-	home  *fileSystem // where Source is
-	all   []*fileSystem
-	order string // the version, of entries that have no order of their own
+	home      *fileSystem // where Source is, or the kernel
+	all       []*fileSystem
+	where     map[string]*fileSystem // where files are, if the configuration says so
+	preferred bool                   // the configuration's default
+	order     string                 // the version, of entries that have no order of their own
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
@@ -43,13 +47,13 @@ func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []*Entry
-	for _, find := range []func(*fileSystem) []*Entry{grubEntries, blsEntries, extlinuxEntries, bareKernels} {
-		for _, f := range all {
-			out = append(out, find(f)...)
-		}
+	out := grubEntries(all)
+	for _, find := range []func(*fileSystem) []*Entry{blsEntries, extlinuxEntries, bareKernels} {
 		if len(out) > 0 {
 			break // the other ways are for disks without this one
+		}
+		for _, f := range all {
+			out = append(out, find(f)...)
 		}
 	}
 	var bootable []*Entry
@@ -63,18 +67,19 @@ func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
 	if len(bootable) == 0 {
 		return nil, ErrNoEntry
 	}
+	defaultFirst(bootable)
 	return bootable, nil
 }
 
-// Find returns the entry that a name means: its number from 1, its title, or
-// a part of it that no other has.
+// Find returns the entry that a name means: its number from 1, its title or identifier,
+// as GRUB has them in submenus too, or a part of its title that no other has.
 func Find(entries []*Entry, name string) (*Entry, error) {
 	if n, err := strconv.Atoi(name); err == nil && n >= 1 && n <= len(entries) {
 		return entries[n-1], nil
 	}
 	var found []*Entry
 	for _, e := range entries {
-		if e.Title == name {
+		if e.named(name) {
 			return e, nil
 		}
 		if strings.Contains(e.Title, name) || strings.Contains(e.Kernel, name) {
@@ -94,8 +99,8 @@ func Find(entries []*Entry, name string) (*Entry, error) {
 // open finds a file of the entry: in the file system that names it, where it
 // may be the one below /boot, or in another.
 func (e *Entry) open(name string) (*fileSystem, error) {
-	for _, f := range append([]*fileSystem{e.home}, e.all...) {
-		if f.exists(name) {
+	for _, f := range append([]*fileSystem{e.where[name], e.home}, e.all...) {
+		if f != nil && f.exists(name) {
 			return f, nil
 		}
 	}
@@ -227,22 +232,33 @@ func extlinuxEntries(f *fileSystem) (out []*Entry) {
 // blsEntries reads the entries of the Boot Loader Specification, type 1.
 func blsEntries(f *fileSystem) (out []*Entry) {
 	for _, dir := range []string{"loader/entries", "boot/loader/entries"} {
-		for _, name := range f.list(dir) {
-			if !strings.HasSuffix(name, ".conf") {
-				continue
+		for _, e := range blsSnippets(f, dir) {
+			e.Args = arguments(e.Args)
+			e.Initrds = slices.DeleteFunc(e.Initrds, func(name string) bool { return strings.HasPrefix(name, "$") })
+			out = append(out, e)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
+	return out
+}
+
+// blsSnippets reads the entries in a directory as they are written, with variables of GRUB's.
+func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
+	for _, name := range f.list(dir) {
+		if !strings.HasSuffix(name, ".conf") {
+			continue
+		}
+		file := path.Join(dir, name)
+		b, err := f.read(file)
+		if err != nil {
+			continue
+		}
+		if e := parseBLS(string(b)); e.Kernel != "" {
+			e.Source, e.home, e.ID = file, f, strings.TrimSuffix(name, ".conf")
+			if e.Title == "" {
+				e.Title = e.ID
 			}
-			file := path.Join(dir, name)
-			b, err := f.read(file)
-			if err != nil {
-				continue
-			}
-			if e := parseBLS(string(b)); e.Kernel != "" {
-				e.Source, e.home = file, f
-				if e.Title == "" {
-					e.Title = strings.TrimSuffix(name, ".conf")
-				}
-				out = append(out, e)
-			}
+			out = append(out, e)
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
@@ -264,13 +280,9 @@ func parseBLS(s string) *Entry {
 		case "linux":
 			e.Kernel = v
 		case "initrd":
-			for _, name := range strings.Fields(v) {
-				if !strings.HasPrefix(name, "$") {
-					e.Initrds = append(e.Initrds, name)
-				}
-			}
+			e.Initrds = append(e.Initrds, strings.Fields(v)...)
 		case "options":
-			args = append(args, arguments(v))
+			args = append(args, v)
 		}
 	}
 	e.Args = strings.Join(args, " ")

@@ -1,26 +1,207 @@
 package disk
 
 import (
-	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"path"
+	"slices"
+	"strconv"
+	"strings"
 
-	"github.com/u-root/u-root/pkg/boot"
-	"github.com/u-root/u-root/pkg/boot/grub"
-	"github.com/u-root/u-root/pkg/mount"
+	"vmm/bootloader/grub"
 )
+
+// ErrUnclear is returned where a disk has entries, and none of them is wholly understood.
+var ErrUnclear = errors.New("no boot entry is wholly understood")
+
+// Default returns the entry that is booted where none was asked for: the first that is
+// wholly understood, else an error that is ErrUnclear.
+func Default(entries []*Entry) (*Entry, error) {
+	for _, e := range entries {
+		if len(e.Unclear) == 0 {
+			return e, nil
+		}
+	}
+	if len(entries) == 0 {
+		return nil, ErrNoEntry
+	}
+	return nil, fmt.Errorf("%w, so one has to be asked for: 1: %s: %s", ErrUnclear, entries[0].Title, strings.Join(entries[0].Unclear, "; "))
+}
+
+// defaultFirst puts the entry that is booted where none was asked for before the others.
+func defaultFirst(entries []*Entry) {
+	understood := func(e *Entry) bool { return len(e.Unclear) == 0 }
+	i := slices.IndexFunc(entries, func(e *Entry) bool { return e.preferred && understood(e) })
+	if i < 0 {
+		i = slices.IndexFunc(entries, understood)
+	}
+	if i > 0 {
+		e := entries[i]
+		copy(entries[1:], entries[:i])
+		entries[0] = e
+	}
+}
+
+// named reports whether a name is the entry's title or identifier, or where it is in GRUB's
+// menus.
+func (e *Entry) named(name string) bool {
+	return name == e.Title || name != "" && name == e.ID || e.Menu != "" && name == e.Menu+">"+e.Title
+}
 
 var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
 
-// grubEntries reads GRUB's configuration.
-func grubEntries(f *fileSystem) (out []*Entry) {
-	configs := grubConfigs
-	for _, vendor := range f.list("EFI") {
-		configs = append(configs, path.Join("EFI", vendor, "grub.cfg"))
+// maxVendors bounds the directories of an EFI system partition that are looked at.
+const maxVendors = 32
+
+// grubEntries runs GRUB's configurations. Those that the firmware's GRUB begins with come
+// first, for they lead to the one of several that counts; what one of them has led to is
+// not run again.
+func grubEntries(all []*fileSystem) (out []*Entry) {
+	type config struct {
+		f    *fileSystem
+		name string
+		efi  bool
 	}
-	for _, config := range configs {
-		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
-			return grub.ParseConfigFile(context.Background(), f.schemes(), config, diskRoot, nil, &mount.Pool{})
-		})...)
+	var efi, configs []config
+	for _, f := range all {
+		vendors := f.list("EFI")
+		for _, vendor := range vendors[:min(len(vendors), maxVendors)] {
+			efi = append(efi, config{f, path.Join("EFI", vendor, "grub.cfg"), true})
+		}
+		for _, name := range grubConfigs {
+			configs = append(configs, config{f, name, false})
+		}
+	}
+	d := grubDisk(all)
+	seen := map[grub.File]bool{}
+	for _, c := range append(efi, configs...) {
+		if seen[grub.File{Device: c.f.device(), Path: "/" + c.name}] || !c.f.exists(c.name) {
+			continue
+		}
+		menu, err := d.run(c.f, c.name, c.efi)
+		if err != nil {
+			continue
+		}
+		for _, f := range menu.Files {
+			seen[f] = true
+		}
+		var found []*Entry
+		for _, g := range menu.Entries {
+			e := d.entry(g)
+			e.Source, e.preferred = c.name, g == menu.Default && len(out) == 0
+			if e.home == nil {
+				e.home = c.f
+			}
+			found = append(found, e)
+		}
+		out = append(out, found...)
 	}
 	return out
+}
+
+// device is the file system's name for GRUB.
+func (f *fileSystem) device() string {
+	if f.part.number == 0 {
+		return firstDisk
+	}
+	return firstDisk + "," + strconv.Itoa(f.part.number)
+}
+
+// firstDisk is GRUB's name for the disk that is looked at; there is no other.
+const firstDisk = "hd0"
+
+// grubDisk is a disk as GRUB's scripts see it. It implements grub.Disk.
+type grubDisk []*fileSystem
+
+// find returns the file system on a device: hd0, hd0,2, hd0,gpt2 or hd0,msdos2.
+func (d grubDisk) find(name string) *fileSystem {
+	disk, number, _ := strings.Cut(name, ",")
+	number = strings.TrimPrefix(strings.TrimPrefix(number, "gpt"), "msdos")
+	for _, f := range d {
+		if disk == firstDisk && (number == "" && f.part.number == 0 || number != "" && number == strconv.Itoa(f.part.number)) {
+			return f
+		}
+	}
+	return nil
+}
+
+// Snippets implements grub.Disk.
+func (d grubDisk) Snippets(device, dir string) (out []grub.Snippet) {
+	f := d.find(device)
+	if f == nil {
+		return nil
+	}
+	for _, e := range blsSnippets(f, dir) {
+		out = append(out, grub.Snippet{Title: e.Title, ID: e.ID, Kernel: e.Kernel, Initrds: strings.Join(e.Initrds, " "), Options: e.Args})
+	}
+	return out
+}
+
+// Device implements grub.Disk.
+func (d grubDisk) Device(name string) fs.FS {
+	if f := d.find(name); f != nil {
+		return f
+	}
+	return nil
+}
+
+// Devices implements grub.Disk.
+func (d grubDisk) Devices() (names []string) {
+	for _, f := range d {
+		names = append(names, f.device())
+	}
+	return names
+}
+
+// Search implements grub.Disk.
+func (d grubDisk) Search(kind grub.SearchKind, value string) string {
+	for _, f := range d {
+		if kind == grub.ByUUID && f.uuid != "" && strings.EqualFold(f.uuid, value) || kind == grub.ByLabel && f.label != "" && f.label == value {
+			return f.device()
+		}
+	}
+	return ""
+}
+
+// run runs a configuration.
+func (d grubDisk) run(f *fileSystem, config string, efi bool) (menu *grub.Menu, err error) {
+	defer catch(config, &err)
+	return grub.Run(d, f.device(), config, efi)
+}
+
+// entry makes an entry of GRUB's.
+func (d grubDisk) entry(g *grub.Entry) *Entry {
+	e := &Entry{Title: g.Title, Menu: g.Menu, ID: g.ID, Kernel: g.Kernel.Path, Args: g.Args, Unclear: g.NotUnderstood,
+		home: d.find(g.Kernel.Device), where: map[string]*fileSystem{}}
+	for _, i := range g.Initrds {
+		e.Initrds = append(e.Initrds, i.Path)
+		e.where[i.Path] = d.find(i.Device)
+	}
+	return e
+}
+
+// Where labels are: in the superblock of ext (Linux, Documentation/filesystems/ext4), and
+// in the boot sector of FAT32, and of FAT12 and FAT16.
+const (
+	extLabelAt   = 1024 + 0x78
+	extLabelSize = 16
+	fat32LabelAt = 71
+	fat16LabelAt = 43
+	fatLabelSize = 11
+	fat32KindAt  = 82
+)
+
+// label is the label of a file system that begins with head.
+func label(kind string, head []byte) string {
+	switch {
+	case kind == "ext4":
+		text, _, _ := strings.Cut(string(head[extLabelAt:][:extLabelSize]), "\x00")
+		return text
+	case kind == "vfat" && strings.HasPrefix(string(head[fat32KindAt:]), "FAT32"):
+		return strings.TrimRight(string(head[fat32LabelAt:][:fatLabelSize]), " ")
+	case kind == "vfat":
+		return strings.TrimRight(string(head[fat16LabelAt:][:fatLabelSize]), " ")
+	}
+	return ""
 }

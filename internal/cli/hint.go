@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vmm/bootloader/disk"
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/agent"
 	"vmm/network/lan"
@@ -17,6 +18,7 @@ var hints = []struct {
 	err  error
 	hint string
 }{
+	{disk.ErrUnclear, "boot it with --boot-entry, or see them all with vmm image boot-entries"},
 	{image.ErrForeignBacking, "if you trust the image, say backing=any (vmm run) or --backing-any (vmm image)"},
 	{qcow2.ErrMarkedCorrupt, "try vmm image check --repair, or open it read-only"},
 	{storage.ErrNoDirectIO, "use cache=writeback"},

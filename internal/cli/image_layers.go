@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/bootloader/disk"
+	"vmm/internal/visible"
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
@@ -175,7 +176,7 @@ func imageBootEntries() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "boot-entries IMAGE", Short: "List what a disk can boot", Args: cobra.ExactArgs(1),
 		Long: "boot-entries lists the entries of GRUB, of the Boot Loader Specification or of extlinux, or\n" +
-			"the kernels in /boot. The first is what vmm run --disk IMAGE boots.",
+			"the kernels in /boot. The first is what vmm run --disk IMAGE boots, unless it is not wholly understood.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.withImage(args[0], false, func(img *image.Image) error {
 				entries, err := disk.Entries(storage.ReaderAt{Disk: img}, img.Size())
@@ -185,9 +186,9 @@ func imageBootEntries() *cobra.Command {
 				if f.json {
 					return printJSON(cmd.OutOrStdout(), entries)
 				}
+				out := visible.NewWriter(cmd.OutOrStdout())
 				for i, e := range entries {
-					fmt.Fprintf(cmd.OutOrStdout(), "%d  %s\n     kernel %s\n     initrd %s\n     arguments %s\n",
-						i+1, e.Title, e.Kernel, strings.Join(e.Initrds, " "), e.Args)
+					printBootEntry(out, i+1, e)
 				}
 				return nil
 			})
@@ -196,6 +197,18 @@ func imageBootEntries() *cobra.Command {
 	f.add(cmd)
 	f.addJSON(cmd)
 	return cmd
+}
+
+// printBootEntry shows an entry of a list.
+func printBootEntry(w io.Writer, number int, e *disk.Entry) {
+	title := e.Title
+	if e.Menu != "" {
+		title = e.Menu + ">" + e.Title
+	}
+	fmt.Fprintf(w, "%d  %s\n     kernel %s\n     initrd %s\n     arguments %s\n", number, title, e.Kernel, strings.Join(e.Initrds, " "), e.Args)
+	for _, what := range e.Unclear {
+		fmt.Fprintf(w, "     not understood: %s\n", what)
+	}
 }
 
 func imageTree() *cobra.Command {
