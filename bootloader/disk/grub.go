@@ -29,12 +29,16 @@ func Default(entries []*Entry) (*Entry, error) {
 	return nil, fmt.Errorf("%w, so one has to be asked for: 1: %s: %s", ErrUnclear, entries[0].Title, strings.Join(entries[0].Unclear, "; "))
 }
 
-// defaultFirst puts the entry that is booted where none was asked for before the others.
+// defaultFirst puts the entry that is booted where none was asked for before the others: the
+// configuration's default if it is understood, else the first that is.
 func defaultFirst(entries []*Entry) {
 	understood := func(e *Entry) bool { return len(e.Unclear) == 0 }
 	i := slices.IndexFunc(entries, func(e *Entry) bool { return e.preferred && understood(e) })
 	if i < 0 {
 		i = slices.IndexFunc(entries, understood)
+	}
+	if i < 0 { // none: the default is the one to be told of
+		i = slices.IndexFunc(entries, func(e *Entry) bool { return e.preferred })
 	}
 	if i > 0 {
 		e := entries[i]

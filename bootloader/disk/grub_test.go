@@ -77,12 +77,12 @@ submenu Old --id o {
 func TestUnclear(t *testing.T) {
 	for _, linux := range []string{"linux (hd1,gpt1)/vmlinuz", "linux /vmlinuz $nowhere", "frob; linux /vmlinuz"} {
 		disk := sparse(t, 8<<20)
-		makeExt4(t, disk, tree(t, map[string]string{"vmlinuz": "kernel", "grub/grub.cfg": "menuentry a { " + linux + " }\n"}), 0, 8<<20)
+		makeExt4(t, disk, tree(t, map[string]string{"vmlinuz": "kernel", "grub/grub.cfg": "default=b; menuentry a { " + linux + " }\nmenuentry b { " + linux + " }\n"}), 0, 8<<20)
 		all := entries(t, disk)
-		if len(all) != 1 || len(all[0].Unclear) != 1 {
+		if len(all) != 2 || len(all[0].Unclear) != 1 {
 			t.Errorf("%s: %+v", linux, all[0])
 		}
-		if e, err := Default(all); !errors.Is(err, ErrUnclear) || strings.Contains(err.Error(), "\n") {
+		if e, err := Default(all); !errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), "1: b: ") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, %v", linux, e, err)
 		}
 		if k, _, err := all[0].Load(); err != nil || string(k) != "kernel" {
