@@ -151,6 +151,9 @@ func (v *VM) setUp(ctx context.Context) error {
 		if err := v.guest.client().Setup(ctx, s); err != nil {
 			return err
 		}
+		if path := v.shares.root.remembersWrongly().Path; path != "" {
+			return &ColdError{Outdated: true, Err: fmt.Errorf("the guest still remembers %s as it was", path)}
+		}
 	}
 	v.isSetUp = true
 	v.guest.letIn()
@@ -158,14 +161,20 @@ func (v *VM) setUp(ctx context.Context) error {
 }
 
 // news is what a guest for commands does not know: its mounts, and after a warm start
-// the time, its name and new random numbers. It is nil if there is nothing.
+// the time, its name, new random numbers, and what has changed in its root. It is nil if there is nothing.
 func (v *VM) news() *agent.Setup {
 	s := &agent.Setup{Now: time.Now()}
 	if v.from != nil {
 		s = freshSetup()
 	}
-	if len(v.shares.config.Mounts) > 0 {
-		s.Config, _ = json.Marshal(&guestinit.Config{Mounts: v.shares.config.Mounts})
+	c := guestinit.Config{Mounts: v.shares.config.Mounts}
+	if wrong := v.shares.root.remembersWrongly(); wrong.Path != "" {
+		c.Root = v.shares.config.Root
+	} else {
+		c.Refresh = wrong.Dirs
+	}
+	if len(c.Mounts)+len(c.Refresh) > 0 || c.Root != nil {
+		s.Config, _ = json.Marshal(&c)
 	}
 	switch r := v.from; {
 	case r == nil && s.Config == nil:

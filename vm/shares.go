@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,7 @@ type shares struct {
 	held    []*share.Held // in the order of saved
 	config  guestinit.Config
 	hide    []string // Config.Hide, by all names; nil leaves what options say
+	root    rootMount
 }
 
 // ErrKernelFiles is in the error for a share of what is the host's kernel and not a
@@ -48,6 +50,42 @@ func checkShare(dir string) error {
 		return fmt.Errorf("%s: %w", dir, ErrKernelFiles)
 	}
 	return nil
+}
+
+// rootMount is the guest's mount of its root.
+type rootMount struct {
+	warm  bool // it is that of another VM, and may remember what has changed
+	mu    sync.Mutex
+	fs    *share.FS   // nil before the guest has mounted it
+	stale share.Stale // what it remembers wrongly
+}
+
+// begin is told of each mount.
+func (r *rootMount) begin(f *share.FS) {
+	r.mu.Lock()
+	r.fs, r.stale = f, share.Stale{}
+	r.mu.Unlock()
+	if r.warm {
+		f.SetStale(func(s share.Stale) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.stale = s
+		})
+	}
+}
+
+// idle reports whether the guest has no file of it open.
+func (r *rootMount) idle() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fs == nil || r.fs.Idle()
+}
+
+// remembersWrongly returns what has changed since the guest has heard of it.
+func (r *rootMount) remembersWrongly() share.Stale {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stale
 }
 
 // add shares a directory.
@@ -74,7 +112,13 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 		return err
 	}
 	s.held = append(s.held, held)
-	dev, err := fs.New(tag, func() (fs.FileSystem, error) { return share.New(held.Path(), o) }, log)
+	dev, err := fs.New(tag, func() (fs.FileSystem, error) {
+		f, err := share.New(held.Path(), o)
+		if err == nil && tag == rootTag {
+			s.root.begin(f)
+		}
+		return f, err
+	}, log)
 	s.devices = append(s.devices, dev)
 	s.saved = append(s.saved, savedShare{tag, dir, o})
 	return err

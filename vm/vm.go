@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"vmm/machine"
+	"vmm/storage/share"
 	"vmm/virtio"
 	"vmm/virtio/rng"
 )
@@ -178,7 +179,8 @@ func (v *VM) abandon() error {
 func (v *VM) explain(err error) error {
 	var state *machine.StateError
 	if v.from != nil && v.from.warm && errors.As(err, &state) {
-		return &ColdError{err}
+		var gone *share.GoneError
+		return &ColdError{Err: err, Outdated: errors.As(err, &gone)}
 	}
 	return v.from.explain(err)
 }
@@ -203,8 +205,8 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	}
 	if saved {
 		v.shares, err = restoreShares(r.vm.Shares, v.opts.log)
-	} else {
-		v.shares, err = openShares(&v.cfg, v.kernel.modules, v.opts.log)
+	} else if v.shares, err = openShares(&v.cfg, v.kernel.modules, v.opts.log); err == nil {
+		v.shares.root.warm = r != nil
 	}
 	if err != nil {
 		return nil, err

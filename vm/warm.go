@@ -14,7 +14,11 @@ import (
 
 // ColdError is the error for a snapshot that no VM can go on from on this host: it has
 // to boot.
-type ColdError struct{ Err error }
+type ColdError struct {
+	Err error
+	// Outdated is that the guest uses what has changed since: a new snapshot would do.
+	Outdated bool
+}
 
 // Error implements error.
 func (e *ColdError) Error() string { return "the warm start does not fit: " + e.Err.Error() }
@@ -48,11 +52,18 @@ const (
 	exerciseTime = 2 * time.Second
 )
 
+// idleTime bounds how long the guest's kernel may take to close what the exercise had open:
+// a guest with open files cannot mount its root anew when that has changed.
+const idleTime = time.Second
+
 // SaveWarm saves the VM, whose agent has said hello and has run nothing yet, for the warm
 // start of others. It calls goesOn as soon as the guest can go on, and returns when the
 // snapshot is written.
 func (v *VM) SaveWarm(ctx context.Context, dir string, goesOn func()) error {
 	v.exercise(ctx)
+	for end := time.Now().Add(idleTime); !v.shares.root.idle() && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(idleTime / 200)
+	}
 	_, err := v.Snapshot(ctx, dir, SnapshotOptions{Replace: true, GoesOn: goesOn})
 	return err
 }

@@ -17,6 +17,9 @@ type Config struct {
 	// Root is the guest's root; nil is the initial RAM disk itself.
 	Root   *Root   `json:"root,omitempty"`
 	Mounts []Mount `json:"mounts,omitempty"`
+	// Refresh are directories below the root, whose attributes are not what the guest's
+	// kernel remembers. Of a guest that goes on only, for which a Root is one to mount anew.
+	Refresh []string `json:"refresh,omitempty"`
 	// AgentOnly has no shell on the console: the host works through the agent, and
 	// a guest that it could not reach ends.
 	AgentOnly bool `json:"agentOnly,omitempty"`

@@ -134,7 +134,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 }
 
 // setup is what a restored guest's init has to do: its network may have other
-// hardware addresses, and there may be directories to mount.
+// hardware addresses, its root may have changed, and there may be directories to mount.
 func setup(s *agent.Setup) error {
 	if len(s.MACs) > 0 {
 		askDHCP()
@@ -147,6 +147,15 @@ func setup(s *agent.Setup) error {
 	var c Config
 	if err := json.Unmarshal(s.Config, &c); err != nil {
 		return err
+	}
+	if c.Root != nil {
+		if err := renewRoot(c.Root); err != nil {
+			return fmt.Errorf("mounting the root anew: %w", err)
+		}
+	}
+	for _, dir := range c.Refresh {
+		var st unix.Statx_t // what is hidden by a mount is not seen, and does not count
+		unix.Statx(unix.AT_FDCWD, "/"+dir, unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
 	}
 	return mountAll(c.Mounts)
 }

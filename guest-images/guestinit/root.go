@@ -105,8 +105,49 @@ func bootRoot(cfg *Config) error {
 	return errors.Join(errs...)
 }
 
+// oldRoot is the initial RAM disk, below the new root; -1 while that is the root.
+var oldRoot = -1
+
+// renewRoot mounts a root anew that enterRoot has entered, so that the kernel remembers
+// nothing of it. What was written to it is gone: no command has run.
+func renewRoot(r *Root) error {
+	if oldRoot < 0 {
+		return errors.New("there is no other root")
+	}
+	// The working directory is outside of the root, and what is there is found by it.
+	if err := unix.Fchdir(oldRoot); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if m.moves {
+			if err := unix.Mount(m.target, "."+m.target, "", unix.MS_MOVE, ""); err != nil {
+				return fmt.Errorf("moving %s: %w", m.target, err)
+			}
+		}
+	}
+	if err := unix.Unmount("/", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(lower, 0); err != nil { // fails if somebody still has something of it
+		return fmt.Errorf("%s: %w", lower, err)
+	}
+	if err := os.RemoveAll(filepath.Join(workDir, memory, "root")); err != nil {
+		return err
+	}
+	return enterRoot(r)
+}
+
 // switchRoot makes newRoot the root.
 func switchRoot() error {
+	if oldRoot < 0 {
+		var err error
+		if oldRoot, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+	}
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}

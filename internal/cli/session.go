@@ -229,48 +229,6 @@ func (s *session) make(ctx context.Context) (v *vm.VM, err error) {
 	return v, err
 }
 
-// fromWarm makes and prepares a VM that goes on from a snapshot of its kind. It is nil if
-// there is none to be used; warm says then where one is to be made, if it is.
-func (s *session) fromWarm(ctx context.Context) (*vm.VM, error) {
-	if s.Config == nil || s.Cold || s.ConsoleGiven && !s.Warm || s.GDB != "" || s.Profile != "" { // who wants the console wants the boot's messages
-		return nil, nil
-	}
-	store, err := warm.Open()
-	if err != nil { // then nothing is kept
-		return nil, nil
-	}
-	at := store.Find(s.Config)
-	if at == nil {
-		return nil, nil
-	}
-	if why, ok := at.GivenUp(); ok {
-		s.sayCold(at, why)
-		return nil, nil
-	}
-	v := at.New(*s.Config, s.options()...)
-	if v == nil {
-		s.warm = at
-		return nil, nil
-	}
-	err = v.Prepare(ctx)
-	var cold *vm.ColdError
-	if !errors.As(err, &cold) {
-		return v, err
-	}
-	s.sayCold(at, cold.Err.Error())
-	if !at.GiveUp(cold.Err) {
-		s.warm = at
-	}
-	return nil, nil
-}
-
-// sayCold tells who wants to know why the VM does not start from a snapshot.
-func (s *session) sayCold(at *warm.Snapshot, why string) {
-	if s.Verbose {
-		fmt.Fprintf(os.Stderr, "vmm: this VM boots, for a snapshot of its kind could not be used: %s (vmm cache rm %s has it tried again)\n", visible.Text(why), at.Name)
-	}
-}
-
 // live runs a VM that is prepared.
 func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	// A command's standard error is its own, where it goes to a file.
@@ -413,7 +371,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 			})
 			<-goesOn
 		}
-		return v.Ready(ctx)
+		return orCold(v.Ready(ctx))
 	}
 	status, err := runInGuest(ctx, ready, v.Agent(), &s.Exec, s.Command, s.stdout, s.stderr)
 	if err != nil {

@@ -14,7 +14,7 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 	defer dir.put()
 	s := f.lookup(dir, name, out)
 	if s == fuse.ENOENT && f.opts.Static {
-		dir.missed.Store(true)
+		f.missed(dir, name)
 		out.NodeId = 0 // the guest keeps in mind that there is none
 		out.SetEntryTimeout(f.names)
 		return fuse.OK
@@ -211,7 +211,6 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	var s fuse.Status
 	out.Fh, s = f.addHandle(n, fd)
 	if f.opts.Static {
-		n.missed.Store(true) // it keeps the whole directory
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
 	}
 	return s
@@ -237,6 +236,9 @@ func (f *FS) eachEntry(in *fuse.ReadIn, add func(h *handle, e fuse.DirEntry) boo
 	defer h.put()
 	if h.node.hidden.Load() {
 		return fuse.OK
+	}
+	if f.opts.Static && in.Offset == 0 { // the guest keeps what it reads
+		f.listed(h.node)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

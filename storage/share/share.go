@@ -55,6 +55,7 @@ type FS struct {
 	opts               Options
 	uid, gid           uint32 // the process's
 	rootDev            uint64
+	tellStale          func(Stale) // nil where Load fails instead
 	hiddenFiles        map[fileID]bool
 	names, attrs       time.Duration
 	done               chan struct{} // closed by Close
@@ -89,7 +90,7 @@ type node struct {
 	name    string
 	used    atomic.Bool // since evict has last seen it
 	lookups uint64      // guarded by FS.mu
-	missed  atomic.Bool // the guest was told that a name is not in it
+	memory  memory
 	uses    atomic.Int64
 	hidden  atomic.Bool
 	hides   atomic.Pointer[hides] // below it; nil for none
@@ -135,6 +136,7 @@ func New(dir string, o Options) (*FS, error) {
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, file: fileID{st.Dev, st.Ino}, mode: st.Mode, fd: fd, lookups: math.MaxUint64 / 2}
 	root.uses.Store(1)
+	f.remember(root, &st)
 	known.Add(1)
 	root.hides.Store(newHides(o.Hide))
 	descriptors.Add(1)
@@ -371,6 +373,7 @@ func (f *FS) know(dir *node, name string, fd int, st *unix.Stat_t, out *fuse.Ent
 	switch {
 	case n == nil || n.mode&unix.S_IFMT != st.Mode&unix.S_IFMT:
 		n = &node{id: f.nextID, file: file, mode: st.Mode}
+		f.remember(n, st)
 		known.Add(1)
 		n.uses.Store(1)
 		f.opened(n, fd)

@@ -34,9 +34,15 @@ type NodeState struct {
 	Ino     uint64 `json:"ino"`
 	Mode    uint32 `json:"mode"`
 	Lookups uint64 `json:"lookups"`
-	// Changed is when the file was, in nanoseconds since 1970, if the guest may keep
-	// in mind what is in it.
-	Changed int64       `json:"changed,omitempty"`
+	// Changed is when the file was, in nanoseconds since 1970, when the guest first heard
+	// of it, if it may keep in mind what it has heard. So are UID and GID.
+	Changed int64  `json:"changed,omitempty"`
+	UID     uint32 `json:"uid,omitempty"`
+	GID     uint32 `json:"gid,omitempty"`
+	// Missing are names that the guest knows not to be in a directory; Whole, that it
+	// knows all of them.
+	Missing []string    `json:"missing,omitempty"`
+	Whole   bool        `json:"whole,omitempty"`
 	Locks   []LockState `json:"locks,omitempty"`
 }
 
@@ -80,10 +86,14 @@ func (f *FS) Save() ([]byte, error) {
 		return nil, err
 	}
 	for id, n := range f.nodes {
+		o := NodeState{ID: id, Dev: n.file.dev, Ino: n.file.ino, Mode: n.mode, Lookups: n.lookups,
+			Changed: n.memory.changed, UID: n.memory.uid, GID: n.memory.gid, Missing: n.memory.missing, Whole: n.memory.whole}
 		if id == fuse.FUSE_ROOT_ID {
+			if o.Changed != 0 {
+				s.Nodes = append(s.Nodes, o)
+			}
 			continue
 		}
-		o := NodeState{ID: id, Dev: n.file.dev, Ino: n.file.ino, Mode: n.mode, Lookups: n.lookups}
 		if f.again(n) != nil { // it has no name by which it was known
 			s.Nodes = append(s.Nodes, o)
 			continue
@@ -94,9 +104,6 @@ func (f *FS) Save() ([]byte, error) {
 		}
 		if rest, ok := below(path, root); ok && !strings.HasSuffix(path, deletedMark) {
 			o.Path = rest
-		}
-		if o.Changed, err = f.changed(n); err != nil {
-			return nil, err
 		}
 		if o.Locks, err = n.locks.save(); err != nil {
 			return nil, err
@@ -130,17 +137,6 @@ func (f *FS) Save() ([]byte, error) {
 	return json.Marshal(&s)
 }
 
-// changed is when a file was that must not have changed when the guest goes on: one
-// of a static directory, of which the guest keeps what it has read.
-func (f *FS) changed(n *node) (int64, error) {
-	if !f.opts.Static || n.mode&unix.S_IFMT == unix.S_IFDIR && !n.missed.Load() {
-		return 0, nil
-	}
-	var st unix.Stat_t
-	err := unix.Fstat(n.fd, &st)
-	return st.Ctim.Nano(), err
-}
-
 // below returns a path relative to a directory that it is in.
 func below(path, dir string) (string, bool) {
 	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/")+"/")
@@ -148,7 +144,8 @@ func below(path, dir string) (string, bool) {
 }
 
 // Load makes files known again, to a file system that knows none. Locks that
-// somebody else has by now are lost to the guest.
+// somebody else has by now are lost to the guest. It is a GoneError if the guest remembers or
+// uses what has changed, but see SetStale.
 func (f *FS) Load(state []byte) error {
 	var s State
 	if err := json.Unmarshal(state, &s); err != nil {
@@ -158,82 +155,135 @@ func (f *FS) Load(state []byte) error {
 	defer f.mu.Unlock()
 	f.handleMu.Lock()
 	defer f.handleMu.Unlock()
-	root := f.nodes[fuse.FUSE_ROOT_ID]
-	for _, o := range s.Nodes {
-		if o.Path == "" {
-			continue
-		}
-		if o.ID <= fuse.FUSE_ROOT_ID || f.nodes[o.ID] != nil {
-			return errors.New("a file that is known twice")
-		}
-		if crowded() {
-			if f.evict(); full() {
-				return unix.ENFILE
-			}
-		}
-		fd, err := openAt(root.fd, o.Path, unix.O_PATH, 0)
-		if err != nil {
-			return fmt.Errorf("%w: %w", &GoneError{o.Path}, err)
-		}
-		n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, lookups: o.Lookups, parent: root, name: o.Path}
-		n.uses.Store(1)
-		known.Add(1)
-		f.opened(n, fd)
-		f.note(n, root.hides.Load().at(o.Path))
-		f.nodes[n.id] = n
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
+	var wrong Stale
+	for i := range s.Nodes {
+		o := &s.Nodes[i]
+		how, err := f.loadNode(o)
+		var gone *GoneError
+		switch {
+		case errors.As(err, &gone) && f.tellStale != nil:
+			wrong.add(gone.Path)
+		case err != nil:
 			return err
-		}
-		if (fileID{st.Dev, st.Ino}) != n.file || st.Mode&unix.S_IFMT != n.mode&unix.S_IFMT {
+		case how == stale && f.tellStale == nil:
 			return &GoneError{o.Path}
-		}
-		if o.Changed != 0 {
-			if n.missed.Store(true); o.Changed != st.Ctim.Nano() {
-				return &GoneError{o.Path}
-			}
-		}
-		if f.byFile[n.file] == nil {
-			f.byFile[n.file] = n
-		}
-		if f.Locks() {
-			for _, l := range o.Locks {
-				n.locks.load(n, l)
-			}
+		case how == stale:
+			wrong.add(o.shown())
+		case how == freshNames:
+			wrong.Dirs = append(wrong.Dirs, o.Path)
 		}
 	}
 	for _, o := range s.Handles {
-		n := f.nodes[o.Node]
-		if n == nil {
-			continue // of a file without a name: EBADF
+		if wrong.Path != "" { // with an open file, the guest cannot give up its mount
+			return &GoneError{wrong.Path}
 		}
-		if crowded() {
-			f.evict()
-		}
-		if err := f.again(n); err != nil {
-			return fmt.Errorf("%s: %w", o.path(&s), err)
-		}
-		if f.opts.ReadOnly && writes(uint32(o.Flags)) {
-			return fmt.Errorf("%s: it was open for writing, and the directory is shared read-only: %w", o.path(&s), unix.EROFS)
-		}
-		open := n.reopen
-		if n.mode&unix.S_IFMT == unix.S_IFDIR {
-			open = n.openDir
-		}
-		fd, err := open(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
-		if err != nil {
-			return fmt.Errorf("%s: %w", o.path(&s), err)
-		}
-		n.uses.Add(1)
-		h := &handle{node: n, fd: fd}
-		h.uses.Store(1)
-		descriptors.Add(1)
-		f.handles[o.ID] = h
-		if how := map[string]int{"READ": unix.LOCK_SH, "WRITE": unix.LOCK_EX}[o.Flock]; how != 0 && f.Locks() {
-			unix.Flock(fd, how|unix.LOCK_NB)
+		if err := f.loadHandle(&o, &s); err != nil {
+			return err
 		}
 	}
 	f.nextID, f.nextHandle = s.NextNode, s.NextHandle
+	if f.tellStale != nil {
+		f.tellStale(wrong)
+	}
+	return nil
+}
+
+// shown is a node's path for messages.
+func (o *NodeState) shown() string {
+	switch {
+	case o.ID == fuse.FUSE_ROOT_ID:
+		return "."
+	case o.Path == "":
+		return "a file that was removed"
+	}
+	return o.Path
+}
+
+// loadNode makes a file known again, and compares it with what the guest remembers of it.
+func (f *FS) loadNode(o *NodeState) (freshness, error) {
+	root := f.nodes[fuse.FUSE_ROOT_ID]
+	remembered := memory{changed: o.Changed, uid: o.UID, gid: o.GID, missing: o.Missing, whole: o.Whole}
+	var st unix.Stat_t
+	if o.ID == fuse.FUSE_ROOT_ID {
+		if err := unix.Fstat(root.fd, &st); err != nil {
+			return stale, err
+		}
+		root.memory, root.mode = remembered, o.Mode
+		return root.compare(root.fd, &st), nil
+	}
+	if o.Path == "" {
+		if o.Changed != 0 {
+			return stale, nil
+		}
+		return fresh, nil // it is lost to the guest
+	}
+	if o.ID < fuse.FUSE_ROOT_ID || f.nodes[o.ID] != nil {
+		return stale, errors.New("a file that is known twice")
+	}
+	if crowded() {
+		if f.evict(); full() {
+			return stale, unix.ENFILE
+		}
+	}
+	fd, err := openAt(root.fd, o.Path, unix.O_PATH, 0)
+	if err != nil {
+		return stale, fmt.Errorf("%w: %w", &GoneError{o.Path}, err)
+	}
+	err = unix.Fstat(fd, &st)
+	if err == nil && ((fileID{st.Dev, st.Ino}) != fileID{o.Dev, o.Ino} || st.Mode&unix.S_IFMT != o.Mode&unix.S_IFMT) {
+		err = &GoneError{o.Path}
+	}
+	if err != nil {
+		return stale, errors.Join(err, unix.Close(fd))
+	}
+	n := &node{id: o.ID, file: fileID{o.Dev, o.Ino}, mode: o.Mode, lookups: o.Lookups, parent: root, name: o.Path, memory: remembered}
+	n.uses.Store(1)
+	known.Add(1)
+	f.opened(n, fd)
+	f.note(n, root.hides.Load().at(o.Path))
+	f.nodes[n.id] = n
+	if f.byFile[n.file] == nil {
+		f.byFile[n.file] = n
+	}
+	if f.Locks() {
+		for _, l := range o.Locks {
+			n.locks.load(n, l)
+		}
+	}
+	return n.compare(fd, &st), nil
+}
+
+// loadHandle opens a file again.
+func (f *FS) loadHandle(o *HandleState, s *State) error {
+	n := f.nodes[o.Node]
+	if n == nil {
+		return nil // of a file without a name: EBADF
+	}
+	if crowded() {
+		f.evict()
+	}
+	if err := f.again(n); err != nil {
+		return fmt.Errorf("%s: %w", o.path(s), err)
+	}
+	if f.opts.ReadOnly && writes(uint32(o.Flags)) {
+		return fmt.Errorf("%s: it was open for writing, and the directory is shared read-only: %w", o.path(s), unix.EROFS)
+	}
+	open := n.reopen
+	if n.mode&unix.S_IFMT == unix.S_IFDIR {
+		open = n.openDir
+	}
+	fd, err := open(o.Flags &^ (unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL))
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.path(s), err)
+	}
+	n.uses.Add(1)
+	h := &handle{node: n, fd: fd}
+	h.uses.Store(1)
+	descriptors.Add(1)
+	f.handles[o.ID] = h
+	if how := map[string]int{"READ": unix.LOCK_SH, "WRITE": unix.LOCK_EX}[o.Flock]; how != 0 && f.Locks() {
+		unix.Flock(fd, how|unix.LOCK_NB)
+	}
 	return nil
 }
 

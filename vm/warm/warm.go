@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,26 +88,40 @@ func buildID() (string, error) {
 	return string(id), nil
 }
 
-// possible reports whether a VM is of a kind that can start warm: nothing in it is this
-// one's alone before its first command.
-func possible(c *vm.Config) bool {
-	switch {
-	case !c.Commands(), len(c.Disks)+len(c.Boot.Initrds)+len(c.Ports) > 0, c.Boot.Modules != "":
-		return false
-	case c.HugePages, c.Nested, c.ConsoleDevice == vm.VirtioConsole:
-		return false
+// possible finds out whether a VM is of a kind that can start warm: nothing in it is this
+// one's alone before its first command. The error is what is.
+func possible(c *vm.Config) error {
+	if !c.Commands() {
+		return errors.New("it is not one for commands")
 	}
-	st, err := os.Stat(c.Root.Path)
-	if err != nil || !st.IsDir() {
-		return false
-	}
-	return !slices.ContainsFunc(c.Nets, func(n vm.Net) bool {
-		switch n.(type) {
-		case vm.User, vm.None:
-			return false
+	for _, own := range []struct {
+		is   bool
+		what string
+	}{
+		{len(c.Disks) > 0, "a disk"}, {len(c.Boot.Initrds) > 0, "an initial RAM disk"}, {len(c.Ports) > 0, "a port"},
+		{c.Boot.Modules != "", "modules of its kernel"}, {c.HugePages, "huge pages"}, {c.Nested, "nested virtualization"},
+		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {!isDir(c.Root.Path), "a root that is no directory"},
+		{slices.ContainsFunc(c.Nets, leadsOut), "a network beside the gateway's"},
+	} {
+		if own.is {
+			return fmt.Errorf("a VM with %s always boots", own.what)
 		}
-		return true
-	})
+	}
+	return nil
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// leadsOut reports whether somebody else is in a network.
+func leadsOut(n vm.Net) bool {
+	switch n.(type) {
+	case vm.User, vm.None:
+		return false
+	}
+	return true
 }
 
 // kernelOf is the file of the kernel that the VM boots; "" if it is not there yet.
@@ -144,16 +159,16 @@ func key(c *vm.Config) (string, error) {
 }
 
 // Find returns the place of the snapshot of a VM's kind, whether there is one or not;
-// nil for a VM that cannot start warm.
-func (s *Store) Find(c *vm.Config) *Snapshot {
-	if !possible(c) {
-		return nil
+// the error is why a VM cannot start warm.
+func (s *Store) Find(c *vm.Config) (*Snapshot, error) {
+	if err := possible(c); err != nil {
+		return nil, err
 	}
 	name, err := key(c)
 	if err != nil {
-		return nil // which is said when the VM is made
+		return nil, err
 	}
-	return &Snapshot{Name: name, Dir: filepath.Join(s.dir, name)}
+	return &Snapshot{Name: name, Dir: filepath.Join(s.dir, name)}, nil
 }
 
 // Snapshot is a place in the store.
@@ -174,17 +189,19 @@ const unusable = "unusable"
 // unusableFor is how long such a file counts: what was wrong may have been the moment.
 const unusableFor = 24 * time.Hour
 
-// New makes a VM that goes on from the snapshot; nil if there is none. One that is
-// damaged is removed.
-func (s *Snapshot) New(c vm.Config, options ...vm.Option) *vm.VM {
+// New makes a VM that goes on from the snapshot. The error is os.ErrNotExist if there is
+// none; one that is damaged is removed.
+func (s *Snapshot) New(c vm.Config, options ...vm.Option) (*vm.VM, error) {
+	if _, err := os.Stat(s.Dir); err != nil {
+		return nil, err
+	}
 	v, err := vm.NewWarm(c, s.Dir, options...)
 	if err != nil {
-		os.RemoveAll(s.Dir)
-		return nil
+		return nil, errors.Join(err, os.RemoveAll(s.Dir))
 	}
 	now := time.Now()
 	os.Chtimes(s.Dir, now, now) // which Prune goes by
-	return v
+	return v, nil
 }
 
 // Reserve makes the directory that Save writes in and returns it: a process that opens

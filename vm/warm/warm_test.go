@@ -25,8 +25,11 @@ func TestGiveUp(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(w.Dir, "memory")); err == nil {
 		t.Error("the snapshot is still there")
 	}
-	if w.New(vm.Config{Root: &vm.Root{Path: "/"}}) != nil {
+	if _, err := w.New(vm.Config{Root: &vm.Root{Path: "/"}}); err == nil {
 		t.Error("there is a snapshot to go on from")
+	}
+	if _, err := w.New(vm.Config{Root: &vm.Root{Path: "/"}}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the damaged one is still there: %v", err)
 	}
 	w.GiveUp(errors.New("again"))
 	old := time.Now().Add(-2 * unusableFor)
@@ -52,10 +55,11 @@ func TestKinds(t *testing.T) {
 		c := base
 		change(&c)
 		c = c.WithDefaults()
-		if s := store.Find(&c); s != nil {
-			return s.Name
+		s, err := store.Find(&c)
+		if err != nil {
+			return ""
 		}
-		return ""
+		return s.Name
 	}
 	same := find(func(*vm.Config) {})
 	if same == "" {
