@@ -25,7 +25,12 @@ func execCommand() *cobra.Command {
 			}
 			ready := func(context.Context) error { return nil }
 			x := f.settings()
-			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, args[1:], os.Stdout, os.Stderr)
+			w := newWaiting(os.Stderr)
+			if x.TTY {
+				w.begin(firstOutput, true)
+				defer w.end()
+			}
+			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, args[1:], w.before(os.Stdout), w.before(os.Stderr))
 			if err != nil {
 				return failed(err)
 			}

@@ -61,6 +61,7 @@ type session struct {
 	stdout     io.Writer // of the command
 	stderr     io.Writer
 	result     runResult
+	waiting    *waiting       // for the guest and its command; nil where nobody is told
 	warm       *warm.Snapshot // where the VM is saved before its command; nil if it is not
 	saving     sync.WaitGroup
 	began      time.Time
@@ -86,6 +87,7 @@ func (s *session) start(ctx context.Context, out io.Writer) error {
 func (s *session) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(failed(err), s.leave(err)) }()
 	s.began, s.stdout, s.stderr = time.Now(), os.Stdout, os.Stderr
+	s.waiting = newWaiting(os.Stderr)
 	s.builder, s.built = setupBuilder()
 	if s.Config != nil {
 		name, err := s.claim(s.Config)
@@ -196,6 +198,7 @@ func (s *session) log(err error) {
 	if s.console != nil {
 		out = s.console.messages()
 	}
+	s.waiting.clear()
 	fmt.Fprintf(out, "vmm: %s\n", visible.Text(withHint(err).Error()))
 }
 
@@ -322,6 +325,10 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	}
 	s.ready = true
 	if s.Sandbox {
+		if s.background == nil && !s.Terminal { // which shows the boot
+			s.waiting.begin("waiting for the guest to boot", s.Exec.TTY)
+			defer s.waiting.end()
+		}
 		done := make(chan struct{})
 		defer func() {
 			cancel(nil)
@@ -346,6 +353,7 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	if errors.As(context.Cause(ctx), &exit) && result.End == vm.EndStopped {
 		if exit.err != nil {
 			s.console.restore()
+			s.waiting.end()
 			fmt.Fprintln(os.Stderr, "\nvmm:", visible.Text(exit.err.Error()))
 		}
 		return result, exit.status, err
@@ -371,9 +379,11 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 			})
 			<-goesOn
 		}
-		return orCold(v.Ready(ctx))
+		err = orCold(v.Ready(ctx))
+		s.waiting.next(firstOutput)
+		return err
 	}
-	status, err := runInGuest(ctx, ready, v.Agent(), &s.Exec, s.Command, s.stdout, s.stderr)
+	status, err := runInGuest(ctx, ready, v.Agent(), &s.Exec, s.Command, s.waiting.before(s.stdout), s.waiting.before(s.stderr))
 	if err != nil {
 		select { // the guest may be about to end, which says more
 		case <-ctx.Done():
