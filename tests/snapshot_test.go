@@ -409,6 +409,7 @@ func smallFileSystem(t *testing.T) string {
 // TestWarmStart runs commands of one kind: the first boots, the others go on.
 func TestWarmStart(t *testing.T) {
 	needKVM(t)
+	ownCache(t)
 	runtimeDirFor(t)
 	root := smallRoot(t)
 	project := t.TempDir()

@@ -23,6 +23,26 @@ own="-path /etc -o -name hostname -o -name hosts -o -name resolv.conf"
 	command -v true
 } 2>&1 | busybox sort`
 
+// ownCache gives a test snapshots of its own for warm starts, and all else of the user's cache.
+func ownCache(t *testing.T) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	must(t, "mkdir", filepath.Join(dir, "vmm"))
+	there, _ := filepath.Glob(filepath.Join(cache, "vmm", "*"))
+	for _, path := range there {
+		if name := filepath.Base(path); name != "warm" {
+			if err := os.Symlink(path, filepath.Join(dir, "vmm", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("XDG_CACHE_HOME", dir)
+}
+
 // TestWarmChanges changes a root between commands in all ways, and compares what the guest sees
 // of it with what is there. All commands but the first start warm.
 func TestWarmChanges(t *testing.T) {
@@ -31,6 +51,7 @@ func TestWarmChanges(t *testing.T) {
 		t.Skip("only root can look at the root with chroot")
 	}
 	runtimeDirFor(t)
+	ownCache(t)
 	root := smallRoot(t)
 	in := func(name string) string { return filepath.Join(root, name) }
 	write := func(name, content string) error { return os.WriteFile(in(name), []byte(content), 0o755) }
