@@ -47,6 +47,7 @@ type File struct {
 	block    bool   // a block device
 	align    int    // of offsets, lengths and memory, for fd
 	id       fileID // tells files apart
+	held     *Held  // what it is opened again of, until it is open
 	size     atomic.Int64
 	noWait   atomic.Bool // the file system knows RWF_NOWAIT
 	noZero   atomic.Bool // it does not know FALLOC_FL_ZERO_RANGE
@@ -58,36 +59,72 @@ type fileID struct{ dev, ino uint64 }
 // until Close: with writing, nobody else has the file; without, nobody writes it. The error
 // is a *LockError if somebody does, and ErrNoDirectIO where None is not possible.
 func OpenFile(name string, readOnly bool, cache Cache) (*File, error) {
-	return openFile(name, readOnly, cache, false)
+	if cache == "" {
+		cache = Writeback
+	}
+	fd, err := openFD(name, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	return newFile(name, fd, readOnly, cache, nil)
 }
 
 // Inspect opens an image's file for reading though somebody may be writing it:
 // what is read may be out of date, or half changed.
-func Inspect(name string) (*File, error) { return openFile(name, true, "", true) }
+func Inspect(name string) (*File, error) {
+	fd, err := openFD(name, true)
+	if err != nil {
+		return nil, err
+	}
+	return describe(name, fd, true, Writeback)
+}
 
 // Adopt is OpenFile for a file that is open already, for reading and writing, and stays
 // so.
 func Adopt(f *os.File) (*File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := again(f.Name(), int(f.Fd()))
 	if err != nil {
-		return nil, &fs.PathError{Op: "dup", Path: f.Name(), Err: err}
+		return nil, err
 	}
-	return newFile(f.Name(), fd, false, Writeback, false)
+	return newFile(f.Name(), fd, false, Writeback, nil)
 }
 
-func openFile(name string, readOnly bool, cache Cache, inspect bool) (*File, error) {
-	if cache == "" {
-		cache = Writeback
-	}
+func openFD(name string, readOnly bool) (int, error) {
 	fd, err := unix.Open(name, openMode(readOnly)|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	return newFile(name, fd, readOnly, cache, inspect)
+	return fd, nil
 }
 
-// newFile is a File of a descriptor, which it owns.
-func newFile(name string, fd int, readOnly bool, cache Cache, inspect bool) (_ *File, err error) {
+// newFile is a File of a descriptor, which it owns, with the locks; of held, if that is
+// not nil.
+func newFile(name string, fd int, readOnly bool, cache Cache, held *Held) (_ *File, err error) {
+	f, err := describe(name, fd, readOnly, cache)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	if f.held = held; held != nil {
+		defer func() { f.held = nil }()
+	}
+	if err := f.lock(); err != nil {
+		return nil, err
+	}
+	if cache == None {
+		if err := f.openDirect(readOnly); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// describe is a File of a descriptor, which it owns, as it is.
+func describe(name string, fd int, readOnly bool, cache Cache) (_ *File, err error) {
 	f := &File{name: name, fd: fd, meta: fd, readOnly: readOnly, cache: cache, align: 1}
 	f.noWait.Store(true)
 	defer func() {
@@ -113,16 +150,6 @@ func newFile(name string, fd int, readOnly bool, cache Cache, inspect bool) (_ *
 	default:
 		return nil, fmt.Errorf("%s: neither a file nor a block device", name)
 	}
-	if !inspect {
-		if err := f.lock(); err != nil {
-			return nil, err
-		}
-	}
-	if cache == None {
-		if err := f.openDirect(readOnly); err != nil {
-			return nil, err
-		}
-	}
 	return f, nil
 }
 
@@ -135,12 +162,15 @@ func openMode(readOnly bool) int {
 
 // openDirect opens the file again, past the page cache.
 func (f *File) openDirect(readOnly bool) error {
-	fd, err := unix.Open(f.name, openMode(readOnly)|unix.O_CLOEXEC|unix.O_DIRECT, 0)
-	if errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("%s: %w", f.name, ErrNoDirectIO)
+	var fd int
+	var err error
+	if f.held != nil {
+		fd, err = again(f.name, f.held.fd)
+	} else if fd, err = unix.Open(f.name, openMode(readOnly)|unix.O_CLOEXEC|unix.O_DIRECT, 0); err != nil {
+		err = noDirect(f.name, err)
 	}
 	if err != nil {
-		return f.fail("open", err)
+		return err
 	}
 	f.fd, f.align = fd, 4096
 	var st unix.Statx_t
@@ -150,6 +180,14 @@ func (f *File) openDirect(readOnly bool) error {
 		}
 	}
 	return nil
+}
+
+// noDirect is the error for a file that cannot be opened past the page cache.
+func noDirect(name string, err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%s: %w", name, ErrNoDirectIO)
+	}
+	return &fs.PathError{Op: "open", Path: name, Err: err}
 }
 
 // Name is the path that the file was opened by.

@@ -131,7 +131,10 @@ func (f *File) locked() error {
 // process as far as the kernel tells, and other users' cannot be looked into.
 func (f *File) holder() (name string, process int) {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	self, mine := strconv.Itoa(os.Getpid()), 0
+	self, mine, known := strconv.Itoa(os.Getpid()), 0, 1
+	if f.held != nil {
+		known += f.held.descriptors()
+	}
 	for _, path := range fds {
 		pid := filepath.Base(filepath.Dir(filepath.Dir(path)))
 		var st unix.Stat_t
@@ -146,7 +149,7 @@ func (f *File) holder() (name string, process int) {
 		process, _ = strconv.Atoi(pid)
 		return fmt.Sprintf("%s (process %d)", bytes.TrimSpace(comm), process), process
 	}
-	if mine > 1 {
+	if mine > known {
 		return "this command itself", 0
 	}
 	return "", 0

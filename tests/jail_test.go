@@ -63,14 +63,16 @@ func TestJail(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for _, f := range []string{"ro/in", "rw/in", "secret", "root/etc/x"} {
+	for _, f := range []string{"ro/in", "rw/in", "secret", "root/etc/x", "disks/other"} {
 		path := filepath.Join(dir, f)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("text"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	disk := filepath.Join(dir, "disks/disk")
+	must(t, vmmPath, "image", "create", "-f", "raw", "-s", "1M", disk)
 	try := func(probes ...string) string {
-		c := exec.Command(probe, "run", "--cold", "--net", "none", "--timeout", "1ns", "--root", filepath.Join(dir, "root"),
+		c := exec.Command(probe, "run", "--cold", "--net", "none", "--timeout", "1ns", "--disk", disk, "--root", filepath.Join(dir, "root"),
 			"--share", filepath.Join(dir, "ro")+":/ro:ro", "--share", filepath.Join(dir, "rw")+":/rw", "--", "true")
 		c.Env = append(os.Environ(), "VMM_JAIL_PROBE="+strings.Join(probes, ","))
 		out, _ := c.CombinedOutput()
@@ -81,12 +83,14 @@ func TestJail(t *testing.T) {
 		want := map[string]string{ // what root's process has no name for is not there
 			"read /proc/self/statm": can, "read " + dir + "/secret": gone, "write " + dir + "/secret": gone, "create " + dir + "/new": gone,
 			"read /etc/passwd": gone, "read /proc/1/environ": gone, "write /dev/kvm": gone, "read " + dir + "/rw/in": gone, "create /new": fixed,
+			"create " + dir + "/disks/new": gone, "write " + dir + "/disks/other": gone, "write " + disk: gone,
 		}
 		if !namespaces {
 			want = map[string]string{
 				"read " + dir + "/ro/in": can, "read " + dir + "/rw/in": can, "write " + dir + "/rw/in": can, "create " + dir + "/rw/new": can,
 				"write " + dir + "/ro/in": denied, "create " + dir + "/ro/new": denied, "read " + dir + "/secret": denied, "write " + dir + "/secret": denied,
 				"create " + dir + "/new": denied, "read /etc/passwd": denied, "read /proc/1/environ": denied, "write /dev/kvm": denied,
+				"create " + dir + "/disks/new": denied, "write " + dir + "/disks/other": denied, "write " + disk: denied,
 			}
 		}
 		out := try(slices.Collect(maps.Keys(want))...)
@@ -101,8 +105,6 @@ func TestJail(t *testing.T) {
 			t.Skip("another user needs root, and namespaces")
 		}
 		const id = 54321
-		disk := filepath.Join(dir, "disk")
-		must(t, vmmPath, "image", "create", "-f", "raw", "-s", "1M", disk)
 		if err := errors.Join(os.Chown(disk, id, id), os.Chown(filepath.Join(dir, "rw"), id, id), os.Chmod(filepath.Join(dir, "ro/in"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +123,11 @@ func TestJail(t *testing.T) {
 			t.Errorf("a file of the guest's is user %d's, %v", st.Uid, err)
 		}
 		ok(t, "snapshot", "--disk-copy", "somebody", filepath.Join(dir, "saved"))
+		ok(t, "snapshot", "somebody", filepath.Join(dir, "pinned")) // though that user cannot write beside the disk
+		ok(t, "exec", "somebody", "sh", "-c", "echo more > /dev/vda && sync")
+		if err := unix.Stat(disk+"-1.qcow2", &st); err != nil || st.Uid != id {
+			t.Errorf("the overlay is user %d's, %v", st.Uid, err)
+		}
 		ok(t, "stop", "somebody")
 		if out := ok(t, "ps", "-a"); !strings.Contains(out, "exited (0)") {
 			t.Errorf("vmm ps: %s", out)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -360,10 +361,15 @@ func TestSnapshotDisks(t *testing.T) {
 	ok(t, "snapshot", "disks", "pinned")
 	write("disks", "two")
 	ok(t, "snapshot", "--disk-copy", "disks", "copied")
+	write("disks", "ten")
+	ok(t, "snapshot", "disks", "again")
 	write("disks", "six")
+	if left, err := filepath.Glob("d*.qcow2"); err != nil || !slices.Equal(left, []string{"d-1-1.qcow2", "d-1.qcow2", "d.qcow2"}) {
+		t.Errorf("there are the images %v, %v", left, err)
+	}
 	ok(t, "snapshot", "--stop", "disks", "stopped")
 	ok(t, "rm", "disks")
-	for _, c := range []struct{ dir, want string }{{"pinned", "one"}, {"copied", "two"}, {"stopped", "six"}} {
+	for _, c := range []struct{ dir, want string }{{"pinned", "one"}, {"copied", "two"}, {"again", "ten"}, {"stopped", "six"}} {
 		for _, flags := range [][]string{nil, {"--disk-overlay", "overlay-" + c.dir}} {
 			ok(t, append(append([]string{"restore", "-d", "--name", "back"}, flags...), c.dir)...)
 			out := ok(t, "exec", "back", "sh", "-c", "echo 1 >/proc/sys/vm/drop_caches; cat /tmp/word; head -c 4 /dev/vda")

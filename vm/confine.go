@@ -94,7 +94,8 @@ func (v *VM) rules(c *Confinement) jail.Rules {
 	return r
 }
 
-// needs are what the VM uses of the host while it runs.
+// needs are what the VM uses of the host while it runs. Disks are not among it: their files
+// stay open (see vmDisk.release).
 func (v *VM) needs() jail.Rules {
 	var r jail.Rules
 	add := func(path string, access jail.Access) {
@@ -116,20 +117,6 @@ func (v *VM) needs() jail.Rules {
 			access = jail.Read
 		}
 		r.Paths = append(r.Paths, jail.Path{Path: v.shares.held[i].Path(), Access: access, Others: true, Held: true})
-	}
-	for _, d := range v.disks.disks {
-		if d.cfg.Path == "" {
-			continue // in a file without a name
-		}
-		for _, i := range d.image.Chain() {
-			add(i.File.Name(), jail.Read)
-		}
-		if !d.cfg.ReadOnly && !d.cfg.Ephemeral {
-			add(d.image.File.Name(), jail.Write)
-			if !d.image.File.Device() {
-				add(filepath.Dir(d.image.File.Name()), jail.Write) // a snapshot's overlay is beside it
-			}
-		}
 	}
 	for _, n := range v.nets.nics {
 		switch cfg := n.cfg.(type) {

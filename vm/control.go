@@ -107,9 +107,8 @@ func (v *VM) ResizeDisk(path string, size func(old int64) (int64, error)) error 
 	if err := v.running(); err != nil {
 		return err
 	}
-	path, err := paths.Real(path)
-	if err != nil {
-		return err
+	if real, err := paths.Real(path); err == nil { // in a jail no disk has a name
+		path = real
 	}
 	for _, d := range v.disks.disks {
 		if d.path == "" || d.path != path {
@@ -135,6 +134,23 @@ func (v *VM) DiskPaths() []string {
 		if path := d.now(); path != "" {
 			out = append(out, path)
 		}
+	}
+	return out
+}
+
+// PinnedDisks are the files of the disks that a snapshot keeps as they are while the VM
+// goes on, which writes to overlays beside them then.
+func (v *VM) PinnedDisks() []string {
+	var out []string
+	if !v.made() {
+		return out
+	}
+	for _, d := range v.disks.disks {
+		d.mu.Lock()
+		if d.pinned() {
+			out = append(out, d.file)
+		}
+		d.mu.Unlock()
 	}
 	return out
 }

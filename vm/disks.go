@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 
 	"vmm/bootloader"
@@ -15,6 +13,7 @@ import (
 	"vmm/internal/temp"
 	"vmm/storage"
 	"vmm/storage/image"
+	"vmm/storage/qcow2"
 	"vmm/storage/rootfs"
 	"vmm/virtio"
 	"vmm/virtio/blk"
@@ -30,7 +29,8 @@ type vmDisk struct {
 	image  *image.Image
 	device *blk.Device // which owns the image; nil at first
 	path   string      // of the image when the VM began, without symbolic links; "" for a file without a name
-	closed bool        // the image is, for now
+	file   string      // of the image now, in the same way
+	held   *image.Held // the image's files, while it is closed; else nil
 }
 
 // diskSet is the disks of a VM.
@@ -49,7 +49,7 @@ func (s *diskSet) open(d Disk) error {
 func (s *diskSet) add(d Disk, img *image.Image) {
 	v := &vmDisk{cfg: d, image: img}
 	if path, err := paths.Real(img.File.Name()); err == nil {
-		v.path = path
+		v.path, v.file = path, path
 	}
 	s.disks = append(s.disks, v)
 }
@@ -109,13 +109,16 @@ func (s *diskSet) devices(cpus int, space *spaceWatch, warn func(error)) ([]virt
 	return out, nil
 }
 
-// close closes the images that no device has taken over.
+// close closes the images that no device has taken over, and files that are held.
 func (s *diskSet) close() {
 	if s == nil {
 		return
 	}
 	for _, d := range s.disks {
-		if d.device == nil {
+		switch {
+		case d.held != nil:
+			d.held.Close()
+		case d.device == nil:
 			d.image.Close()
 		}
 	}
@@ -188,47 +191,60 @@ func openRoot(ctx context.Context, path string) (*image.Image, error) {
 // temporary reports whether what the guest writes goes with the VM.
 func (d *vmDisk) temporary() bool { return d.cfg.Ephemeral || d.cfg.Path == "" }
 
-// moveOn leaves the disk's file as it is: what is written from now on goes to an
-// overlay beside it, whose path it returns. The VM must stand still.
-func (d *vmDisk) moveOn(path string) (string, error) {
-	overlay, err := freeName(path)
-	if err != nil {
-		return "", err
-	}
-	back := func(err error) (string, error) { return "", errors.Join(err, d.reopen()) }
-	// The lock on the file must go before it can be read as a backing file.
-	if err := d.release(); err != nil {
-		return back(err)
-	}
-	if err := image.Create(overlay, image.CreateOptions{Backing: path, BackingFormat: d.image.Format}); err != nil {
-		return back(err)
-	}
+// pinned reports whether the disk's file belongs to a snapshot from then on, and the guest
+// writes to an overlay beside it.
+func (d *vmDisk) pinned() bool {
+	return !d.temporary() && !d.cfg.ReadOnly && !d.image.File.Device() && !d.image.File.Unlinked()
+}
+
+// moveOn leaves the disk's file as it is: what is written from now on goes to the overlay.
+// The VM must stand still.
+func (d *vmDisk) moveOn(to *Overlay) (err error) {
 	next := d.cfg
-	next.Path, next.Format, next.AnyBacking = overlay, image.Qcow2, true
-	img, err := image.Open(overlay, next.options())
+	next.Path, next.Format, next.AnyBacking = to.Path, image.Qcow2, true
+	top, err := storage.HoldOpen(to.Path, next.Cache, to.File, to.Direct)
 	if err != nil {
-		return back(errors.Join(err, os.Remove(overlay)))
+		return err
 	}
-	d.mu.Lock()
-	d.image, d.cfg, d.closed = img, next, false
-	d.mu.Unlock()
-	d.device.Swap(img)
-	return overlay, nil
+	defer top.Close()
+	// The lock on the file must go before it can be read as a backing file.
+	err = d.release()
+	if d.held == nil {
+		return err
+	}
+	below := qcow2.Options{Size: d.image.Size(), BackingFile: d.file, BackingFormat: d.image.Format}
+	var img *image.Image
+	if err == nil {
+		img, err = d.held.Extend(top, below, next.options())
+	}
+	if err != nil {
+		return errors.Join(err, d.reopen())
+	}
+	d.use(img, next, to.Path)
+	return nil
 }
 
 // reopen opens the disk's file again.
 func (d *vmDisk) reopen() error {
-	if !d.closed {
+	if d.held == nil {
 		return nil
 	}
-	img, err := image.Open(d.cfg.Path, d.cfg.options())
+	o := d.cfg.options()
+	o.AnyBacking = true // it was allowed
+	img, err := d.held.Open(o)
 	if err == nil {
-		d.mu.Lock()
-		d.image, d.closed = img, false
-		d.mu.Unlock()
-		d.device.Swap(img)
+		d.use(img, d.cfg, d.file)
 	}
 	return err
+}
+
+// use has the guest use an image, which is opened of the files that were held.
+func (d *vmDisk) use(img *image.Image, cfg Disk, file string) {
+	d.held.Close()
+	d.mu.Lock()
+	d.image, d.cfg, d.file, d.held = img, cfg, file, nil
+	d.mu.Unlock()
+	d.device.Swap(img)
 }
 
 // now is the file that the disk is in; "" for a root.
@@ -247,11 +263,14 @@ type released struct{ blk.Backend }
 // Close implements blk.Backend.
 func (released) Close() error { return nil }
 
-// release closes the disk's file. The VM must stand still until reopen.
+// release closes the disk's file, whose descriptors are held: in a jail it could not be
+// opened again by its name. The VM must stand still until reopen.
 func (d *vmDisk) release() error {
-	err := d.image.Close()
-	d.closed = true
-	d.device.Swap(released{d.image})
+	held, err := d.image.Release()
+	if held != nil {
+		d.held = held
+		d.device.Swap(released{d.image})
+	}
 	return err
 }
 
@@ -270,16 +289,4 @@ func (s *diskSet) kept(do func(*vmDisk) error) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// freeName finds a name for an overlay beside an image.
-func freeName(path string) (string, error) {
-	base := strings.TrimSuffix(path, filepath.Ext(path))
-	for n := 1; n < 10000; n++ {
-		name := fmt.Sprintf("%s-%d.qcow2", base, n)
-		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
-			return name, nil
-		}
-	}
-	return "", fmt.Errorf("%s: too many overlays beside it", path)
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"vmm/internal/paths"
 	"vmm/internal/version"
 	"vmm/machine/migration"
 )
@@ -117,8 +116,8 @@ func (v *VM) MovedTo() string {
 // moved is the disk for another process, which opens the file itself.
 func (d *vmDisk) moved() savedDisk {
 	s := savedDisk{Disk: d.cfg}
-	if path, err := paths.Real(d.cfg.Path); err == nil {
-		s.Path = path
+	if d.file != "" {
+		s.Path = d.file
 	}
 	s.AnyBacking = true
 	return s

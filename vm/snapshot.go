@@ -16,7 +16,6 @@ import (
 	"vmm/machine"
 	"vmm/machine/snapshot"
 	"vmm/network/gateway"
-	"vmm/storage/image"
 )
 
 // SnapshotOptions say how a VM is saved. The zero value saves all of it.
@@ -34,6 +33,9 @@ type SnapshotOptions struct {
 	// the directory.
 	Files    map[string]*os.File
 	ParentID string
+	// Overlays are for what the guest writes from then on, by the files of PinnedDisks. A
+	// process that makes no files needs them; another one makes those that are missing.
+	Overlays map[string]*Overlay
 	// Progress is told how much of the memory is saved, in bytes; nil drops it.
 	Progress func(done, total int64)
 	// GoesOn is called when the guest can go on while the rest is written. Such a
@@ -134,6 +136,16 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*Snap
 			return nil, fmt.Errorf("%s is %w", o.Parent, ErrNotParent)
 		}
 	}
+	overlays, made, err := v.overlaysFor(&o)
+	defer func() {
+		for _, overlay := range made {
+			overlay.Close()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	o.Overlays = overlays
 	w, err := o.writer(dir)
 	if err != nil {
 		return nil, err
@@ -276,62 +288,6 @@ func absolute(path string) string {
 		return a
 	}
 	return path
-}
-
-// save has the snapshot keep the disk as it is now.
-func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[string]string) (*savedDisk, error) {
-	s := &savedDisk{Disk: d.cfg, Temp: d.cfg.Ephemeral}
-	s.Format, s.Ephemeral, s.AnyBacking = d.image.Format, false, false
-	if err := d.image.Flush(); err != nil && !d.cfg.ReadOnly {
-		return nil, err
-	}
-	name := snapshot.DiskFile(i)
-	_, gone := os.Stat(d.image.File.Name()) // of a file without a name
-	switch {
-	case o.DiskCopy || gone != nil:
-		s.Path, s.Format = name, image.Qcow2
-		return s, s.keep(w, name, d.image.SaveCopy)
-	case d.cfg.Ephemeral:
-		s.Path, s.Format = name, image.Qcow2
-		return s, s.keep(w, name, d.image.SaveChanges)
-	}
-	path, err := paths.Real(d.image.File.Name())
-	if err != nil {
-		return nil, err
-	}
-	s.Path = path
-	switch {
-	case d.cfg.ReadOnly:
-	case o.Stop:
-		err = d.release() // its last word
-	case d.image.File.Device(): // in /dev is no room for what follows
-		err = &os.PathError{Op: "snapshot of", Path: path, Err: ErrDevice}
-	default:
-		var overlay string
-		if overlay, err = d.moveOn(path); err == nil {
-			moved[path] = overlay
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s, s.note()
-}
-
-// keep writes an image into the snapshot.
-func (d *savedDisk) keep(w *snapshot.Writer, name string, write func(*os.File) error) error {
-	f, err := w.File(name)
-	if err != nil {
-		return err
-	}
-	if err := write(f); err != nil {
-		return err
-	}
-	st, err := f.Stat()
-	if err == nil {
-		d.Size = st.Size()
-	}
-	return err
 }
 
 // RestoreOptions say what is other than in the snapshot. The zero value makes the VM

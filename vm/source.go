@@ -78,21 +78,18 @@ func (s *saved) unmarshal(b []byte) error {
 }
 
 // note keeps how the disk's file looks now.
-func (d *savedDisk) note() error {
-	st, err := os.Stat(d.Path)
-	if err == nil {
-		d.Size, d.Changed = st.Size(), st.ModTime().UnixNano()
-	}
+func (d *savedDisk) note(size int64, changed time.Time, err error) error {
+	d.Size, d.Changed = size, changed.UnixNano()
 	return err
 }
 
 // check finds out whether the file is as it was.
 func (d *savedDisk) check(path string) error {
-	now := savedDisk{Disk: Disk{Path: path}}
-	if err := now.note(); err != nil {
+	st, err := os.Stat(path)
+	if err != nil {
 		return fmt.Errorf("the disk that the snapshot goes with: %w", err)
 	}
-	if now.Size != d.Size || now.Changed != d.Changed && filepath.IsAbs(d.Path) {
+	if st.Size() != d.Size || st.ModTime().UnixNano() != d.Changed && filepath.IsAbs(d.Path) {
 		return fmt.Errorf("the disk %s has changed since the snapshot was taken, which is of no use without it as it was", path)
 	}
 	return nil

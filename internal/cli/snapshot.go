@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"vmm/internal/paths"
 	"vmm/machine/snapshot"
+	"vmm/vm"
 	"vmm/vm/api"
 	"vmm/vm/client"
 	"vmm/vm/registry"
@@ -59,8 +62,8 @@ func snapshotCommand() *cobra.Command {
 
 // askSnapshot has a VM saved, and shows how far that is. The VM's process is in a jail: it
 // writes to files that are made here.
-func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.SnapshotResult, error) {
-	now, err := ask(vm).Inspect(ctx)
+func askSnapshot(ctx context.Context, of api.VM, req api.SnapshotRequest) (*api.SnapshotResult, error) {
+	now, err := ask(of).Inspect(ctx)
 	if err != nil {
 		return nil, advise(err)
 	}
@@ -80,12 +83,23 @@ func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.
 		place.Abort()
 		return nil, err
 	}
+	all := maps.Clone(files)
+	overlays, err := makeOverlays(now.PinnedDisks, &req, all)
+	defer func() {
+		for _, o := range overlays {
+			o.Close()
+		}
+	}()
+	if err != nil {
+		place.Abort()
+		return nil, err
+	}
 	bar := newProgress("saving")
 	defer bar.end()
 	if req.Stop { // the VM may have ended already, and be nowhere but in these files
 		ctx = context.WithoutCancel(ctx)
 	}
-	result, err := ask(vm).SnapshotTo(ctx, req, files, bar.of)
+	result, err := ask(of).SnapshotTo(ctx, req, all, bar.of)
 	for _, f := range files {
 		f.Close()
 	}
@@ -97,6 +111,25 @@ func askSnapshot(ctx context.Context, vm api.VM, req api.SnapshotRequest) (*api.
 		return nil, advise(err)
 	}
 	return result, place.Publish()
+}
+
+// makeOverlays makes the overlays that the VM needs for its disks, and puts them into the
+// request and its files.
+func makeOverlays(disks []string, req *api.SnapshotRequest, files map[string]*os.File) (made []*vm.Overlay, err error) {
+	if req.DiskCopy || req.Stop {
+		return nil, nil
+	}
+	req.Overlays = map[string]string{}
+	for _, disk := range disks {
+		o, err := vm.NewOverlay(disk)
+		if err != nil {
+			return made, fmt.Errorf("an overlay of the disk %s: %w", disk, err)
+		}
+		made = append(made, o)
+		req.Overlays[disk] = o.Path
+		files[o.Path], files[o.Path+api.DirectSuffix] = o.File, o.Direct
+	}
+	return made, nil
 }
 
 // pauseCommand is vmm pause, or vmm resume.

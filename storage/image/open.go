@@ -63,11 +63,12 @@ func Open(path string, o Options) (*Image, error) {
 	if o.Ephemeral {
 		return openEphemeral(path, o)
 	}
-	return open(path, o, nil)
+	return (*Held)(nil).open(path, o, nil)
 }
 
-// open opens an image whose overlays are given, the nearest one last.
-func open(path string, o Options, overlays []*storage.File) (_ *Image, err error) {
+// open opens an image whose overlays are given, the nearest one last. Its files are those
+// that are held, and others by their names.
+func (h *Held) open(path string, o Options, overlays []*storage.File) (_ *Image, err error) {
 	if len(overlays) > maxDepth {
 		return nil, fmt.Errorf("%s: more than %d backing files", overlays[0].Name(), maxDepth)
 	}
@@ -75,7 +76,7 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 	if at := slices.IndexFunc(overlays, func(above *storage.File) bool { return above.At(path) }); at >= 0 {
 		return nil, newLoop(overlays[at:])
 	}
-	f, err := storage.OpenFile(path, o.ReadOnly, o.Cache)
+	f, err := h.file(path, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +114,7 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 		return nil, err
 	}
 	below := Options{Format: at.format, ReadOnly: !o.WriteBacking, AnyBacking: o.AnyBacking, Cache: o.Cache}
-	i.Backing, err = open(at.path, below, append(overlays, f))
+	i.Backing, err = h.open(at.path, below, append(overlays, f))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: its backing file is missing: %w", f.Name(), err)
 	}
@@ -127,7 +128,7 @@ func open(path string, o Options, overlays []*storage.File) (_ *Image, err error
 // openEphemeral opens an image under a temporary overlay.
 func openEphemeral(path string, o Options) (*Image, error) {
 	o.ReadOnly, o.Ephemeral = true, false
-	base, err := open(path, o, nil)
+	base, err := (*Held)(nil).open(path, o, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -319,7 +319,7 @@ func (i *Image) Rebase(backing, format string, progress Progress) error {
 		if err != nil {
 			return err
 		}
-		if to, err = open(below.path, Options{ReadOnly: true, Format: below.format, AnyBacking: true}, []*storage.File{i.File}); err != nil {
+		if to, err = (*Held)(nil).open(below.path, Options{ReadOnly: true, Format: below.format, AnyBacking: true}, []*storage.File{i.File}); err != nil {
 			return err
 		}
 		defer to.Close()

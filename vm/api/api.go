@@ -76,7 +76,16 @@ type SnapshotRequest struct {
 	// cannot. ParentID is what Parent calls itself, then.
 	Files    []string `json:"files,omitempty"`
 	ParentID string   `json:"parentID,omitempty"`
+	// Overlays are new, empty files for what the guest writes from then on, by the
+	// PinnedDisks, which they are to lie beside. Files has each twice, opened once for each:
+	// as its path, and with DirectSuffix. Without them the VM makes them, which one in a
+	// jail cannot.
+	Overlays map[string]string `json:"overlays,omitempty"`
 }
+
+// DirectSuffix follows the path of an overlay in SnapshotRequest.Files for the descriptor
+// that a disk without the host's cache (O_DIRECT) needs beside the other.
+const DirectSuffix = ":direct"
 
 // SnapshotResult is what became of it.
 type SnapshotResult struct {

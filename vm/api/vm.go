@@ -33,7 +33,10 @@ type VM struct {
 	Memory  uint64   `json:"memory"` // bytes
 	Kernel  string   `json:"kernel,omitempty"`
 	Disks   []string `json:"disks,omitempty"`
-	Shares  []string `json:"shares,omitempty"`
+	// PinnedDisks are those that a snapshot keeps as they are while the VM goes on, which
+	// writes to overlays beside them then; while it runs.
+	PinnedDisks []string `json:"pinnedDisks,omitempty"`
+	Shares      []string `json:"shares,omitempty"`
 	// GuestWritable are the host's directories that the guest can write to, while it runs.
 	GuestWritable []string `json:"guestWritable,omitempty"`
 	Nets          []string `json:"nets,omitempty"`

@@ -54,7 +54,8 @@ func coded(err error) error {
 func (l *Local) Info() api.VM {
 	info := l.Entry()
 	info.Jail, info.GuestWritable = l.Jail, l.VM.GuestWritable()
-	info.Agent, info.Paused, info.Disks = l.VM.AgentAlive(), l.VM.Paused(), l.VM.DiskPaths()
+	info.Agent, info.Paused = l.VM.AgentAlive(), l.VM.Paused()
+	info.Disks, info.PinnedDisks = l.VM.DiskPaths(), l.VM.PinnedDisks()
 	return info
 }
 
@@ -118,8 +119,16 @@ func (l *Local) Snapshot(ctx context.Context, r api.SnapshotRequest, progress fu
 			f.Close()
 		}
 	}()
+	overlays := map[string]*vm.Overlay{}
+	for disk, path := range r.Overlays {
+		o := &vm.Overlay{Path: path, File: files[path], Direct: files[path+api.DirectSuffix]}
+		if o.File == nil || o.Direct == nil {
+			return nil, api.ErrBadRequest.With("the overlay %s came without its descriptors", path)
+		}
+		overlays[disk] = o
+	}
 	result, err := l.VM.Snapshot(ctx, r.Dir, vm.SnapshotOptions{
-		Files: files, ParentID: r.ParentID,
+		Files: files, ParentID: r.ParentID, Overlays: overlays,
 		Replace: r.Replace, Parent: r.Parent, Zstd: r.Zstd, DiskCopy: r.DiskCopy, Stop: r.Stop,
 		Progress: func(done, total int64) { progress(api.Progress{Done: done, Total: total}) },
 	})

@@ -292,7 +292,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("%s: %v\n%s", c[1], err, out)
 		}
 	}
-	if did := vm.did(); !slices.Equal(did, []string{"stats", "snapshot {Dir:/saved Replace:false Parent: Zstd:true DiskCopy:false Stop:false Files:[] ParentID:}", "done", "publish 127.0.0.1:8080:80", "pause"}) {
+	if did := vm.did(); !slices.Equal(did, []string{"stats", "snapshot {Dir:/saved Replace:false Parent: Zstd:true DiskCopy:false Stop:false Files:[] ParentID: Overlays:map[]}", "done", "publish 127.0.0.1:8080:80", "pause"}) {
 		t.Errorf("%d commands, and the VM was asked %q", len(commands), did)
 	}
 	// The error that is shown is one as it is.
