@@ -129,7 +129,7 @@ endif
 
 bench: setup tools
 	$(call need,$(BENCH_TOOLS))
-	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices ./virtio/net
+	go test -timeout 30m -run '^$$' -bench . -benchmem ./machine/... ./devices ./virtio/net ./internal/jail
 	go test -timeout 30m -v -run Compare -count 1 ./tests/bench -compare
 
 # The same beside QEMU on the emulated host: exits, which are exact, and times, which are not.

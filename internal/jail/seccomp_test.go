@@ -1,0 +1,73 @@
+package jail
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// TestFilter asks the program about every call there is, and beyond: what has no
+// conditions is allowed, what has some by its arguments, and nothing else.
+func TestFilter(t *testing.T) {
+	for _, internet := range []bool{false, true} {
+		byCall := map[uint32]rule{}
+		for _, r := range allowed(internet) {
+			if _, twice := byCall[r.call]; twice {
+				t.Errorf("two rules for %s: the second would say nothing", callName(int(r.call)))
+			}
+			byCall[r.call] = r
+		}
+		program, err := filter(allowed(internet))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []bpf.Instruction
+		for _, i := range program {
+			list = append(list, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K}.Disassemble())
+		}
+		vm, err := bpf.NewVM(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func(call uint32, arg int, value uint32) uint32 {
+			data := make([]byte, dataArgs+6*8)
+			binary.BigEndian.PutUint32(data[dataNumber:], call) // as bpf.VM loads, unlike the kernel here
+			binary.BigEndian.PutUint32(data[dataArch:], unix.AUDIT_ARCH_X86_64)
+			binary.BigEndian.PutUint32(data[dataArgs+8*arg:], value)
+			answer, err := vm.Run(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return uint32(answer)
+		}
+		for call := range uint32(1000) {
+			r, known := byCall[call]
+			want := uint32(unix.SECCOMP_RET_USER_NOTIF)
+			switch {
+			case call == unix.SYS_CLONE3:
+				want = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+			case known && len(r.conditions) == 0:
+				want = unix.SECCOMP_RET_ALLOW
+			case known && len(r.conditions) == 1:
+				for _, c := range r.conditions {
+					for _, v := range c.values {
+						if got := ask(call, c.arg, v); (got == unix.SECCOMP_RET_ALLOW) == c.not {
+							t.Errorf("%s with %#x: %#x", callName(int(call)), v, got)
+						}
+					}
+				}
+				continue
+			case known:
+				continue
+			}
+			if got := ask(call, 0, 0); got != want {
+				t.Errorf("%s: %#x, want %#x", callName(int(call)), got, want)
+			}
+		}
+		if got := ask(x32Bit|unix.SYS_READ, 0, 0); got != unix.SECCOMP_RET_KILL_PROCESS {
+			t.Errorf("read of the x32 ABI: %#x", got)
+		}
+	}
+}
