@@ -194,7 +194,7 @@ func (d *vmDisk) temporary() bool { return d.cfg.Ephemeral || d.cfg.Path == "" }
 // pinned reports whether the disk's file belongs to a snapshot from then on, and the guest
 // writes to an overlay beside it.
 func (d *vmDisk) pinned() bool {
-	return !d.temporary() && !d.cfg.ReadOnly && !d.image.File.Device() && !d.image.File.Unlinked()
+	return !d.temporary() && !d.image.ReadOnly() && !d.image.File.Device() && !d.image.File.Unlinked()
 }
 
 // moveOn leaves the disk's file as it is: what is written from now on goes to the overlay.

@@ -34,7 +34,7 @@ func (v *VM) overlaysFor(o *SnapshotOptions) (given, made map[string]*Overlay, e
 // save has the snapshot keep the disk as it is now.
 func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[string]string) (*savedDisk, error) {
 	s := &savedDisk{Disk: d.cfg, Temp: d.cfg.Ephemeral}
-	s.Format, s.Ephemeral, s.AnyBacking = d.image.Format, false, false
+	s.Format, s.Ephemeral, s.AnyBacking, s.ReadOnly = d.image.Format, false, false, d.image.ReadOnly()
 	if err := d.image.Flush(); err != nil && !d.cfg.ReadOnly {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func (d *vmDisk) save(w *snapshot.Writer, i int, o *SnapshotOptions, moved map[s
 	var err error
 	stat := d.image.File.Stat
 	switch {
-	case d.cfg.ReadOnly:
+	case s.ReadOnly: // also a root that is an image
 	case o.Stop:
 		if err = d.release(); d.held != nil { // its last word
 			stat = d.held.Top().Stat
