@@ -149,6 +149,8 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzRun -fuzztime $(FUZZTIME) ./bootloader/grub
 	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzFAT -fuzztime $(FUZZTIME) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzPartitions -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzQcow2 -fuzztime $(FUZZTIME) ./storage/image
 	go test -run '^$$' -fuzz FuzzBacking -fuzztime $(FUZZTIME) ./storage/image
 	go test -run '^$$' -fuzz FuzzQueue -fuzztime $(FUZZTIME) ./virtio

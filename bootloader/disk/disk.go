@@ -23,21 +23,17 @@ import (
 	"strings"
 
 	"github.com/diskfs/go-diskfs/backend"
-	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/filesystem/squashfs"
-	"github.com/diskfs/go-diskfs/partition"
 )
 
 // fileSystem is one of the disk's, mounted for reading.
 type fileSystem struct {
 	fs.FS
 	kind  string
-	uuid  string // of an ext file system
+	uuid  string // of an ext file system, or the volume id of a vfat
 	label string
 	part  part
 }
-
-const sector = 512
 
 // maxFile bounds the files that are read whole.
 const maxFile = 1 << 30
@@ -64,32 +60,6 @@ func (image) Writable() (backend.WritableFile, error) { return nil, backend.ErrI
 // Path implements backend.Storage.
 func (image) Path() string { return "" }
 
-// part is a partition.
-type part struct {
-	number      int
-	start, size int64
-}
-
-// partitions reads the partition table. A disk without one is one partition.
-func partitions(r io.ReaderAt, size int64) (out []part, err error) {
-	defer catch("partition table", &err)
-	whole := []part{{0, 0, size}}
-	table, err := partition.Read(image{io.NewSectionReader(r, 0, size)}, sector, sector)
-	if err != nil {
-		return whole, nil
-	}
-	for i, p := range table.GetPartitions() {
-		start, n := p.GetStart(), p.GetSize()
-		if start > 0 && n > 0 && start < size {
-			out = append(out, part{i + 1, start, min(n, size-start)})
-		}
-	}
-	if len(out) == 0 {
-		return whole, nil
-	}
-	return out, nil
-}
-
 // catch makes an error of a panic: the libraries were not written for hostile
 // disks.
 func catch(what string, err *error) {
@@ -100,13 +70,9 @@ func catch(what string, err *error) {
 
 // fileSystems mounts what can be.
 func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
-	parts, err := partitions(r, size)
-	if err != nil {
-		return nil, err
-	}
 	var out []*fileSystem
 	var kinds []string
-	for _, p := range parts {
+	for _, p := range partitions(r, size) {
 		f, err := open(r, p)
 		if err != nil {
 			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))
@@ -126,8 +92,6 @@ const (
 	extUUIDAt     = 1024 + 0x68
 	extMagic      = 0xef53
 	squashfsMagic = "hsqs"
-	fatMagicAt    = 82
-	fatMagic      = "FAT32"
 	headSize      = 4096
 )
 
@@ -148,9 +112,12 @@ func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
 	case strings.HasPrefix(string(head[:]), squashfsMagic):
 		f.kind = "squashfs"
 		f.FS, err = squashfs.Read(image{section}, p.size, 0, 0)
-	case strings.HasPrefix(string(head[fatMagicAt:]), fatMagic):
+	case isFAT(head[:]):
 		f.kind = "vfat"
-		f.FS, err = fat32.Read(image{section}, p.size, 0, sector)
+		var fat *fatFS
+		if fat, err = openFAT(section, head[:]); err == nil {
+			f.FS, f.uuid = fat, fat.uuid
+		}
 	default:
 		return nil, errors.New("not ext, vfat or squashfs")
 	}

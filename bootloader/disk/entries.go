@@ -292,7 +292,7 @@ func parseBLS(s string) *Entry {
 // bareKernels makes entries of the kernels in /boot, for disks that were never
 // given a boot loader.
 func bareKernels(f *fileSystem) (out []*Entry) {
-	if f.uuid == "" {
+	if f.uuid == "" || f.kind == "vfat" {
 		return nil
 	}
 	for _, dir := range []string{"boot", "."} {
