@@ -147,6 +147,7 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzInitrd -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/grub
 	go test -run '^$$' -fuzz FuzzRun -fuzztime $(FUZZTIME) ./bootloader/grub
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/uki
 	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzFAT -fuzztime $(FUZZTIME) ./bootloader/disk

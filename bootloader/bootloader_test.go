@@ -352,3 +352,34 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// TestUKI takes the kernel out of a unified kernel image, but not out of one in it.
+func TestUKI(t *testing.T) {
+	bz := make([]byte, 4096)
+	copy(bz[0x202:], "HdrS")
+	wrap := func(kernel []byte) []byte {
+		b := make([]byte, 512)
+		copy(b, "MZ")
+		b[0x3c] = 0x40
+		copy(b[0x40:], "PE\x00\x00\x64\x86\x02\x00")
+		section := func(i int, name string, data []byte) {
+			h := b[0x58+40*i:]
+			copy(h, name)
+			for _, at := range []int{8, 16} {
+				h[at], h[at+1] = byte(len(data)), byte(len(data)>>8)
+			}
+			h[20], h[21] = byte(len(b)), byte(len(b)>>8)
+			b = append(b, data...)
+		}
+		section(0, ".cmdline", []byte("quiet root=/dev/vda2"))
+		section(1, ".linux", kernel)
+		return b
+	}
+	_, want := Parse(bz)
+	if _, err := Parse(wrap(bz)); want == nil || err == nil || !strings.Contains(err.Error(), want.Error()) || !strings.Contains(err.Error(), "unified") {
+		t.Errorf("%v, want %v", err, want)
+	}
+	if _, err := Parse(wrap(wrap(bz))); !errors.Is(err, ErrNotKernel) {
+		t.Errorf("one in another: %v", err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 
+	"vmm/bootloader/uki"
 	"vmm/internal/elf"
 )
 
@@ -26,7 +27,7 @@ var Protocols = []Protocol{Auto, BzImage, ELF64, PVH}
 
 // Errors that callers may tell apart with errors.Is.
 var (
-	ErrNotKernel = errors.New("not a Linux kernel (neither bzImage nor ELF)")
+	ErrNotKernel = errors.New("not a Linux kernel (neither bzImage nor ELF nor a unified kernel image)")
 	Err32Bit     = errors.New("a 32-bit kernel; vmm boots 64-bit ones")
 	ErrCutOff    = errors.New("the file is cut off")
 )
@@ -39,6 +40,10 @@ type Kernel struct {
 	setup *setupHeader
 	elf   *elf.File
 	pvh   uint32 // the PVH entry, 0 where there is none
+
+	// Initrds and Args are what a unified kernel image has beside its kernel.
+	Initrds [][]byte
+	Args    string
 }
 
 // Open reads the kernel at path and finds out what it is.
@@ -55,20 +60,38 @@ func Open(path string) (*Kernel, error) {
 	return k, nil
 }
 
-// Parse is Open for an image in memory, which it keeps.
+// Parse is Open for an image in memory, which it keeps. Of a unified kernel image it
+// takes the default profile.
 func Parse(data []byte) (*Kernel, error) {
 	switch {
 	case bytes.HasPrefix(data, []byte(elf.Magic)):
 		k := &Kernel{data: data}
 		return k, k.parseELF(data)
-	case len(data) >= 0x206 && string(data[0x202:0x206]) == "HdrS":
+	case isBzImage(data):
 		k := &Kernel{data: data}
 		var err error
 		k.setup, err = parseSetup(data)
 		return k, err
 	}
-	return nil, ErrNotKernel
+	return parseUKI(data)
 }
+
+// parseUKI takes the kernel of a unified kernel image's default profile.
+func parseUKI(data []byte) (*Kernel, error) {
+	profiles, err := uki.Parse(data)
+	if err != nil || bytes.HasPrefix(profiles[0].Linux, []byte("MZ")) && !isBzImage(profiles[0].Linux) {
+		return nil, ErrNotKernel // nor may one hold another
+	}
+	p := profiles[0]
+	k, err := Parse(p.Linux)
+	if err != nil {
+		return nil, fmt.Errorf("the section .linux of a unified kernel image: %w", err)
+	}
+	k.Initrds, k.Args = p.Initrds, p.Cmdline
+	return k, nil
+}
+
+func isBzImage(data []byte) bool { return len(data) >= 0x206 && string(data[0x202:0x206]) == "HdrS" }
 
 // Compressed reports whether the image would unpack itself in the guest.
 func (k *Kernel) Compressed() bool { return k.setup != nil && k.elf == nil }

@@ -92,8 +92,17 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted, error) {
 	kernel, err := bootloader.Open(v.kernel.image)
 	b := &booted{kernel: kernel}
-	if err != nil || !v.cfg.Commands() && v.kernel.modules == "" {
+	if err != nil {
 		return b, err
+	}
+	if !v.cfg.Commands() {
+		b.initrds = kernel.Initrds
+		if kernel.Args != "" {
+			b.args = append(b.args, kernel.Args)
+		}
+		if v.kernel.modules == "" {
+			return b, nil
+		}
 	}
 	b.args = append(b.args, v.opts.initArgs...)
 	return b, v.addInit(ctx, b, guest)
