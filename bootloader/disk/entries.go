@@ -16,6 +16,8 @@ import (
 	"github.com/u-root/u-root/pkg/boot"
 	"github.com/u-root/u-root/pkg/boot/syslinux"
 	"github.com/u-root/u-root/pkg/curl"
+
+	"vmm/bootloader/uki"
 )
 
 // Entry is something that a disk can boot.
@@ -35,11 +37,12 @@ type Entry struct {
 	all       []*fileSystem
 	where     map[string]*fileSystem // where files are, if the configuration says so
 	preferred bool                   // the configuration's default
-	order     string                 // the version, of entries that have no order of their own
+	loader    loaderKey
+	profile   int // of a unified kernel image
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
-var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry and no /boot/vmlinuz-*")
+var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry with its kernel, no EFI/Linux/*.efi and no /boot/vmlinuz-*")
 
 // Entries lists what the disk of size bytes can boot; the first is the default.
 func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
@@ -48,27 +51,45 @@ func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
 		return nil, err
 	}
 	out := grubEntries(all)
-	for _, find := range []func(*fileSystem) []*Entry{blsEntries, extlinuxEntries, bareKernels} {
+	for _, find := range []func([]*fileSystem) []*Entry{loaderEntries, each(extlinuxEntries), bareKernels} {
 		if len(out) > 0 {
 			break // the other ways are for disks without this one
 		}
-		for _, f := range all {
-			out = append(out, find(f)...)
-		}
+		out = find(all)
 	}
 	var bootable []*Entry
 	for _, e := range out {
 		e.all = all
 		// Fallbacks and memory tests, whose kernels are not there, are left out.
-		if _, err := e.open(e.Kernel); err == nil {
+		if f, err := e.open(e.Kernel); err == nil {
+			if e.Args == "" && e.profile == 0 && strings.EqualFold(path.Ext(e.Kernel), ".efi") {
+				e.Args = f.ukiArgs(e.Kernel)
+			}
+			if len(e.Initrds) == 0 && !strings.EqualFold(path.Ext(e.Kernel), ".efi") {
+				e.Args = withoutInitrd(e.Args, all)
+			}
 			bootable = append(bootable, e)
 		}
 	}
 	if len(bootable) == 0 {
-		return nil, ErrNoEntry
+		var found []string
+		for _, f := range all {
+			found = append(found, f.kind)
+		}
+		return nil, fmt.Errorf("%w (its file systems: %s)", ErrNoEntry, strings.Join(found, ", "))
 	}
 	defaultFirst(bootable)
 	return bootable, nil
+}
+
+// each looks in one file system after the other.
+func each(find func(*fileSystem) []*Entry) func([]*fileSystem) []*Entry {
+	return func(all []*fileSystem) (out []*Entry) {
+		for _, f := range all {
+			out = append(out, find(f)...)
+		}
+		return out
+	}
 }
 
 // Find returns the entry that a name means: its number from 1, its title or identifier,
@@ -135,6 +156,10 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 		} else {
 			initrds = append(initrds, b)
 		}
+	}
+	if profiles, err := uki.Parse(kernel); err == nil && e.profile < len(profiles) {
+		p := profiles[e.profile]
+		kernel, initrds = p.Linux, append(slices.Clone(p.Initrds), initrds...)
 	}
 	return kernel, initrds, nil
 }
@@ -216,8 +241,8 @@ func (f *fileSystem) parsed(config string, parse func() ([]boot.OSImage, error))
 	return f.images(config, found)
 }
 
-var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf",
-	"boot/syslinux/syslinux.cfg", "syslinux/syslinux.cfg", "syslinux.cfg"}
+var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf", "boot/extlinux.conf",
+	"boot/syslinux/syslinux.cfg", "syslinux/syslinux.cfg", "syslinux.cfg", "boot/syslinux/extlinux.conf", "syslinux/extlinux.conf", "boot/syslinux.cfg"}
 
 // extlinuxEntries reads the configuration of extlinux and its relatives.
 func extlinuxEntries(f *fileSystem) (out []*Entry) {
@@ -227,123 +252,4 @@ func extlinuxEntries(f *fileSystem) (out []*Entry) {
 		})...)
 	}
 	return out
-}
-
-// blsEntries reads the entries of the Boot Loader Specification, type 1.
-func blsEntries(f *fileSystem) (out []*Entry) {
-	for _, dir := range []string{"loader/entries", "boot/loader/entries"} {
-		for _, e := range blsSnippets(f, dir) {
-			e.Args = arguments(e.Args)
-			e.Initrds = slices.DeleteFunc(e.Initrds, func(name string) bool { return strings.HasPrefix(name, "$") })
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
-	return out
-}
-
-// blsSnippets reads the entries in a directory as they are written, with variables of GRUB's.
-func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
-	for _, name := range f.list(dir) {
-		if !strings.HasSuffix(name, ".conf") {
-			continue
-		}
-		file := path.Join(dir, name)
-		b, err := f.read(file)
-		if err != nil {
-			continue
-		}
-		if e := parseBLS(string(b)); e.Kernel != "" {
-			e.Source, e.home, e.ID = file, f, strings.TrimSuffix(name, ".conf")
-			if e.Title == "" {
-				e.Title = e.ID
-			}
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
-	return out
-}
-
-// parseBLS reads one entry.
-func parseBLS(s string) *Entry {
-	e := &Entry{}
-	var args []string
-	for _, line := range strings.Split(s, "\n") {
-		key, v, _ := strings.Cut(strings.TrimSpace(line), " ")
-		v = strings.TrimSpace(v)
-		switch key {
-		case "title":
-			e.Title = v
-		case "version":
-			e.order = v
-		case "linux":
-			e.Kernel = v
-		case "initrd":
-			e.Initrds = append(e.Initrds, strings.Fields(v)...)
-		case "options":
-			args = append(args, v)
-		}
-	}
-	e.Args = strings.Join(args, " ")
-	return e
-}
-
-// bareKernels makes entries of the kernels in /boot, for disks that were never
-// given a boot loader.
-func bareKernels(f *fileSystem) (out []*Entry) {
-	if f.uuid == "" || f.kind == "vfat" {
-		return nil
-	}
-	for _, dir := range []string{"boot", "."} {
-		names := f.list(dir)
-		for _, name := range names {
-			version, ok := strings.CutPrefix(name, "vmlinuz-")
-			if !ok {
-				continue
-			}
-			e := &Entry{Title: "Linux " + version, Kernel: path.Join(dir, name), home: f, order: version,
-				Args: "root=UUID=" + f.uuid + " ro"}
-			for _, initrd := range []string{"initrd.img-" + version, "initramfs-" + version + ".img", "initrd-" + version} {
-				if slices.Contains(names, initrd) {
-					e.Initrds = []string{path.Join(dir, initrd)}
-					break
-				}
-			}
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b *Entry) int { return -compareVersions(a.order, b.order) })
-	return out
-}
-
-// compareVersions orders versions: runs of digits by their value, all else by
-// bytes.
-func compareVersions(a, b string) int {
-	digits := func(s string) int {
-		n := 0
-		for n < len(s) && s[n] >= '0' && s[n] <= '9' {
-			n++
-		}
-		return n
-	}
-	for a != "" && b != "" {
-		na, nb := digits(a), digits(b)
-		if na == 0 || nb == 0 {
-			if a[0] != b[0] {
-				return int(a[0]) - int(b[0])
-			}
-			a, b = a[1:], b[1:]
-			continue
-		}
-		x, y := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
-		if len(x) != len(y) {
-			return len(x) - len(y)
-		}
-		if c := strings.Compare(x, y); c != 0 {
-			return c
-		}
-		a, b = a[na:], b[nb:]
-	}
-	return len(a) - len(b)
 }
