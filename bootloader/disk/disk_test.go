@@ -253,6 +253,15 @@ func TestLogger(t *testing.T) {
 	}
 }
 
+// TestExtlinux: a configuration where Alpine has it, that includes itself.
+func TestExtlinux(t *testing.T) {
+	f := &fileSystem{FS: mapFS{"boot/extlinux.conf": "DEFAULT virt\nLABEL virt\n LINUX vmlinuz-virt\n INITRD initramfs-virt\n APPEND modules=ext4\nINCLUDE extlinux.conf\n"}}
+	e := extlinuxEntries(f)
+	if len(e) != 1 || e[0].Kernel != "/boot/vmlinuz-virt" || !slices.Equal(e[0].Initrds, []string{"/boot/initramfs-virt"}) || e[0].Args != "modules=ext4" {
+		t.Errorf("%+v", e)
+	}
+}
+
 // FuzzDisk changes bytes of a small disk that boots.
 func FuzzDisk(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "disk")

@@ -169,19 +169,31 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 // network.
 const scheme = "disk"
 
+// maxConfigs bounds the files of a configuration, which may include itself.
+const maxConfigs = 64
+
+// fetcher reads the files of one configuration.
+type fetcher struct {
+	from *fileSystem
+	left int
+}
+
 // Fetch implements curl.FileScheme.
-func (f *fileSystem) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) {
-	b, err := f.read(u.Path)
+func (f *fetcher) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) {
+	if f.left--; f.left < 0 {
+		return nil, fmt.Errorf("%s: the configuration has more than %d files", u.Path, maxConfigs)
+	}
+	b, err := f.from.read(u.Path)
 	return bytes.NewReader(b), err
 }
 
 // FetchWithoutCache implements curl.FileScheme.
-func (f *fileSystem) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
-	b, err := f.read(u.Path)
+func (f *fetcher) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
+	b, err := f.from.read(u.Path)
 	return bytes.NewReader(b), err
 }
 
-func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: f} }
+func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: &fetcher{f, maxConfigs}} }
 
 // images makes entries of what u-root's parsers found.
 func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) {
