@@ -26,7 +26,8 @@ func loaderEntries(all []*fileSystem) (out []*Entry) {
 	slices.SortStableFunc(out, func(a, b *Entry) int { return a.loader.compare(b.loader) })
 	for _, f := range all {
 		if want := loaderDefault(f); want != "" {
-			return matchFirst(out, want)
+			prefer(out, want)
+			break
 		}
 	}
 	return out
@@ -70,18 +71,15 @@ func loaderDefault(f *fileSystem) (pattern string) {
 	return pattern
 }
 
-// matchFirst moves the first entry whose id fits the pattern to the front.
-func matchFirst(all []*Entry, pattern string) []*Entry {
+// prefer makes the first entry whose id fits the pattern the default.
+func prefer(all []*Entry, pattern string) {
 	pattern = strings.TrimSuffix(strings.ToLower(pattern), ".conf")
-	i := slices.IndexFunc(all, func(e *Entry) bool {
-		ok, err := path.Match(pattern, strings.ToLower(e.loader.id))
-		return ok && err == nil
-	})
-	if i <= 0 {
-		return all
+	for _, e := range all {
+		if ok, err := path.Match(pattern, strings.ToLower(e.loader.id)); ok && err == nil {
+			e.preferred = true
+			return
+		}
 	}
-	e := all[i]
-	return append([]*Entry{e}, slices.Delete(all, i, i+1)...)
 }
 
 // settings are the lines of a text that have a word and what follows it; comments have

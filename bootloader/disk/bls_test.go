@@ -36,7 +36,9 @@ func TestLoaderEntries(t *testing.T) {
 	} {
 		files["loader/loader.conf"] = c.config
 		var got []string
-		for _, e := range loaderEntries([]*fileSystem{{FS: files}}) {
+		entries := loaderEntries([]*fileSystem{{FS: files}})
+		defaultFirst(entries) // as Entries does with all kinds
+		for _, e := range entries {
 			got = append(got, e.Title)
 			if e.Title == "Nine" && (e.Args != "root=/dev/vda2 quiet" || !slices.Equal(e.Initrds, []string{"/a", "/b"})) {
 				t.Errorf("%+v", e)

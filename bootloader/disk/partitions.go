@@ -18,6 +18,9 @@ type part struct {
 // Partitions Specification). part.kind is one of these, in GPT, or another.
 const typeRoot = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709" // SD_GPT_ROOT_X86_64
 
+// typeUnused is that of an entry without a partition (UEFI 2.10, 5.3.3).
+const typeUnused = "00000000-0000-0000-0000-000000000000"
+
 // sector is the unit of virtio-blk, in which the guest reads its partition table.
 const sector = 512
 
@@ -168,7 +171,8 @@ func (d *table) gpt(at, block int64) bool {
 		return false
 	}
 	first, count, size := le.Uint64(head[gptEntryLBA:]), le.Uint32(head[gptEntries:]), int64(le.Uint32(head[gptEntrySize:]))
-	if first > uint64(d.size/block) || size < 128 || size > gptMaxEntry {
+	limit := uint64(d.size / block)
+	if first > limit || size < 128 || size > gptMaxEntry {
 		return false
 	}
 	for i := range int64(min(count, maxPartitions)) {
@@ -178,10 +182,10 @@ func (d *table) gpt(at, block int64) bool {
 		}
 		begin, end := le.Uint64(e[32:]), le.Uint64(e[40:]) // the end belongs to it
 		kind := guid(e[:])
-		if limit := uint64(d.size / block); kind == guid(make([]byte, 16)) || begin >= limit || end < begin {
+		if kind == typeUnused || begin >= limit || end < begin {
 			continue
 		}
-		end = min(end, uint64(d.size/block)-1)
+		end = min(end, limit-1)
 		d.add(part{number: int(i) + 1, start: int64(begin) * block, size: int64(end-begin+1) * block, kind: kind, uuid: guid(e[16:])})
 	}
 	return len(d.out) > 0
