@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"fmt"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -45,22 +46,42 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Ioctl, e.Errno) 
 // Unwrap returns the errno.
 func (e *Error) Unwrap() error { return e.Errno }
 
-// call runs an ioctl whose argument is a plain number and returns its result.
+// call runs an ioctl whose argument is a plain number and returns its result. An
+// address must not come this way: a number does not move when the stack of the goroutine
+// that has the memory does.
 func call(fd int, r request, arg uintptr) (int, error) {
 	for {
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), r.num, arg)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-			continue
-		default:
-			return 0, &Error{r.name, errno}
+		if errno != unix.EINTR {
+			return result(r, n, errno)
 		}
 	}
 }
 
 // callPtr runs an ioctl whose argument is a structure.
 func callPtr[T any](fd int, r request, arg *T) (int, error) {
-	return call(fd, r, uintptr(unsafe.Pointer(arg)))
+	for {
+		// Only here may it become a number: the stack stays where it is in the call.
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), r.num, uintptr(unsafe.Pointer(arg)))
+		if errno != unix.EINTR {
+			return result(r, n, errno)
+		}
+	}
+}
+
+// result is what an ioctl has returned.
+func result(r request, n uintptr, errno unix.Errno) (int, error) {
+	if errno != 0 {
+		return 0, &Error{r.name, errno}
+	}
+	return int(n), nil
+}
+
+// pinned is the address of memory that KVM gets as a number, in a structure: where it is
+// until pin lets it go.
+func pinned[T any](pin *runtime.Pinner, p *T) uint64 {
+	if p != nil {
+		pin.Pin(p)
+	}
+	return uint64(uintptr(unsafe.Pointer(p)))
 }

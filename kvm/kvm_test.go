@@ -253,3 +253,34 @@ func TestVMDevices(t *testing.T) {
 		t.Errorf("MSRIndexList: %d, %v", len(l), err)
 	}
 }
+
+// TestArgumentsStay calls KVM with a structure on a stack that is nearly full, at each depth
+// that a new goroutine may be at: were the address a number before the last function on the
+// way, that could make the stack larger, and KVM would write to where it was.
+func TestArgumentsStay(t *testing.T) {
+	s, err := Open()
+	if err != nil {
+		t.Skipf("needs %s: %v", DevicePath, err)
+	}
+	defer s.Close()
+	for frames := range 600 {
+		done := make(chan bool)
+		go func() {
+			ids, err := deep(frames, s.SupportedCPUID)
+			done <- err == nil && len(ids) > 0 && ids[len(ids)-1] != CPUIDEntry{}
+		}()
+		if !<-done {
+			t.Fatalf("below %d functions KVM's answer did not arrive", frames)
+		}
+	}
+}
+
+// deep calls f below n functions.
+//
+//go:noinline
+func deep[T any](n int, f func() (T, error)) (T, error) {
+	if n == 0 {
+		return f()
+	}
+	return deep(n-1, f)
+}

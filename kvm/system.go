@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,7 +122,7 @@ func (s *System) MSRIndexList() ([]uint32, error) {
 	for n := uint32(512); ; {
 		buf = make([]byte, 4+4*n)
 		binary.NativeEndian.PutUint32(buf, n)
-		_, err := call(s.fd, reqGetMSRIndexList, uintptr(unsafe.Pointer(&buf[0])))
+		_, err := callPtr(s.fd, reqGetMSRIndexList, &buf[0])
 		n = binary.NativeEndian.Uint32(buf)
 		if errors.Is(err, unix.E2BIG) && int(4+4*n) > len(buf) {
 			continue

@@ -188,7 +188,7 @@ func (v *VCPU) NestedState() ([]byte, error) {
 	b := make([]byte, size)
 	h := (*nestedHeader)(unsafe.Pointer(&b[0]))
 	h.size = uint32(size)
-	if _, err := call(v.fd, reqGetNested, uintptr(unsafe.Pointer(&b[0]))); err != nil {
+	if _, err := callPtr(v.fd, reqGetNested, &b[0]); err != nil {
 		return nil, err
 	}
 	return b[:min(int(h.size), size)], nil
@@ -199,7 +199,7 @@ func (v *VCPU) SetNestedState(b []byte) error {
 	if len(b) < int(unsafe.Sizeof(nestedHeader{})) || int((*nestedHeader)(unsafe.Pointer(&b[0])).size) > len(b) {
 		return fmt.Errorf("KVM_SET_NESTED_STATE: %d bytes are no state", len(b))
 	}
-	_, err := call(v.fd, reqSetNested, uintptr(unsafe.Pointer(&b[0])))
+	_, err := callPtr(v.fd, reqSetNested, &b[0])
 	return err
 }
 
@@ -223,7 +223,7 @@ func (v *VCPU) XSave(area []byte) error {
 	if v.xsaveSize > 4096 {
 		r = reqGetXSave2
 	}
-	_, err := call(v.fd, r, uintptr(unsafe.Pointer(&area[0])))
+	_, err := callPtr(v.fd, r, &area[0])
 	return err
 }
 
@@ -232,7 +232,7 @@ func (v *VCPU) SetXSave(area []byte) error {
 	if len(area) < v.xsaveSize {
 		return fmt.Errorf("KVM_SET_XSAVE: area of %d bytes, need %d", len(area), v.xsaveSize)
 	}
-	_, err := call(v.fd, reqSetXSave, uintptr(unsafe.Pointer(&area[0])))
+	_, err := callPtr(v.fd, reqSetXSave, &area[0])
 	return err
 }
 
@@ -331,10 +331,9 @@ const (
 // before Linux 5.16 do not tell.
 func (v *VCPU) TSCOffset() (uint64, error) {
 	var offset uint64
-	var pin runtime.Pinner // KVM gets the address as a number
+	var pin runtime.Pinner
 	defer pin.Unpin()
-	pin.Pin(&offset)
-	_, err := callPtr(v.fd, reqGetDeviceAttr, &DeviceAttr{Group: vcpuTSCCtrl, Attr: vcpuTSCOffset, Addr: uint64(uintptr(unsafe.Pointer(&offset)))})
+	_, err := callPtr(v.fd, reqGetDeviceAttr, &DeviceAttr{Group: vcpuTSCCtrl, Attr: vcpuTSCOffset, Addr: pinned(&pin, &offset)})
 	return offset, err
 }
 
@@ -351,7 +350,7 @@ func (v *VCPU) SetSignalMask(blocked uint64) error {
 	var m [12]byte // struct kvm_signal_mask: length, then the set
 	binary.NativeEndian.PutUint32(m[:], 8)
 	binary.NativeEndian.PutUint64(m[4:], blocked)
-	_, err := call(v.fd, reqSetSignalMask, uintptr(unsafe.Pointer(&m[0])))
+	_, err := callPtr(v.fd, reqSetSignalMask, &m[0])
 	return err
 }
 

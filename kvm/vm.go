@@ -144,7 +144,7 @@ func (vm *VM) SetGSIRouting(entries []IRQRoutingEntry) error {
 	for i, e := range entries {
 		*(*IRQRoutingEntry)(unsafe.Pointer(&buf[header+i*int(unsafe.Sizeof(e))])) = e
 	}
-	_, err := call(vm.fd, reqSetGSIRouting, uintptr(unsafe.Pointer(&buf[0])))
+	_, err := callPtr(vm.fd, reqSetGSIRouting, &buf[0])
 	return err
 }
 
@@ -183,19 +183,20 @@ func (vm *VM) SetClock(c *ClockData) error {
 // DirtyLog fills bitmap, one bit a page from the slot's start, with the pages
 // written since the last call. The bitmap must cover the slot.
 func (vm *VM) DirtyLog(slot uint32, bitmap []uint64) error {
-	d := DirtyLog{Slot: slot, Bitmap: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(bitmap))))}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	d := DirtyLog{Slot: slot, Bitmap: pinned(&pin, unsafe.SliceData(bitmap))}
 	_, err := callPtr(vm.fd, reqGetDirtyLog, &d)
-	runtime.KeepAlive(bitmap)
 	return err
 }
 
 // ClearDirtyLog write-protects again the pages whose bits are set
 // (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). first must be a multiple of 64.
 func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
-	c := ClearDirtyLog{Slot: slot, FirstPage: first, NumPages: pages,
-		Bitmap: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(bitmap))))}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	c := ClearDirtyLog{Slot: slot, FirstPage: first, NumPages: pages, Bitmap: pinned(&pin, unsafe.SliceData(bitmap))}
 	_, err := callPtr(vm.fd, reqClearDirtyLog, &c)
-	runtime.KeepAlive(bitmap)
 	return err
 }
 
@@ -207,14 +208,16 @@ func (vm *VM) RefuseMSRs(ranges []MSRFilterRange) error {
 		return fmt.Errorf("KVM_X86_SET_MSR_FILTER: %d ranges, at most %d", len(ranges), len(f.Ranges))
 	}
 	denied := new([8]uint64) // clear bits
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	bitmap := pinned(&pin, denied)
 	for i, r := range ranges {
 		if r.NMSRs > uint32(8*unsafe.Sizeof(*denied)) {
 			return fmt.Errorf("KVM_X86_SET_MSR_FILTER: a range of %d MSRs", r.NMSRs)
 		}
-		r.Flags, r.Bitmap = MSRFilterRead|MSRFilterWrite, uint64(uintptr(unsafe.Pointer(denied)))
+		r.Flags, r.Bitmap = MSRFilterRead|MSRFilterWrite, bitmap
 		f.Ranges[i] = r
 	}
 	_, err := callPtr(vm.fd, reqSetMSRFilter, f)
-	runtime.KeepAlive(denied)
 	return err
 }
