@@ -36,7 +36,7 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
 
 # What the tests compare with and look at disks with, as program:package.
-TOOLS := ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
+TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
 	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools \
 	fio:fio gdb:gdb git:git
 # The same for make bench and make test-stock.

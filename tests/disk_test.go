@@ -303,16 +303,16 @@ func partitioned(t *testing.T, disk, size, dir, partition string, more ...string
 	must(t, "mke2fs", append(append([]string{"-q", "-t", "ext4", "-d", dir, "-E", "offset=1048576"}, more...), disk, partition)...)
 }
 
-// TestBootDisk boots the slim kernel from a disk by a boot entry of the disk.
-func TestBootDisk(t *testing.T) {
-	needKVM(t)
-	needTools(t, "mke2fs", "sfdisk")
+// bootable makes a directory with the /boot of a disk whose entries, first and second,
+// show the kernel's arguments.
+func bootable(t *testing.T) (dir string) {
+	t.Helper()
 	builder := &guestimages.Builder{Log: os.Stderr}
 	slim, err := builder.SlimKernel(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	dir = t.TempDir()
 	initrd, err := os.ReadFile(rcInitrd(t, "cat /proc/cmdline\npoweroff\nsleep 100\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -339,6 +339,14 @@ func TestBootDisk(t *testing.T) {
 	}
 	must(t, "gzip", "-f", filepath.Join(dir, "boot/initrd"))
 	must(t, "mv", filepath.Join(dir, "boot/initrd.gz"), filepath.Join(dir, "boot/initrd"))
+	return dir
+}
+
+// TestBootDisk boots the slim kernel from a disk by a boot entry of the disk.
+func TestBootDisk(t *testing.T) {
+	needKVM(t)
+	needTools(t, "mke2fs", "sfdisk")
+	dir := bootable(t)
 	raw := filepath.Join(t.TempDir(), "disk.raw")
 	partitioned(t, raw, "100M", dir, "96M")
 	disk := raw + ".qcow2"

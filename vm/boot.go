@@ -73,7 +73,7 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 		return v.givenKernel(ctx, guest)
 	}
 	if v.cfg.Boot.Kernel == "" && v.cfg.Root == nil && len(v.disks.disks) > 0 {
-		b, err := v.disks.boot(v.cfg.Boot.Entry)
+		b, err := v.disks.boot(ctx, v.cfg.Boot.Entry, v.opts)
 		if err == nil || v.cfg.Boot.Entry != "" {
 			return b, err
 		}
@@ -132,7 +132,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 	if err != nil {
 		return err
 	}
-	guest.NoAgent, guest.AgentOnly = v.cfg.NoAgent, v.cfg.Commands()
+	guest.NoAgent, guest.AgentOnly, guest.Volumes = v.cfg.NoAgent, v.cfg.Commands(), v.opts.volumes
 	_, user := v.cfg.Nets[0].(User)
 	guest.WaitNetwork = guest.AgentOnly && user
 	if r := v.cfg.Root; r != nil && r.Boot {

@@ -3,12 +3,9 @@ package vm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 
-	"vmm/bootloader"
-	"vmm/bootloader/disk"
 	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/storage"
@@ -122,35 +119,6 @@ func (s *diskSet) close() {
 			d.image.Close()
 		}
 	}
-}
-
-// boot reads from the first disk what it would boot: the entry of a name, or the
-// default.
-func (s *diskSet) boot(name string) (*booted, error) {
-	img := s.disks[0].image
-	fail := func(err error) (*booted, error) { return nil, fmt.Errorf("%s: %w", img.File.Name(), err) }
-	entries, err := disk.Entries(storage.ReaderAt{Disk: img}, img.Size())
-	if err != nil {
-		return fail(err)
-	}
-	var e *disk.Entry
-	if name != "" {
-		e, err = disk.Find(entries, name)
-	} else {
-		e, err = disk.Default(entries)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	data, initrds, err := e.Load()
-	if err != nil {
-		return fail(err)
-	}
-	kernel, err := bootloader.Parse(data)
-	if err != nil {
-		return fail(fmt.Errorf("%s: %w", e.Kernel, err))
-	}
-	return &booted{kernel: kernel, initrds: initrds, args: []string{e.Args}}, nil
 }
 
 // rootDevice is the first disk, which is rootDisk's, and rootArgs boots from it.

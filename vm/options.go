@@ -22,6 +22,7 @@ type options struct {
 	runtime  string
 	notes    string
 	group    *Group
+	volumes  bool // the guest looks for logical volumes on its disks
 }
 
 // Option is something that a VM gets of this process.

@@ -33,6 +33,8 @@ type fileSystem struct {
 	uuid  string // of an ext file system, or the volume id of a vfat
 	label string
 	part  part
+	// Of one that somebody else reads: see Foreign.
+	volume, subvolume string
 }
 
 // maxFile bounds the files that are read whole.

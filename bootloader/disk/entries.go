@@ -44,11 +44,16 @@ type Entry struct {
 // ErrNoEntry is returned where a disk has nothing to boot.
 var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry with its kernel, no EFI/Linux/*.efi and no /boot/vmlinuz-*")
 
-// Entries lists what the disk of size bytes can boot; the first is the default.
-func Entries(r io.ReaderAt, size int64) ([]*Entry, error) {
+// Entries lists what the disk of size bytes can boot; the first is the default. more are
+// file systems of it that somebody else reads.
+func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
 	all, err := fileSystems(r, size)
-	if err != nil {
+	if err != nil && more == nil {
 		return nil, err
+	}
+	parts := partitions(r, size)
+	for _, f := range more {
+		all = append(all, f.mounted(parts))
 	}
 	out := grubEntries(all)
 	for _, find := range []func([]*fileSystem) []*Entry{loaderEntries, each(extlinuxEntries), bareKernels} {

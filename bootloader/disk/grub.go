@@ -104,8 +104,11 @@ func grubEntries(all []*fileSystem) (out []*Entry) {
 	return out
 }
 
-// device is the file system's name for GRUB.
+// device is the file system's name for GRUB, which subvolumes share.
 func (f *fileSystem) device() string {
+	if f.volume != "" {
+		return "lvm/" + path.Base(f.volume)
+	}
 	if f.part.number == 0 {
 		return firstDisk
 	}
@@ -118,34 +121,67 @@ const firstDisk = "hd0"
 // grubDisk is a disk as GRUB's scripts see it. It implements grub.Disk.
 type grubDisk []*fileSystem
 
-// find returns the file system on a device: hd0, hd0,2, hd0,gpt2 or hd0,msdos2.
-func (d grubDisk) find(name string) *fileSystem {
-	disk, number, _ := strings.Cut(name, ",")
-	number = strings.TrimPrefix(strings.TrimPrefix(number, "gpt"), "msdos")
+// find returns the file systems on a device: hd0, hd0,2, hd0,gpt2, hd0,msdos2 or
+// lvm/group-volume. One of btrfs is there several times: GRUB sees the top of it or, as
+// openSUSE has it, the default subvolume.
+func (d grubDisk) find(name string) (found several) {
+	name = strings.NewReplacer(",gpt", ",", ",msdos", ",").Replace(name)
 	for _, f := range d {
-		if disk == firstDisk && (number == "" && f.part.number == 0 || number != "" && number == strconv.Itoa(f.part.number)) {
+		if f.device() == name {
+			found = append(found, f)
+		}
+	}
+	return found
+}
+
+// several file systems are seen as one, in which the first has precedence.
+type several []*fileSystem
+
+// Open implements fs.FS.
+func (s several) Open(name string) (fs.File, error) {
+	var first error
+	for _, f := range s {
+		file, err := f.Open(name)
+		if err == nil {
+			return file, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// with returns the file system that has a file; the first if none has.
+func (s several) with(name string) *fileSystem {
+	for _, f := range s {
+		if f.exists(name) {
 			return f
 		}
 	}
-	return nil
+	if len(s) == 0 {
+		return nil
+	}
+	return s[0]
 }
 
 // Snippets implements grub.Disk.
 func (d grubDisk) Snippets(device, dir string) (out []grub.Snippet) {
-	f := d.find(device)
-	if f == nil {
-		return nil
-	}
-	for _, e := range blsSnippets(f, dir) {
-		out = append(out, grub.Snippet{Title: e.Title, ID: e.ID, Kernel: e.Kernel, Initrds: strings.Join(e.Initrds, " "), Options: e.Args})
+	for _, f := range d.find(device) {
+		for _, e := range blsSnippets(f, dir) {
+			out = append(out, grub.Snippet{Title: e.Title, ID: e.ID, Kernel: e.Kernel, Initrds: strings.Join(e.Initrds, " "), Options: e.Args})
+		}
+		if out != nil {
+			break
+		}
 	}
 	return out
 }
 
 // Device implements grub.Disk.
 func (d grubDisk) Device(name string) fs.FS {
-	if f := d.find(name); f != nil {
-		return f
+	if found := d.find(name); found != nil {
+		return found
 	}
 	return nil
 }
@@ -153,7 +189,9 @@ func (d grubDisk) Device(name string) fs.FS {
 // Devices implements grub.Disk.
 func (d grubDisk) Devices() (names []string) {
 	for _, f := range d {
-		names = append(names, f.device())
+		if name := f.device(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	return names
 }
@@ -177,10 +215,10 @@ func (d grubDisk) run(f *fileSystem, config string, efi bool) (menu *grub.Menu, 
 // entry makes an entry of GRUB's.
 func (d grubDisk) entry(g *grub.Entry) *Entry {
 	e := &Entry{Title: g.Title, Menu: g.Menu, ID: g.ID, Kernel: g.Kernel.Path, Args: g.Args, Unclear: g.NotUnderstood,
-		home: d.find(g.Kernel.Device), where: map[string]*fileSystem{}}
+		home: d.find(g.Kernel.Device).with(g.Kernel.Path), where: map[string]*fileSystem{}}
 	for _, i := range g.Initrds {
 		e.Initrds = append(e.Initrds, i.Path)
-		e.where[i.Path] = d.find(i.Device)
+		e.where[i.Path] = d.find(i.Device).with(i.Path)
 	}
 	return e
 }

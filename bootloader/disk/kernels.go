@@ -33,6 +33,9 @@ func bareKernels(all []*fileSystem) (out []*Entry) {
 				if len(e.Initrds) > 0 && root.uuid != "" {
 					e.Args = "root=UUID=" + root.uuid + " ro"
 				}
+				if root.subvolume != "" {
+					e.Args += " rootflags=subvol=" + root.subvolume
+				}
 				out = append(out, e)
 			}
 		}
@@ -70,6 +73,8 @@ func rootOf(all []*fileSystem, f *fileSystem) *fileSystem {
 // the first disk.
 func (f *fileSystem) partitionName() string {
 	switch {
+	case f.volume != "":
+		return f.volume
 	case f.part.uuid != "":
 		return "PARTUUID=" + f.part.uuid
 	case f.part.number != 0:

@@ -93,6 +93,11 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if err := loadModules(cfg.Modules); err != nil {
 		return err
 	}
+	if cfg.Volumes {
+		if err := findVolumes(); err != nil {
+			warn("%v", err) // what is not on them can be read all the same
+		}
+	}
 	if cfg.Root != nil && cfg.Root.Boot {
 		return bootRoot(cfg)
 	}

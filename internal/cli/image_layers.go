@@ -16,6 +16,7 @@ import (
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
+	"vmm/vm"
 )
 
 func imageCommit() *cobra.Command {
@@ -179,7 +180,11 @@ func imageBootEntries() *cobra.Command {
 			"the kernels in /boot. The first is what vmm run --disk IMAGE boots, unless it is not wholly understood.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.withImage(args[0], false, func(img *image.Image) error {
-				entries, err := disk.Entries(storage.ReaderAt{Disk: img}, img.Size())
+				builder, built := setupBuilder()
+				entries, err := vm.BootEntries(cmd.Context(), img, vm.WithBuilder(builder), vm.WithLog(func(err error) {
+					fmt.Fprintf(cmd.ErrOrStderr(), "vmm: %v\n", err)
+				}))
+				built()
 				if err != nil {
 					return fmt.Errorf("%s: %w", args[0], err)
 				}

@@ -1,0 +1,74 @@
+package disk
+
+import (
+	"bytes"
+	"io"
+	"io/fs"
+	"slices"
+)
+
+// Foreign is a file system of a disk that somebody else reads: a guest, whose kernel has
+// the drivers.
+type Foreign struct {
+	FS        fs.FS
+	Partition int    // its number; 0 on a disk without partitions, -1 if Device is none
+	Device    string // where Linux has it, of a logical volume: /dev/mapper/...
+	Kind      string // as mount has it
+	UUID      string
+	Label     string
+	Subvolume string // of btrfs, whose root it is
+}
+
+// mounted is the file system among the others of a disk with these partitions.
+func (f *Foreign) mounted(parts []part) *fileSystem {
+	m := &fileSystem{FS: f.FS, kind: f.Kind, uuid: f.UUID, label: f.Label, volume: f.Device, subvolume: f.Subvolume}
+	if i := slices.IndexFunc(parts, func(p part) bool { return p.number == f.Partition }); i >= 0 && f.Device == "" {
+		m.part = parts[i]
+	}
+	return m
+}
+
+// foreignMarks tell the file systems that this package does not read, and volumes in
+// which there may be some.
+var foreignMarks = []struct {
+	kind string
+	at   int64
+	mark string
+}{
+	{"xfs", 0, "XFSB"},
+	{"btrfs", 0x10040, "_BHRfS_M"},
+	{"f2fs", 1024, "\x10\x20\xf5\xf2"},
+	{"iso9660", 0x8001, "CD001"},
+	{"LVM", 0, "LABELONE"}, {"LVM", 512, "LABELONE"}, {"LVM", 1024, "LABELONE"}, {"LVM", 1536, "LABELONE"},
+}
+
+// foreignKind is what a partition has that this package does not read; "" if nothing is
+// known of it.
+func foreignKind(r io.ReaderAt, p part) string {
+	for _, m := range foreignMarks {
+		b := make([]byte, len(m.mark))
+		if m.at+int64(len(b)) > p.size {
+			continue
+		}
+		if _, err := r.ReadAt(b, p.start+m.at); err == nil && bytes.Equal(b, []byte(m.mark)) {
+			return m.kind
+		}
+	}
+	return ""
+}
+
+// Unread is a partition whose file system this package does not read.
+type Unread struct {
+	Partition int // 0 for a disk without partitions
+	Kind      string
+}
+
+// UnreadPartitions returns those that a guest may be able to read.
+func UnreadPartitions(r io.ReaderAt, size int64) (out []Unread) {
+	for _, p := range partitions(r, size) {
+		if kind := foreignKind(r, p); kind != "" {
+			out = append(out, Unread{p.number, kind})
+		}
+	}
+	return out
+}

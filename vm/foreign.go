@@ -1,0 +1,175 @@
+package vm
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+
+	"vmm/bootloader/disk"
+	"vmm/internal/treefs"
+	"vmm/storage/image"
+	"vmm/virtio/blk"
+)
+
+// Bounds of what a guest says of a file system: it comes from the disk, and is as little
+// to be believed.
+const (
+	maxForeign = 64 << 20 // bytes of configurations, and of a list
+	maxFetched = 1 << 30  // bytes of a kernel or initial RAM disk
+)
+
+// foreignScript runs in the guest: "mount PARTITION..." mounts what it can of the disk
+// and tells of each file system in a line, "list DIR" tells of the large files of the boot
+// loaders' directories, and "pack DIR" packs the small ones and the links.
+//
+//go:embed foreign.sh
+var foreignScript string
+
+// foreignDisk is a guest that reads the file systems of a disk which this program does
+// not: one that is meant to do harm finds a guest's kernel, and nobody on the host.
+type foreignDisk struct{ vm *VM }
+
+// readOnly is a disk for a second device: it is read, and stays open.
+type readOnly struct{ *image.Image }
+
+// ReadOnly implements storage.Disk, as Close does.
+func (readOnly) ReadOnly() bool { return true }
+
+// Close leaves the image open.
+func (readOnly) Close() error { return nil }
+
+// openForeign starts the guest for an image. log is told what a user should know, and
+// the caller closes the guest when what it wants of the file systems is read.
+func openForeign(ctx context.Context, img *image.Image, o *options) (*foreignDisk, error) {
+	device, err := blk.New(readOnly{img}, blk.Options{})
+	if err != nil {
+		return nil, err
+	}
+	v, err := New(Config{Boot: Boot{Kernel: DefaultKernel}, Memory: 256 << 20, CPUs: 1, Nets: Nets{None{}}},
+		WithBuilder(o.builder), WithDevice(device), func(o *options) { o.volumes = true })
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Start(ctx); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return &foreignDisk{vm: v}, nil
+}
+
+// Close ends the guest.
+func (f *foreignDisk) Close() error {
+	f.vm.Kill()
+	return f.vm.Close()
+}
+
+// run runs the script; what it says is at most limit bytes.
+func (f *foreignDisk) run(ctx context.Context, limit int64, args ...string) ([]byte, error) {
+	var out, complaint bytes.Buffer
+	err := f.vm.Exec(ctx, Cmd{Args: append([]string{"sh", "-c", foreignScript, "sh"}, args...),
+		Stdout: &bounded{&out, limit}, Stderr: &bounded{&complaint, 4096}})
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("a guest that reads the disk: %w: %s", err, strings.TrimSpace(complaint.String()))
+	}
+	return out.Bytes(), err
+}
+
+// bounded is a writer that fails when it has too much.
+type bounded struct {
+	w    io.Writer
+	left int64
+}
+
+var errTooMuch = errors.New("more than the file system of a disk that boots should have")
+
+// Write implements io.Writer.
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, errTooMuch
+	}
+	return b.w.Write(p)
+}
+
+// FileSystems returns those of partitions, and of the logical volumes. One that the guest cannot read either is left out. The files are read from
+// the guest until Close.
+func (f *foreignDisk) FileSystems(ctx context.Context, partitions []disk.Unread) (out []disk.Foreign, err error) {
+	args := []string{"mount"}
+	for _, p := range partitions {
+		args = append(args, strconv.Itoa(p.Partition))
+	}
+	b, err := f.run(ctx, maxForeign, args...)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		// The label comes last: it may be anything.
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 7)
+		if len(fields) != 7 {
+			continue
+		}
+		n, err := strconv.Atoi(fields[1])
+		if err != nil {
+			continue
+		}
+		tree, err := f.tree(ctx, fields[0])
+		if err != nil {
+			return nil, err
+		}
+		found := disk.Foreign{Partition: n, Kind: fields[2], Subvolume: fields[3], UUID: fields[5], Label: fields[6], FS: tree}
+		if n < 0 {
+			found.Device = fields[4] // which has no partition
+		}
+		out = append(out, found)
+	}
+	return out, nil
+}
+
+// tree is what is mounted in a directory of the guest, as far as it concerns boot loaders.
+func (f *foreignDisk) tree(ctx context.Context, dir string) (*treefs.FS, error) {
+	t := treefs.New(func(name string) ([]byte, error) {
+		var b bytes.Buffer
+		err := f.vm.Exec(ctx, Cmd{Args: []string{"cat", path.Join(dir, name)}, Stdout: &bounded{&b, maxFetched}})
+		return b.Bytes(), err
+	})
+	list, err := f.run(ctx, maxForeign, "list", dir)
+	if err != nil {
+		return nil, err
+	}
+	lines := bufio.NewScanner(bytes.NewReader(list))
+	for lines.Scan() {
+		size, name, _ := strings.Cut(lines.Text(), " ")
+		if n, err := strconv.ParseInt(size, 10, 64); err == nil && n >= 0 {
+			t.Promise(name, n)
+		}
+	}
+	packed, err := f.run(ctx, maxForeign, "pack", dir)
+	if err != nil {
+		return nil, err
+	}
+	r := tar.NewReader(bytes.NewReader(packed))
+	for {
+		h, err := r.Next()
+		switch {
+		case err == io.EOF:
+			return t, nil
+		case err != nil:
+			return nil, fmt.Errorf("a guest that reads the disk: %w", err)
+		case h.Typeflag == tar.TypeSymlink:
+			t.Link(h.Name, h.Linkname)
+		case h.Typeflag == tar.TypeReg:
+			b, err := io.ReadAll(r)
+			if err != nil {
+				return nil, fmt.Errorf("a guest that reads the disk: %w", err)
+			}
+			t.Add(h.Name, b)
+		}
+	}
+}

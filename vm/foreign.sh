@@ -1,0 +1,70 @@
+# What the guest does that reads a disk's file systems for the host: see foreign.go.
+disk=/dev/vda
+
+# described DIRECTORY PARTITION KIND SUBVOLUME DEVICE tells of a mounted file system: these,
+# and its UUID and label.
+described() {
+	id=$(blkid "$5" 2>/dev/null | head -n 1)
+	case $id in *' UUID="'*) uuid=${id#* UUID=\"}; uuid=${uuid%%\"*} ;; *) uuid= ;; esac
+	case $id in *' LABEL="'*) label=${id#* LABEL=\"}; label=${label%%\"*} ;; *) label= ;; esac
+	printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" "$uuid" "$label"
+}
+
+# try mounts DEVICE at DIR as KIND with OPTIONS; nothing is written, and no log replayed.
+try() { mkdir -p "$2" && mount -t "$3" -o "ro,$4" "$1" "$2" 2>/dev/null; }
+
+# mounted DEVICE NAME PARTITION mounts what a device has.
+mounted() {
+	for kind in xfs:norecovery btrfs:rescue=nologreplay f2fs:norecovery iso9660:norock ext4:noload vfat:ro; do
+		try "$1" "/disk/$2" "${kind%%:*}" "${kind#*:}" || continue
+		described "/disk/$2" "$3" "${kind%%:*}" "" "$1"
+		[ "${kind%%:*}" != btrfs ] || subvolumes "$@"
+		return
+	done
+}
+
+# subvolumes mounts those of btrfs that may be a root: what is mounted is only the default one.
+subvolumes() {
+	try "$1" "/disk/$2.top" btrfs subvolid=5 || return
+	described "/disk/$2.top" "$3" btrfs "" "$1"
+	for s in "/disk/$2.top"/*; do
+		name=${s##*/}
+		{ [ -e "$s/etc/fstab" ] || [ -d "$s/boot" ]; } || continue
+		try "$1" "/disk/$2.$name" btrfs "subvol=$name" && described "/disk/$2.$name" "$3" btrfs "$name" "$1"
+	done
+}
+
+case $1 in
+mount)
+	shift
+	for n; do
+		device=$disk
+		[ "$n" = 0 ] || device=$disk$n
+		mounted "$device" "$n" "$n"
+	done
+	for sys in /sys/block/dm-*; do # logical volumes, of whatever partitions
+		[ -e "$sys/dm/name" ] || continue
+		name=$(cat "$sys/dm/name")
+		mkdir -p /dev/mapper
+		ln -sf "/dev/${sys##*/}" "/dev/mapper/$name"
+		mounted "/dev/mapper/$name" "$name" -1
+	done
+	;;
+list | pack)
+	cd "$2" || exit
+	set -- "$1" etc/fstab etc/os-release boot loader EFI efi grub grub2 extlinux syslinux isolinux \
+		vmlinuz* vmlinux* bzImage* initrd* initramfs* *.cfg *.conf
+	what=$1
+	shift
+	# A name of several lines is nobody's kernel.
+	if [ "$what" = list ]; then
+		find "$@" -maxdepth 6 -type f -size +2047 ! -name '*
+*' -exec stat -c '%s %n' {} + 2>/dev/null
+	else
+		find "$@" -maxdepth 6 \( -type f -size -2048 -o -type l \) ! -name '*.mod' ! -name '*.mo' ! -name '*
+*' >/tmp/names 2>/dev/null
+		tar -cf - -T /tmp/names
+	fi
+	;;
+esac
+true
