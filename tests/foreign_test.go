@@ -10,7 +10,7 @@ import (
 // foreignScript makes, in a guest with the host's programs, a disk with XFS, one with
 // btrfs whose root is a subvolume, and one with a logical volume in a logical partition.
 const foreignScript = `set -e
-cd "$1"
+cd /made
 mkdir /mnt/d
 printf 'label: gpt\nstart=2048\n' | sfdisk -q /dev/vda
 mkfs.xfs -q -L films /dev/vda1
@@ -40,8 +40,7 @@ func TestForeignFileSystems(t *testing.T) {
 	needKVM(t)
 	needTools(t, "sfdisk", "mkfs.xfs", "mkfs.btrfs", "vgcreate", "mke2fs")
 	dir := bootable(t)
-	script := filepath.Join(dir, "make.sh")
-	if err := os.WriteFile(script, []byte(foreignScript), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "make.sh"), []byte(foreignScript), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"run", "--timeout", bootLimit}
@@ -51,7 +50,7 @@ func TestForeignFileSystems(t *testing.T) {
 		ok(t, "image", "create", "-s", "400M", disks[d])
 		args = append(args, "--disk", disks[d])
 	}
-	ok(t, append(args, "-m", "512M", "--", "sh", script, dir)...)
+	ok(t, append(args, "-m", "512M", "--share", dir+":/made", "--", "sh", "/made/make.sh")...)
 	for d, path := range disks {
 		t.Run(d, func(t *testing.T) {
 			if out := ok(t, "image", "boot-entries", path); !strings.Contains(out, "2  second") {

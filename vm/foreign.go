@@ -154,20 +154,30 @@ func (f *foreignDisk) tree(ctx context.Context, dir string) (*treefs.FS, error) 
 	if err != nil {
 		return nil, err
 	}
-	r := tar.NewReader(bytes.NewReader(packed))
+	// There are as many archives, one behind the other, as it took commands to name all files.
+	for r := bytes.NewReader(packed); r.Len() > 0; {
+		if err := unpack(t, tar.NewReader(r)); err != nil {
+			return nil, fmt.Errorf("a guest that reads the disk: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// unpack adds an archive's files and links to a tree.
+func unpack(t *treefs.FS, r *tar.Reader) error {
 	for {
 		h, err := r.Next()
 		switch {
 		case err == io.EOF:
-			return t, nil
+			return nil
 		case err != nil:
-			return nil, fmt.Errorf("a guest that reads the disk: %w", err)
+			return err
 		case h.Typeflag == tar.TypeSymlink:
 			t.Link(h.Name, h.Linkname)
 		case h.Typeflag == tar.TypeReg:
 			b, err := io.ReadAll(r)
 			if err != nil {
-				return nil, fmt.Errorf("a guest that reads the disk: %w", err)
+				return err
 			}
 			t.Add(h.Name, b)
 		}

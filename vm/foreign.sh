@@ -62,8 +62,7 @@ list | pack)
 *' -exec stat -c '%s %n' {} + 2>/dev/null
 	else
 		find "$@" -maxdepth 6 \( -type f -size -2048 -o -type l \) ! -name '*.mod' ! -name '*.mo' ! -name '*
-*' >/tmp/names 2>/dev/null
-		tar -cf - -T /tmp/names
+*' -print0 2>/dev/null | xargs -0 -r tar -cf -
 	fi
 	;;
 esac
