@@ -75,6 +75,10 @@ func (f *foreignDisk) run(ctx context.Context, limit int64, args ...string) ([]b
 	var out, complaint bytes.Buffer
 	err := f.vm.Exec(ctx, Cmd{Args: append([]string{"sh", "-c", foreignScript, "sh"}, args...),
 		Stdout: &bounded{&out, limit}, Stderr: &bounded{&complaint, 4096}})
+	if errors.Is(err, ErrNotRunning) {
+		r, e := f.vm.Wait(ctx)
+		err = fmt.Errorf("a guest that reads the disk has ended: %+v: %w: %s", r, errors.Join(err, e), f.vm.LastLines(5))
+	}
 	var exit *ExitError
 	if errors.As(err, &exit) {
 		err = fmt.Errorf("a guest that reads the disk: %w: %s", err, strings.TrimSpace(complaint.String()))
