@@ -294,7 +294,7 @@ func TestPCI(t *testing.T) {
 	if id != [4]byte{0x86, 0x80, 0x57, 0x0d} {
 		t.Errorf("host bridge: % x", id)
 	}
-	for _, addr := range []uint64{1 << 15, 1 << 20, 1 << 12, 0xffe} { // no device, bus, function; too long
+	for _, addr := range []uint64{1 << 15, 1 << 20, 1 << 12, 0xfe, 0x100, 0xffe} { // no device, bus, function; too long; behind the end
 		if p.Read(addr, id[:]); id != [4]byte{0xff, 0xff, 0xff, 0xff} {
 			t.Errorf("at %#x: % x", addr, id)
 		}

@@ -9,7 +9,7 @@ import (
 )
 
 // PCIFunction is one function on the PCI bus. Calls of its configuration space
-// are serialized by the bus; offset and len(data) stay within 4096 bytes.
+// are serialized by the bus; offset and len(data) stay within 256 bytes.
 type PCIFunction interface {
 	ConfigRead(offset uint16, data []byte)
 	ConfigWrite(offset uint16, data []byte)
@@ -74,7 +74,9 @@ func (p *PCI) access(bdf uint16, offset uint16, data []byte, write bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	dev := p.devices[bdf>>3&31]
-	if bdf>>8 != 0 || bdf&7 != 0 || dev == nil || int(offset)+len(data) > 4096 {
+	if bdf>>8 != 0 || bdf&7 != 0 || dev == nil || int(offset)+len(data) > pciConfigSize {
+		// Nothing answers, neither behind the space of a conventional function: a guest that
+		// saw zeros there would look for extended capabilities, each kind anew.
 		if !write {
 			FillOnes(data)
 		}
@@ -217,7 +219,7 @@ func (p *PCI) String() string {
 
 // hostBridge is the function that every root complex shows.
 type hostBridge struct {
-	config [4096]byte
+	config [pciConfigSize]byte
 }
 
 func newHostBridge() *hostBridge {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -22,6 +23,7 @@ type booted struct {
 	symbols string // its System.map, if known
 	initrds [][]byte
 	args    []string
+	ecam    bool // it is known to reach PCI's configuration space without ports
 }
 
 // kernelChoice is the kernel that Boot means on this host.
@@ -91,7 +93,7 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 // givenKernel is a kernel that the user names, or Debian's.
 func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted, error) {
 	kernel, err := bootloader.Open(v.kernel.image)
-	b := &booted{kernel: kernel}
+	b := &booted{kernel: kernel, ecam: v.kernel.stock}
 	if err != nil {
 		return b, err
 	}
@@ -115,7 +117,7 @@ func (v *VM) defaultGuest(ctx context.Context, guest *guestinit.Config) (*booted
 	if err != nil {
 		return nil, err
 	}
-	b := &booted{symbols: slim.SystemMap}
+	b := &booted{symbols: slim.SystemMap, ecam: true}
 	if v.cfg.Root == nil || !v.cfg.Root.Boot {
 		if err := v.addInit(ctx, b, guest); err != nil {
 			return nil, err
@@ -184,9 +186,11 @@ func (v *VM) bootConfig(ctx context.Context) (*machine.Config, error) {
 		}
 		b.initrds = append(b.initrds, initrd)
 	}
+	// With pci= the user may have chosen the ports.
+	ports := slices.ContainsFunc(strings.Fields(strings.Join(args, " ")), func(a string) bool { return strings.HasPrefix(a, "pci=") })
 	return &machine.Config{
 		CPUs: v.cfg.CPUs, Memory: uint64(v.cfg.Memory), HugePages: v.cfg.HugePages, Nested: v.cfg.Nested, Kernel: b.kernel,
 		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
-		Protocol: v.cfg.Boot.Protocol, Transport: v.cfg.Transport,
+		Protocol: v.cfg.Boot.Protocol, Transport: v.cfg.Transport, ECAMOnly: b.ecam && !ports,
 	}, nil
 }
