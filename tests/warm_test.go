@@ -127,3 +127,41 @@ func TestWarmChanges(t *testing.T) {
 		compare(c.change)
 	}
 }
+
+// TestWarmDirectories starts a command in one fresh directory after the other, each with a home of its own
+// beside it: the second start is warm, and has its own directory's files and secrets.
+func TestWarmDirectories(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	ownCache(t)
+	for i, name := range []string{"one", "two", "three"} {
+		top, err := os.MkdirTemp("/var/tmp", "vmm-test-warm-") // the guest has a /tmp of its own
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(top)
+		home, work := filepath.Join(top, "home-"+name), filepath.Join(top, "home-"+name, "work-"+name)
+		for _, dir := range []string{work + "/out", home + "/.ssh", work + "/mine"} {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, path := range []string{work + "/file", home + "/.ssh/id", work + "/mine/id"} {
+			if err := os.WriteFile(path, []byte(name+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("HOME", home)
+		out, errs, status := inDir(t, work, nil, "run", "-v", "--timeout", bootLimit, "--rw", "out", "--hide", "mine", "--", "sh", "-c",
+			`pwd; cat file; cat "$1/.ssh/id"; cat mine/id; echo "$2" > out/new; echo end`, "sh", home, name)
+		if want := work + "\n" + name + "\nend\n"; out != want || status != 0 {
+			t.Errorf("%s: status %d, the guest saw %q, want %q\n%s", name, status, out, want, errs)
+		}
+		if b, err := os.ReadFile(filepath.Join(work, "out", "new")); err != nil || string(b) != name+"\n" {
+			t.Errorf("%s: written: %q, %v", name, b, err)
+		}
+		if cold := strings.Contains(errs, "a cold start"); cold != (i == 0) {
+			t.Errorf("%s: a cold start: %v\n%s", name, cold, errs)
+		}
+	}
+}

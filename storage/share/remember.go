@@ -59,7 +59,17 @@ const (
 	fresh      freshness = iota
 	freshNames           // of a directory: it has changed, but not in what the guest knows of its names
 	stale
+	exposed // it must not be in the guest's memory
 )
+
+// uncovered is the freshness of a file that was not hidden from the guest and is now, or the
+// other way round.
+func (n *node) uncovered() freshness {
+	if n.hidden.Load() && n.mode&unix.S_IFMT != unix.S_IFDIR {
+		return exposed
+	}
+	return stale // with a new mount, it asks for the names in a directory again
+}
 
 // compare looks at the file of a node with a memory, which is fd.
 func (n *node) compare(fd int, st *unix.Stat_t) freshness {
@@ -82,9 +92,9 @@ func (n *node) compare(fd int, st *unix.Stat_t) freshness {
 // Stale is what a guest that has gone on remembers wrongly. Its kernel has to be told: it
 // does not ask again by itself.
 type Stale struct {
-	// Path is a file below the shared directory that is another one, is no more, or has
-	// other content or permissions, or a directory with other names; the first of them. The guest
-	// needs a new mount. It is empty if there is none.
+	// Path is a file below the shared directory that is another one, is no more, is hidden no more, or has
+	// other content or permissions, or a directory with other names or that is hidden now; the first of them.
+	// The guest needs a new mount. It is empty if there is none.
 	Path string
 	// Dirs are directories of which only the attributes have changed.
 	Dirs []string

@@ -126,3 +126,57 @@ func TestStaleOpen(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestStaleHidden: what is hidden from a guest that goes on need not be what was hidden before.
+func TestStaleHidden(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		before, now []string
+		path        string // that is stale
+		exposed     string // that may be in the guest's memory
+	}{
+		{"the same", []string{"sub"}, []string{"sub"}, "", ""},
+		{"what the guest has not heard of", nil, []string{"unseen", "sub/missing"}, "", ""},
+		{"no more what it has not heard of", []string{"unseen"}, nil, "", ""},
+		{"a directory", nil, []string{"empty"}, "empty", ""},
+		{"a file", nil, []string{"sub/file"}, "", "sub/file"},
+		{"a directory with a file", nil, []string{"sub"}, "", "sub/file"},
+		{"a directory no more", []string{"sub"}, nil, "sub", ""},
+		{"a file no more", []string{"sub/file"}, nil, "sub/file", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, d := range []string{"sub", "empty", "unseen"} {
+				os.Mkdir(filepath.Join(dir, d), 0o755)
+			}
+			os.WriteFile(filepath.Join(dir, "sub/file"), []byte("content"), 0o644)
+			share := func(hide []string) *guest {
+				f, err := New(dir, Options{Static: true, ReadOnly: true, Hide: hide})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { f.Close() })
+				return &guest{t, f, dir}
+			}
+			g := share(c.before)
+			sub, _ := g.lookup(fuse.FUSE_ROOT_ID, "sub")
+			g.lookup(sub.NodeId, "file")
+			g.lookup(fuse.FUSE_ROOT_ID, "empty")
+			state, err := g.fs.Save()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got Stale
+			now := share(c.now).fs
+			now.SetStale(func(s Stale) { got = s })
+			err = now.Load(state)
+			var gone *GoneError
+			if errors.As(err, &gone); err != nil && (gone == nil || !gone.Hidden || gone.Path != c.exposed) || (err != nil) != (c.exposed != "") {
+				t.Errorf("%v, want %q", err, c.exposed)
+			}
+			if got.Path != c.path {
+				t.Errorf("stale: %q, want %q", got.Path, c.path)
+			}
+		})
+	}
+}

@@ -43,6 +43,7 @@ type NodeState struct {
 	// knows all of them.
 	Missing []string    `json:"missing,omitempty"`
 	Whole   bool        `json:"whole,omitempty"`
+	Hidden  bool        `json:"hidden,omitempty"` // as Options.Hide has it
 	Locks   []LockState `json:"locks,omitempty"`
 }
 
@@ -64,10 +65,16 @@ type HandleState struct {
 
 // GoneError is the error of Load for a file of the guest's that is not where it
 // was, or is another one now.
-type GoneError struct{ Path string }
+type GoneError struct {
+	Path   string
+	Hidden bool // it is hidden by now, and the guest may have read it before
+}
 
 // Error implements error.
 func (e *GoneError) Error() string {
+	if e.Hidden {
+		return fmt.Sprintf("the guest may have read %s, which is hidden now", e.Path)
+	}
 	return fmt.Sprintf("the guest uses %s, which is not the file any more that it was", e.Path)
 }
 
@@ -87,7 +94,7 @@ func (f *FS) Save() ([]byte, error) {
 	}
 	for id, n := range f.nodes {
 		o := NodeState{ID: id, Dev: n.file.dev, Ino: n.file.ino, Mode: n.mode, Lookups: n.lookups,
-			Changed: n.memory.changed, UID: n.memory.uid, GID: n.memory.gid, Missing: n.memory.missing, Whole: n.memory.whole}
+			Changed: n.memory.changed, UID: n.memory.uid, GID: n.memory.gid, Missing: n.memory.missing, Whole: n.memory.whole, Hidden: n.hidden.Load()}
 		if id == fuse.FUSE_ROOT_ID {
 			if o.Changed != 0 {
 				s.Nodes = append(s.Nodes, o)
@@ -165,8 +172,10 @@ func (f *FS) Load(state []byte) error {
 			wrong.add(gone.Path)
 		case err != nil:
 			return err
+		case how == exposed:
+			return &GoneError{Path: o.shown(), Hidden: true}
 		case how == stale && f.tellStale == nil:
-			return &GoneError{o.Path}
+			return &GoneError{Path: o.Path}
 		case how == stale:
 			wrong.add(o.shown())
 		case how == freshNames:
@@ -175,7 +184,7 @@ func (f *FS) Load(state []byte) error {
 	}
 	for _, o := range s.Handles {
 		if wrong.Path != "" { // with an open file, the guest cannot give up its mount
-			return &GoneError{wrong.Path}
+			return &GoneError{Path: wrong.Path}
 		}
 		if err := f.loadHandle(&o, &s); err != nil {
 			return err
@@ -227,11 +236,11 @@ func (f *FS) loadNode(o *NodeState) (freshness, error) {
 	}
 	fd, err := openAt(root.fd, o.Path, unix.O_PATH, 0)
 	if err != nil {
-		return stale, fmt.Errorf("%w: %w", &GoneError{o.Path}, err)
+		return stale, fmt.Errorf("%w: %w", &GoneError{Path: o.Path}, err)
 	}
 	err = unix.Fstat(fd, &st)
 	if err == nil && ((fileID{st.Dev, st.Ino}) != fileID{o.Dev, o.Ino} || st.Mode&unix.S_IFMT != o.Mode&unix.S_IFMT) {
-		err = &GoneError{o.Path}
+		err = &GoneError{Path: o.Path}
 	}
 	if err != nil {
 		return stale, errors.Join(err, unix.Close(fd))
@@ -249,6 +258,9 @@ func (f *FS) loadNode(o *NodeState) (freshness, error) {
 		for _, l := range o.Locks {
 			n.locks.load(n, l)
 		}
+	}
+	if f.tellStale != nil && n.hidden.Load() != o.Hidden {
+		return n.uncovered(), nil
 	}
 	return n.compare(fd, &st), nil
 }

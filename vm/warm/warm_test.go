@@ -67,6 +67,7 @@ func TestKinds(t *testing.T) {
 	}
 	for name, change := range map[string]func(*vm.Config){
 		"its name": func(c *vm.Config) { c.Name = "other" }, "what it publishes": func(c *vm.Config) { c.Vsock = "/x" },
+		"what it hides": func(c *vm.Config) { c.Hide = []string{"/home/a"} }, "limits": func(c *vm.Config) { c.Limits.Memory = 1 << 30 },
 	} {
 		if got := find(change); got != same {
 			t.Errorf("%s makes it another kind", name)
