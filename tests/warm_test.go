@@ -5,10 +5,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/machine/snapshot"
 )
 
 // lookAtRoot says what there is of a root: names, modes, owners, times, contents. Left out is what a
@@ -163,5 +167,62 @@ func TestWarmDirectories(t *testing.T) {
 		if cold := strings.Contains(errs, "a cold start"); cold != (i == 0) {
 			t.Errorf("%s: a cold start: %v\n%s", name, cold, errs)
 		}
+	}
+}
+
+// TestWarmRenewed: after a change of the root, the first start from an older snapshot makes another one,
+// from which the guests that follow go on without mounting their root anew.
+func TestWarmRenewed(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	ownCache(t)
+	root := smallRoot(t)
+	tool := filepath.Join(root, "bin", "true") // which each guest runs before it is saved
+	var says string
+	const mended, renewed = "mounts its root anew", "a new snapshot is made"
+	for i, c := range []struct {
+		name            string
+		say             string // what the tool says from then on; it stays if empty
+		old             bool   // the snapshot is, before
+		mended, renewed bool
+	}{
+		{"cold", "a", false, false, false},
+		{"as before", "", true, false, false},
+		{"a change", "b", true, true, true},
+		{"the same", "", false, false, false},
+		{"a change so soon", "c", false, true, false},
+		{"still", "", true, true, true},
+		{"the same again", "", true, false, false},
+	} {
+		if c.say != "" {
+			says = c.say
+			if err := errors.Join(os.Remove(tool), os.WriteFile(tool, []byte("#!/bin/sh\necho "+says+"\n"), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.old {
+			ageSnapshots(t)
+		}
+		name := "renewed-" + strconv.Itoa(i)
+		out, errs, status := inDir(t, "/", nil, "run", "-v", "--timeout", bootLimit, "--name", name, "--root", root, "--", "sh", "-c", "/bin/true; busybox hostname")
+		if want := says + "\n" + name + "\n"; status != 0 || out != want {
+			t.Errorf("%s: status %d, %q, want %q\n%s", c.name, status, out, want, errs)
+		}
+		if m, r := strings.Contains(errs, mended), strings.Contains(errs, renewed); m != c.mended || r != c.renewed {
+			t.Errorf("%s: the root was mounted anew: %v, a new snapshot: %v\n%s", c.name, m, r, errs)
+		}
+	}
+}
+
+// ageSnapshots makes the snapshots of a test's own cache older than any that is still changing.
+func ageSnapshots(t *testing.T) {
+	t.Helper()
+	manifests, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "vmm", "warm", "*", snapshot.ManifestFile))
+	if err != nil || len(manifests) != 1 {
+		t.Fatalf("the snapshots are %v, %v", manifests, err)
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(manifests[0], old, old); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -147,27 +147,36 @@ func (v *VM) setUp(ctx context.Context) error {
 	if v.isSetUp {
 		return nil
 	}
-	if s := v.news(); s != nil {
-		if err := v.guest.client().Setup(ctx, s); err != nil {
-			return err
-		}
-		if path := v.shares.root.remembersWrongly().Path; path != "" {
-			return &ColdError{Outdated: true, Err: fmt.Errorf("the guest still remembers %s as it was", path)}
-		}
+	if err := v.tell(ctx, v.news(v.shares.config.Mounts)); err != nil {
+		return err
 	}
 	v.isSetUp = true
 	v.guest.letIn()
 	return nil
 }
 
+// tell tells the guest what news returns, after which it remembers nothing wrongly.
+func (v *VM) tell(ctx context.Context, news *agent.Setup) error {
+	if news == nil {
+		return nil
+	}
+	if err := v.guest.client().Setup(ctx, news); err != nil {
+		return err
+	}
+	if path := v.Outdated(); path != "" {
+		return &ColdError{Outdated: true, Err: fmt.Errorf("the guest still remembers %s as it was", path)}
+	}
+	return nil
+}
+
 // news is what a guest for commands does not know: its mounts, and after a warm start
 // the time, its name, new random numbers, and what has changed in its root. It is nil if there is nothing.
-func (v *VM) news() *agent.Setup {
+func (v *VM) news(mounts []guestinit.Mount) *agent.Setup {
 	s := &agent.Setup{Now: time.Now()}
 	if v.from != nil {
 		s = freshSetup()
 	}
-	c := guestinit.Config{Mounts: v.shares.config.Mounts}
+	c := guestinit.Config{Mounts: mounts}
 	if wrong := v.shares.root.remembersWrongly(); wrong.Path != "" {
 		c.Root = v.shares.config.Root
 	} else {

@@ -56,10 +56,23 @@ const (
 // a guest with open files cannot mount its root anew when that has changed.
 const idleTime = time.Second
 
+// Outdated returns what has changed in the root of a VM of NewWarm, which is prepared: its
+// guest mounts that anew before its first command, as that of every further one would until
+// SaveWarm has saved this one. It is a path below the root, and empty if nothing has.
+func (v *VM) Outdated() string {
+	if !v.made() {
+		return ""
+	}
+	return v.shares.root.remembersWrongly().Path
+}
+
 // SaveWarm saves the VM, whose agent has said hello and has run nothing yet, for the warm
-// start of others. It calls goesOn as soon as the guest can go on, and returns when the
+// start of others. What its guest remembers wrongly is mended before. It calls goesOn as soon as the guest can go on, and returns when the
 // snapshot is written.
 func (v *VM) SaveWarm(ctx context.Context, dir string, goesOn func()) error {
+	if err := v.tell(ctx, v.news(nil)); err != nil {
+		return err
+	}
 	v.exercise(ctx)
 	for end := time.Now().Add(idleTime); !v.shares.root.idle() && time.Now().Before(end) && ctx.Err() == nil; {
 		time.Sleep(idleTime / 200)

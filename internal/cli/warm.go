@@ -59,11 +59,27 @@ func (s *session) tryWarm(ctx context.Context) (v *vm.VM, why string, err error)
 	var cold *vm.ColdError
 	switch {
 	case !errors.As(err, &cold):
+		s.renew(at, v)
 		return v, "", err
 	case cold.Outdated || !at.GiveUp(cold.Err):
 		s.warm = at
 	}
 	return nil, cold.Err.Error(), nil
+}
+
+// renew has a VM that has started warm saved in the place of its snapshot, where that is worth it.
+func (s *session) renew(at *warm.Snapshot, v *vm.VM) {
+	changed := v.Outdated()
+	if changed == "" {
+		return
+	}
+	what := "the guest mounts its root anew"
+	if at.Outgrown(v) {
+		s.warm, what = at, what+", and a new snapshot is made"
+	}
+	if s.Verbose {
+		fmt.Fprintf(os.Stderr, "vmm: a warm start, after a change of %s: %s\n", visible.Text(changed), what)
+	}
 }
 
 // orCold says what to do where a guest could not go on from a snapshot after all.

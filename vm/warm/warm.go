@@ -205,6 +205,17 @@ func (s *Snapshot) New(c vm.Config, options ...vm.Option) (*vm.VM, error) {
 	return v, nil
 }
 
+// settled is how old a snapshot is before it is worth a new one. A root that changes faster
+// is rather mounted anew each time.
+const settled = time.Minute
+
+// Outgrown reports whether a VM that goes on from the snapshot is to be saved in its place:
+// its guest mounts a changed root anew, as that of every further one would.
+func (s *Snapshot) Outgrown(v *vm.VM) bool {
+	st, err := os.Stat(filepath.Join(s.Dir, snapshot.ManifestFile))
+	return v.Outdated() != "" && err == nil && time.Since(st.ModTime()) >= settled
+}
+
 // Reserve makes the directory that Save writes in and returns it: a process that opens
 // no others by then needs it before.
 func (s *Snapshot) Reserve() (string, error) {
@@ -212,8 +223,8 @@ func (s *Snapshot) Reserve() (string, error) {
 	return dir, os.MkdirAll(dir, 0o700)
 }
 
-// Save makes the snapshot, of a VM whose agent has said hello and has run nothing. It
-// calls goesOn as soon as the guest can go on, in any case, and returns when the
+// Save makes the snapshot, in the place of an older one, of a VM whose agent has said hello
+// and has run nothing. It calls goesOn as soon as the guest can go on, in any case, and returns when the
 // snapshot is there. An error only means that the next start is cold.
 func (s *Snapshot) Save(ctx context.Context, v *vm.VM, goesOn func()) error {
 	defer goesOn()
