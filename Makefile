@@ -139,6 +139,7 @@ bench-hardware: setup hardware-tools
 fuzz: setup
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader
 	go test -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) ./bootloader
+	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/extlinux
 	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./internal/cgroup
 	go test -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) ./internal/elf
 	go test -run '^$$' -fuzz FuzzUART -fuzztime $(FUZZTIME) ./devices

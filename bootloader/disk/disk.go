@@ -6,10 +6,6 @@
 //
 // Disks come from anywhere: what is wrong with one is an error, never a panic,
 // and only files of the disk itself are read.
-//
-// The parser of extlinux's configurations is u-root's. It tells the standard logger,
-// log.Default, of what it reads and does not understand: a program that does not want
-// that sets its output.
 package disk
 
 import (

@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,13 +11,6 @@ import (
 	"strings"
 	"testing"
 )
-
-// TestMain keeps u-root's parsers quiet, which tell the standard logger what they
-// read.
-func TestMain(m *testing.M) {
-	log.SetOutput(io.Discard)
-	os.Exit(m.Run())
-}
 
 const uuid = "11111111-2222-3333-4444-555555555555"
 
@@ -224,41 +214,21 @@ func TestNothing(t *testing.T) {
 	}
 }
 
-// loggerFS notes where the standard logger writes while its files are opened.
-type loggerFS struct {
-	fs.FS
-	seen map[io.Writer]bool
-}
-
-func (l loggerFS) Open(name string) (fs.File, error) {
-	l.seen[log.Writer()] = true
-	return l.FS.Open(name)
-}
-
-// TestLogger: the standard logger is the program's, others of whose goroutines may
-// write to it meanwhile.
-func TestLogger(t *testing.T) {
-	files := loggerFS{mapFS{"extlinux/extlinux.conf": extlinuxConfig}, map[io.Writer]bool{}}
-	for _, find := range []func(*fileSystem) []*Entry{extlinuxEntries} {
-		var own bytes.Buffer
-		log.SetOutput(&own)
-		defer log.SetOutput(io.Discard)
-		if len(find(&fileSystem{FS: files})) == 0 {
-			t.Error("no entries")
-		}
-		if !files.seen[&own] || len(files.seen) != 1 {
-			t.Errorf("the standard logger's output was changed: %v", files.seen)
-		}
-		clear(files.seen)
-	}
-}
-
-// TestExtlinux: a configuration where Alpine has it, that includes itself.
+// TestExtlinux has configurations where Alpine has them, and where live disks do; the first
+// includes itself.
 func TestExtlinux(t *testing.T) {
-	f := &fileSystem{FS: mapFS{"boot/extlinux.conf": "DEFAULT virt\nLABEL virt\n LINUX vmlinuz-virt\n INITRD initramfs-virt\n APPEND modules=ext4\nINCLUDE extlinux.conf\n"}}
-	e := extlinuxEntries(f)
-	if len(e) != 1 || e[0].Kernel != "/boot/vmlinuz-virt" || !slices.Equal(e[0].Initrds, []string{"/boot/initramfs-virt"}) || e[0].Args != "modules=ext4" {
-		t.Errorf("%+v", e)
+	const alpine = "DEFAULT menu.c32\nLABEL lts\n LINUX vmlinuz-lts\nLABEL virt\n MENU LABEL Linux ^virt\n MENU DEFAULT\n LINUX vmlinuz-virt\n INITRD ucode,initramfs-virt\n APPEND modules=ext4\nINCLUDE extlinux.conf\n"
+	f := &fileSystem{FS: mapFS{"boot/extlinux.conf": alpine, "isolinux/isolinux.cfg": "LABEL live\nKERNEL /live/vmlinuz\nAPPEND initrd=/live/initrd.img boot=live\nFROBNICATE\n"}}
+	for i, want := range []Entry{
+		{Title: "lts", ID: "lts", Kernel: "/boot/vmlinuz-lts"},
+		{Title: "Linux virt", ID: "virt", Kernel: "/boot/vmlinuz-virt", Initrds: []string{"/boot/ucode", "/boot/initramfs-virt"}, Args: "modules=ext4", preferred: true},
+		{Title: "live", ID: "live", Kernel: "/live/vmlinuz", Initrds: []string{"/live/initrd.img"}, Args: "boot=live", Unclear: []string{"frobnicate"}},
+	} {
+		e := extlinuxEntries(f)[i]
+		if e.Title != want.Title || e.ID != want.ID || e.Kernel != want.Kernel || e.Args != want.Args || e.preferred != want.preferred ||
+			!slices.Equal(e.Initrds, want.Initrds) || !slices.Equal(e.Unclear, want.Unclear) {
+			t.Errorf("%+v, want %+v", e, want)
+		}
 	}
 }
 

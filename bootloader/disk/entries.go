@@ -1,21 +1,14 @@
 package disk
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/u-root/u-root/pkg/boot"
-	"github.com/u-root/u-root/pkg/boot/syslinux"
-	"github.com/u-root/u-root/pkg/curl"
 
 	"vmm/bootloader/uki"
 )
@@ -169,104 +162,7 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 	return kernel, initrds, nil
 }
 
-// scheme is the one under which u-root's parsers find the disk's files; they
-// know no other, so that a configuration cannot name files of the host or the
-// network.
-const scheme = "disk"
-
-// maxConfigs bounds the files of a configuration, which may include itself.
-const maxConfigs = 64
-
-// fetcher reads the files of one configuration.
-type fetcher struct {
-	from *fileSystem
-	left int
-}
-
-// Fetch implements curl.FileScheme.
-func (f *fetcher) Fetch(_ context.Context, u *url.URL) (io.ReaderAt, error) {
-	if f.left--; f.left < 0 {
-		return nil, fmt.Errorf("%s: the configuration has more than %d files", u.Path, maxConfigs)
-	}
-	b, err := f.from.read(u.Path)
-	return bytes.NewReader(b), err
-}
-
-// FetchWithoutCache implements curl.FileScheme.
-func (f *fetcher) FetchWithoutCache(_ context.Context, u *url.URL) (io.Reader, error) {
-	b, err := f.from.read(u.Path)
-	return bytes.NewReader(b), err
-}
-
-func (f *fileSystem) schemes() curl.Schemes { return curl.Schemes{scheme: &fetcher{f, maxConfigs}} }
-
-// images makes entries of what u-root's parsers found.
-func (f *fileSystem) images(source string, found []boot.OSImage) (out []*Entry) {
-	for _, i := range found {
-		l, ok := i.(*boot.LinuxImage)
-		if !ok || l.Kernel == nil {
-			continue
-		}
-		e := &Entry{Title: l.Name, Source: source, Args: arguments(l.Cmdline), home: f}
-		if k, ok := l.Kernel.(curl.File); ok {
-			e.Kernel = k.URL().Path
-		}
-		e.Initrds = initrds(l.Initrd)
-		if !slices.ContainsFunc(out, func(o *Entry) bool { return o.Title == e.Title && o.Kernel == e.Kernel }) {
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// initrds are the names of the files that u-root has found or joined to one. That is
-// never read: it would be made, and left, in the directory for temporary files. Its
-// text is the URLs of what it joins; a comma ends a name in such a configuration.
-func initrds(r io.ReaderAt) (names []string) {
-	s, ok := r.(fmt.Stringer)
-	if !ok {
-		return nil
-	}
-	for _, text := range strings.Split(s.String(), ",") {
-		if u, err := url.Parse(text); err == nil {
-			names = append(names, u.Path)
-		}
-	}
-	return names
-}
-
 // arguments drops the variables of a GRUB script, which nobody expands here.
 func arguments(s string) string {
 	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
-}
-
-// diskRoot is what paths in a configuration are relative to.
-var diskRoot = &url.URL{Scheme: scheme, Path: "/"}
-
-// parsed returns the entries that one of u-root's parsers finds in a file, none
-// if the file is not there or not what it should be.
-func (f *fileSystem) parsed(config string, parse func() ([]boot.OSImage, error)) []*Entry {
-	if !f.exists(config) {
-		return nil
-	}
-	var err error
-	defer catch(config, &err)
-	found, err := parse()
-	if err != nil {
-		return nil
-	}
-	return f.images(config, found)
-}
-
-var extlinuxConfigs = []string{"boot/extlinux/extlinux.conf", "extlinux/extlinux.conf", "extlinux.conf", "boot/extlinux.conf",
-	"boot/syslinux/syslinux.cfg", "syslinux/syslinux.cfg", "syslinux.cfg", "boot/syslinux/extlinux.conf", "syslinux/extlinux.conf", "boot/syslinux.cfg"}
-
-// extlinuxEntries reads the configuration of extlinux and its relatives.
-func extlinuxEntries(f *fileSystem) (out []*Entry) {
-	for _, config := range extlinuxConfigs {
-		out = append(out, f.parsed(config, func() ([]boot.OSImage, error) {
-			return syslinux.ParseConfigFile(context.Background(), f.schemes(), path.Base(config), diskRoot, path.Dir(config))
-		})...)
-	}
-	return out
 }

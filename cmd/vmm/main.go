@@ -17,8 +17,7 @@ func main() {
 		guestinit.Main()
 	}
 	// Libraries tell the standard logger what guests do wrong: go-fuse of requests
-	// that are cut off, u-root of boot configurations. Guests must not fill our
-	// standard error with that.
+	// that are cut off. Guests must not fill our standard error with that.
 	log.SetOutput(io.Discard)
 	os.Exit(cli.Run(os.Args[1:]))
 }
