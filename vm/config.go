@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -94,6 +95,12 @@ type Root struct {
 	// Boot hands the guest over to the init that Path has. Without it the guest is
 	// there for commands: its agent runs them, and it ends when it has none.
 	Boot bool `json:"boot,omitempty"`
+}
+
+// IsDir reports whether Path is a directory now, which is shared with the guest and not a disk.
+func (r *Root) IsDir() bool {
+	st, err := os.Stat(r.Path)
+	return err == nil && st.IsDir()
 }
 
 // Disk is a virtio-blk disk.

@@ -65,7 +65,7 @@ func openDisks(ctx context.Context, c *Config) (_ *diskSet, err error) {
 			return nil, of("Root.Boot", err)
 		}
 		s.add(Disk{Serial: "rootfs"}, root)
-	} else if c.Root != nil && !isDir(c.Root.Path) {
+	} else if c.Root != nil && !c.Root.IsDir() {
 		root, err := openRoot(ctx, c.Root.Path)
 		if err != nil {
 			return nil, of("Root", err)
@@ -78,11 +78,6 @@ func openDisks(ctx context.Context, c *Config) (_ *diskSet, err error) {
 		}
 	}
 	return s, nil
-}
-
-func isDir(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.IsDir()
 }
 
 // devices makes the guest's disks. After an error it returns those that there are.

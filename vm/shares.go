@@ -197,7 +197,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 		if _, err := os.Stat(c.Root.Path); err != nil {
 			return s, of("Root", err)
 		}
-		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); isDir(c.Root.Path) {
+		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); c.Root.IsDir() {
 			o := options
 			o.ReadOnly, o.Static, o.System = true, true, true
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {

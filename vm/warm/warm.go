@@ -100,7 +100,7 @@ func possible(c *vm.Config) error {
 	}{
 		{len(c.Disks) > 0, "a disk"}, {len(c.Boot.Initrds) > 0, "an initial RAM disk"}, {len(c.Ports) > 0, "a port"},
 		{c.Boot.Modules != "", "modules of its kernel"}, {c.HugePages, "huge pages"}, {c.Nested, "nested virtualization"},
-		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {!isDir(c.Root.Path), "a root that is no directory"},
+		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {!c.Root.IsDir(), "a root that is no directory"},
 		{slices.ContainsFunc(c.Nets, leadsOut), "a network beside the gateway's"},
 	} {
 		if own.is {
@@ -108,11 +108,6 @@ func possible(c *vm.Config) error {
 		}
 	}
 	return nil
-}
-
-func isDir(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.IsDir()
 }
 
 // leadsOut reports whether somebody else is in a network.
