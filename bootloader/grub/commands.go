@@ -2,7 +2,6 @@ package grub
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -224,9 +223,9 @@ func (m *machine) cmdSource(c *call) (bool, error) {
 }
 
 func (m *machine) cmdEval(c *call) (bool, error) {
-	script, faults := parse(strings.Join(c.args, " "))
-	for _, f := range faults {
-		m.note(fmt.Sprintf("eval: %v", f))
+	script, err := m.parse("eval", strings.Join(c.args, " "))
+	if err != nil {
+		return false, err
 	}
 	return m.call(script, m.args)
 }
@@ -302,9 +301,6 @@ func commandLine(args []string) string {
 	return strings.Join(out, " ")
 }
 
-// maxPattern bounds a regular expression and what it is compared with, in bytes.
-const maxPattern = 1024
-
 // cmdRegexp compares, and puts what groups match into variables: --set=[NUMBER:]VARIABLE.
 func (m *machine) cmdRegexp(c *call) (bool, error) {
 	var sets, names []string
@@ -319,16 +315,16 @@ func (m *machine) cmdRegexp(c *call) (bool, error) {
 			names = append(names, a)
 		}
 	}
-	if len(names) != 2 || len(names[0]) > maxPattern || len(names[1]) > maxPattern {
+	if len(names) != 2 || len(names[1]) > maxPattern {
 		m.note("regexp: " + strings.Join(names, " "))
 		return false, nil
 	}
-	re, err := regexp.CompilePOSIX(names[0])
+	re, size, err := pattern(names[0])
 	if err != nil {
 		m.note("regexp: " + names[0])
 		return false, nil
 	}
-	if !m.spend(len(names[0]) * len(names[1])) {
+	if !m.spend(size * (perCommand + len(names[1])) * (1 + re.NumSubexp())) {
 		return false, errStopped
 	}
 	found := re.FindStringSubmatch(names[1])

@@ -88,6 +88,7 @@ const (
 	maxWork    = 64 << 20 // bytes that are read and expanded in total
 	perCommand = 64       // what a command takes of it beside its words
 	perLookup  = 4 << 10  // and a look for a file
+	perByte    = 16       // and a byte of a script, which is kept as up to 85
 	maxWords   = 64 << 10 // bytes of a command's words
 	maxNesting = 50       // blocks in blocks
 	maxCalls   = 20       // functions, files and menus within each other
@@ -146,14 +147,26 @@ func (m *machine) runFile(name string, main bool) error {
 		m.vars.set("config_directory", "("+file.Device+")"+path.Dir(file.Path))
 		m.vars.exported["config_file"], m.vars.exported["config_directory"] = true, true
 	}
-	script, faults := parse(string(b))
-	for _, f := range faults {
-		m.note(fmt.Sprintf("%s: %v", file.Path, f))
+	script, err := m.parse(file.Path, string(b))
+	if err != nil {
+		return err
 	}
 	m.calls++
 	defer func() { m.calls-- }()
 	_, err = m.run(script)
 	return err
+}
+
+// parse parses a script, and notes what is wrong with it.
+func (m *machine) parse(name, text string) (list, error) {
+	if !m.spend(perByte * len(text)) {
+		return nil, errStopped
+	}
+	script, faults := parse(text)
+	for _, f := range faults {
+		m.note(fmt.Sprintf("%s: %v", name, f))
+	}
+	return script, nil
 }
 
 // resolve makes a device and a path of GRUB's name for a file.
