@@ -21,7 +21,9 @@ type loaderKey struct {
 // systems together, as systemd-boot orders them.
 func loaderEntries(all []*fileSystem) (out []*Entry) {
 	for _, f := range all {
-		out = append(out, blsEntries(f)...)
+		if out = append(out, blsEntries(f)...); len(out) >= maxEntries {
+			break
+		}
 	}
 	slices.SortStableFunc(out, func(a, b *Entry) int { return a.loader.compare(b.loader) })
 	for _, f := range all {
@@ -59,7 +61,7 @@ func (k loaderKey) compare(o loaderKey) int {
 // loaderDefault is the pattern of the default entry in systemd-boot's configuration.
 // What it has saved is in the firmware, so there is none then.
 func loaderDefault(f *fileSystem) (pattern string) {
-	b, err := f.read("loader/loader.conf")
+	b, err := f.read("loader/loader.conf", maxConfig)
 	if err != nil {
 		return ""
 	}
@@ -126,8 +128,11 @@ func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
 		if !ok {
 			continue
 		}
+		if len(out) == maxEntries {
+			break
+		}
 		file := path.Join(dir, name)
-		b, err := f.read(file)
+		b, err := f.read(file, maxConfig)
 		if err != nil {
 			continue
 		}
@@ -192,7 +197,7 @@ func parseBLS(text string) *Entry {
 
 // ukiEntries makes entries of the profiles of a unified kernel image.
 func ukiEntries(f *fileSystem, file string) (out []*Entry) {
-	b, err := f.read(file)
+	b, err := f.read(file, maxFile)
 	if err != nil {
 		return nil
 	}
@@ -217,7 +222,7 @@ func ukiEntries(f *fileSystem, file string) (out []*Entry) {
 
 // ukiArgs are the arguments that a unified kernel image brings itself.
 func (f *fileSystem) ukiArgs(name string) string {
-	b, err := f.read(name)
+	b, err := f.read(name, maxFile)
 	if err != nil {
 		return ""
 	}

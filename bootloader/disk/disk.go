@@ -29,12 +29,18 @@ type fileSystem struct {
 	uuid  string // of an ext file system, or the volume id of a vfat
 	label string
 	part  part
+	meter *meter // nil where nothing of the disk is read for it
 	// Of one that somebody else reads: see Foreign.
 	volume, subvolume string
 }
 
-// maxFile bounds the files that are read whole.
-const maxFile = 1 << 30
+// Bounds of what is read and kept.
+const (
+	maxFile    = 1 << 30  // bytes of a kernel with its initial RAM disks
+	maxConfig  = 64 << 10 // bytes of a configuration of an entry
+	maxNames   = 4096     // of a directory
+	maxEntries = 1000
+)
 
 // image is a part of the disk as go-diskfs wants it.
 type image struct {
@@ -70,8 +76,9 @@ func catch(what string, err *error) {
 func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
 	var out []*fileSystem
 	var kinds []string
+	m := &meter{r, maxSearch}
 	for _, p := range partitions(r, size) {
-		f, err := open(r, p)
+		f, err := open(m, p)
 		if err != nil {
 			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))
 			continue
@@ -93,20 +100,24 @@ const (
 	headSize      = 4096
 )
 
-func open(r io.ReaderAt, p part) (f *fileSystem, err error) {
+func open(m *meter, p part) (f *fileSystem, err error) {
 	defer catch("file system", &err)
-	section := io.NewSectionReader(r, p.start, p.size)
+	section := io.NewSectionReader(m, p.start, p.size)
 	var head [headSize]byte
 	if n, err := section.ReadAt(head[:], 0); n < headSize {
 		return nil, fmt.Errorf("too small: %w", err)
 	}
-	f = &fileSystem{part: p}
+	f = &fileSystem{part: p, meter: m}
 	switch {
 	case binary.LittleEndian.Uint16(head[extMagicAt:]) == extMagic:
 		f.kind = "ext4"
 		u := head[extUUIDAt:]
 		f.uuid = fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
-		f.FS, err = openExt(section, p.size)
+		var ext *extFS
+		if ext, err = openExt(section, p.size); err == nil {
+			ext.hole = m.spend
+			f.FS = ext
+		}
 	case strings.HasPrefix(string(head[:]), squashfsMagic):
 		f.kind = "squashfs"
 		f.FS, err = squashfs.Read(image{section}, p.size, 0, 0)
@@ -136,25 +147,28 @@ func clean(name string) string {
 	return name
 }
 
-// read reads a whole file.
-func (f *fileSystem) read(name string) (b []byte, err error) {
+// read reads a whole file of at most limit bytes.
+func (f *fileSystem) read(name string, limit int64) (b []byte, err error) {
 	defer catch(name, &err)
 	file, err := f.Open(clean(name))
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	b, err = io.ReadAll(io.LimitReader(file, maxFile+1))
+	st, err := file.Stat()
+	if err == nil && st.Size() <= limit {
+		b, err = io.ReadAll(io.LimitReader(file, limit+1))
+	}
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
-	case len(b) > maxFile:
-		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
+	case st.Size() > limit, int64(len(b)) > limit:
+		return nil, fmt.Errorf("%s: larger than %d bytes", name, limit)
 	}
 	return b, nil
 }
 
-// list returns the names in a directory; none if it cannot be read.
+// list returns the names in a directory, the first maxNames; none if it cannot be read.
 func (f *fileSystem) list(dir string) (names []string) {
 	var err error
 	defer catch(dir, &err)
@@ -162,7 +176,7 @@ func (f *fileSystem) list(dir string) (names []string) {
 	if err != nil {
 		return nil
 	}
-	for _, e := range entries {
+	for _, e := range entries[:min(len(entries), maxNames)] {
 		names = append(names, e.Name())
 	}
 	return names

@@ -140,12 +140,17 @@ func (f *fileSystem) exists(name string) (ok bool) {
 
 // Load reads the entry's kernel and initial RAM disks.
 func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
+	left := int64(maxFile)
 	for i, name := range append([]string{e.Kernel}, e.Initrds...) {
 		f, err := e.open(name)
 		if err != nil {
 			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
 		}
-		b, err := f.read(name)
+		if i == 0 && f.meter != nil {
+			f.meter.left = maxLoad
+		}
+		b, err := f.read(name, left)
+		left -= int64(len(b))
 		if err != nil {
 			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
 		}

@@ -17,6 +17,7 @@ import (
 // replayed.
 type extFS struct {
 	r              io.ReaderAt
+	hole           func(n int) error // told of bytes that a file has and the disk has not
 	size           int64
 	block          int64 // bytes
 	inodeSize      int64
@@ -62,7 +63,7 @@ func openExt(r io.ReaderAt, size int64) (*extFS, error) {
 	if _, err := r.ReadAt(s[:], extSuper); err != nil {
 		return nil, err
 	}
-	e := &extFS{r: r, size: size, inodeSize: 128, descriptorSize: 32,
+	e := &extFS{r: r, hole: func(int) error { return nil }, size: size, inodeSize: 128, descriptorSize: 32,
 		inodes: le.Uint32(s[extInodes:]), inodesPerGroup: le.Uint32(s[extInodesPerGroup:])}
 	log := le.Uint32(s[extLogBlock:])
 	incompat := le.Uint32(s[extIncompat:])
@@ -244,6 +245,9 @@ func (i *extInode) ReadAt(p []byte, off int64) (int, error) {
 		}
 		part := p[done:min(int64(len(p)), int64(done)+blocks*i.fs.block-in)]
 		if where == 0 {
+			if err := i.fs.hole(len(part)); err != nil {
+				return done, err
+			}
 			clear(part)
 		} else if _, err := i.fs.r.ReadAt(part, where*i.fs.block+in); err != nil {
 			return done, errExt

@@ -55,8 +55,12 @@ func (e *Entry) named(name string) bool {
 
 var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}
 
-// maxVendors bounds the directories of an EFI system partition that are looked at.
-const maxVendors = 32
+// Bounds of what is looked at: directories of an EFI system partition, and configurations
+// that are run.
+const (
+	maxVendors = 32
+	maxRuns    = 16
+)
 
 // grubEntries runs GRUB's configurations. Those that the firmware's GRUB begins with come
 // first, for they lead to the one of several that counts; what one of them has led to is
@@ -79,10 +83,15 @@ func grubEntries(all []*fileSystem) (out []*Entry) {
 	}
 	d := grubDisk(all)
 	seen := map[grub.File]bool{}
+	runs := 0
 	for _, c := range append(efi, configs...) {
+		if runs == maxRuns || len(out) >= maxEntries {
+			break
+		}
 		if seen[grub.File{Device: c.f.device(), Path: "/" + c.name}] || !c.f.exists(c.name) {
 			continue
 		}
+		runs++
 		menu, err := d.run(c.f, c.name, c.efi)
 		if err != nil {
 			continue

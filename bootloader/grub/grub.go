@@ -84,14 +84,14 @@ var ErrNoScript = errors.New("no GRUB configuration")
 
 // The bounds of a script.
 const (
-	maxScript  = 1 << 20  // bytes of a file
-	maxWork    = 64 << 20 // bytes that are read and expanded in total
-	perCommand = 64       // what a command takes of it beside its words
-	perLookup  = 4 << 10  // and a look for a file
-	perByte    = 16       // and a byte of a script, which is kept as up to 85
-	maxWords   = 64 << 10 // bytes of a command's words
-	maxNesting = 50       // blocks in blocks
-	maxCalls   = 20       // functions, files and menus within each other
+	maxScript  = 256 << 10 // bytes of a file
+	maxWork    = 16 << 20  // bytes that are read and expanded in total
+	perCommand = 64        // what a command takes of it beside its words
+	perLookup  = 4 << 10   // and a look for a file
+	perByte    = 16        // and a byte of a script, which is kept as up to 85
+	maxWords   = 64 << 10  // bytes of a command's words
+	maxNesting = 50        // blocks in blocks
+	maxCalls   = 20        // functions, files and menus within each other
 	maxEntries = 1000
 	maxTitle   = 512 // bytes of a title, and of an identifier
 	maxNotes   = 20

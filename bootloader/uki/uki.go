@@ -31,6 +31,7 @@ const (
 	peHeaderSize   = 24
 	sectionSize    = 40
 	maxSections    = 256 // Windows loads 96
+	maxText        = 64 << 10
 )
 
 // Parse returns the profiles of an image, the default first.
@@ -81,7 +82,7 @@ func Parse(b []byte) ([]Profile, error) {
 	}
 	var out []Profile
 	for _, p := range all {
-		if len(p.Linux) > 0 {
+		if len(p.Linux) > 0 && p.size() <= len(b) {
 			out = append(out, p)
 		}
 	}
@@ -89,6 +90,16 @@ func Parse(b []byte) ([]Profile, error) {
 		return nil, ErrNot
 	}
 	return out, nil
+}
+
+// size is how many bytes an image's parts have: more than it has itself where they overlap,
+// and then they could be any number of times as many.
+func (p *Profile) size() int {
+	n := len(p.Linux)
+	for _, i := range p.Initrds {
+		n += len(i)
+	}
+	return n
 }
 
 // section takes a section that the stub hands to the kernel; others are for firmware.
@@ -109,12 +120,14 @@ func (p *Profile) section(name string, data []byte) {
 
 // line makes one line of a text, which ends at a zero.
 func line(data []byte) string {
+	data = data[:min(len(data), maxText)]
 	data, _, _ = bytes.Cut(data, []byte{0})
 	return strings.Join(strings.Fields(string(data)), " ")
 }
 
 // variable is the value of a name in the form of os-release(5).
 func variable(data []byte, name string) string {
+	data = data[:min(len(data), maxText)]
 	data, _, _ = bytes.Cut(data, []byte{0})
 	for _, l := range strings.Split(string(data), "\n") {
 		if k, v, ok := strings.Cut(strings.TrimSpace(l), "="); ok && k == name {

@@ -60,3 +60,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestOverlap: sections that lie over one another do not make more of an image than it is.
+func TestOverlap(t *testing.T) {
+	sections := [][2]string{{".linux", string(make([]byte, 1000))}}
+	for range 100 {
+		sections = append(sections, [2]string{".initrd", ""})
+	}
+	b := image(sections...)
+	le := binary.LittleEndian
+	for i := range 100 {
+		h := b[0x40+peHeaderSize+sectionSize*(i+1):]
+		le.PutUint32(h[8:], uint32(len(b)))
+		le.PutUint32(h[16:], uint32(len(b)))
+		le.PutUint32(h[20:], 0)
+	}
+	if all, err := Parse(b); !errors.Is(err, ErrNot) {
+		t.Errorf("%d profiles of %d bytes, %v", len(all), all[0].size(), err)
+	}
+}

@@ -123,10 +123,11 @@ func (t *FS) find(name string) (_ *node, at string, err error) {
 		}
 		left = append(strings.Split(n.link, "/"), left...)
 	}
-	for _, n := range stack {
-		at = path.Join(at, n.name)
+	names := make([]string, len(stack))
+	for i, n := range stack {
+		names[i] = n.name
 	}
-	return stack[len(stack)-1], at, nil
+	return stack[len(stack)-1], path.Join(names...), nil
 }
 
 // openFile is a file that is open; its data is fetched with the first read.
