@@ -90,8 +90,13 @@ func Adopt(f *os.File) (*File, error) {
 }
 
 func openFD(name string, readOnly bool) (int, error) {
-	fd, err := unix.Open(name, openMode(readOnly)|unix.O_CLOEXEC, 0)
+	// A FIFO would wait for its other end, and an image can name one as its backing file.
+	fd, err := unix.Open(name, openMode(readOnly)|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, openMode(readOnly)); err != nil {
+		unix.Close(fd)
 		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 	return fd, nil
