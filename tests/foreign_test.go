@@ -38,7 +38,7 @@ sync
 // guest can read.
 func TestForeignFileSystems(t *testing.T) {
 	needKVM(t)
-	needTools(t, "sfdisk", "mkfs.xfs", "mkfs.btrfs", "vgcreate", "mke2fs")
+	needTools(t, "sfdisk", "mkfs.xfs", "mkfs.btrfs", "vgcreate", "mke2fs", "mksquashfs")
 	dir := bootable(t)
 	if err := os.WriteFile(filepath.Join(dir, "make.sh"), []byte(foreignScript), 0o644); err != nil {
 		t.Fatal(err)
@@ -50,6 +50,8 @@ func TestForeignFileSystems(t *testing.T) {
 		ok(t, "image", "create", "-s", "400M", disks[d])
 		args = append(args, "--disk", disks[d])
 	}
+	disks["squashfs"] = filepath.Join(t.TempDir(), "squashfs")
+	must(t, "mksquashfs", dir, disks["squashfs"], "-quiet", "-no-progress", "-comp", "zstd")
 	ok(t, append(args, "-m", "512M", "--share", dir+":/made", "--", "sh", "/made/make.sh")...)
 	for d, path := range disks {
 		t.Run(d, func(t *testing.T) {

@@ -15,7 +15,7 @@ try() { mkdir -p "$2" && mount -t "$3" -o "ro,$4" "$1" "$2" 2>/dev/null; }
 
 # mounted DEVICE NAME PARTITION mounts what a device has.
 mounted() {
-	for kind in xfs:norecovery btrfs:rescue=nologreplay f2fs:norecovery iso9660:norock ext4:noload vfat:ro; do
+	for kind in xfs:norecovery btrfs:rescue=nologreplay f2fs:norecovery iso9660:norock squashfs:ro ext4:noload vfat:ro; do
 		try "$1" "/disk/$2" "${kind%%:*}" "${kind#*:}" || continue
 		described "/disk/$2" "$3" "${kind%%:*}" "" "$1"
 		[ "${kind%%:*}" != btrfs ] || subvolumes "$@"

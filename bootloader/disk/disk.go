@@ -14,12 +14,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
-
-	"github.com/diskfs/go-diskfs/backend"
-	"github.com/diskfs/go-diskfs/filesystem/squashfs"
 )
 
 // fileSystem is one of the disk's, mounted for reading.
@@ -42,30 +38,7 @@ const (
 	maxEntries = 1000
 )
 
-// image is a part of the disk as go-diskfs wants it.
-type image struct {
-	*io.SectionReader
-}
-
-// Stat, Close, Sys, Writable and Path implement backend.Storage.
-
-// Stat implements fs.File.
-func (image) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
-
-// Close implements io.Closer.
-func (image) Close() error { return nil }
-
-// Sys implements backend.Storage.
-func (image) Sys() (*os.File, error) { return nil, backend.ErrNotSuitable }
-
-// Writable implements backend.Storage.
-func (image) Writable() (backend.WritableFile, error) { return nil, backend.ErrIncorrectOpenMode }
-
-// Path implements backend.Storage.
-func (image) Path() string { return "" }
-
-// catch makes an error of a panic: the libraries were not written for hostile
-// disks.
+// catch makes an error of a panic: what a disk can do here it does to itself alone.
 func catch(what string, err *error) {
 	if p := recover(); p != nil {
 		*err = fmt.Errorf("%s: damaged: %v", what, p)
@@ -86,18 +59,17 @@ func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
 		out = append(out, f)
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("no file system that can be read (ext2 to ext4, vfat, squashfs): %s", strings.Join(kinds, "; "))
+		return nil, fmt.Errorf("no file system that can be read (ext2 to ext4, vfat): %s", strings.Join(kinds, "; "))
 	}
 	return out, nil
 }
 
 // The marks of file systems, and where they are.
 const (
-	extMagicAt    = 1024 + 0x38
-	extUUIDAt     = 1024 + 0x68
-	extMagic      = 0xef53
-	squashfsMagic = "hsqs"
-	headSize      = 4096
+	extMagicAt = 1024 + 0x38
+	extUUIDAt  = 1024 + 0x68
+	extMagic   = 0xef53
+	headSize   = 4096
 )
 
 func open(m *meter, p part) (f *fileSystem, err error) {
@@ -118,9 +90,6 @@ func open(m *meter, p part) (f *fileSystem, err error) {
 			ext.hole = m.spend
 			f.FS = ext
 		}
-	case strings.HasPrefix(string(head[:]), squashfsMagic):
-		f.kind = "squashfs"
-		f.FS, err = squashfs.Read(image{section}, p.size, 0, 0)
 	case isFAT(head[:]):
 		f.kind = "vfat"
 		var fat *fatFS
@@ -128,7 +97,7 @@ func open(m *meter, p part) (f *fileSystem, err error) {
 			f.FS, f.uuid = fat, fat.uuid
 		}
 	default:
-		return nil, errors.New("not ext, vfat or squashfs")
+		return nil, errors.New("not ext or vfat")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.kind, err)

@@ -39,6 +39,7 @@ var foreignMarks = []struct {
 	{"btrfs", 0x10040, "_BHRfS_M"},
 	{"f2fs", 1024, "\x10\x20\xf5\xf2"},
 	{"iso9660", 0x8001, "CD001"},
+	{"squashfs", 0, "hsqs"},
 	{"LVM", 0, "LABELONE"}, {"LVM", 512, "LABELONE"}, {"LVM", 1024, "LABELONE"}, {"LVM", 1536, "LABELONE"},
 }
 
