@@ -172,7 +172,8 @@ func (k *Kernel) complete() {
 // them, what these differ in.
 func (m *Matrix) tellApart(kernels []Kernel) {
 	for _, detail := range []func(*Kernel) string{
-		func(k *Kernel) string { return k.Image }, func(k *Kernel) string { return k.Append },
+		func(k *Kernel) string { return k.Image }, func(k *Kernel) string { return k.Modules },
+		func(k *Kernel) string { return k.Append },
 	} {
 		details := map[string]map[string]bool{} // by names
 		for i := range kernels {

@@ -143,6 +143,7 @@ func TestKernelNames(t *testing.T) {
 		{[]Kernel{{}, {Append: "nosmp"}}, "default, default (nosmp)"},
 		{[]Kernel{{Image: "a"}, {Image: "dir/b"}}, "a, b"},
 		{[]Kernel{{Image: "a", Name: "x"}, {Image: "b", Name: "x"}, {Image: "dir/x"}}, "x, x, x (dir/x)"},
+		{[]Kernel{{Image: "a"}, {Image: "a", Modules: "m"}}, "a, a (m)"},
 		{[]Kernel{{Image: "a"}, {Image: "a"}}, "a, a"}, // they do not differ
 	} {
 		vms, err := (&Matrix{Kernels: c.kernels, Tests: []Test{{Command: []string{"true"}}}}).VMs()
