@@ -20,19 +20,27 @@ import (
 // the device has checked that. Its methods are called concurrently; an error of theirs is
 // VIRTIO_BLK_S_IOERR for the guest (5.2.6).
 type Backend interface {
+	// Size returns the disk's size.
 	Size() int64
+	// ReadOnly reports whether nothing can be written: VIRTIO_BLK_F_RO.
 	ReadOnly() bool
+	// ReadV fills all of v from off on.
 	ReadV(v [][]byte, off int64) error
-	// TryReadV is ReadV where that needs no waiting; else it returns false, and v is
-	// undefined.
+	// TryReadV is ReadV where that needs no waiting, and reports whether it was; else v
+	// is undefined.
 	TryReadV(v [][]byte, off int64) (bool, error)
+	// WriteV writes all of v from off on.
 	WriteV(v [][]byte, off int64) error
+	// Flush returns when what was written before it is on stable storage
+	// (VIRTIO_BLK_T_FLUSH, 5.2.6).
 	Flush() error
 	// Discard gives a range up, whatever it reads as afterwards.
 	Discard(off, n int64) error
 	// WriteZeroes makes a range read as zeros; with unmap its storage may go.
 	WriteZeroes(off, n int64, unmap bool) error
+	// Resize changes the size; what is new reads as zeros.
 	Resize(size int64) error
+	// Close frees what the backend holds; no other method is called after it.
 	Close() error
 }
 
