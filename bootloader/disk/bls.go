@@ -124,13 +124,13 @@ func blsEntries(f *fileSystem) (out []*Entry) {
 // blsSnippets reads the entries in a directory as they are written, with variables of GRUB's.
 func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
 	for _, name := range f.list(dir) {
-		id, ok := strings.CutSuffix(name, ".conf")
-		if !ok {
+		if !strings.EqualFold(path.Ext(name), ".conf") { // a vfat has names in any case
 			continue
 		}
 		if len(out) == maxEntries {
 			break
 		}
+		id := strings.TrimSuffix(name, path.Ext(name))
 		file := path.Join(dir, name)
 		b, err := f.read(file, maxConfig)
 		if err != nil {

@@ -23,7 +23,7 @@ func TestLoaderEntries(t *testing.T) {
 		"loader/entries/m-6.9.conf":      "title\tNine\nversion 6.9\nsort-key x\n# options no\nlinux\t/k\ninitrd /a\ninitrd\t/b\noptions\troot=/dev/vda2\noptions quiet\ngrub_users $grub_users\n",
 		"loader/entries/m-6.10+3-1.conf": "title Ten\nversion 6.10\nsort-key x\nlinux /k\n",
 		"loader/entries/m-6.11+0-3.conf": "title Bad\nversion 6.11\nsort-key x\nlinux /k\n",
-		"loader/entries/z.conf":          "title No key\nlinux /k\n",
+		"loader/entries/Z.CONF":          "title No key\nlinux /k\n",
 	}
 	for _, c := range []struct {
 		config string
@@ -32,7 +32,7 @@ func TestLoaderEntries(t *testing.T) {
 		{"", []string{"Ten", "Nine", "No key", "Bad"}},
 		{"timeout 3\ndefault @saved\n", []string{"Ten", "Nine", "No key", "Bad"}},
 		{"default\tm-*.9.conf\n", []string{"Nine", "Ten", "No key", "Bad"}},
-		{"default z\n", []string{"No key", "Ten", "Nine", "Bad"}},
+		{"default z.conf\n", []string{"No key", "Ten", "Nine", "Bad"}},
 	} {
 		files["loader/loader.conf"] = c.config
 		var got []string
@@ -50,20 +50,58 @@ func TestLoaderEntries(t *testing.T) {
 	}
 }
 
-// TestWithoutInitrd: the root of a kernel without an initial RAM disk is named as the kernel
-// by itself finds it.
-func TestWithoutInitrd(t *testing.T) {
+// TestBareKernels: of a kernel without an initial RAM disk the root is named as the kernel by
+// itself finds it.
+func TestBareKernels(t *testing.T) {
 	root := &fileSystem{FS: mapFS{"etc/fstab": ""}, kind: "ext4", uuid: uuid}
 	boot := &fileSystem{FS: mapFS{"vmlinuz-1": "k", "vmlinuz-2": "k", "initramfs-2": "i"}, kind: "ext4", uuid: "other"}
 	for want, p := range map[string]part{"/dev/vda": {}, "/dev/vda5": {number: 5}, "PARTUUID=1-2": {number: 2, uuid: "1-2"}} {
 		root.part = p
-		all := []*fileSystem{boot, root}
-		if got := withoutInitrd("ro root=UUID="+uuid+" quiet", all); got != "ro root="+want+" quiet" {
-			t.Errorf("%q", got)
-		}
-		e := bareKernels(all)
+		e := bareKernels([]*fileSystem{boot, root})
 		if len(e) != 2 || e[0].Args != "root=UUID="+uuid+" ro" || e[1].Args != "root="+want+" ro" {
 			t.Errorf("%+v", e)
+		}
+	}
+}
+
+func TestRootArguments(t *testing.T) {
+	gpt := []part{{number: 1, uuid: "p1"}, {number: 2, kind: typeRoot, uuid: "p2"}}
+	mbr := []part{{number: 1}, {number: 5}}
+	for _, c := range []struct {
+		args   string
+		parts  []part
+		initrd bool
+		want   string
+	}{
+		{"ro root=UUID=" + uuid + " quiet", mbr, true, "ro root=UUID=" + uuid + " quiet"},
+		{"ro root=UUID=" + uuid + " quiet", mbr, false, "ro root=/dev/vda5 quiet"},
+		{`root="LABEL=rootfs"`, gpt, false, "root=PARTUUID=p2"},
+		{"root=LABEL=rootfs", gpt, true, "root=LABEL=rootfs"},
+		{"root=LABEL=other", gpt, false, "root=LABEL=other"},
+		{"root=/dev/disk/by-label/rootfs", mbr, false, "root=/dev/vda5"},
+		{"root=/dev/disk/by-uuid/" + uuid, gpt, false, "root=PARTUUID=p2"},
+		{"root=/dev/disk/by-partuuid/P2", gpt, false, "root=PARTUUID=p2"},
+		{"root=PARTUUID=elsewhere", gpt, false, "root=PARTUUID=elsewhere"},
+		{"root=/dev/sda5 rw", mbr, true, "root=/dev/vda5 rw"},
+		{"root=/dev/xvda2", gpt, false, "root=PARTUUID=p2"},
+		{"root=/dev/nvme0n1p2", gpt, true, "root=PARTUUID=p2"},
+		{"root=/dev/mmcblk0p1", gpt, true, "root=PARTUUID=p1"},
+		{"root=/dev/sda", []part{{}}, true, "root=/dev/vda"},
+		{"root=/dev/sda9", mbr, true, "root=/dev/sda9"},
+		{"root=/dev/sdb1", mbr, true, "root=/dev/sdb1"},
+		{"root=/dev/mapper/vg-root", gpt, false, "root=/dev/mapper/vg-root"},
+		{"rw quiet", gpt, true, "rw quiet root=PARTUUID=p2"},
+		{"rw quiet", mbr, true, "rw quiet"},
+		{"rw quiet", mbr, false, "rw quiet root=/dev/vda5"},
+		{"roothash=0", gpt, true, "roothash=0"},
+		{"systemd.gpt_auto=0", gpt, true, "systemd.gpt_auto=0"},
+	} {
+		all := []*fileSystem{{FS: mapFS{}, part: c.parts[0]}}
+		if last := c.parts[len(c.parts)-1]; len(c.parts) > 1 {
+			all = append(all, &fileSystem{FS: mapFS{"etc/fstab": ""}, part: last, uuid: uuid, label: "rootfs"})
+		}
+		if got := rootArguments(c.args, all, c.parts, c.initrd); got != c.want {
+			t.Errorf("%s: %s, want %s", c.args, got, c.want)
 		}
 	}
 }

@@ -63,9 +63,7 @@ func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
 			if e.Args == "" && e.profile == 0 && strings.EqualFold(path.Ext(e.Kernel), ".efi") {
 				e.Args = f.ukiArgs(e.Kernel)
 			}
-			if len(e.Initrds) == 0 && !strings.EqualFold(path.Ext(e.Kernel), ".efi") {
-				e.Args = withoutInitrd(e.Args, all)
-			}
+			e.Args = rootArguments(e.Args, all, parts, len(e.Initrds) > 0 || strings.EqualFold(path.Ext(e.Kernel), ".efi"))
 			bootable = append(bootable, e)
 		}
 	}

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -213,6 +214,19 @@ func (d grubDisk) Search(kind grub.SearchKind, value string) string {
 		}
 	}
 	return ""
+}
+
+// grubKinds are GRUB's names of the file systems.
+var grubKinds = map[string]string{"ext4": "ext2", "vfat": "fat", "squashfs": "squash4"}
+
+// Probe implements grub.Disk.
+func (d grubDisk) Probe(device string) grub.Identity {
+	found := d.find(device)
+	if found == nil {
+		return grub.Identity{}
+	}
+	f := found[0]
+	return grub.Identity{Kind: cmp.Or(grubKinds[f.kind], f.kind), UUID: f.uuid, Label: f.label, Partition: f.part.uuid}
 }
 
 // run runs a configuration.

@@ -42,6 +42,8 @@ func builtin(name string) func(*machine, *call) (bool, error) {
 		return func(*machine, *call) (bool, error) { return false, nil }
 	case "search", "search.fs_uuid", "search.fs_label", "search.file":
 		return (*machine).cmdSearch
+	case "probe":
+		return (*machine).cmdProbe
 	case "configfile", "normal":
 		return (*machine).cmdConfigfile
 	case "source", ".", "extract_entries_source":
@@ -176,6 +178,38 @@ func (m *machine) cmdSearch(c *call) (bool, error) {
 		return false, errStopped
 	}
 	return device != "" && m.assign(variable, device), nil
+}
+
+// cmdProbe puts what a device has into a variable: probe --set=VARIABLE --fs-uuid DEVICE.
+func (m *machine) cmdProbe(c *call) (bool, error) {
+	var variable, kind, device string
+	for i := 0; i < len(c.args); i++ {
+		switch name, value, given := strings.Cut(c.args[i], "="); {
+		case name == "-s" || name == "--set":
+			if !given && i+1 < len(c.args) {
+				i++
+				value = c.args[i]
+			}
+			variable = value
+		case strings.HasPrefix(name, "-"):
+			kind = name
+		default:
+			device = strings.Trim(c.args[i], "()")
+		}
+	}
+	if !m.spend(perLookup) {
+		return false, errStopped
+	}
+	of := m.disk.Probe(device)
+	value, known := map[string]string{"-u": of.UUID, "--fs-uuid": of.UUID, "-l": of.Label, "--label": of.Label,
+		"-f": of.Kind, "--fs": of.Kind, "--part-uuid": of.Partition}[kind]
+	if !known {
+		m.note("probe " + kind)
+	}
+	if value == "" || variable == "" {
+		return value != "", nil
+	}
+	return m.assign(variable, value), nil
 }
 
 // positional reports whether there is an argument that is no option.

@@ -38,9 +38,19 @@ type Disk interface {
 	Devices() []string
 	// Search returns the device whose file system is meant, "" if there is none.
 	Search(kind SearchKind, value string) (device string)
+	// Probe says what the file system on a device is; the zero value if there is none.
+	Probe(device string) Identity
 	// Snippets are the entries of the Boot Loader Specification in a directory, in the
 	// order of the menu.
 	Snippets(device, dir string) []Snippet
+}
+
+// Identity is what a file system is known by. What it does not have is empty.
+type Identity struct {
+	Kind      string // as GRUB's drivers are called: ext2, fat, squash4
+	UUID      string
+	Label     string
+	Partition string // the UUID of its partition
 }
 
 // Snippet is an entry of the Boot Loader Specification for GRUB's blscfg. Its texts are

@@ -35,6 +35,14 @@ func (d testDisk) Search(kind SearchKind, value string) string {
 	return ""
 }
 
+// Probe implements Disk.
+func (d testDisk) Probe(device string) Identity {
+	if d.Device(device) == nil {
+		return Identity{}
+	}
+	return Identity{Kind: "ext2", UUID: "U-" + device, Label: "L-" + device, Partition: "P-" + device}
+}
+
 // Snippets implements Disk: a snippet's lines are its title, kernel, initrds and options.
 func (d testDisk) Snippets(device, dir string) (out []Snippet) {
 	files, _ := fs.Glob(d[device], path.Join(inside(dir), "*.conf"))
