@@ -8,10 +8,14 @@ import (
 
 // patterns are what lines look like. They are compiled when they are needed: vmm's
 // other commands should start at once.
-type patterns struct{ printk, inside, version, plan, result, bail, directive, subtest, selftest *regexp.Regexp }
+type patterns struct {
+	escape, printk, inside, version, plan, result, bail, directive, subtest, selftest, time *regexp.Regexp
+}
 
 var lines = sync.OnceValue(func() patterns {
 	return patterns{
+		// What sets a terminal's colours and title (ECMA-48).
+		escape: regexp.MustCompile(`\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\a\x1b]*(?:\a|\x1b\\))`),
 		printk: regexp.MustCompile(`^(<\d+>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? ?`),
 		// Where the kernel's next line begins inside of another one.
 		inside:  regexp.MustCompile(`(<\d+>)?\[ *\d+\.\d{6}\](\[ *[TC]\d+\])? `),
@@ -21,6 +25,7 @@ var lines = sync.OnceValue(func() patterns {
 		bail:    regexp.MustCompile(`^(?i:Bail out!)`),
 		// What follows a test's name.
 		directive: regexp.MustCompile(`(?i)^(.*?)\s*(?:^|\s)#\s*(SKIP\S*|TODO\b|XFAIL\b|XPASS\b|timeout\b|error\b|exit=\d+$)\s*(.*)$`),
+		time:      regexp.MustCompile(`\s+#\s*time=\S+`), // another one in each run
 		subtest:   regexp.MustCompile(`^# Subtest:\s*(.*)$`),
 		// What kselftest prints in front of a test.
 		selftest: regexp.MustCompile(`^# selftests: `),
@@ -41,6 +46,9 @@ func (p *patterns) isReport(body string) bool {
 // them: it is put together again where only that makes sense of it.
 func (r *Reader) Line(line string) {
 	is := lines()
+	if strings.Contains(line, "\x1b") {
+		line = is.escape.ReplaceAllString(line, "")
+	}
 	line = strings.TrimRight(line, "\r ")
 	body := Printk(line)
 	ofKernel := len(body) < len(line)

@@ -52,7 +52,8 @@ type Reader struct {
 
 	yaml       bool // a block of it is open, with
 	yamlIndent int
-	resultAt   int // the indentation of the last line, if it was a result; else -1
+	yamlOf     *level // whose last case it tells of; nil if it is of none that is kept
+	resultAt   int    // the indentation of the last line, if it was a result; else -1
 }
 
 // line takes the next line, without what the kernel puts in front.
@@ -64,8 +65,9 @@ func (r *Reader) line(line string) {
 	indent, body, quotes := r.unquote(len(line)-len(body), body)
 	is := lines()
 	if r.yaml && (indent >= r.yamlIndent || body == "...") {
-		r.yaml = body != "..."
-		r.note(body)
+		if r.yaml = body != "..."; r.yaml {
+			r.describe(body)
+		}
 		return
 	}
 	r.yaml = false
@@ -99,6 +101,15 @@ func (r *Reader) line(line string) {
 func (r *Reader) note(s string) {
 	if len(r.levels) > 0 && r.diagnostics.Len()+len(s) < maxDiagnostics {
 		r.diagnostics.WriteString(s + "\n")
+	}
+}
+
+// describe adds a line to what is told of the last case, behind its result.
+func (r *Reader) describe(s string) {
+	if l := r.yamlOf; l != nil {
+		if c := &l.cases[len(l.cases)-1]; len(c.Detail)+len(s) < maxDiagnostics {
+			c.Detail = strings.TrimSpace(c.Detail + "\n" + s)
+		}
 	}
 }
 
@@ -227,7 +238,7 @@ func (r *Reader) result(indent int, m []string, quotes int) {
 	if name == "" {
 		name = fmt.Sprintf("test %d", l.seen)
 	}
-	r.resultAt, r.quotes, r.subtest = indent, quotes, ""
+	r.resultAt, r.quotes, r.subtest, r.yamlOf = indent, quotes, "", nil
 	parts := r.close(indent, name, how == Skip)
 	failed := false
 	for i := range parts {
@@ -238,14 +249,19 @@ func (r *Reader) result(indent int, m []string, quotes int) {
 		if how != Pass {
 			detail = strings.TrimSpace(detail + "\n" + r.diagnostics.String())
 		}
-		l.cases = append(l.cases, r.test(Case{join("", name), how, detail})...)
+		if c := r.test(Case{join("", name), how, detail}); len(c) > 0 {
+			l.cases = append(l.cases, c...)
+			if how != Pass {
+				r.yamlOf = l
+			}
+		}
 	}
 	r.diagnostics.Reset()
 }
 
 // outcome is what a result's line says.
 func outcome(m []string) (how Result, name, detail string) {
-	how, name = Pass, m[3]
+	how, name = Pass, lines().time.ReplaceAllString(m[3], "")
 	if m[1] != "" {
 		how = Fail
 	}
@@ -260,7 +276,7 @@ func outcome(m []string) (how Result, name, detail string) {
 			detail = strings.TrimSpace(d[2] + " " + detail)
 		}
 	}
-	return how, name, detail
+	return how, strings.ReplaceAll(name, `\#`, "#"), detail
 }
 
 // test is a case to keep, or none if there are too many.
@@ -323,8 +339,12 @@ func (r *Reader) keep(cases []Case) {
 
 // check notes that a stream is not whole.
 func (r *Reader) check(l *level, name string) {
-	if l.planned >= 0 && l.seen != l.planned {
+	switch {
+	case l.planned < 0:
+	case l.seen != l.planned:
 		r.problem(name, "%d tests were announced, %d ended", l.planned, l.seen)
+	case l.again > 0: // of a stream that was cut off and another one, or numbered wrongly
+		r.problem(name, "%d tests were announced, and number 1 came again after %d", l.planned, l.again)
 	}
 }
 
