@@ -45,6 +45,10 @@ var mounts = []mount{
 	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false},
 }
 
+// deviceLinks are names in /dev that devtmpfs does not have and programs take for granted:
+// shells open /dev/fd/N for <(command).
+var deviceLinks = map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+
 // Main is PID 1 of the guest. It does not return.
 func Main() {
 	os.Setenv("PATH", agent.Path)
@@ -57,6 +61,9 @@ func Main() {
 		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
 			warn("mount %s: %v", m.target, err) // a kernel may lack one; the rest still serves
 		}
+	}
+	for name, target := range deviceLinks {
+		os.Symlink(target, "/dev/"+name)
 	}
 	reaper = agent.NewReaper()
 	setHostname()
