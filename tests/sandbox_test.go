@@ -94,6 +94,7 @@ func TestRunCommand(t *testing.T) {
 	}{
 		{name: "directory and user", script: "pwd; id -u; uname -n", out: project + "\n0\nvmm\n"},
 		{name: "device links", script: "cat /dev/stdin >/dev/stdout; cat /dev/fd/3 3</dev/null; echo error >/dev/stderr", in: "input", out: "input", errs: "error\n"},
+		{name: "outputs of a user", args: "--user nobody --cwd /", script: "echo output >/dev/stdout; echo error >/dev/stderr", out: "output\n", errs: "error\n"},
 		{name: "status", script: "exit 42", status: 42},
 		{name: "own 124", script: "exit 124", status: 124, errs: "status 124 is the command's own"},
 		{name: "signal", script: "kill -9 $$", status: 137},

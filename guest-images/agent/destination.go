@@ -116,11 +116,10 @@ func (x *extraction) openRoot(dir, as string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := paths.Open(real, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	open, err := openDir(real)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: dir, Err: err}
+		return &fs.PathError{Op: "open", Path: dir, Err: errors.Unwrap(err)}
 	}
-	open := os.NewFile(uintptr(fd), dir)
 	defer open.Close()
 	if x.fits && (x.through == "" || x.regular) {
 		if x.limit, err = room(open); err != nil {
@@ -128,8 +127,22 @@ func (x *extraction) openRoot(dir, as string) error {
 		}
 	}
 	x.as = as
-	x.root, err = os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
+	x.root, err = rootOf(open)
 	return err
+}
+
+// openDir opens a directory by its path, in which a link that comes to be is an error.
+func openDir(real string) (*os.File, error) {
+	fd, err := paths.Open(real, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: real, Err: err}
+	}
+	return os.NewFile(uintptr(fd), real), nil
+}
+
+// rootOf is a directory that is open, out of which no path leads.
+func rootOf(dir *os.File) (*os.Root, error) {
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 }
 
 // pipePoll is how often a pipe is tried that nobody reads yet.

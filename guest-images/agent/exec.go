@@ -267,6 +267,11 @@ func openPipes(c *exec.Cmd) (*streams, error) {
 	s.out, c.Stdout = files[2], files[3]
 	s.err, c.Stderr = files[4], files[5]
 	s.theirs = []*os.File{files[0], files[3], files[5]}
+	if cred := c.SysProcAttr.Credential; cred != nil {
+		for _, f := range s.theirs { // who opens /dev/stdout again needs the right to
+			f.Chown(int(cred.Uid), int(cred.Gid))
+		}
+	}
 	return s, nil
 }
 

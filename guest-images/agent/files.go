@@ -9,7 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"vmm/internal/paths"
 )
@@ -22,7 +25,8 @@ func archive(w io.Writer, path, top string, follow bool) error {
 	if err != nil {
 		return err
 	}
-	st, err := os.Lstat(real)
+	file := place{nil, real}
+	st, err := file.lstat()
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
 	}
@@ -30,17 +34,86 @@ func archive(w io.Writer, path, top string, follow bool) error {
 		return fmt.Errorf("%s is a socket, which means nothing elsewhere", path)
 	}
 	t := tar.NewWriter(w)
-	err = filepath.WalkDir(real, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
+	return errors.Join(addTree(t, file, top), t.Close())
+}
+
+// place is where a file is: a name in a directory, or without one a path that is free of
+// links. Somebody may be exchanging what is there, such as a guest in a directory that is shared
+// with it: a link that comes to be meanwhile leads to nothing outside of the directory.
+type place struct {
+	dir  *os.Root
+	name string
+}
+
+func (p place) lstat() (fs.FileInfo, error) {
+	if p.dir == nil {
+		return os.Lstat(p.name)
+	}
+	return p.dir.Lstat(p.name)
+}
+
+func (p place) readlink() (string, error) {
+	if p.dir == nil {
+		return os.Readlink(p.name)
+	}
+	return p.dir.Readlink(p.name)
+}
+
+// open opens a file for reading. It does not wait for what has come to its place.
+func (p place) open() (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
+	if p.dir != nil {
+		return p.dir.OpenFile(p.name, flags, 0)
+	}
+	fd, err := paths.Open(p.name, flags, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: p.name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), p.name), nil
+}
+
+// root opens a directory.
+func (p place) root() (*os.Root, error) {
+	if p.dir != nil {
+		return p.dir.OpenRoot(p.name)
+	}
+	dir, err := openDir(p.name)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return rootOf(dir)
+}
+
+// addTree adds a file and, if it is a directory, all below it in the order of their names.
+func addTree(t *tar.Writer, at place, as string) error {
+	info, err := at.lstat()
+	if err != nil {
+		return err
+	}
+	if err := addFile(t, at, as, info); err != nil || !info.IsDir() {
+		return err
+	}
+	dir, err := at.root()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	list, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	names, err := list.Readdirnames(-1)
+	if err = errors.Join(err, list.Close()); err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		if err := addTree(t, place{dir, n}, filepath.Join(as, n)); err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(real, p)
-		if err != nil {
-			return err
-		}
-		return addFile(t, p, filepath.Join(top, rel))
-	})
-	return errors.Join(err, t.Close())
+	}
+	return nil
 }
 
 // namesDir reports whether a path can only be a directory.
@@ -55,19 +128,15 @@ func namesDir(path string) bool {
 // sizeless is how much a file may have that says it had nothing, in bytes.
 const sizeless = 64 << 20
 
-// addFile adds a file as it is now. What it says of its size need not be true: in /proc it
-// is 0, and in /sys a page.
-func addFile(t *tar.Writer, path, name string) error {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return err
-	}
+// addFile adds a file as it is now. What it says of its size need not be true: in
+// /proc it is 0, and in /sys a page.
+func addFile(t *tar.Writer, at place, name string, info fs.FileInfo) (err error) {
 	if info.Mode()&fs.ModeSocket != 0 {
 		return nil // means nothing elsewhere
 	}
 	var link string
 	if info.Mode()&fs.ModeSymlink != 0 {
-		if link, err = os.Readlink(path); err != nil {
+		if link, err = at.readlink(); err != nil {
 			return err
 		}
 	}
@@ -79,11 +148,14 @@ func addFile(t *tar.Writer, path, name string) error {
 	if !info.Mode().IsRegular() {
 		return t.WriteHeader(h)
 	}
-	f, err := os.Open(path)
+	f, err := at.open()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return errors.Join(err, fmt.Errorf("%s has become something else than a file", name))
+	}
 	var head bytes.Buffer
 	most := int64(64 << 10)
 	if h.Size == 0 {
@@ -95,7 +167,7 @@ func addFile(t *tar.Writer, path, name string) error {
 	case err != nil:
 		return err
 	case h.Size == 0:
-		return fmt.Errorf("%s does not say its size, and has more than %d MiB", path, sizeless>>20)
+		return fmt.Errorf("%s does not say its size, and has more than %d MiB", name, sizeless>>20)
 	case h.Size < n:
 		head.Truncate(int(h.Size))
 	}
@@ -109,7 +181,7 @@ func addFile(t *tar.Writer, path, name string) error {
 	rest := h.Size - int64(head.Len())
 	n, err := io.Copy(t, io.LimitReader(f, rest))
 	if err == nil && n < rest {
-		err = fmt.Errorf("%s became shorter while it was read", path)
+		err = fmt.Errorf("%s became shorter while it was read", name)
 	}
 	return err
 }

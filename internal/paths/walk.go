@@ -66,11 +66,15 @@ func Walk(path string, last bool) (real string, links []string, err error) {
 }
 
 // Open opens a path that Walk has made. A link that somebody has put there meanwhile is the
-// error unix.ELOOP.
+// error unix.ELOOP; before Linux 5.6 only one at its end is.
 func Open(real string, flags int, mode fs.FileMode) (fd int, err error) {
 	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Mode: uint64(mode), Resolve: unix.RESOLVE_NO_SYMLINKS}
 	for {
-		if fd, err = unix.Openat2(unix.AT_FDCWD, real, &how); err != unix.EINTR {
+		fd, err = unix.Openat2(unix.AT_FDCWD, real, &how)
+		if err == unix.ENOSYS {
+			fd, err = unix.Open(real, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, uint32(mode))
+		}
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}
