@@ -26,10 +26,15 @@ HOSTILE_ROUNDS ?= 10000
 # The version is the repository's tag; without git at hand the build says "untagged" itself.
 VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
 # The same bytes wherever and whenever they are built; without HTTP/2, which goes over
-# no control socket. tests/programs does it alike.
+# no control socket. tests/programs does it alike, but for the inlining.
 GO_BUILD    := GOAMD64=v1 go build -trimpath -buildvcs=false -tags nethttpomithttp2
 # Without symbols; functions begin at 16 bytes and not at 32, of which the half is air.
 LDFLAGS     := -s -w -funcalign=16
+# These packages are built without inlining, which makes the program 0.7 MB smaller: no exit, request
+# or packet of a guest passes through them.
+COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 encoding/pem encoding/base64 text/... fmt mime/... log/... vendor/... \
+	golang.org/x/net/... golang.org/x/arch/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
+	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... vmm/internal/cli vmm/vm/... vmm/bootloader/...
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint vulncheck golangci \
@@ -58,7 +63,7 @@ $(INIT): $(SOURCES)
 	go run ./guest-images/pack $(INIT:.zst=) $@
 
 vmm: $(SOURCES) $(INIT)
-	$(GO_BUILD) -ldflags '$(LDFLAGS) -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
+	$(GO_BUILD) $(COLD:%=-gcflags=%=-l) -ldflags '$(LDFLAGS) -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
 
 run: vmm
 	./vmm run $(ARGS)
