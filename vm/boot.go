@@ -93,7 +93,7 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 // givenKernel is a kernel that the user names, or Debian's.
 func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted, error) {
 	kernel, err := bootloader.Open(v.kernel.image)
-	b := &booted{kernel: kernel, ecam: v.kernel.stock}
+	b := &booted{kernel: kernel, ecam: v.kernel.stock || isSlim(v.kernel.image)}
 	if err != nil {
 		return b, err
 	}
@@ -108,6 +108,22 @@ func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted,
 	}
 	b.args = append(b.args, v.opts.initArgs...)
 	return b, v.addInit(ctx, b, guest)
+}
+
+// isSlim reports whether a file is the slim kernel.
+func isSlim(path string) bool {
+	st, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	for _, slim := range []func() (string, bool){guestimages.HasSlimKernel, guestimages.SlimKernelELF} {
+		if path, ok := slim(); ok {
+			if own, err := os.Stat(path); err == nil && os.SameFile(st, own) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // defaultGuest is the slim kernel, with the initial RAM disk unless there is a
