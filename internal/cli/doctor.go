@@ -35,8 +35,9 @@ type diagnosis struct {
 	// Speeds in million instructions per second.
 	Ring0MIPS   float64          `json:"ring0_mips,omitempty"`
 	Ring3MIPS   float64          `json:"ring3_mips,omitempty"`
-	Jail        string           `json:"jail"`   // what a VM's process can be confined by
-	Limits      string           `json:"limits"` // which it can have
+	Jail        string           `json:"jail"`                      // what a VM's process can be confined by
+	Background  string           `json:"jail_background,omitempty"` // and one in the background, of who is not root
+	Limits      string           `json:"limits"`                    // which it can have
 	MemoryMiB   uint64           `json:"memory_available_mib"`
 	HugePages   uint64           `json:"huge_pages_free"`
 	GuestImages []guestImageInfo `json:"guest_images"`
@@ -93,6 +94,9 @@ func doctorCommand() *cobra.Command {
 func diagnose() *diagnosis {
 	d := &diagnosis{Device: kvm.DevicePath}
 	d.Jail, d.Limits = jail.Able().String(), cgroup.Able()
+	if os.Getuid() != 0 {
+		d.Background = isolatedJail()
+	}
 	d.MemoryMiB = meminfo.Value("MemAvailable") >> 10
 	d.HugePages = meminfo.Value("HugePages_Free")
 	slim, ok := guestimages.HasSlimKernel()
@@ -174,6 +178,9 @@ func (d *diagnosis) print(w io.Writer) {
 		}
 	}
 	line("jail", "%s", d.Jail)
+	if d.Background != "" {
+		line("", "with run -d, without shared directories: %s", d.Background)
+	}
 	line("limits", "%s", d.Limits)
 	line("memory", "%d MiB available, %d huge pages free", d.MemoryMiB, d.HugePages)
 	for _, g := range d.GuestImages {

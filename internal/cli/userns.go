@@ -1,11 +1,16 @@
 package cli
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"syscall"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/jail"
 	"vmm/vm"
 )
 
@@ -27,4 +32,27 @@ func isolated() *unix.SysProcAttr {
 		Setsid: true, Cloneflags: unix.CLONE_NEWUSER, UidMappings: own(os.Getuid()), GidMappings: own(os.Getgid()),
 		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT}, // or execve would take them
 	}
+}
+
+// jailName is the command that tells what the jail of its own process would be. It is for
+// isolatedJail, not for people.
+const jailName = "_jail"
+
+func ableCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: jailName, Hidden: true, Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), jail.Able()) },
+	}
+}
+
+// isolatedJail is the jail of a process that begins in a user namespace: only such a one
+// can tell, for a host may allow the namespace and not what it is needed for.
+func isolatedJail() string {
+	c := exec.Command(self, jailName)
+	c.SysProcAttr = isolated()
+	out, err := c.Output()
+	if err != nil {
+		return fmt.Sprintf("the same, for this host allows no user namespaces (%v)", err)
+	}
+	return strings.TrimSpace(string(out))
 }

@@ -163,6 +163,8 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 		if r.User != nil && own.err != nil {
 			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
 		}
+	} else if level == Full {
+		s.note(&spaces{err: errUnprivileged()})
 	}
 	if s.Landlock > 0 {
 		if err := restrictFiles(&r); err != nil {
@@ -204,6 +206,14 @@ func privileged() bool {
 	return !cgo && held()&needed == needed
 }
 
+// errUnprivileged is why a process that is not privileged makes no namespaces.
+func errUnprivileged() error {
+	if cgo {
+		return errors.New("a program that is linked with a C library cannot take its threads there")
+	}
+	return errors.New("this process has neither root's rights nor a user namespace of its own")
+}
+
 // become leaves the process the rights that the rules need, or those of another user.
 func (r *Rules) become() error {
 	switch {
@@ -225,14 +235,15 @@ func Narrow(r Rules) error {
 	return restrictFiles(&r)
 }
 
-// Able tells what Enforce can do on this host.
+// Able tells what Enforce can do on this host, for a process with the rights of this one.
 func Able() Status {
 	s := able()
+	own := spaces{err: errUnprivileged()}
 	if privileged() {
-		own := <-makeSpaces(&Rules{Paths: []Path{{Path: "/proc/self"}}})
-		s.note(&own)
-		own.close()
+		own = <-makeSpaces(&Rules{Paths: []Path{{Path: "/proc/self"}}})
 	}
+	s.note(&own)
+	own.close()
 	return s
 }
 

@@ -81,6 +81,7 @@ var tries = map[string]struct {
 	"relative": {tryRelative, "done"},
 	"root":     {tryRoot, "done"},
 	"user":     {tryUser, "done"},
+	"no right": {tryUnprivileged, "done"},
 
 	"exec":         {inside(false, func() error { return unix.Exec("/bin/true", []string{"true"}, nil) }), violated + "execve"},
 	"fork":         {inside(false, call(unix.SYS_FORK)), violated + "fork"},

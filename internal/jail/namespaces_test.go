@@ -131,3 +131,30 @@ func tryUser(dir string) error {
 	}
 	return nil
 }
+
+// tryUnprivileged has a process without rights told why it has no namespaces.
+func tryUnprivileged(dir string) error {
+	if !cgo {
+		if err := keepOnly(0); err != nil {
+			return err
+		}
+	}
+	able := Able()
+	files, err := Enforce(Landlock, rules(dir, false), violation)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(files.Missing, "namespaces") {
+		return fmt.Errorf("for files alone, which need none: %v", files)
+	}
+	full, err := Enforce(Full, rules(dir, false), violation)
+	if err != nil {
+		return err
+	}
+	for _, s := range []Status{able, full} {
+		if want := "no namespaces (" + errUnprivileged().Error() + ")"; len(s.Namespaces) > 0 || !strings.HasSuffix(s.String(), "; "+want) {
+			return fmt.Errorf("the status: %v", s)
+		}
+	}
+	return nil
+}
