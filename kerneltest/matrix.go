@@ -61,6 +61,15 @@ type Shape struct {
 	Shares []string      `toml:"share"`  // directories of the host, as HOST:GUEST[:ro]
 	Root   string        `toml:"root"`   // the guests' root: a directory, disk image or tar archive; empty is the host's
 	Warm   bool          `toml:"warm"`   // boot a kernel once, and go on from a snapshot for its other tests
+	Limits
+}
+
+// Limits are what the process of each VM may take of the host; what is zero has no limit.
+type Limits struct {
+	CPULimit    float64       `toml:"cpu-limit"`    // CPU time per time
+	MemoryLimit bytesize.Size `toml:"memory-limit"` // the guest's and the process's
+	PIDsLimit   int           `toml:"pids-limit"`   // threads
+	IOLimits    []string      `toml:"io-limit"`     // of devices of the host, as PATH:RATE[,RATE...]
 }
 
 // VM is one cell of a matrix: a test on a kernel. Nothing in it is left to a default.

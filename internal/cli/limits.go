@@ -7,40 +7,41 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vmm/internal/bytesize"
 	"vmm/internal/cgroup"
 	"vmm/internal/paths"
+	"vmm/kerneltest"
 	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/registry"
 )
 
 // limitFlags are what the VM's process may take of the host.
-type limitFlags struct {
-	cpus   float64
-	memory bytesize.Size
-	pids   int
-	io     []string
-}
+type limitFlags kerneltest.Limits
 
 func (f *limitFlags) add(fl *pflag.FlagSet) {
-	fl.Float64Var(&f.cpus, "cpu-limit", 0, "how many `CPUS` of the host the VM's process may use, such as 1.5; see docs/jail.md")
-	fl.Var(&f.memory, "memory-limit", "how much memory of the host the process may use: `SIZE`, of the guest's memory and at least 64M")
-	fl.IntVar(&f.pids, "pids-limit", 0, "how many threads the process may have: `NUMBER`")
-	fl.StringArrayVar(&f.io, "io-limit", nil, form("what the process may read and write on a device of the host, which PATH is or is on", cgroup.IOForm)+"; several are possible")
+	fl.Float64Var(&f.CPULimit, "cpu-limit", 0, "how many `CPUS` of the host the VM's process may use, such as 1.5; see docs/jail.md")
+	fl.Var(&f.MemoryLimit, "memory-limit", "how much memory of the host the process may use: `SIZE`, of the guest's memory and at least 64M")
+	fl.IntVar(&f.PIDsLimit, "pids-limit", 0, "how many threads the process may have: `NUMBER`")
+	fl.StringArrayVar(&f.IOLimits, "io-limit", nil, form("what the process may read and write on a device of the host, which PATH is or is on", cgroup.IOForm)+"; several are possible")
 }
 
 // fill sets the limits that were given, and reports whether any was.
 func (f *limitFlags) fill(fl *pflag.FlagSet, l *vm.Limits) (given bool, err error) {
 	for flag, set := range map[string]func(){
-		"cpu-limit": func() { l.CPUs = f.cpus }, "memory-limit": func() { l.Memory = f.memory }, "pids-limit": func() { l.PIDs = f.pids },
+		"cpu-limit": func() { l.CPUs = f.CPULimit }, "memory-limit": func() { l.Memory = f.MemoryLimit }, "pids-limit": func() { l.PIDs = f.PIDsLimit },
 	} {
 		if fl.Changed(flag) {
 			set()
 			given = true
 		}
 	}
-	return given || fl.Changed("io-limit"), read(fl, "io-limit", f.io, parseIOLimit, &l.IO)
+	return given || fl.Changed("io-limit"), read(fl, "io-limit", f.IOLimits, parseIOLimit, &l.IO)
+}
+
+// testLimits are the limits of each VM of a matrix.
+func testLimits(l *kerneltest.Limits) (vm.Limits, error) {
+	out := vm.Limits{CPUs: l.CPULimit, Memory: l.MemoryLimit, PIDs: l.PIDsLimit}
+	return out, parse("io-limit", l.IOLimits, parseIOLimit, &out.IO)
 }
 
 // parseIOLimit reads a value of --io-limit. What is saved with the VM is found from anywhere.

@@ -83,6 +83,7 @@ func (f *testFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&m.Root, "root", "", "root of the guests, as for vmm run")
 	fl.StringArrayVar(&m.RW, "rw", nil, "a `DIRECTORY` of the host that the commands may write to")
 	fl.StringArrayVar(&m.Shares, "share", nil, shareUsage)
+	(*limitFlags)(&m.Limits).add(fl)
 	fl.StringVar(&f.config, "config", "", "take kernels, tests and flags from a TOML `FILE`")
 	fl.BoolVar(&m.Warm, "warm", false, "boot a kernel only once, and go on from a snapshot for its other tests; what boots is tested once then")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the commands print as they print it")
@@ -140,6 +141,11 @@ func (f *testFlags) load(fl *pflag.FlagSet) error {
 		"rw":      func(m *kerneltest.Matrix) { m.RW = given.RW },
 		"share":   func(m *kerneltest.Matrix) { m.Shares = given.Shares },
 		"warm":    func(m *kerneltest.Matrix) { m.Warm = given.Warm },
+
+		"cpu-limit":    func(m *kerneltest.Matrix) { m.CPULimit = given.CPULimit },
+		"memory-limit": func(m *kerneltest.Matrix) { m.MemoryLimit = given.MemoryLimit },
+		"pids-limit":   func(m *kerneltest.Matrix) { m.PIDsLimit = given.PIDsLimit },
+		"io-limit":     func(m *kerneltest.Matrix) { m.IOLimits = given.IOLimits },
 	} {
 		if fl.Changed(flag) {
 			restore(&f.matrix)

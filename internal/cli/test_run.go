@@ -83,6 +83,10 @@ func testSession(vm *kerneltest.VM) (*session, error) {
 	if err := shareWritable(c, vm.RW); err != nil {
 		return nil, err
 	}
+	var err error
+	if c.Limits, err = testLimits(&vm.Limits); err != nil {
+		return nil, err
+	}
 	if err := s.completeSandbox(); err != nil {
 		return nil, err
 	}

@@ -44,6 +44,10 @@ cpus = 2
 rw = ["out"]
 share = ["a:/a"]
 root = "/srv/root"
+cpu-limit = 1.5
+memory-limit = "2G"
+pids-limit = 100
+io-limit = ["/a:wbps=1M"]
 [[kernel]]
 image = "old"
 append = "quiet"
@@ -55,14 +59,16 @@ command = ["check"]
 `), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	shape := kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{"out"}, Shares: []string{"a:/a"}, Root: "/srv/root", Warm: true}
+	shape := kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{"out"}, Shares: []string{"a:/a"}, Root: "/srv/root", Warm: true,
+		Limits: kerneltest.Limits{CPULimit: 1.5, MemoryLimit: 2 << 30, PIDsLimit: 100, IOLimits: []string{"/a:wbps=1M"}}}
 	f, vms, err := completeTest(t, "--config", file)
 	if err != nil || len(vms) != 2 || !reflect.DeepEqual(vms[0].Shape, shape) || f.matrix.Jobs != 3 || f.matrix.JUnit != "report.xml" || vms[0].Test.Timeout != 10*time.Minute {
 		t.Errorf("the file alone: %v, %+v, %+v", err, f.matrix, vms)
 	}
 	f, vms, err = completeTest(t, "--config", file, "-j", "1", "--warm=false", "--timeout", "1m", "--junit", "r", "-m", "2G", "-c", "4", "--rw", "x", "--rw", "y", "--share", "b:/b",
-		"--root", "/", "--modules", "mods", "--append", "debug")
-	shape = kerneltest.Shape{Memory: 2 << 30, CPUs: 4, RW: []string{"x", "y"}, Shares: []string{"b:/b"}, Root: "/"}
+		"--root", "/", "--modules", "mods", "--append", "debug", "--cpu-limit", "2", "--memory-limit", "3G", "--pids-limit", "200", "--io-limit", "/b:rbps=2M", "--io-limit", "/c:riops=3")
+	shape = kerneltest.Shape{Memory: 2 << 30, CPUs: 4, RW: []string{"x", "y"}, Shares: []string{"b:/b"}, Root: "/",
+		Limits: kerneltest.Limits{CPULimit: 2, MemoryLimit: 3 << 30, PIDsLimit: 200, IOLimits: []string{"/b:rbps=2M", "/c:riops=3"}}}
 	if err != nil || len(vms) != 2 || !reflect.DeepEqual(vms[1].Shape, shape) || f.matrix.Jobs != 1 || f.matrix.JUnit != "r" || vms[0].Test.Timeout != time.Minute {
 		t.Errorf("all flags: %v, %+v, %+v", err, f.matrix, vms)
 	}
@@ -177,7 +183,8 @@ echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
 	test := kerneltest.VM{
 		Kernel: kerneltest.Kernel{Image: "bzImage", Modules: "mods", Append: "quiet"},
 		Test:   kerneltest.Test{Command: []string{"check", "--all"}, Timeout: 90 * time.Second},
-		Shape:  kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{a, b}, Shares: []string{"c:/c:ro"}, Root: root, Warm: true},
+		Shape: kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{a, b}, Shares: []string{"c:/c:ro"}, Root: root, Warm: true,
+			Limits: kerneltest.Limits{CPULimit: 1.5, MemoryLimit: 2 << 30, PIDsLimit: 100, IOLimits: []string{"/a:wbps=1M"}}},
 	}
 	var console, stdout, stderr bytes.Buffer
 	streams := kerneltest.Streams{Console: &console, Stdout: &stdout, Stderr: &stderr}
@@ -197,6 +204,7 @@ echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
 	}
 	config := vm.Config{Name: got.Config.Name, CPUs: 2, Memory: 1 << 30, Boot: vm.Boot{Kernel: "bzImage", Modules: "mods", Args: []string{"loglevel=7", "quiet"}},
 		Root: &vm.Root{Path: root}, Console: got.Config.Console,
+		Limits: vm.Limits{CPUs: 1.5, Memory: 2 << 30, PIDs: 100, IO: []vm.IOLimit{{Path: "/a", WriteBPS: 1 << 20}}},
 		Shares: []vm.Share{{Host: "c", Guest: "/c", ReadOnly: true}, {Host: a, Guest: a}, {Host: b, Guest: b}}}.WithDefaults()
 	if want := (&session{Config: &config, Named: true, Sandbox: true, Command: []string{"check", "--all"}, Timeout: 90 * time.Second,
 		ConsoleGiven: true, Warm: true, Result: got.Result}); !reflect.DeepEqual(got, want) {
@@ -205,7 +213,8 @@ echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
 	wantEmpty(t, tmp)
 
 	// What is wrong with the VM is said without a process.
-	for want, wrong := range map[string]kerneltest.Shape{"--share": {Shares: []string{"c"}}, "--rw": {RW: []string{"/nowhere"}}, "--root": {Root: "/nowhere"}} {
+	for want, wrong := range map[string]kerneltest.Shape{"--share": {Shares: []string{"c"}}, "--rw": {RW: []string{"/nowhere"}}, "--root": {Root: "/nowhere"},
+		"--io-limit": {Limits: kerneltest.Limits{IOLimits: []string{"/a:fast"}}}, "--memory-limit": {Memory: 1 << 30, CPUs: 1, Limits: kerneltest.Limits{MemoryLimit: 1 << 20}}} {
 		bad := test
 		bad.Shape = wrong
 		if out, err := program.Run(t.Context(), bad, streams); err == nil || !strings.HasPrefix(err.Error(), want) {
