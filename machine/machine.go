@@ -46,10 +46,6 @@ type Config struct {
 	// The machine closes them, as New does if it returns an error.
 	Devices   []virtio.Device
 	Transport Transport // PCI if empty
-	// ECAMOnly leaves out the ports to PCI's configuration space, which Linux prefers
-	// although each access by them is two exits: for a kernel that is known to have
-	// CONFIG_PCI_MMCONFIG.
-	ECAMOnly bool
 	// Log is told what the guest's drivers do wrong, from any goroutine; nil drops it.
 	Log *log.Logger
 	// State makes a machine that goes on where another was saved: nothing is booted

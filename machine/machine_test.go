@@ -209,17 +209,6 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-// TestECAMOnly reads CONFIG_ADDRESS back.
-func TestECAMOnly(t *testing.T) {
-	code := []byte{0x66, 0xba, 0xf8, 0x0c, 0xb8, 0, 0, 0, 0x80, 0xef, 0xed, // mov dx, 0xcf8; mov eax, 1<<31; out dx, eax; in eax, dx
-		0xc1, 0xe8, 24, 0x66, 0xba, 1, 5, 0xee} // shr eax, 24; mov dx, 0x501; out dx, al
-	for ecamOnly, want := range map[bool]int{false: 0x80, true: 0xff} {
-		if r, err := runPayload(t, Config{ECAMOnly: ecamOnly}, code, nil); err != nil || r.End != EndDebugExit || r.Status != 2*want+1 {
-			t.Errorf("ECAMOnly %v: %+v, %v; want the high byte %#x", ecamOnly, r, err, want)
-		}
-	}
-}
-
 func TestConfigErrors(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"no kernel":           {},

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"crypto/rand"
-	"errors"
 
 	"vmm/bootloader"
 	"vmm/devices"
@@ -42,10 +41,11 @@ func (m *Machine) addPlatform() error {
 		add("uart", portUART, devices.UARTPorts, m.uart),
 		add("rtc", portRTC, devices.RTCPorts, m.rtc),
 		add("i8042", portI8042, devices.I8042Ports, &devices.I8042{Reset: reset}),
-		m.addPCIPorts(),
 		// The reset register lies inside CONFIG_ADDRESS: a register is found by
 		// the first port of an access.
+		add("pci-address", portPCI, 1, devices.PCIAddressPort{PCI: m.pci}),
 		add("reset", portReset, 1, &devices.ResetControl{Reset: reset}),
+		add("pci-data", portPCIData, devices.PCIDataPorts, devices.PCIDataPort{PCI: m.pci}),
 		add("pm", portPM, devices.PMPorts, m.pm),
 		add("debug-exit", portDebug, 1, &devices.DebugExit{Exit: func(status int) {
 			m.end(Result{End: EndDebugExit, Status: status})
@@ -61,15 +61,6 @@ func (m *Machine) addPlatform() error {
 		}
 	}
 	return nil
-}
-
-// addPCIPorts puts the ports to PCI's configuration space on the bus, beside ECAM.
-func (m *Machine) addPCIPorts() error {
-	if m.cfg.ECAMOnly {
-		return nil
-	}
-	return errors.Join(m.ports.add("pci-address", portPCI, 1, devices.PCIAddressPort{PCI: m.pci}),
-		m.ports.add("pci-data", portPCIData, devices.PCIDataPorts, devices.PCIDataPort{PCI: m.pci}))
 }
 
 // resetCode is all that there is of a BIOS: who jumps to its entry wants a reset.

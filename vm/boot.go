@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -23,7 +22,6 @@ type booted struct {
 	symbols string // its System.map, if known
 	initrds [][]byte
 	args    []string
-	ecam    bool // it is known to reach PCI's configuration space without ports
 }
 
 // kernelChoice is the kernel that Boot means on this host.
@@ -93,7 +91,7 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 // givenKernel is a kernel that the user names, or Debian's.
 func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted, error) {
 	kernel, err := bootloader.Open(v.kernel.image)
-	b := &booted{kernel: kernel, ecam: v.kernel.stock || isSlim(v.kernel.image)}
+	b := &booted{kernel: kernel}
 	if err != nil {
 		return b, err
 	}
@@ -110,22 +108,6 @@ func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted,
 	return b, v.addInit(ctx, b, guest)
 }
 
-// isSlim reports whether a file is the slim kernel.
-func isSlim(path string) bool {
-	st, err := os.Stat(path)
-	if err != nil {
-		return false
-	}
-	for _, slim := range []func() (string, bool){guestimages.HasSlimKernel, guestimages.SlimKernelELF} {
-		if path, ok := slim(); ok {
-			if own, err := os.Stat(path); err == nil && os.SameFile(st, own) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // defaultGuest is the slim kernel, with the initial RAM disk unless there is a
 // root disk.
 func (v *VM) defaultGuest(ctx context.Context, guest *guestinit.Config) (*booted, error) {
@@ -133,7 +115,7 @@ func (v *VM) defaultGuest(ctx context.Context, guest *guestinit.Config) (*booted
 	if err != nil {
 		return nil, err
 	}
-	b := &booted{symbols: slim.SystemMap, ecam: true}
+	b := &booted{symbols: slim.SystemMap}
 	if v.cfg.Root == nil || !v.cfg.Root.Boot {
 		if err := v.addInit(ctx, b, guest); err != nil {
 			return nil, err
@@ -202,11 +184,9 @@ func (v *VM) bootConfig(ctx context.Context) (*machine.Config, error) {
 		}
 		b.initrds = append(b.initrds, initrd)
 	}
-	// With pci= the user may have chosen the ports.
-	ports := slices.ContainsFunc(strings.Fields(strings.Join(args, " ")), func(a string) bool { return strings.HasPrefix(a, "pci=") })
 	return &machine.Config{
 		CPUs: v.cfg.CPUs, Memory: uint64(v.cfg.Memory), HugePages: v.cfg.HugePages, Nested: v.cfg.Nested, Kernel: b.kernel,
 		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
-		Protocol: v.cfg.Boot.Protocol, Transport: v.cfg.Transport, ECAMOnly: b.ecam && !ports,
+		Protocol: v.cfg.Boot.Protocol, Transport: v.cfg.Transport,
 	}, nil
 }
