@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,17 +28,21 @@ var shownCounters = []string{"exits", "io_exits", "mmio_exits", "halt_exits", "i
 
 const kvmStatistics = "/sys/kernel/debug/kvm"
 
-// readCounters reads those of the VM of a process that has exited most often: a
-// process may have had another one, such as for a probe.
-func readCounters(pid int) counters {
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+// countedVMs are the VMs that KVM counts for. They are named after the thread that made
+// each, which may have ended.
+func countedVMs() []string {
+	dirs, _ := filepath.Glob(kvmStatistics + "/*-*")
+	return dirs
+}
+
+// readCounters reads those of the VM that has exited most often of those that were not there
+// before: a process may have had another one, such as for a probe.
+func readCounters(before []string) counters {
 	var best counters
-	var dirs []string
-	for _, t := range threads {
-		of, _ := filepath.Glob(fmt.Sprintf("%s/%s-*", kvmStatistics, filepath.Base(t)))
-		dirs = append(dirs, of...)
-	}
-	for _, d := range dirs {
+	for _, d := range countedVMs() {
+		if slices.Contains(before, d) {
+			continue
+		}
 		c := counters{}
 		for _, n := range shownCounters {
 			if b, err := os.ReadFile(filepath.Join(d, n)); err == nil {
@@ -122,6 +127,7 @@ type passage struct {
 func pass(t *testing.T, name string, args ...string) passage {
 	t.Helper()
 	p := passage{counts: map[string]counters{}, at: map[string]time.Duration{}}
+	before := countedVMs()
 	start := time.Now()
 	c := exec.Command(name, args...)
 	out, err := c.StdoutPipe()
@@ -142,7 +148,7 @@ func pass(t *testing.T, name string, args ...string) passage {
 		all.Write(buf[:n])
 		for line := range strings.Lines(all.String()) {
 			if where, ok := strings.CutPrefix(strings.TrimSpace(line), "AT "); ok && strings.HasSuffix(line, "\n") && p.counts[where] == nil {
-				p.counts[where], p.at[where] = readCounters(c.Process.Pid), time.Since(start)
+				p.counts[where], p.at[where] = readCounters(before), time.Since(start)
 			}
 		}
 		if err == io.EOF {
