@@ -113,13 +113,21 @@ func blsEntries(f *fileSystem) (out []*Entry) {
 	}
 	for _, dir := range []string{"EFI/Linux", "boot/EFI/Linux", "boot/efi/EFI/Linux"} {
 		for _, name := range f.list(dir) {
-			if strings.EqualFold(path.Ext(name), ".efi") {
+			if isEFI(name) {
 				out = append(out, ukiEntries(f, path.Join(dir, name))...)
 			}
 		}
 	}
 	return out
 }
+
+// arguments drops the variables of a GRUB script, which nobody expands here.
+func arguments(s string) string {
+	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
+}
+
+// isEFI reports whether a name is that of a unified kernel image, in any case, as a vfat has it.
+func isEFI(name string) bool { return strings.EqualFold(path.Ext(name), ".efi") }
 
 // blsSnippets reads the entries in a directory as they are written, with variables of GRUB's.
 func blsSnippets(f *fileSystem, dir string) (out []*Entry) {

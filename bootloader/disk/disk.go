@@ -45,12 +45,12 @@ func catch(what string, err *error) {
 	}
 }
 
-// fileSystems mounts what can be.
-func fileSystems(r io.ReaderAt, size int64) ([]*fileSystem, error) {
+// fileSystems mounts what can be of a disk's partitions.
+func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	var out []*fileSystem
 	var kinds []string
 	m := &meter{r, maxSearch}
-	for _, p := range partitions(r, size) {
+	for _, p := range parts {
 		f, err := open(m, p)
 		if err != nil {
 			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,11 +39,11 @@ var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification
 // Entries lists what the disk of size bytes can boot; the first is the default. more are
 // file systems of it that somebody else reads.
 func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
-	all, err := fileSystems(r, size)
+	parts := partitions(r, size)
+	all, err := fileSystems(r, parts)
 	if err != nil && more == nil {
 		return nil, err
 	}
-	parts := partitions(r, size)
 	for _, f := range more {
 		all = append(all, f.mounted(parts))
 	}
@@ -60,10 +59,11 @@ func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
 		e.all = all
 		// Fallbacks and memory tests, whose kernels are not there, are left out.
 		if f, err := e.open(e.Kernel); err == nil {
-			if e.Args == "" && e.profile == 0 && strings.EqualFold(path.Ext(e.Kernel), ".efi") {
+			efi := isEFI(e.Kernel) // which has its own arguments and initial RAM disks
+			if e.Args == "" && e.profile == 0 && efi {
 				e.Args = f.ukiArgs(e.Kernel)
 			}
-			e.Args = rootArguments(e.Args, all, parts, len(e.Initrds) > 0 || strings.EqualFold(path.Ext(e.Kernel), ".efi"))
+			e.Args = rootArguments(e.Args, all, parts, len(e.Initrds) > 0 || efi)
 			bootable = append(bootable, e)
 		}
 	}
@@ -163,9 +163,4 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 		kernel, initrds = p.Linux, append(slices.Clone(p.Initrds), initrds...)
 	}
 	return kernel, initrds, nil
-}
-
-// arguments drops the variables of a GRUB script, which nobody expands here.
-func arguments(s string) string {
-	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
 }
