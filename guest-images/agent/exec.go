@@ -57,6 +57,11 @@ func (s *Server) exec(l *Link, e *Exec) Exit {
 		return cannotStart(err)
 	}
 	defer streams.close()
+	if cred := c.SysProcAttr.Credential; cred != nil {
+		for _, f := range streams.theirs { // who opens /dev/stdout or its terminal again needs the right to
+			f.Chown(int(cred.Uid), -1)
+		}
+	}
 	if s.Start != nil {
 		err = s.Start(c)
 	} else {
@@ -267,11 +272,6 @@ func openPipes(c *exec.Cmd) (*streams, error) {
 	s.out, c.Stdout = files[2], files[3]
 	s.err, c.Stderr = files[4], files[5]
 	s.theirs = []*os.File{files[0], files[3], files[5]}
-	if cred := c.SysProcAttr.Credential; cred != nil {
-		for _, f := range s.theirs { // who opens /dev/stdout again needs the right to
-			f.Chown(int(cred.Uid), int(cred.Gid))
-		}
-	}
 	return s, nil
 }
 
@@ -299,9 +299,6 @@ func openPTY(c *exec.Cmd, e *Exec) (*streams, error) {
 	if err != nil {
 		s.close()
 		return nil, err
-	}
-	if cred := c.SysProcAttr.Credential; cred != nil {
-		tty.Chown(int(cred.Uid), -1)
 	}
 	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
 	s.theirs = []*os.File{tty}
