@@ -18,6 +18,8 @@ func TestBounds(t *testing.T) {
 		{"patterns with long texts", "x=" + strings.Repeat("a", maxPattern) + "\n" + loop(200, "regexp '(.{900})*b' $x"), errStopped.Error()},
 		{"patterns with groups", "x=" + strings.Repeat("a", maxPattern) + "\n" + loop(200, "regexp '("+strings.Repeat("(a?)", 100)+")' $x"), errStopped.Error()},
 		{"functions without end", "b='" + strings.Repeat("a;", 30000) + "'\n" + loop(200, `eval "function f$i { $b }"; i=x$i`), errStopped.Error()},
+		{"wildcards", "x=" + strings.Repeat("/*", 10000) + "\n" + loop(1000, "y=/*$x*$x"), errStopped.Error()},
+		{"wildcards that match often", loop(10000, "for j in "+strings.Repeat("/boot/*"+strings.Repeat("*r", 100)+"* ", 100)+"; do y=1; done"), errStopped.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := testDisk{"hd0": device(map[string]string{"boot/grub/grub.cfg": c.script + "\nmenuentry a { linux /k }"}, "k")}

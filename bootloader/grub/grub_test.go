@@ -134,6 +134,13 @@ if [ ( a = b -o 2 -lt 10 ) -a 3 -ge 3 -a a \< b -a x != y ]; then n=${n}2; fi
 if [ -f /gone -o ! x = x ]; then n=${n}3; fi; if [ ]; then n=4; fi
 menuentry a { linux /k $n }`, "*a | a | (hd0,gpt2)/k 12\n"},
 		{"regexp", `if regexp --set=1:v '^([0-9]+)\.' 6.1; then menuentry a { linux /k $v }; fi`, "*a | a | (hd0,gpt2)/k 6\n"},
+		{"wildcards", `for i in /boot/k* /[kj] '/boot/*' "/b"* /*/i; do x="$x<$i>"; done; p=/boot; menuentry a { linux $p/k* $x; initrd (hd0,gpt?)/one }`,
+			"*a | a | (hd0,gpt2)/boot/k </boot/k></[kj]></boot/*></boot></boot/i> + (hd0,gpt1)/one\n"},
+		{"wildcards of devices", `for i in (*)/one (hd0,*) * (*)/gone /gone/* x*; do x="$x<$i>"; done; menuentry a { linux /k "$x" }`,
+			"*a | a | (hd0,gpt2)/k <(hd0,gpt1)/one><(hd0,gpt1)><(hd0,gpt2)><*><(*)/gone></gone/*><x*>\n"},
+		{"menus of files", `for k in /boot/grub/?rub.cfg /boot/[x] /boot/k /*; do if [ -f "$k" ]; then menuentry "$k" "$k" { linux "$2" }; fi; done`,
+			"*/boot/grub/grub.cfg | /boot/grub/grub.cfg | (hd0,gpt2)/boot/grub/grub.cfg \n/boot/k | /boot/k | (hd0,gpt2)/boot/k \n/i | /i | (hd0,gpt2)/i \n/j | /j | (hd0,gpt2)/j \n/k | /k | (hd0,gpt2)/k \n"},
+		{"wildcards that are arguments", `menuentry a { linux /k dyndbg=*file? "/*" \*; initrd /\k }`, "*a | a | (hd0,gpt2)/k dyndbg=*file? /* * + (hd0,gpt2)/k\n"},
 		{"the last kernel counts", `menuentry a { linux /j; initrd /j; linux /k b; initrd /i }`, "*a | a | (hd0,gpt2)/k b + (hd0,gpt2)/i\n"},
 		{"no menu", `linux /k a; initrd /i; boot`, "*k | k | (hd0,gpt2)/k a + (hd0,gpt2)/i\n"},
 		{"a fault", "menuentry a { linux /k }\nif [ x\nmenuentry b { linux /k }", "*a | a | (hd0,gpt2)/k  ? /boot/grub/grub.cfg: line 3: no then\n"},

@@ -120,18 +120,20 @@ func (m *machine) variable(name string) (string, bool) {
 }
 
 // expand makes a command's arguments of its words. What was in variables without quotes
-// is split at spaces; unset are the variables that had no value.
+// is split at spaces, and patterns become the files that they match; unset are the
+// variables that had no value.
 func (m *machine) expand(words []word) (out, unset []string, err error) {
 	total := 0
 	for _, w := range words {
-		var text strings.Builder
-		some := false
+		a := &argument{}
 		end := func() {
-			if some {
-				out = append(out, text.String())
+			if err != nil {
+				return
 			}
-			text.Reset()
-			some = false
+			var made []string
+			made, err = m.finish(a)
+			out = append(out, made...)
+			*a = argument{}
 		}
 		for _, p := range w {
 			v, ok := p.text, true
@@ -145,12 +147,11 @@ func (m *machine) expand(words []word) (out, unset []string, err error) {
 			}
 			switch {
 			case p.variable && p.quoted && p.text == "@":
-				for i, a := range m.args {
+				for i, arg := range m.args {
 					if i > 0 {
 						end()
 					}
-					text.WriteString(a)
-					some = true
+					a.add(arg, true)
 				}
 			case p.variable && !p.quoted:
 				fields := strings.Fields(v)
@@ -161,18 +162,18 @@ func (m *machine) expand(words []word) (out, unset []string, err error) {
 					if i > 0 {
 						end()
 					}
-					text.WriteString(f)
-					some = true
+					a.add(f, false)
 				}
 				if strings.TrimRight(v, " \t\n") != v {
 					end()
 				}
 			default:
-				text.WriteString(v)
-				some = true
+				a.add(v, p.quoted)
 			}
 		}
-		end()
+		if end(); err != nil {
+			return nil, nil, err
+		}
 	}
 	return out, unset, nil
 }
