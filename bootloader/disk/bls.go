@@ -205,14 +205,7 @@ func parseBLS(text string) *Entry {
 
 // ukiEntries makes entries of the profiles of a unified kernel image.
 func ukiEntries(f *fileSystem, file string) (out []*Entry) {
-	b, err := f.read(file, maxFile)
-	if err != nil {
-		return nil
-	}
-	profiles, err := uki.Parse(b)
-	if err != nil {
-		return nil
-	}
+	profiles := f.profiles(file)
 	id, exhausted := cutTries(strings.TrimSuffix(path.Base(file), path.Ext(file)))
 	for i, p := range profiles {
 		e := &Entry{Title: p.OS, Source: file, Kernel: file, Args: p.Cmdline, home: f, profile: i,
@@ -228,15 +221,27 @@ func ukiEntries(f *fileSystem, file string) (out []*Entry) {
 	return out
 }
 
-// ukiArgs are the arguments that a unified kernel image brings itself.
+// profiles reads a unified kernel image; there are none if it is not one.
+func (f *fileSystem) profiles(name string) []uki.Profile {
+	var profiles []uki.Profile
+	if b, err := f.read(name, maxFile); err == nil {
+		profiles, _ = uki.Parse(b)
+	}
+	if f.cmdlines == nil {
+		f.cmdlines = map[string]string{}
+	}
+	f.cmdlines[clean(name)] = ""
+	if len(profiles) > 0 {
+		f.cmdlines[clean(name)] = profiles[0].Cmdline
+	}
+	return profiles
+}
+
+// ukiArgs are the arguments that a unified kernel image brings itself. It is read only once,
+// whoever asks.
 func (f *fileSystem) ukiArgs(name string) string {
-	b, err := f.read(name, maxFile)
-	if err != nil {
-		return ""
+	if _, ok := f.cmdlines[clean(name)]; !ok {
+		f.profiles(name)
 	}
-	profiles, err := uki.Parse(b)
-	if err != nil {
-		return ""
-	}
-	return profiles[0].Cmdline
+	return f.cmdlines[clean(name)]
 }

@@ -26,6 +26,8 @@ type fileSystem struct {
 	label string
 	part  part
 	meter *meter // nil where nothing of the disk is read for it
+	// Arguments of the unified kernel images that were read, by their clean paths.
+	cmdlines map[string]string
 	// Of one that somebody else reads: see Foreign.
 	volume, subvolume string
 }
@@ -49,7 +51,7 @@ func catch(what string, err *error) {
 func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	var out []*fileSystem
 	var kinds []string
-	m := &meter{r, maxSearch}
+	m := &meter{r: r, left: maxSearch}
 	for _, p := range parts {
 		f, err := open(m, p)
 		if err != nil {

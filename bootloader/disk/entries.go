@@ -36,6 +36,8 @@ type Entry struct {
 // ErrNoEntry is returned where a disk has nothing to boot.
 var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry with its kernel, no EFI/Linux/*.efi and no /boot/vmlinuz-*")
 
+var errEntries = fmt.Errorf("the disk has %d entries or more, of which no more are listed", maxEntries)
+
 // Entries lists what the disk of size bytes can boot; the first is the default. more are
 // file systems of it that somebody else reads.
 func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
@@ -47,6 +49,11 @@ func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
 	for _, f := range more {
 		all = append(all, f.mounted(parts))
 	}
+	return entriesOf(all, parts)
+}
+
+// entriesOf lists what file systems can boot.
+func entriesOf(all []*fileSystem, parts []part) ([]*Entry, error) {
 	out := grubEntries(all)
 	for _, find := range []func([]*fileSystem) []*Entry{loaderEntries, each(extlinuxEntries), bareKernels} {
 		if len(out) > 0 {
@@ -72,10 +79,32 @@ func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
 		for _, f := range all {
 			found = append(found, f.kind)
 		}
-		return nil, fmt.Errorf("%w (its file systems: %s)", ErrNoEntry, strings.Join(found, ", "))
+		err := fmt.Errorf("%w (its file systems: %s)", ErrNoEntry, strings.Join(found, ", "))
+		if why := cutOff(all, out); why != nil {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+		return nil, err
+	}
+	if why := cutOff(all, out); why != nil { // the default may be among those that are missing
+		for _, e := range bootable {
+			e.Unclear = append(e.Unclear, why.Error())
+		}
 	}
 	defaultFirst(bootable)
 	return bootable, nil
+}
+
+// cutOff returns why there may be more entries than were found; nil if there are none.
+func cutOff(all []*fileSystem, found []*Entry) error {
+	if len(found) >= maxEntries {
+		return errEntries
+	}
+	for _, f := range all {
+		if f.meter != nil && f.meter.over {
+			return errMeter
+		}
+	}
+	return nil
 }
 
 // each looks in one file system after the other.

@@ -47,7 +47,7 @@ func TestFAT(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, err := open(&meter{bytes.NewReader(b), maxSearch}, part{size: int64(len(b))})
+			f, err := open(&meter{r: bytes.NewReader(b), left: maxSearch}, part{size: int64(len(b))})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,6 +11,7 @@ import (
 type meter struct {
 	r    io.ReaderAt
 	left int64
+	over bool // something was not read
 }
 
 // The bounds of what is read, in bytes.
@@ -20,12 +21,12 @@ const (
 	perRead   = 1024    // what a read costs at least
 )
 
-var errMeter = errors.New("the disk leads to more than is read to boot one")
+var errMeter = errors.New("the disk leads to more than is read of one, so there may be other entries")
 
 // spend takes n bytes.
 func (m *meter) spend(n int) error {
 	if m.left -= int64(max(n, perRead)); m.left < 0 {
-		m.left = 0
+		m.left, m.over = 0, true
 		return errMeter
 	}
 	return nil

@@ -37,7 +37,7 @@ func (c counting) Open(name string) (fs.File, error) {
 // TestMeter: what a disk has read is bounded, however it leads from one thing to the next,
 // and also where nothing of it is read.
 func TestMeter(t *testing.T) {
-	m := &meter{bytes.NewReader(make([]byte, 1<<16)), 10 * perRead}
+	m := &meter{r: bytes.NewReader(make([]byte, 1<<16)), left: 10 * perRead}
 	b := make([]byte, perRead)
 	for range 8 {
 		if _, err := m.ReadAt(b[:1], 0); err != nil {
@@ -48,7 +48,7 @@ func TestMeter(t *testing.T) {
 	if n, err := io.ReadFull(io.NewSectionReader(i, 0, i.size), make([]byte, 4*perRead)); !errors.Is(err, errMeter) || n > 2*perRead {
 		t.Errorf("%d bytes of a hole, %v", n, err)
 	}
-	if _, err := m.ReadAt(b, 0); !errors.Is(err, errMeter) {
+	if _, err := m.ReadAt(b, 0); !errors.Is(err, errMeter) || !m.over {
 		t.Error(err)
 	}
 }
