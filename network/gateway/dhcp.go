@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/rfc1035label"
+	"github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"vmm/network/ether"
 )
@@ -228,12 +229,6 @@ func (g *Gateway) options(q, reply *dhcpv4.DHCPv4, client ether.MAC) {
 	set(dhcpv4.OptRouter(g.router4.AsSlice()))
 	set(dhcpv4.OptDNS(g.names4.AsSlice()))
 	set(dhcpv4.OptDomainName(Domain))
-	if names := g.HostNames(); len(names.Search) > 0 || names.Dots != 1 {
-		set(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: append([]string{Domain}, names.Search...)})) // RFC 3397
-		if names.Dots != 1 {
-			set(dhcpv4.OptGeneric(optionDots, []byte{byte(names.Dots)}))
-		}
-	}
 	set(dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(g.cfg.MTU))))
 	if q.MessageType() != dhcpv4.MessageTypeInform {
 		set(dhcpv4.OptIPAddressLeaseTime(leaseTime))
@@ -241,6 +236,45 @@ func (g *Gateway) options(q, reply *dhcpv4.DHCPv4, client ether.MAC) {
 	if client == g.cfg.Guest && g.cfg.Hostname != "" {
 		set(dhcpv4.OptHostName(g.cfg.Hostname))
 	}
+	names := g.HostNames()
+	if names.Dots != 1 {
+		set(dhcpv4.OptGeneric(optionDots, []byte{byte(names.Dots)}))
+	}
+	if len(names.Search) > 0 || names.Dots != 1 {
+		set(dhcpv4.OptGeneric(dhcpv4.OptionDNSDomainSearchList, searchList(append([]string{Domain}, names.Search...), room(q, reply))))
+	}
+}
+
+// What a client takes of a message (RFC 2131, 2, and RFC 2132, 9.10), and an option holds.
+const (
+	minDHCPMessage = 576 // bytes, with the headers of IP and UDP
+	maxOption      = 255
+	optionHeader   = 2
+)
+
+// room returns how large one more option of the reply may be, in bytes. Longer ones would be
+// several for a client to put together (RFC 3396), which busybox's does not.
+func room(q, reply *dhcpv4.DHCPv4) int {
+	size, err := q.MaxMessageSize()
+	if err != nil || size < minDHCPMessage {
+		size = minDHCPMessage
+	}
+	return min(int(size)-header.IPv4MinimumSize-header.UDPMinimumSize-len(reply.ToBytes())-optionHeader, maxOption)
+}
+
+// searchList is an option's list of domains (RFC 3397): the first ones, as many as there is
+// room for. Ends that they have in common are in it once.
+func searchList(domains []string, room int) []byte {
+	out := make([]byte, max(0, room))
+	at, ends := 0, map[string]int{}
+	for _, d := range domains {
+		end, err := dns.PackDomainName(dns.Fqdn(d), out, at, ends, true)
+		if err != nil {
+			break // there is no room left
+		}
+		at = end
+	}
+	return out[:at]
 }
 
 func (g *Gateway) sendDHCP(reply *dhcpv4.DHCPv4, to ether.MAC, addr netip.Addr) {

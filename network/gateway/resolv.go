@@ -14,9 +14,8 @@ const (
 	resolvConf = "/etc/resolv.conf"
 	// resolvFor is for how long it is remembered.
 	resolvFor = 5 * time.Second
-	// Limits of resolv.conf(5), and of what a DHCP option holds.
-	maxDots   = 15
-	maxSearch = 200 // bytes
+	maxDots   = 15  // of resolv.conf(5)
+	maxDomain = 253 // bytes of a name without its last dot (RFC 1035, 2.3.4)
 )
 
 // HostNames are how the host looks names up, for a guest to do it alike.
@@ -82,13 +81,11 @@ func parseResolv(text string) (servers []string, names HostNames) {
 		}
 	}
 	var search []string
-	size := 0
 	for _, d := range names.Search {
 		d = strings.TrimSuffix(d, ".")
-		if size += len(d) + 1; size > maxSearch || !isDomain(d) {
-			continue
+		if isDomain(d) {
+			search = append(search, d)
 		}
-		search = append(search, d)
 	}
 	names.Search = search
 	return servers, names
@@ -96,6 +93,9 @@ func parseResolv(text string) (servers []string, names HostNames) {
 
 // isDomain reports whether a text is a domain as programs of the guest may be given it.
 func isDomain(s string) bool {
+	if len(s) > maxDomain {
+		return false
+	}
 	for _, label := range strings.Split(s, ".") {
 		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
 			return false

@@ -403,12 +403,9 @@ func TestHostNames(t *testing.T) {
 		"options ndots:99\n":         {nil, HostNames{nil, maxDots}},
 		"options ndots:x ndots:0\n":  {nil, HostNames{nil, 0}},
 		"search . a $(x) ok;rm b..c": {nil, HostNames{[]string{"a"}, 1}},
-		"search " + strings.Repeat("a", 63) + strings.Repeat(" b", 60) + strings.Repeat(" c", 20): {nil, HostNames{append([]string{strings.Repeat("a", 63)}, slices.Repeat([]string{"b"}, 60)...), 1}},
+		"search " + strings.Repeat("a", 64) + " " + strings.Repeat("a.", 126) + "aa " + strings.Repeat("a.", 126) + "a": {nil, HostNames{[]string{strings.Repeat("a.", 126) + "a"}, 1}},
 	} {
 		servers, names := parseResolv(text)
-		if len(names.Search) > 60 && len(names.Search) < 75 {
-			names.Search = names.Search[:61]
-		}
 		if !slices.Equal(servers, want.servers) || !names.Equal(want.names) {
 			t.Errorf("%q: %v %+v, want %v %+v", text, servers, names, want.servers, want.names)
 		}
@@ -454,6 +451,57 @@ func TestSearchByDHCP(t *testing.T) {
 		if !slices.Equal(search, want) || !bytes.Equal(offer.Options.Get(optionDots), dots) {
 			t.Errorf("hidden %v: %v, ndots %v", hidden, search, offer.Options.Get(optionDots))
 		}
+	}
+}
+
+// TestManySearchDomains: all of a host's domains reach the guest, as long as a message and an
+// option have room for them.
+func TestManySearchDomains(t *testing.T) {
+	clusters := []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}
+	for n := range 7 {
+		clusters = append(clusters, fmt.Sprintf("region-%d.compute.internal.corporation.example", n))
+	}
+	var others []string
+	for n := range 10 {
+		others = append(others, strings.Repeat(string(rune('a'+n)), 60)+".example")
+	}
+	for _, c := range []struct {
+		name         string
+		domains      []string
+		hostname     string
+		message      uint16 // that the client takes, 0 if it does not say
+		atLeast, all int
+	}{
+		{"with common ends", clusters, "", 0, 10, 10},
+		{"a message of the usual size", others, strings.Repeat("h", 63), 576, 1, 3},
+		{"less than there may be", others, strings.Repeat("h", 63), 1, 1, 3},
+		{"a larger one", others, strings.Repeat("h", 63), 1500, 3, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "resolv.conf")
+			os.WriteFile(path, []byte("search "+strings.Join(c.domains, " ")+"\n"), 0o644)
+			g, r := record(t, Config{Guest: guestMAC, Hostname: c.hostname})
+			g.names.host = resolvFile{path: path}
+			discover, err := dhcpv4.NewDiscovery(guestMAC[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.message != 0 {
+				discover.UpdateOption(dhcpv4.OptMaxMessageSize(c.message))
+			}
+			offer, _ := sendDHCP(t, g, r, discover)
+			list := offer.DomainSearch()
+			if list == nil || len(list.Labels) == 0 || list.Labels[0] != Domain {
+				t.Fatalf("%v", list)
+			}
+			got := list.Labels[1:]
+			if len(got) < c.atLeast || len(got) > c.all || !slices.Equal(got, c.domains[:len(got)]) {
+				t.Errorf("%d of %d domains: %v", len(got), len(c.domains), got)
+			}
+			if size := len(offer.ToBytes()) + header.IPv4MinimumSize + header.UDPMinimumSize; size > max(minDHCPMessage, int(c.message)) {
+				t.Errorf("the message has %d bytes", size)
+			}
+		})
 	}
 }
 
