@@ -69,7 +69,7 @@ func (s *Server) exec(l *Link, e *Exec) Exit {
 	}
 	streams.started()
 	if err != nil {
-		return cannotStart(err)
+		return cannotStart(startError(c, e.User, err))
 	}
 	ended := make(chan struct{})
 	var outputs sync.WaitGroup
