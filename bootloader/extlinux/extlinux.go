@@ -117,11 +117,17 @@ func rooted(dir, name string) string {
 
 // cut splits a line into its first word, in lower case, and the rest.
 func cut(line string) (word, rest string) {
-	i := strings.IndexAny(line, " \t")
+	word, rest = first(line)
+	return strings.ToLower(word), rest
+}
+
+// first splits a text into its first word and the rest.
+func first(text string) (word, rest string) {
+	i := strings.IndexAny(text, " \t")
 	if i < 0 {
-		return strings.ToLower(line), ""
+		return text, ""
 	}
-	return strings.ToLower(line[:i]), strings.TrimSpace(line[i:])
+	return text[:i], strings.TrimSpace(text[i:])
 }
 
 // line reads a line. The error is for what would be too large.
@@ -227,7 +233,11 @@ func (p *parser) entryLine(word, value string) {
 	case "initrd":
 		e.Initrds = nil
 		for _, name := range strings.Split(value, ",") {
-			e.Initrds = append(e.Initrds, p.file(word, strings.TrimSpace(name)))
+			name, rest := first(strings.TrimSpace(name))
+			e.Initrds = append(e.Initrds, p.file(word, name))
+			if rest != "" { // which syslinux ignores, and U-Boot has in the name
+				e.NotUnderstood = append(e.NotUnderstood, word+" "+rest)
+			}
 		}
 	case "localboot", "com32", "config", "boot", "bss", "pxe", "fdimage", "comboot":
 		e.other = true

@@ -109,6 +109,8 @@ func TestForms(t *testing.T) {
 		{"LABEL a\nLINUX k\nINITRD x\nINITRD y,/z\nAPPEND one\nAPPEND two\tthree\n", []string{"*a | a | /k + /y + /z | two three"}},
 		{"label a\n  kernel k\n  append initrd=x q\n  initrd y\n", []string{"*a | a | /k + /y | q"}},
 		{"label a\nlinux k\nlabel b\nlinux k\nmenu default\n", []string{"a | a | /k | ", "*b | b | /k | "}},
+		{"label a\nlinux k\ninitrd x,y, ../z\nlabel b\nlinux k\nappend initrd=x,y q\nlabel c\nlinux k\nappend initrd=/x initrd=y,z q\nlabel d\nlinux k\ninitrd x y\n", []string{
+			"*a | a | /k + /x + /y + /z | ", "b | b | /k + /x + /y | q", "c | c | /k + /y + /z | q", "d | d | /k + /x |  | ? initrd y"}},
 		{"default a\nlabel a\nlinux k\nlabel b\nlinux k\nmenu default\n", []string{"*a | a | /k | ", "b | b | /k | "}},
 		{"default b single\nlabel a\nlinux k\nlabel b\nlinux k\n", []string{"a | a | /k | ", "*b | b | /k |  | ? default b single"}},
 		{"default c\nlabel a\nlinux k\nlabel c\nkernel x.c32\n", []string{"*a | a | /k | "}},
