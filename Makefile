@@ -46,7 +46,7 @@ TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 ip:iproute2 ping
 	fio:fio gdb:gdb git:git
 # The same for make bench and make test-stock.
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
-STOCK_TOOLS := debootstrap:debootstrap depmod:kmod
+STOCK_TOOLS := debootstrap:debootstrap objcopy:binutils depmod:kmod
 # What the emulated host is built with and runs on.
 HARDWARE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap depmod:kmod
 
@@ -119,7 +119,7 @@ test-hardware: setup hardware-tools
 test-stock: vmm tools
 	$(call need,$(STOCK_TOOLS))
 	./vmm setup --stock
-	VMM_TEST_STOCK=1 go test -timeout 60m -v -run Stock ./tests
+	VMM_TEST_STOCK=1 go test -timeout 3h -v -run Stock ./tests
 	VMM_TEST_ROUNDS=50 go test -timeout 60m -v -run 'SnapshotRounds|Clones' ./tests
 	VMM_TEST_ROUNDS=20 go test -timeout 30m -v -run 'Migration$$' ./tests
 	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image
