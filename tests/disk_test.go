@@ -385,3 +385,16 @@ func TestDiskErrors(t *testing.T) {
 		{"image info /dev/null", 125, "neither a file"},
 	})
 }
+
+// TestMountFAT: the default guest's kernel has the code page that a FAT is in.
+func TestMountFAT(t *testing.T) {
+	needKVM(t)
+	needTools(t, "mkfs.vfat")
+	disk := filepath.Join(t.TempDir(), "fat")
+	must(t, "truncate", "-s", "16M", disk)
+	must(t, "mkfs.vfat", disk)
+	const script = "mount -t vfat /dev/vda /mnt && echo kept >/mnt/file && umount /mnt && mount -t vfat /dev/vda /mnt && cat /mnt/file"
+	if out := ok(t, "run", "--disk", disk+",format=raw", "--timeout", bootLimit, "--", "sh", "-c", script); out != "kept" {
+		t.Errorf("got %q", out)
+	}
+}
