@@ -30,19 +30,22 @@ func TestHidden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const look = `cd "$1"; cat .netrc; ls -A .ssh; ls -A .config/gh; cat .config/seen; ls -A mine; cat work/file; cat /etc/shadow; echo end`
+	// What the root has below the guest's own file systems comes first.
+	const look = `cd "$1"; for d in tmp run dev proc sys; do ls -A /run/vmm/root/$d; done; cat .netrc; ls -A .ssh; ls -A .config/gh; cat .config/seen; ls -A mine; cat work/file; cat /etc/shadow; echo end`
 	for _, c := range []struct {
 		name  string
+		cwd   string
 		flags []string
 		want  string
 	}{
-		{"credentials", nil, ".config/seen\nsecret\nwork/file\nend\n"},
-		{"exposed", []string{"--expose", filepath.Join(home, ".ssh"), "--expose", filepath.Join(home, ".netrc")}, ".netrc\nid\n.config/seen\nsecret\nwork/file\nend\n"},
-		{"hidden", []string{"--hide", filepath.Join(home, "mine")}, ".config/seen\nwork/file\nend\n"},
-		{"untrusted", []string{"--untrusted"}, "work/file\nend\n"},
+		{"credentials", work, nil, ".config/seen\nsecret\nwork/file\nend\n"},
+		{"exposed", work, []string{"--expose", filepath.Join(home, ".ssh"), "--expose", filepath.Join(home, ".netrc")}, ".netrc\nid\n.config/seen\nsecret\nwork/file\nend\n"},
+		{"hidden", work, []string{"--hide", filepath.Join(home, "mine")}, ".config/seen\nwork/file\nend\n"},
+		{"untrusted", work, []string{"--untrusted"}, "work/file\nend\n"},
+		{"untrusted at home", home, []string{"--untrusted"}, ".config/seen\nsecret\nwork/file\nend\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			out, errs, _ := inDir(t, work, nil, append(append([]string{"run", "--timeout", bootLimit}, c.flags...), "--", "sh", "-c", look, "sh", home)...)
+			out, errs, _ := inDir(t, c.cwd, nil, append(append([]string{"run", "--timeout", bootLimit}, c.flags...), "--", "sh", "-c", look, "sh", home)...)
 			if out != c.want {
 				t.Errorf("the guest saw %q, want %q\n%s", out, c.want, errs)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -98,7 +99,7 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 		return err
 	}
 	if s.hide != nil {
-		o.Hide = hidden(dir, s.hide)
+		o.Hide = append(slices.Clone(o.Hide), hidden(dir, s.hide)...)
 	}
 	first, err := share.New(dir, o) // what is wrong with it is said now
 	if err != nil {
@@ -137,14 +138,12 @@ func (s *shares) close() error {
 }
 
 // hidden are those of the paths that lie below a directory, which is free of symbolic
-// links, from there; none if it is in one of them itself.
+// links, from there. One that the directory itself is in is not: who shares that wants it.
 func hidden(dir string, list []string) []string {
 	var out []string
 	for _, p := range list {
-		if rest, err := filepath.Rel(p, dir); err == nil && filepath.IsLocal(rest) {
-			return nil // who shares that wants it
-		}
-		if rest, err := filepath.Rel(dir, p); err == nil && filepath.IsLocal(rest) {
+		rest, err := filepath.Rel(dir, p)
+		if err == nil && rest != "." && filepath.IsLocal(rest) {
 			out = append(out, rest)
 		}
 	}
@@ -189,6 +188,10 @@ func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 	return s, nil
 }
 
+// ownDirs are where a guest that runs commands has file systems of its own over those of the
+// root (guestinit). As it can look below them, what the root has there is hidden.
+var ownDirs = []string{"dev", "proc", "run", "sys", "tmp"}
+
 // openShares makes the shares of a VM that boots, to be closed also with an error; modules is the tree of its kernel's.
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	s := &shares{hide: paths.Names(c.Hide)}
@@ -199,7 +202,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 		}
 		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); c.Root.IsDir() {
 			o := options
-			o.ReadOnly, o.Static, o.System = true, true, true
+			o.ReadOnly, o.Static, o.System, o.Hide = true, true, true, ownDirs
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {
 				return s, of("Root", err)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,6 +54,19 @@ func TestSharesSeen(t *testing.T) {
 		err := cfg.Check()
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("shares at %v: %v, want %q", c.at, err, c.want)
+		}
+	}
+}
+
+// TestHidden holds which of the hidden paths lie in a shared directory.
+func TestHidden(t *testing.T) {
+	list := []string{"/home", "/home/me/.ssh", "/home/me/.config/gh", "/etc/shadow", "/tmp"}
+	for dir, want := range map[string][]string{
+		"/": {"home", "home/me/.ssh", "home/me/.config/gh", "etc/shadow", "tmp"}, "/home/me": {".ssh", ".config/gh"},
+		"/home/me/work": nil, "/home/me/.ssh": nil, "/home/me/.ssh/in": nil, "/home/me/.config": {"gh"}, "/etc": {"shadow"}, "/etcetera": nil, "/tmp": nil,
+	} {
+		if got := hidden(dir, list); !slices.Equal(got, want) {
+			t.Errorf("in %s: %q, want %q", dir, got, want)
 		}
 	}
 }
