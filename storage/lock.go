@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -119,6 +120,17 @@ func (f *File) testByte(at int64) error {
 		return f.locked()
 	}
 	return nil
+}
+
+// InUse reports whether somebody has an open file for writing, as by OpenFile, here or in
+// another process; true also on a file system without locks, where nobody can tell.
+func InUse(f *os.File) (bool, error) {
+	l := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Start: lockUsed + permWrite, Len: 1}
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l)
+	if err != nil && !unlockable(err) {
+		return false, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
+	}
+	return err != nil || l.Type != unix.F_UNLCK, nil
 }
 
 func (f *File) locked() error {

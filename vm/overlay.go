@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,10 +23,27 @@ type Overlay struct {
 	Direct *os.File
 }
 
+// ErrNoDisk is in the error for a file that no VM writes to.
+var ErrNoDisk = errors.New("no VM has it as a disk")
+
 // NewOverlay makes one for the disk in a file, whose path is absolute and without symbolic
-// links. Root gives it to the owner of that file.
-func NewOverlay(disk string) (_ *Overlay, err error) {
-	st, err := os.Stat(disk)
+// links. Root gives it to the owner of that file. The path may be the word of a VM's process,
+// which was broken into perhaps: so it has to be a file that somebody has locked for writing,
+// or the error is ErrNoDisk.
+func NewOverlay(disk string) (*Overlay, error) {
+	f, err := os.OpenFile(disk, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	used, err := storage.InUse(f)
+	if err == nil && !used {
+		err = &fs.PathError{Op: "overlay", Path: disk, Err: ErrNoDisk}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +56,8 @@ func NewOverlay(disk string) (_ *Overlay, err error) {
 			return nil, err
 		}
 	}
-	if o.Direct, err = os.OpenFile(o.Path, os.O_RDWR|unix.O_NOFOLLOW, 0); err == nil && os.Geteuid() == 0 {
+	// By its descriptor: the name may be another file's by now.
+	if o.Direct, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", o.File.Fd()), os.O_RDWR, 0); err == nil && os.Geteuid() == 0 {
 		owner := st.Sys().(*syscall.Stat_t)
 		err = o.File.Chown(int(owner.Uid), int(owner.Gid))
 	}
@@ -67,7 +86,7 @@ func (o *Overlay) Close() error {
 	if locked != nil { // a VM's, or somebody has removed it
 		return err
 	}
-	if f.Size() == 0 {
+	if now, bad := os.Lstat(o.Path); bad == nil && os.SameFile(st, now) && now.Size() == 0 {
 		err = errors.Join(err, os.Remove(o.Path))
 	}
 	return errors.Join(err, f.Close())
