@@ -127,12 +127,14 @@ func (v *VM) needs() jail.Rules {
 			add(filepath.Join(v.opts.runtime, "switch", cfg.Name), jail.Write)
 			unlink(cfg.Listen)
 		case Stream:
+			r.Connect = r.Connect || !cfg.Server // again, when the other side is gone
 			unlink(cfg.Path)
 		case Datagram:
 			unlink(cfg.Local)
 			add(filepath.Dir(cfg.Remote), jail.Read) // which need not be there yet
 		}
 	}
+	r.Connect = r.Connect || v.cfg.Vsock != "" // by the guest's wish
 	for _, socket := range append(v.sockets(), v.cfg.Vsock) {
 		unlink(socket)
 	}

@@ -253,14 +253,15 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	if s.Sandbox {
 		local.End = func() error { return unix.Kill(os.Getpid(), unix.SIGTERM) } // which goes on to the command
 	}
-	if err := s.confine(v, local); err != nil {
-		return err
-	}
 	control := server.New(local)
+	defer control.Close()
 	if err := control.Listen(s.entry.Socket()); err != nil {
 		return err
 	}
-	defer control.Close()
+	if err := s.confine(v, local); err != nil {
+		return err
+	}
+	control.Serve()
 	debugger.serve(v, local.Kill, s.console.messages())
 	if s.Profile != "" {
 		v.StartProfile()

@@ -42,6 +42,7 @@ func begin(t *testing.T, name string, vm *served) *registry.Entry {
 	if err := s.Listen(e.Socket()); err != nil {
 		t.Fatal(err)
 	}
+	s.Serve()
 	return e
 }
 

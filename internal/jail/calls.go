@@ -18,7 +18,7 @@ var runtimeCalls = []uint32{
 	unix.SYS_SETITIMER, unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_ARCH_PRCTL, unix.SYS_MUNMAP,
 	unix.SYS_MADVISE, unix.SYS_MREMAP, unix.SYS_BRK, unix.SYS_MINCORE, unix.SYS_MLOCK, unix.SYS_MUNLOCK, unix.SYS_MSYNC, unix.SYS_EXIT,
 	unix.SYS_EXIT_GROUP, unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_WAIT, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_PWAIT2,
-	unix.SYS_POLL, unix.SYS_PPOLL, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_DUP3, unix.SYS_FCNTL,
+	unix.SYS_POLL, unix.SYS_PPOLL, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_DUP3,
 	unix.SYS_CLOSE, unix.SYS_CLOSE_RANGE,
 }
 
@@ -49,21 +49,26 @@ var jailCalls = []uint32{
 	unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_LANDLOCK_ADD_RULE, unix.SYS_LANDLOCK_RESTRICT_SELF,
 }
 
-// Types of ioctls, which are bits 8 to 15 of the request (ioctl-number.rst).
+// Ioctls: KVM's by their type, which is bits 8 to 15 of the request (ioctl-number.rst), and
+// others by themselves.
 const (
-	typeMask     = 0xff00
-	typeKVM      = 0xae << 8
-	typeTerminal = 'T' << 8 // and tun's
-	typeFile     = 'f' << 8 // FS_IOC_*
-	typeBlock    = 0x12 << 8
-	typeClone    = 0x94 << 8 // FICLONE
-	typeSocket   = 0x89 << 8
-	typeSeccomp  = '!' << 8
+	typeMask = 0xff00
+	typeKVM  = 0xae << 8
 )
 
-// Requests that are among them and that nothing here makes: keys for the terminal of
-// whoever has started the VM, and an answer to the listener.
-const notifySend = 0xc0182101 // SECCOMP_IOCTL_NOTIF_SEND
+// ioctls are those of others: of terminals to look and to set their modes, not to type into
+// them; of tun; and of the filter's listener, not to answer it.
+var ioctls = []uint32{unix.TCGETS, unix.TCSETS, unix.TCSETSW, unix.TCSETSF, unix.TIOCGWINSZ, unix.TIOCGPGRP, unix.TIOCINQ, unix.TIOCOUTQ,
+	unix.TUNSETOFFLOAD, receive}
+
+// fcntls are the commands of fcntl. By those that are left out a process has signals sent to
+// others (F_SETOWN and F_SETSIG), and others wait for it (F_SETLEASE).
+var fcntls = []uint32{unix.F_DUPFD, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_OFD_GETLK,
+	unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_GETPIPE_SZ, unix.F_SETPIPE_SZ, unix.F_ADD_SEALS, unix.F_GET_SEALS}
+
+// protocols are those of sockets of IPv4 and IPv6. Of netlink only 0 is the number of one that
+// tells a process without rights anything: NETLINK_ROUTE.
+var protocols = []uint32{0, unix.IPPROTO_ICMP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMPV6, unix.IPPROTO_MPTCP}
 
 const (
 	protExec = unix.PROT_EXEC
@@ -72,19 +77,12 @@ const (
 	all      = 0xffffffff
 )
 
-// allowed are the rules of a VM that runs.
-func allowed(internet bool) []rule {
-	families := []uint32{unix.AF_UNIX}
-	if internet {
-		families = append(families, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK) // netlink: the host's addresses
-	}
+// allowed are the rules of a VM that runs, whose process may make sockets of some families.
+func allowed(families []uint32) []rule {
 	self := []uint32{uint32(os.Getpid())}
 	rules := []rule{
 		// The most frequent first: a filter is read from its start.
-		{unix.SYS_IOCTL, []condition{
-			{arg: 1, mask: typeMask, values: []uint32{typeKVM, typeTerminal, typeFile, typeBlock, typeClone, typeSocket, typeSeccomp}},
-			{arg: 1, mask: all, not: true, values: []uint32{unix.TIOCSTI, unix.TIOCLINUX, notifySend}},
-		}},
+		{unix.SYS_IOCTL, []condition{{arg: 1, mask: typeMask, values: []uint32{typeKVM}, exact: ioctls}}},
 	}
 	for _, list := range [][]uint32{runtimeCalls, fileCalls, socketCalls, jailCalls} {
 		for _, call := range list {
@@ -95,8 +93,8 @@ func allowed(internet bool) []rule {
 		rule{unix.SYS_MMAP, []condition{{arg: 2, mask: protExec, values: []uint32{0}}}},
 		rule{unix.SYS_MPROTECT, []condition{{arg: 2, mask: protExec, values: []uint32{0}}}},
 		rule{unix.SYS_CLONE, []condition{{arg: 0, mask: unix.CLONE_THREAD, values: []uint32{unix.CLONE_THREAD}}}},
-		rule{unix.SYS_SOCKET, []condition{{arg: 0, mask: all, values: families}}},
-		rule{unix.SYS_SOCKETPAIR, []condition{{arg: 0, mask: all, values: []uint32{unix.AF_UNIX}}}},
+		rule{unix.SYS_FCNTL, []condition{{arg: 1, mask: all, values: fcntls}}},
+		rule{unix.SYS_SOCKET, []condition{{arg: 0, mask: all, values: families}, {arg: 2, mask: all, values: protocols}}},
 		rule{unix.SYS_KILL, []condition{{arg: 0, mask: all, values: self}}},
 		rule{unix.SYS_TGKILL, []condition{{arg: 0, mask: all, values: self}}},
 		rule{unix.SYS_PRCTL, []condition{{arg: 0, mask: all, values: []uint32{prSetVMA, unix.PR_SET_NAME, unix.PR_SET_NO_NEW_PRIVS}}}},

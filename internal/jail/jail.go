@@ -55,6 +55,9 @@ type Rules struct {
 	// Internet allows sockets of IPv4 and IPv6. What may be reached with them is not
 	// the jail's to say: a gateway has its own policy.
 	Internet bool
+	// Connect allows to make unix sockets, and so to connect to any of the user's that has a
+	// name here: neither Landlock nor seccomp tells one from another.
+	Connect bool
 	// User is who the process becomes; nil for who it is. It needs Full and namespaces:
 	// the paths would not be there for that user without them.
 	User *User
@@ -152,7 +155,7 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	var program []unix.SockFilter
 	if s.Seccomp {
 		var err error
-		if program, err = filter(allowed(r.Internet)); err != nil {
+		if program, err = filter(allowed(r.families())); err != nil {
 			return s, err
 		}
 	}
@@ -187,6 +190,17 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 		}
 	}
 	return s, nil
+}
+
+// families are those of the sockets that the process may still make.
+func (r *Rules) families() (list []uint32) {
+	if r.Internet {
+		list = append(list, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK) // netlink: the host's addresses
+	}
+	if r.Connect {
+		list = append(list, unix.AF_UNIX)
+	}
+	return list
 }
 
 // note notes namespaces, or why there are none.

@@ -76,6 +76,7 @@ var tries = map[string]struct {
 	"narrow":   {tryNarrow, "done"},
 	"threads":  {tryThreads, "done"},
 	"loopback": {inside(true, tryLoopback), "done"},
+	"connect":  {tryConnect, "done"},
 	"collect":  {inside(false, tryRuntime), "done"},
 	"clone3":   {inside(false, tryClone3), "done"},
 	"relative": {tryRelative, "done"},
@@ -99,9 +100,16 @@ var tries = map[string]struct {
 	"code":         {inside(false, call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)), violated + "mmap"},
 	"executable":   {inside(false, tryProtect), violated + "mprotect"},
 	"internet":     {inside(false, func() error { _, err := net.Dial("tcp", "127.0.0.1:9"); return err }), violated + "socket"},
+	"agent":        {inside(false, func() error { _, err := net.Dial("unix", "/run/agent"); return err }), violated + "socket"},
+	"pair":         {inside(true, call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_DGRAM)), violated + "socketpair"}, // which can send elsewhere
+	"diagnosis":    {inside(true, call(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)), violated + "socket"},
+	"owner":        {inside(false, call(unix.SYS_FCNTL, 0, unix.F_SETOWN, uintptr(os.Getppid()))), violated + "fcntl"}, // whom F_SETSIG signals
+	"lease":        {inside(false, call(unix.SYS_FCNTL, 0, unix.F_SETLEASE, unix.F_WRLCK)), violated + "fcntl"},
+	"group":        {inside(true, call(unix.SYS_IOCTL, 0, 0x8901)), violated + "ioctl"}, // FIOSETOWN
+	"discipline":   {inside(false, call(unix.SYS_IOCTL, 0, unix.TIOCSETD)), violated + "ioctl"},
 	"raw packets":  {inside(true, call(unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW)), violated + "socket"},
 	"terminal":     {inside(false, call(unix.SYS_IOCTL, 0, unix.TIOCSTI)), violated + "ioctl"},
-	"let go":       {inside(false, call(unix.SYS_IOCTL, 0, notifySend)), violated + "ioctl"},
+	"let go":       {inside(false, call(unix.SYS_IOCTL, 0, 0xc0182101)), violated + "ioctl"}, // SECCOMP_IOCTL_NOTIF_SEND
 	"filter":       {inside(false, call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER)), violated + "seccomp"},
 	"other device": {inside(false, call(unix.SYS_IOCTL, 0, 0x4c00)), violated + "ioctl"}, // LOOP_SET_FD
 }
@@ -222,6 +230,26 @@ func tryLoopback() error {
 		return err
 	}
 	return errors.Join(c.Close(), l.Close())
+}
+
+// tryConnect connects to a unix socket, where the rules have that.
+func tryConnect(dir string) error {
+	path := filepath.Join(dir, "rw/socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	r := rules(dir, false)
+	r.Connect = true
+	if _, err := Enforce(Full, r, violation); err != nil {
+		return err
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // tryRuntime has Go's runtime do what it does in a long life: collect, start threads,

@@ -19,14 +19,13 @@ const (
 	x32Bit = 0x40000000 // in the number of a call by the x32 ABI
 )
 
-// condition is that an argument, of which only the bits of mask count, is (or is not)
-// one of some values. Only the lower half of an argument is looked at, which is all
+// condition is that an argument, of which only the bits of mask count, is one of some values,
+// or all of it is one of exact. Only the lower half of an argument is looked at, which is all
 // that the kernel takes of those that are in the rules.
 type condition struct {
-	arg    int
-	mask   uint32
-	not    bool
-	values []uint32
+	arg           int
+	mask          uint32
+	values, exact []uint32
 }
 
 // rule allows a system call if all its conditions hold.
@@ -85,16 +84,17 @@ func filter(rules []rule) ([]unix.SockFilter, error) {
 
 // test is code that goes on behind itself if the condition holds, and else refuses.
 func (c condition) test() []bpf.Instruction {
-	p := []bpf.Instruction{
-		bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4},
-		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask},
+	load := bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4}
+	p := []bpf.Instruction{load, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask}}
+	left := len(c.values) + 1 + len(c.exact) // behind the first comparison, with what refuses
+	for _, v := range c.values {
+		left--
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(left + 1)})
 	}
-	n := len(c.values)
-	for i, v := range c.values {
-		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(n - i)}) // over the rest, and one more
-	}
-	if c.not {
-		return append(p, bpf.Jump{Skip: 1}, refuse)
+	p = append(p, load)
+	for _, v := range c.exact {
+		left--
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(left)})
 	}
 	return append(p, refuse)
 }

@@ -2,6 +2,7 @@ package jail
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -11,15 +12,15 @@ import (
 // TestFilter asks the program about every call there is, and beyond: what has no
 // conditions is allowed, what has some by its arguments, and nothing else.
 func TestFilter(t *testing.T) {
-	for _, internet := range []bool{false, true} {
+	for _, rules := range []Rules{{}, {Internet: true}, {Internet: true, Connect: true}} {
 		byCall := map[uint32]rule{}
-		for _, r := range allowed(internet) {
+		for _, r := range allowed(rules.families()) {
 			if _, twice := byCall[r.call]; twice {
 				t.Errorf("two rules for %s: the second would say nothing", callName(int(r.call)))
 			}
 			byCall[r.call] = r
 		}
-		program, err := filter(allowed(internet))
+		program, err := filter(allowed(rules.families()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,9 +53,15 @@ func TestFilter(t *testing.T) {
 				want = unix.SECCOMP_RET_ALLOW
 			case known && len(r.conditions) == 1:
 				for _, c := range r.conditions {
-					for _, v := range c.values {
-						if got := ask(call, c.arg, v); (got == unix.SECCOMP_RET_ALLOW) == c.not {
+					for _, v := range slices.Concat(c.values, c.exact) {
+						if got := ask(call, c.arg, v); got != unix.SECCOMP_RET_ALLOW {
 							t.Errorf("%s with %#x: %#x", callName(int(call)), v, got)
+						}
+					}
+					for v := range uint32(1 << 16) {
+						listed := slices.Contains(c.values, v&c.mask) || slices.Contains(c.exact, v)
+						if got := ask(call, c.arg, v); (got == unix.SECCOMP_RET_ALLOW) != listed {
+							t.Fatalf("%s with %#x: %#x", callName(int(call)), v, got)
 						}
 					}
 				}

@@ -285,6 +285,7 @@ func TestDocs(t *testing.T) {
 	if err := s.Listen(filepath.Join(dir, "control.sock")); err != nil {
 		t.Fatal(err)
 	}
+	s.Serve()
 	commands := regexp.MustCompile(`(?m)^    (curl .*)$`).FindAllStringSubmatch(text, -1)
 	for _, c := range commands {
 		command := strings.Replace(c[1], "curl", "curl --fail --silent --show-error", 1)

@@ -91,8 +91,8 @@ func New(vm VM) *Server {
 	return s
 }
 
-// Listen makes the socket and begins to serve on it, until Close. One that was left
-// behind there is replaced. It is called once.
+// Listen makes the socket, for Serve. One that was left behind there is replaced. It is
+// called once; in a process that is to be confined, before that.
 func (s *Server) Listen(path string) error {
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("the control socket %s: the path is too long: set XDG_RUNTIME_DIR to a shorter one", path)
@@ -102,15 +102,22 @@ func (s *Server) Listen(path string) error {
 	if err != nil {
 		return fmt.Errorf("the control socket: %w", err)
 	}
-	l := listener{u}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.listener = listener{u}
 	if s.closed {
-		return l.Close()
+		return s.listener.Close()
 	}
-	s.listener = l
-	s.serving.Go(func() { s.http.Serve(l) })
 	return nil
+}
+
+// Serve begins to serve on the socket, until Close.
+func (s *Server) Serve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.listener; l != nil && !s.closed {
+		s.serving.Go(func() { s.http.Serve(l) })
+	}
 }
 
 // Close ends the socket and waits. The contexts of requests that are being served end,

@@ -125,5 +125,6 @@ func serve(t *testing.T, vm VM) (*Server, *client.Client, string) {
 	if err := s.Listen(socket); err != nil {
 		t.Fatal(err)
 	}
+	s.Serve()
 	return s, client.New(socket), socket
 }
