@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"vmm/network/gateway"
 )
 
 // UntrustedError is the error for a saved VM that another user has saved, or that was
@@ -75,17 +73,17 @@ func (s *saved) opens(o *RestoreOptions, copies bool) []string {
 
 // netOpens is what a network opens beside what any guest is given.
 func netOpens(n Net) []string {
-	var policy gateway.Policy
+	var g Gateway
 	var out []string
 	switch n := n.(type) {
 	case User:
-		policy = n.Policy
+		g = n.Gateway
 	case None:
 	case Tap:
 		out = append(out, fmt.Sprintf("the network interface %q", n.Interface))
 	case Switch:
 		if out = append(out, fmt.Sprintf("the switch %q", n.Name)); n.Gateway != nil {
-			policy = n.Gateway.Policy
+			g = *n.Gateway
 		}
 		if n.Listen != "" {
 			out = append(out, fmt.Sprintf("the socket %q, of the switch", n.Listen))
@@ -97,7 +95,10 @@ func netOpens(n Net) []string {
 	default:
 		out = append(out, fmt.Sprintf("a network of kind %T", n))
 	}
-	for _, r := range policy.Rules {
+	for _, resolver := range g.DNS { // it is asked from this host, whatever the policy
+		out = append(out, fmt.Sprintf("the resolver %v, for the guest's names", resolver))
+	}
+	for _, r := range g.Policy.Rules {
 		if r.Allow {
 			out = append(out, fmt.Sprintf("the network %v, ports %d to %d", r.Net, r.First, r.Last))
 		}

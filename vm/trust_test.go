@@ -14,7 +14,7 @@ func TestOpens(t *testing.T) {
 	home := netip.MustParsePrefix("192.168.0.0/16")
 	everything := saved{
 		Config: Config{
-			Nets: Nets{User{Gateway: Gateway{Policy: gateway.Policy{Rules: []gateway.Rule{
+			Nets: Nets{User{Gateway: Gateway{DNS: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:6379")}, Policy: gateway.Policy{Rules: []gateway.Rule{
 				{Allow: true, Net: home, First: 22, Last: 22}, {Net: home, First: 1, Last: 65535}}}}}, Tap{Interface: "tap0"}},
 			Publish: []gateway.Publication{{Host: netip.MustParseAddrPort("0.0.0.0:80"), Guest: 8080}},
 			Vsock:   "/run/v", Ports: []Port{{Name: "a", To: Endpoint{File: "/home/me/a"}}, {Name: "b", To: Endpoint{Socket: "/run/b"}}, {Name: "c"}},
@@ -24,7 +24,7 @@ func TestOpens(t *testing.T) {
 	}
 	disks := []string{`the disk "/disks/x.qcow2", and the backing files that it names`, `the disk "disk-1.qcow2", and the backing files that it names`}
 	shares := []string{`the directory "/home/me", writable`, `the directory "/\x1b[2J", read-only`}
-	nets := []string{"the network 192.168.0.0/16, ports 22 to 22", `the network interface "tap0"`}
+	nets := []string{"the resolver 127.0.0.1:6379, for the guest's names", "the network 192.168.0.0/16, ports 22 to 22", `the network interface "tap0"`}
 	for _, c := range []struct {
 		name   string
 		saved  saved

@@ -200,7 +200,7 @@ func (s *Snapshot) verifyMemory() error {
 }
 
 func (s *Snapshot) sums() ([]byte, error) {
-	b, err := os.ReadFile(s.Path(sumsFile))
+	b, err := readFile(s.Path(sumsFile))
 	if err == nil && len(b) != 4*chunks(s.Memory.Size) {
 		err = corrupt("%s has %d bytes", sumsFile, len(b))
 	}

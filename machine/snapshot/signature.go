@@ -33,11 +33,11 @@ func (s *Snapshot) Signed() bool {
 	if err != nil {
 		return false
 	}
-	text, err := os.ReadFile(s.Path(ManifestFile))
+	text, err := readFile(s.Path(ManifestFile))
 	if line, _, _ := bytes.Cut(text, []byte{'\n'}); err != nil || digest(line) != s.sum { // it was replaced since it was read
 		return false
 	}
-	got, err := os.ReadFile(s.Path(signatureFile))
+	got, err := readFile(s.Path(signatureFile))
 	return err == nil && hmac.Equal(got, mac(key, text))
 }
 

@@ -182,7 +182,7 @@ func ReadManifest(dir string) (*Manifest, error) {
 
 // readManifest returns the checksum of the text too.
 func readManifest(dir string) (m *Manifest, sum string, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	b, err := readFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, "", ErrNotExist
 	}
@@ -250,7 +250,7 @@ func (s *Snapshot) openMemory() (err error) {
 	if z := s.Memory.Zstd; z != nil {
 		name, size = zstdFile, z[len(z)-1]
 	}
-	if s.memory, err = os.Open(filepath.Join(s.Dir, name)); err != nil {
+	if s.memory, err = openFile(filepath.Join(s.Dir, name), os.O_RDONLY); err != nil {
 		return err
 	}
 	st, err := s.memory.Stat()
@@ -317,7 +317,7 @@ func (s *Snapshot) look() (string, error) {
 
 // stamped reports whether all files look as when they were checked last.
 func (s *Snapshot) stamped() bool {
-	stamp, err := os.ReadFile(s.Path(stampFile))
+	stamp, err := readFile(s.Path(stampFile))
 	now, bad := s.look()
 	return err == nil && bad == nil && string(stamp) == now
 }
@@ -328,7 +328,7 @@ func (s *Snapshot) stamp() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(s.Path(stampFile), []byte(now), 0o600)
+	return rewrite(s.Path(stampFile), []byte(now))
 }
 
 // verify compares all checksums.
@@ -337,7 +337,7 @@ func (s *Snapshot) verify() error {
 		if f.Name != filepath.Base(f.Name) {
 			return corrupt("a file called %q", f.Name)
 		}
-		file, err := os.Open(s.Path(f.Name))
+		file, err := openFile(s.Path(f.Name), os.O_RDONLY)
 		if err != nil {
 			return err
 		}

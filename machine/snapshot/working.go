@@ -5,8 +5,6 @@ import (
 	"errors"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"vmm/machine"
 )
 
@@ -17,7 +15,7 @@ const runSize = 12
 // WorkingSet returns the pages that an earlier machine of the snapshot has used;
 // none if nobody has noted them.
 func (s *Snapshot) WorkingSet() machine.WorkingSet {
-	b, err := os.ReadFile(s.Path(workingFile))
+	b, err := readFile(s.Path(workingFile))
 	if err != nil {
 		return nil
 	}
@@ -32,7 +30,7 @@ func (s *Snapshot) WorkingSet() machine.WorkingSet {
 // PrepareWorkingSet opens the file for NoteWorkingSet, whose process may not open any
 // by then.
 func (s *Snapshot) PrepareWorkingSet() (err error) {
-	s.working, err = os.OpenFile(s.Path(workingFile), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	s.working, err = openFile(s.Path(workingFile), os.O_WRONLY|os.O_CREATE)
 	return err
 }
 
