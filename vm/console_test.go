@@ -77,6 +77,35 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// TestSilentClient: a client that does not read holds up neither the guest's device nor the
+// VM's end.
+func TestSilentClient(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "port")
+	e, err := openEndpoint(Endpoint{Socket: path}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte("x"))
+	if _, err := io.ReadFull(e.input(), make([]byte, 1)); err != nil { // it is taken
+		t.Fatal(err)
+	}
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for range 64 {
+			e.Write(make([]byte, 1<<20))
+		}
+	}()
+	<-written
+	go func() { e.Write(make([]byte, 64<<20)) }()
+	e.close()
+}
+
 // TestConsole sends what the guest says everywhere at once.
 func TestConsole(t *testing.T) {
 	var out bytes.Buffer

@@ -1,10 +1,18 @@
 package vm
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
+	"vmm/machine"
+	"vmm/machine/snapshot"
 	"vmm/network/gateway"
 	"vmm/storage/share"
 )
@@ -42,5 +50,52 @@ func TestOpens(t *testing.T) {
 		if got := c.saved.opens(&c.o, c.copies); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q", c.name, got)
 		}
+	}
+}
+
+// TestRestoreForeign: what somebody has changed in a snapshot is not opened without a word,
+// though its checksum fits.
+func TestRestoreForeign(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	home, dir := t.TempDir(), filepath.Join(t.TempDir(), "saved")
+	w, err := snapshot.Create(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := machine.NewMemory(machine.MinMemory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	vm := saved{Version: savedVersion, Config: Config{Memory: machine.MinMemory}, Shares: []savedShare{{Tag: "share0", Dir: home + "/work"}}}
+	if err := errors.Join(w.Memory(mem, snapshot.MemoryOptions{}), w.Commit("test", vm, &machine.State{Version: machine.StateVersion})); err != nil {
+		t.Fatal(err)
+	}
+	restore := func(trust bool) error {
+		v, err := Restore(dir, RestoreOptions{Trust: trust})
+		if err == nil {
+			err = v.Close()
+		}
+		return err
+	}
+	if err := restore(false); err != nil {
+		t.Errorf("as it was saved: %v", err)
+	}
+	path := filepath.Join(dir, snapshot.ManifestFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, _ := bytes.Cut(b, []byte{'\n'})
+	text = bytes.Replace(text, []byte(home+"/work"), []byte(home), 1)
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%s\n%x\n", text, sha256.Sum256(text)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var untrusted *UntrustedError
+	if err := restore(false); !errors.As(err, &untrusted) || !slices.Equal(untrusted.Opens, []string{fmt.Sprintf("the directory %q, writable", home)}) {
+		t.Errorf("with another directory: %v", err)
+	}
+	if err := restore(true); err != nil {
+		t.Errorf("trusted: %v", err)
 	}
 }

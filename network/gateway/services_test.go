@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -386,6 +387,42 @@ func TestNoQuery(t *testing.T) {
 		if a := askNames(t, guest, "udp", c.q); a.Rcode != c.want || len(a.Answer) != 0 {
 			t.Errorf("%v: got %v", c.q, a)
 		}
+	}
+}
+
+// TestManyNameConnections: a guest's connections to the name server are bounded, and those
+// that it has are served still.
+func TestManyNameConnections(t *testing.T) {
+	_, guest := start(t, Config{})
+	at := tcpip.FullAddress{NIC: networktest.NIC, Addr: tcpip.AddrFrom4([4]byte{10, 0, 2, 3}), Port: 53}
+	var conns []*gonet.TCPConn
+	for i := range maxNameConns + 1 {
+		c, err := gonet.DialTCP(guest.Stack, at, ipv4.ProtocolNumber)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+		if i == maxNameConns/2 {
+			c.Write([]byte{0xff}) // a part of a query's length
+		}
+	}
+	last := conns[maxNameConns]
+	last.SetDeadline(time.Now().Add(time.Minute))
+	var timeout net.Error
+	if _, err := last.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		t.Errorf("one more than there may be: %v", err)
+	}
+	query, err := new(dns.Msg).SetQuestion("host.vmm.internal.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns[0].SetDeadline(time.Now().Add(time.Minute))
+	if err := writeMessage(conns[0], query); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := readMessage(conns[0]); err != nil || new(dns.Msg).Unpack(a) != nil {
+		t.Errorf("the first one got %x, %v", a, err)
 	}
 }
 
