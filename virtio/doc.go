@@ -38,14 +38,16 @@ const (
 	FeatureEventIdx     = 1 << 29 // VIRTIO_F_EVENT_IDX
 	FeatureVersion1     = 1 << 32 // VIRTIO_F_VERSION_1
 	FeatureRingReset    = 1 << 40 // VIRTIO_F_RING_RESET
-
-	ringFeatures = FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1 | FeatureRingReset
 )
+
+// ringFeatures are those that the transports offer for every device.
+const ringFeatures = FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1 | FeatureRingReset
 
 // Device is a virtio device without its transport. The transport calls
 // HandleQueue of one queue from one goroutine; all else comes from any, one
 // call at a time.
 type Device interface {
+	// Type is the device ID, by which the guest finds its driver.
 	Type() DeviceType
 	// Features are the device type's own feature bits that it offers.
 	Features() uint64

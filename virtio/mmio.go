@@ -35,10 +35,11 @@ const (
 	mmioMagicValue  = 0x74726976 // "virt"
 	mmioVersionTwo  = 2
 	mmioVendorValue = 0x4d4d56 // "VMM"
-
-	// MMIOSize is how many addresses a device takes.
-	MMIOSize = 0x1000
 )
+
+// MMIOSize is how much of the guest-physical address space a device takes by the MMIO
+// transport, in bytes: a page, of which the registers are the first mmioConfig bytes.
+const MMIOSize = 0x1000
 
 // MMIO is a device at a fixed address, with an interrupt line.
 type MMIO struct {

@@ -8,6 +8,9 @@ import (
 	"unsafe"
 )
 
+// MaxQueueSize bounds a split virtqueue, in descriptors (virtio 1.2, 2.7).
+const MaxQueueSize = 32768
+
 // Flags of a descriptor (virtio 1.2, 2.7.5).
 const (
 	descNext     = 1 // VIRTQ_DESC_F_NEXT
@@ -20,8 +23,6 @@ const (
 	noInterrupt = 1 // VIRTQ_AVAIL_F_NO_INTERRUPT
 	noNotify    = 1 // VIRTQ_USED_F_NO_NOTIFY
 
-	// MaxQueueSize bounds a split virtqueue, in descriptors (2.7).
-	MaxQueueSize = 32768
 	// maxChain bounds a chain's descriptors, for those in an indirect table.
 	maxChain = 1024
 	// maxChainBytes bounds what a chain's descriptors describe together, which may be

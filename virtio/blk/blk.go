@@ -75,14 +75,15 @@ const (
 	featureWriteZeroes = 1 << 14 // VIRTIO_BLK_F_WRITE_ZEROES
 )
 
+// Bounds of Options.
+const (
+	MaxSerial = 20 // of Serial, in bytes: VIRTIO_BLK_ID_BYTES (5.2.6)
+	MaxQueues = 64 // of Queues
+)
+
 const (
 	queueSize  = 256
 	sectorSize = 512
-
-	// MaxSerial is the longest Options.Serial, in bytes: VIRTIO_BLK_ID_BYTES (5.2.6).
-	MaxSerial = 20
-	// MaxQueues bounds Options.Queues.
-	MaxQueues = 64
 
 	maxSectors  = 1 << 22 // of one discard or write zeroes: 2 GiB
 	maxSegments = 64

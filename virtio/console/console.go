@@ -58,10 +58,10 @@ const (
 	// 32 KiB. maxPiece bounds what of it goes on at once, and is kept by who does.
 	maxWrite = 1 << 20
 	maxPiece = 64 << 10
-
-	// MaxPorts bounds the ports, the console included.
-	MaxPorts = 31
 )
+
+// MaxPorts bounds the ports of a device, the console, which is port 0, included.
+const MaxPorts = 31
 
 // Port is a further port.
 type Port struct {

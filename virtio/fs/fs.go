@@ -21,13 +21,13 @@ import (
 	"vmm/virtio"
 )
 
+// MaxTag bounds a tag, in bytes (5.11.4).
+const MaxTag = 36
+
 const (
 	queueHiprio = 0
 
 	queueSize = 1024 // its chains hold requests of maxWrite
-
-	// MaxTag bounds a tag, in bytes (5.11.4).
-	MaxTag = 36
 )
 
 // maxWrite bounds what one request reads or writes, in bytes.

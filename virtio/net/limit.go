@@ -2,15 +2,17 @@ package net
 
 import "sync/atomic"
 
-// Limit bounds what a device moves in each direction; 0 is no bound. What was
-// not used is saved up, for at most a second: the burst.
+// Limit bounds what a device moves in each direction, with all of its queues together; 0
+// is no bound. What was not used is saved up, for at most a second: the burst. What comes
+// from the link beyond that waits there, and what the guest sends waits in its queue.
 type Limit struct {
-	BytesPerSecond   int64
-	PacketsPerSecond int64
+	BytesPerSecond   int64 // of frames, without their check sequence
+	PacketsPerSecond int64 // one that is to be segmented counts once
 }
 
 // Count is what went in one direction, since New. Bytes are those of Ethernet frames
-// without their check sequence; Dropped are packets, which are in neither of the others.
+// without their check sequence; one that is to be segmented counts once. Dropped are
+// packets, which are in neither of the others.
 type Count struct {
 	Packets, Bytes, Dropped uint64
 }
@@ -26,13 +28,12 @@ func (c *count) add(bytes int) {
 
 func (c *count) read() Count { return Count{c.packets.Load(), c.bytes.Load(), c.dropped.Load()} }
 
-// Counters counts frames as the guest sees them: received are those that it
-// got. A frame that is to be segmented counts once.
-type Counters struct {
+// counters counts frames as the guest sees them: received are those that it got.
+type counters struct {
 	received, sent count
 }
 
-// Counts returns what was received and sent so far.
+// Counts returns what the guest has received and sent so far.
 func (d *Device) Counts() (received, sent Count) {
 	return d.counters.received.read(), d.counters.sent.read()
 }

@@ -91,7 +91,7 @@ type Device struct {
 	rx   []receiver
 	tx   []transmitter
 
-	counters Counters
+	counters counters
 	limit    struct{ rx, tx ratelimit.Limiter }
 	filter   filter
 

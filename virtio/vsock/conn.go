@@ -24,13 +24,14 @@ const (
 	lingering = 10 * time.Second
 )
 
+// ErrNoDriver is the error of Dial while the guest does not drive the device.
+var ErrNoDriver = errors.New("vsock: the guest does not use the device")
+
 // The errors of connections.
 var (
 	errReset   = fmt.Errorf("vsock: %w", unix.ECONNRESET)
 	errRefused = fmt.Errorf("vsock: %w", unix.ECONNREFUSED)
 	errPipe    = fmt.Errorf("vsock: %w", unix.EPIPE)
-	// ErrNoDriver is the error of Dial while the guest does not drive the device.
-	ErrNoDriver = errors.New("vsock: the guest does not use the device")
 )
 
 // states of a connection.
