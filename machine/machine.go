@@ -344,7 +344,7 @@ func (m *Machine) load() (*bootloader.Entry, error) {
 	return m.cfg.Kernel.Load(m.mem, bootloader.Params{
 		E820:     m.e820(),
 		RSDP:     acpiBase,
-		Cmdline:  bootloader.Cmdline(append(m.virtioArgs(), defaultArgs...), m.cfg.Cmdline),
+		Cmdline:  bootloader.Cmdline(append(m.transportArgs(), defaultArgs...), m.cfg.Cmdline),
 		Initrd:   m.cfg.Initrd,
 		Protocol: m.cfg.Protocol,
 	})

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,8 @@ import (
 
 	"vmm/bootloader"
 	"vmm/kvm"
+	"vmm/virtio"
+	"vmm/virtio/rng"
 )
 
 func needKVM(t testing.TB) {
@@ -248,6 +251,31 @@ func TestMemory(t *testing.T) {
 	}
 	if m.Page(lowRAMEnd) != nil || m.Page(highRAM) == nil || m.Page(1<<63) != nil {
 		t.Error("Page")
+	}
+}
+
+// TestTransportArgs looks for kernel arguments in a guest's memory.
+func TestTransportArgs(t *testing.T) {
+	needKVM(t)
+	for _, c := range []struct {
+		transport   Transport
+		given, want string
+		early       bool // Linux looks for old chipsets
+	}{
+		{"", "", "pci=noearly console=ttyS0", false},
+		{PCI, "pci=nommconf", "pci=nommconf", true},
+		{MMIO, "", "console=ttyS0", true},
+		{MMIOCmdline, "", "virtio_mmio.device=4096@0x", true},
+	} {
+		m, err := New(Config{Kernel: payload(t), Memory: 32 << 20, Transport: c.transport, Cmdline: c.given, Devices: []virtio.Device{rng.New()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := m.mem.Slice(0, 640<<10)
+		if err != nil || !bytes.Contains(b, []byte(c.want)) || bytes.Contains(b, []byte("pci=noearly")) == c.early {
+			t.Errorf("%q, %q: %v, no %q", c.transport, c.given, err, c.want)
+		}
+		m.Close()
 	}
 }
 
