@@ -1,0 +1,291 @@
+package oci
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/storage/erofs"
+)
+
+// Whiteouts (OCI image specification, layer.md, "Whiteouts").
+const (
+	whiteout       = ".wh."             // before the name of a file of lower layers that is gone
+	whiteoutOpaque = ".wh..wh..opq"     // all that lower layers have in this directory is gone
+	whiteoutOwn    = ".wh..wh."         // what AUFS kept for itself
+	overlayXattrs  = "trusted.overlay." // what an overlay would take for its own
+)
+
+// maxLinks is how many symbolic links lead to one file, as in Linux.
+const maxLinks = 40
+
+// stepsPerEntry is how many parts of names there are to look up for one entry, on the average:
+// links that lead through links could have it be thousands.
+const stepsPerEntry = 64
+
+// merger puts the layers of an image upon each other.
+type merger struct {
+	root    *erofs.Inode
+	limit   int // of entries
+	entries int
+	steps   int // parts of names that were looked up
+	segment int // of the layer's contents
+	// own are the names that the layer has itself, which its whiteouts leave alone.
+	own map[entry]bool
+}
+
+// entry is a name in a directory.
+type entry struct {
+	dir  *erofs.Inode
+	base string
+}
+
+func newMerger(limit int) *merger {
+	return &merger{root: newDirectory(), limit: limit}
+}
+
+func newDirectory() *erofs.Inode {
+	return &erofs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: erofs.Directory{}}
+}
+
+// layer puts the layer of a directory of the store on top. segment is the number that its
+// contents will have.
+func (m *merger) layer(dir string, segment int) error {
+	m.segment, m.own = segment, map[entry]bool{}
+	return readTree(dir, func(h *tar.Header) error {
+		err := m.count()
+		if err == nil {
+			err = m.apply(h)
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w", h.Name, err)
+		}
+		return nil
+	})
+}
+
+// count counts an entry, or a directory that none has but that must be there.
+func (m *merger) count() error {
+	if m.entries++; m.entries > m.limit {
+		return fmt.Errorf("over %d files: %w", m.limit, ErrLimit)
+	}
+	return nil
+}
+
+// errOutside is for a name that leads out of the root.
+var errOutside = errors.New("the name leads out of the image")
+
+// split cuts the name of an entry into its parts. One that begins with '/' begins at the root too.
+func split(name string) (parts []string, err error) {
+	for part := range strings.SplitSeq(name, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			return nil, errOutside
+		default:
+			parts = append(parts, part)
+		}
+	}
+	return parts, nil
+}
+
+// apply does what one entry of a layer says.
+func (m *merger) apply(h *tar.Header) error {
+	parts, err := split(h.Name)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		if h.Typeflag == tar.TypeDir {
+			m.set(m.root, h)
+		}
+		return nil
+	}
+	last := len(parts) - 1
+	base := parts[last]
+	own := func(part string) bool { return strings.HasPrefix(part, whiteoutOwn) }
+	if slices.ContainsFunc(parts, own) && base != whiteoutOpaque {
+		return nil
+	}
+	dir, err := m.directory(parts[:last])
+	if err != nil {
+		return err
+	}
+	switch {
+	case base == whiteoutOpaque:
+		m.hideBelow(dir)
+		return nil
+	case strings.HasPrefix(base, whiteout):
+		m.hide(entry{dir, strings.TrimPrefix(base, whiteout)})
+		return nil
+	}
+	file, err := m.file(h, dir.Entries[base])
+	if err != nil {
+		return err
+	}
+	dir.Entries[base] = file
+	m.own[entry{dir, base}] = true
+	return nil
+}
+
+// file makes the file of an entry. before is what has the name so far, or nil.
+func (m *merger) file(h *tar.Header, before *erofs.Inode) (*erofs.Inode, error) {
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if isDir(before) {
+			m.set(before, h)
+			return before, nil
+		}
+		n := newDirectory()
+		m.set(n, h)
+		return n, nil
+	case tar.TypeLink:
+		n, err := m.find(h.Linkname)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("link to %q: %w", h.Linkname, err)
+		case isDir(n):
+			return nil, fmt.Errorf("link to %q: %w", h.Linkname, syscall.EISDIR)
+		}
+		return n, nil
+	}
+	if h.Typeflag == tar.TypeSymlink && h.Linkname == "" {
+		return nil, fmt.Errorf("a symbolic link to nothing: %w", syscall.ENOENT)
+	}
+	n := &erofs.Inode{Target: h.Linkname, Major: uint32(h.Devmajor), Minor: uint32(h.Devminor)}
+	m.set(n, h)
+	var err error
+	n.Size, n.Data.Block, err = contents(h)
+	n.Data.Segment = m.segment
+	return n, err
+}
+
+// fileTypes are the types of files, by those of entries.
+var fileTypes = map[byte]uint16{
+	tar.TypeReg: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR, tar.TypeSymlink: unix.S_IFLNK,
+	tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
+}
+
+// set gives a file the attributes of an entry.
+func (m *merger) set(n *erofs.Inode, h *tar.Header) {
+	n.Mode = fileTypes[h.Typeflag] | uint16(h.Mode)&0o7777
+	if h.Typeflag == tar.TypeSymlink {
+		n.Mode |= 0o777
+	}
+	n.UID, n.GID, n.Modified = uint32(h.Uid), uint32(h.Gid), h.ModTime
+	n.Xattrs = nil
+	for key, value := range h.PAXRecords {
+		if x, ok := strings.CutPrefix(key, recordXattr); ok && !strings.HasPrefix(x, overlayXattrs) {
+			n.SetXattr(x, value) // what EROFS cannot have is left out, as other file systems do
+		}
+	}
+}
+
+// hide removes what lower layers have under a name.
+func (m *merger) hide(n entry) {
+	file := n.dir.Entries[n.base]
+	switch {
+	case file == nil:
+	case !m.own[n]:
+		delete(n.dir.Entries, n.base)
+	case isDir(file):
+		m.hideBelow(file)
+	}
+}
+
+// hideBelow removes what lower layers have in a directory.
+func (m *merger) hideBelow(dir *erofs.Inode) {
+	for base := range dir.Entries {
+		m.hide(entry{dir, base})
+	}
+}
+
+// find returns the file of a name, which is not followed if it is a symbolic link itself.
+func (m *merger) find(file string) (*erofs.Inode, error) {
+	parts, err := split(file)
+	if err != nil {
+		return nil, err
+	}
+	if len(parts) == 0 {
+		return m.root, nil
+	}
+	last := len(parts) - 1
+	dir, err := m.walk(parts[:last], false)
+	if err != nil {
+		return nil, err
+	}
+	if n := dir.Entries[parts[last]]; n != nil {
+		return n, nil
+	}
+	return nil, syscall.ENOENT
+}
+
+// directory returns the directory of a path, and makes what is missing of it.
+func (m *merger) directory(parts []string) (*erofs.Inode, error) { return m.walk(parts, true) }
+
+// walk goes from the root along a path to a directory, through symbolic links, none of which
+// leads out of the root.
+func (m *merger) walk(parts []string, making bool) (*erofs.Inode, error) {
+	way := []*erofs.Inode{m.root} // from the root to where it is
+	for links := 0; len(parts) > 0; {
+		if m.steps++; m.steps/stepsPerEntry > m.limit {
+			return nil, fmt.Errorf("over %d parts of names: %w", m.steps, ErrLimit)
+		}
+		dir, part := way[len(way)-1], parts[0]
+		parts = parts[1:]
+		if part == ".." {
+			way = way[:max(1, len(way)-1)]
+			continue
+		}
+		next := dir.Entries[part]
+		if next == nil {
+			if !making {
+				return nil, syscall.ENOENT
+			}
+			if err := m.count(); err != nil {
+				return nil, err
+			}
+			next = newDirectory()
+			dir.Entries[part] = next
+		}
+		switch next.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			if making {
+				m.own[entry{dir, part}] = true
+			}
+			way = append(way, next)
+		case unix.S_IFLNK:
+			if links++; links > maxLinks {
+				return nil, syscall.ELOOP
+			}
+			if path.IsAbs(next.Target) {
+				way = way[:1]
+			}
+			parts = append(targetParts(next.Target), parts...)
+		default:
+			return nil, fmt.Errorf("%q: %w", part, syscall.ENOTDIR)
+		}
+		if len(way) > maxPath {
+			return nil, syscall.ENAMETOOLONG
+		}
+	}
+	return way[len(way)-1], nil
+}
+
+// targetParts cuts the target of a link into its parts, with each "..".
+func targetParts(target string) (parts []string) {
+	for part := range strings.SplitSeq(target, "/") {
+		if part != "" && part != "." {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
+func isDir(n *erofs.Inode) bool { return n != nil && n.Mode&unix.S_IFMT == unix.S_IFDIR }
