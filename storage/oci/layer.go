@@ -97,7 +97,7 @@ func (u *unpacker) run() error {
 			return fmt.Errorf("over %d files: %w", entries, ErrLimit)
 		}
 		if err := u.entry(h); err != nil {
-			return fmt.Errorf("%q: %w", h.Name, err)
+			return fmt.Errorf("%.200q: %w", h.Name, err)
 		}
 	}
 }

@@ -64,7 +64,7 @@ func (m *merger) layer(dir string, segment int) error {
 			err = m.apply(h)
 		}
 		if err != nil {
-			return fmt.Errorf("%q: %w", h.Name, err)
+			return fmt.Errorf("%.200q: %w", h.Name, err)
 		}
 		return nil
 	})
@@ -149,9 +149,9 @@ func (m *merger) file(h *tar.Header, before *erofs.Inode) (*erofs.Inode, error) 
 		n, err := m.find(h.Linkname)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("link to %q: %w", h.Linkname, err)
+			return nil, fmt.Errorf("link to %.200q: %w", h.Linkname, err)
 		case isDir(n):
-			return nil, fmt.Errorf("link to %q: %w", h.Linkname, syscall.EISDIR)
+			return nil, fmt.Errorf("link to %.200q: %w", h.Linkname, syscall.EISDIR)
 		}
 		return n, nil
 	}

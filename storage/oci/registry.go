@@ -133,14 +133,19 @@ func (r *remoteImage) blob(ctx context.Context, d v1.Descriptor, from int64) (io
 		return nil, 0, err
 	}
 	if from > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, d.Size-1))
 	}
 	answer, err := (&http.Client{Transport: r.http}).Do(req)
 	if err != nil {
 		return nil, 0, explain(err)
 	}
+	if answer.StatusCode == http.StatusRequestedRangeNotSatisfiable && from > 0 {
+		answer.Body.Close()
+		return r.blob(ctx, d, 0)
+	}
 	if err := transport.CheckError(answer, http.StatusOK, http.StatusPartialContent); err != nil {
-		return nil, 0, errors.Join(explain(err), answer.Body.Close())
+		answer.Body.Close()
+		return nil, 0, explain(err)
 	}
 	if answer.StatusCode == http.StatusOK {
 		from = 0 // a registry need not know ranges
