@@ -182,11 +182,7 @@ func (a *archive) described(d v1.Descriptor) ([]byte, error) {
 // docker finds the images of an archive of docker save, which has no manifests as registries
 // have them: they are made.
 func (a *archive) docker(b []byte) (out []*archived, err error) {
-	var list []struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
+	var list []dockerImage
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, fmt.Errorf("manifest.json: %w", err)
 	}

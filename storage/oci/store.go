@@ -35,6 +35,9 @@ const (
 	makingName  = "making-"
 )
 
+// layoutVersion is what oci-layout holds (OCI image specification, image-layout.md).
+const layoutVersion = `{"imageLayoutVersion":"1.0.0"}`
+
 // DefaultDir is where a user's images are: $XDG_DATA_HOME/vmm/images, or the same in
 // ~/.local/share.
 func DefaultDir() (string, error) {
@@ -67,7 +70,7 @@ func Open(dir string, limits Limits) (*Store, error) {
 	s := &Store{dir: dir, limits: limits}
 	layout := s.path("oci-layout")
 	if _, err := os.Stat(layout); errors.Is(err, fs.ErrNotExist) {
-		return s, s.write(layout, []byte(`{"imageLayoutVersion":"1.0.0"}`))
+		return s, s.write(layout, []byte(layoutVersion))
 	}
 	return s, nil
 }
