@@ -20,7 +20,11 @@ const (
 	Qcow2 = "qcow2"
 )
 
-// Formats lists them all.
+// Segments is the format of a list of files that are a disk together (storage.Segments). It is
+// never found out: a guest could have written the list.
+const Segments = "segments"
+
+// Formats lists those that can be found out.
 var Formats = []string{Raw, Qcow2}
 
 // maxDepth bounds a backing chain.
@@ -28,7 +32,7 @@ const maxDepth = 64
 
 // Options say how to open an image. The zero values are good.
 type Options struct {
-	Format   string // one of Formats; "" finds out
+	Format   string // one of Formats, or Segments; "" finds out
 	ReadOnly bool
 	Cache    storage.Cache // storage.Writeback if empty
 	// Ephemeral keeps all changes in a temporary file, which is gone with the
@@ -96,7 +100,15 @@ func (h *Held) open(path string, o Options, overlays []*storage.File) (_ *Image,
 			return nil, err
 		}
 	}
-	if i.Format == Raw {
+	switch i.Format {
+	case Segments:
+		s, err := storage.NewSegments(f)
+		if err != nil {
+			return nil, err
+		}
+		i.Disk = s
+		return i, nil
+	case Raw:
 		i.Disk = storage.NewRaw(f, o.Format == "")
 		return i, nil
 	}
