@@ -20,7 +20,7 @@ import (
 // guest says what it misses.
 var guestModules = []string{
 	"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtiofs",
-	"vmw_vsock_virtio_transport", "af_packet", "overlay", "ext4", "squashfs",
+	"vmw_vsock_virtio_transport", "af_packet", "overlay", "ext4", "squashfs", "erofs",
 	"button", "evdev", // of the power button
 	"pvpanic", "pvpanic_mmio", // the same, by kernel
 }

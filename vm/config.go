@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"vmm/bootloader"
+	"vmm/guest-images/agent"
 	"vmm/internal/paths"
 	"vmm/internal/vmname"
 	"vmm/machine"
@@ -95,6 +96,11 @@ type Root struct {
 	// Boot hands the guest over to the init that Path has. Without it the guest is
 	// there for commands: its agent runs them, and it ends when it has none.
 	Boot bool `json:"boot,omitempty"`
+	// Image says that Path is a list of files that are the file system of a container image
+	// together (see package oci, Image.Disk), which other VMs may have too. It is for commands.
+	Image bool `json:"image,omitempty"`
+	// Defaults are what commands have that do not say otherwise.
+	Defaults agent.Defaults `json:"defaults,omitzero"`
 }
 
 // IsDir reports whether Path is a directory now, which is shared with the guest and not a disk.
@@ -267,6 +273,10 @@ func (c *Config) check() error {
 		return wrong("NoAgent", "a command needs the agent")
 	case c.Root != nil && c.Root.Path == "":
 		return wrong("Root", "no path")
+	case c.Root != nil && c.Root.Boot && (c.Root.Image || c.Root.Defaults.Dir != ""):
+		return wrong("Root.Boot", "a container image is for commands")
+	case c.Root != nil && c.Root.Defaults.Dir != "" && !path.IsAbs(c.Root.Defaults.Dir):
+		return wrong("Root", "the directory of commands, %q: not an absolute path", c.Root.Defaults.Dir)
 	}
 	for i := range c.Disks {
 		if err := c.Disks[i].check(); err != nil {

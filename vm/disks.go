@@ -66,7 +66,7 @@ func openDisks(ctx context.Context, c *Config) (_ *diskSet, err error) {
 		}
 		s.add(Disk{Serial: "rootfs"}, root)
 	} else if c.Root != nil && !c.Root.IsDir() {
-		root, err := openRoot(ctx, c.Root.Path)
+		root, err := openRoot(ctx, c.Root)
 		if err != nil {
 			return nil, of("Root", err)
 		}
@@ -141,14 +141,17 @@ func rootDisk(ctx context.Context, source string) (*image.Image, error) {
 
 // openRoot opens the root of a guest that runs commands: an image, whose changes are
 // not kept, or a tar archive.
-func openRoot(ctx context.Context, path string) (*image.Image, error) {
-	if tar, err := rootfs.IsTar(path); err != nil || tar {
+func openRoot(ctx context.Context, r *Root) (*image.Image, error) {
+	if r.Image {
+		return image.Open(r.Path, image.Options{Format: image.Segments, ReadOnly: true})
+	}
+	if tar, err := rootfs.IsTar(r.Path); err != nil || tar {
 		if err != nil {
 			return nil, err
 		}
-		return rootDisk(ctx, path)
+		return rootDisk(ctx, r.Path)
 	}
-	return image.Open(path, image.Options{ReadOnly: true})
+	return image.Open(r.Path, image.Options{ReadOnly: true})
 }
 
 // temporary reports whether what the guest writes goes with the VM.

@@ -200,7 +200,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 		if _, err := os.Stat(c.Root.Path); err != nil {
 			return s, of("Root", err)
 		}
-		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); c.Root.IsDir() {
+		if s.config.Root = (&guestinit.Root{Disk: rootDevice, Image: c.Root.Image}); c.Root.IsDir() {
 			o := options
 			o.ReadOnly, o.Static, o.System, o.Hide = true, true, true, ownDirs
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {

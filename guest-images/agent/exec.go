@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,6 +44,10 @@ const idle = 200 * time.Millisecond
 
 // exec runs a command with its streams on the link.
 func (s *Server) exec(l *Link, e *Exec) Exit {
+	e, err := s.Defaults.complete(e)
+	if err != nil {
+		return cannotStart(err)
+	}
 	c, err := command(e)
 	if err != nil {
 		return cannotStart(err)
@@ -105,6 +110,20 @@ func exitOf(p *os.ProcessState, err error) Exit {
 		return Exit{Status: 128 + int(w.Signal()), Signal: int(w.Signal())}
 	}
 	return Exit{Status: w.ExitStatus()}
+}
+
+// complete gives a command what it does not say.
+func (d *Defaults) complete(e *Exec) (*Exec, error) {
+	out := *e
+	out.Env = append(slices.Clone(d.Env), e.Env...)
+	if out.User == "" {
+		out.User = d.User
+	}
+	if out.Dir != "" || d.Dir == "" {
+		return &out, nil
+	}
+	out.Dir = d.Dir
+	return &out, os.MkdirAll(d.Dir, 0o755)
 }
 
 // command prepares what a request wants.

@@ -21,6 +21,8 @@ type Server struct {
 	Shutdown func(reboot bool)
 	// Setup does the part of a Setup that is the init's; nil has none.
 	Setup func(*Setup) error
+	// Defaults are those of commands.
+	Defaults Defaults
 }
 
 // conn is a connection as vsock sockets and tests have it.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+
+	"vmm/guest-images/agent"
 )
 
 // ConfigPath is where the initial RAM disk has a Config.
@@ -28,6 +30,8 @@ type Config struct {
 	// WaitNetwork has the agent wait until there is a network to use.
 	WaitNetwork bool `json:"waitNetwork,omitempty"`
 	NoAgent     bool `json:"noAgent,omitempty"`
+	// Defaults are those of the agent's commands.
+	Defaults agent.Defaults `json:"defaults,omitzero"`
 }
 
 // Root is a file system that becomes the guest's root. What is written to it goes
@@ -35,6 +39,9 @@ type Config struct {
 type Root struct {
 	Tag  string `json:"tag,omitempty"`  // of a virtio-fs device
 	Disk string `json:"disk,omitempty"` // or a disk, such as /dev/vda, or its first partition with a system on it
+	// Image is set for a disk that is the file system of a container image (EROFS), whatever is
+	// in it. Its own /tmp and /run are the guest's.
+	Image bool `json:"image,omitempty"`
 	// Boot hands over to the init that the disk has.
 	Boot bool `json:"boot,omitempty"`
 }

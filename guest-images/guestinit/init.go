@@ -32,17 +32,18 @@ type mount struct {
 	flags                  uintptr
 	data                   string
 	moves                  bool // to another root; what is below goes with it
+	scratch                bool // a container image has its own
 }
 
 var mounts = []mount{
-	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
-	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
-	{"dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", true},
-	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666", false},
-	{"shm", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", false},
-	{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", true},
-	{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", true},
-	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false},
+	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true, false},
+	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true, false},
+	{"dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", true, false},
+	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666", false, false},
+	{"shm", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", false, false},
+	{"tmp", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", true, true},
+	{"run", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", true, true},
+	{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", false, false},
 }
 
 // deviceLinks are names in /dev that devtmpfs does not have and programs take for granted:
@@ -130,7 +131,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 			command = unix.LINUX_REBOOT_CMD_RESTART
 		}
 		ends <- command
-	}, Setup: setup}
+	}, Setup: setup, Defaults: cfg.Defaults}
 	go func() {
 		if cfg.WaitNetwork {
 			waitNetwork()

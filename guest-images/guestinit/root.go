@@ -28,9 +28,12 @@ func enterRoot(r *Root) error {
 		}
 	}
 	var err error
-	if r.Tag != "" {
+	switch {
+	case r.Tag != "":
 		err = mountShare(r.Tag, lower, unix.MS_RDONLY)
-	} else {
+	case r.Image:
+		err = mountImage(r.Disk, lower)
+	default:
 		err = mountDisk(r.Disk, lower)
 	}
 	if err != nil {
@@ -40,7 +43,7 @@ func enterRoot(r *Root) error {
 		return err
 	}
 	for _, m := range mounts {
-		if m.moves {
+		if m.moves && !(m.scratch && r.Image) {
 			to := newRoot + m.target
 			if err := os.MkdirAll(to, 0o755); err != nil {
 				return err
@@ -182,6 +185,18 @@ func ownFiles() error {
 	}
 	f.Close()
 	return unix.Mount("/etc/resolv.conf", etc+"/resolv.conf", "", unix.MS_BIND, "")
+}
+
+// mountImage mounts the file system of a container image, which need not have a system.
+func mountImage(disk, to string) error {
+	err := unix.Mount(disk, to, "erofs", unix.MS_RDONLY, "")
+	if errors.Is(err, unix.ENODEV) {
+		return errors.New("this kernel cannot read container images (CONFIG_EROFS_FS)")
+	}
+	if err != nil {
+		return fmt.Errorf("the container image on %s: %w", disk, err)
+	}
+	return nil
 }
 
 // rootTypes are the file systems that a root disk may have.

@@ -28,7 +28,7 @@ const (
 
 // runFlagNames are the flags that the table has.
 var runFlagNames = []string{"timeout", "gdb", "detach", "rm", "verbose", "interactive", "tty", "user", "cwd", "env",
-	"pcap", "profile", "result", "cold", "warm"}
+	"pcap", "profile", "result", "cold", "warm", "image", "entrypoint", "pull", "env-file", "insecure-registry"}
 
 // notInFile are flags that mean nothing in a file.
 var notInFile = []string{"config", "help"}
@@ -195,7 +195,7 @@ func configCommand() *cobra.Command {
 				return err
 			}
 			written := *s.Config
-			if err := f.complete(s); err != nil {
+			if err := f.complete(cmd.Context(), s); err != nil {
 				return err
 			}
 			if err := s.Config.Check(); err != nil {

@@ -54,7 +54,7 @@ func TestDirectory(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Chdir(c.at)
 			f, args := runWith(t, append(c.args, "--", "true")...)
-			s, err := f.session(args)
+			s, err := f.session(t.Context(), args)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func TestDirectory(t *testing.T) {
 		"both to be": {"--rw", hiddenDir, "--share", seenDir + ":" + hiddenDir},
 	} {
 		f, args := runWith(t, append(line, "--", "true")...)
-		if _, err := f.session(args); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := f.session(t.Context(), args); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", line, err, want)
 		}
 	}

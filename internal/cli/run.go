@@ -18,12 +18,13 @@ func runCommand() *cobra.Command {
 			"124 --timeout, 125 vmm could not start or failed, 2 wrong usage.",
 		Example: "  vmm run\n" +
 			"  vmm run -- make check\n" +
+			"  vmm run --image debian:12 -- cat /etc/os-release\n" +
 			"  vmm run -it\n" +
 			"  vmm run --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)\n" +
 			"  vmm run --kernel arch/x86/boot/bzImage --append 'loglevel=7' -m 2G -c 4\n" +
 			"  vmm run --kernel vmlinuz --initrd initrd.img --console boot.log --timeout 5m",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := f.session(args)
+			s, err := f.session(cmd.Context(), args)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -38,6 +39,7 @@ type runFlags struct {
 	config                               string
 	sessionFlags
 	execFlags
+	runImage          runImageFlags
 	cold, warmConsole bool
 }
 
@@ -107,6 +109,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, publishUsage)
 	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
 	f.execFlags.add(fl)
+	f.runImage.add(fl)
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
@@ -159,7 +162,7 @@ func inFlags(err error) error {
 }
 
 // session is what the flags, and a file of --config, mean for a VM that runs now.
-func (f *runFlags) session(command []string) (*session, error) {
+func (f *runFlags) session(ctx context.Context, command []string) (*session, error) {
 	s, err := f.read(command)
 	if err != nil {
 		return nil, err
@@ -170,7 +173,7 @@ func (f *runFlags) session(command []string) (*session, error) {
 	if err := checkName("--name", s.Config.Name); err != nil {
 		return nil, err
 	}
-	if err := f.complete(s); err != nil {
+	if err := f.complete(ctx, s); err != nil {
 		return nil, err
 	}
 	if err := s.Config.Check(); err != nil {
@@ -197,6 +200,11 @@ func (f *runFlags) read(command []string) (s *session, err error) {
 	if s.Config.Console, err = f.sessionFlags.fill(s, f.fl, s.Config.Console); err != nil {
 		return nil, err
 	}
+	env, err := readEnvFiles(f.runImage.envFiles)
+	if err != nil {
+		return nil, err
+	}
+	f.env = append(env, f.env...)
 	s.Exec, s.Cold, s.Warm = f.execFlags.settings(), f.cold, f.warmConsole
 	s.Named = s.Config.Name != ""
 	return s, nil
@@ -356,8 +364,13 @@ func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
 
 // complete finds out what the guest is for: commands, with the root and the directories
 // that these need, or what it boots.
-func (f *runFlags) complete(s *session) (err error) {
+func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	c := s.Config
+	if f.runImage.image != "" {
+		if err := f.runImage.apply(ctx, s, f.fl); err != nil {
+			return err
+		}
+	}
 	if s.Detach && s.Exec.TTY {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	}

@@ -41,7 +41,7 @@ type place struct {
 }
 
 // Write writes the metadata of a tree, and behind it nothing: its size, which it returns, is a
-// multiple of SegmentAlign and that of segment -1, so to speak. segments are the sizes of what
+// multiple of SegmentAlign and that of a segment before the others. segments are the sizes of what
 // follows on the device, in bytes, each a multiple of SegmentAlign. The tree is not to be
 // changed meanwhile, and is written once. ErrTooLarge is in the error for what has no room.
 func Write(w io.WriterAt, root *Inode, segments []int64) (size int64, err error) {

@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"vmm/storage"
 	"vmm/storage/erofs"
 )
 
@@ -195,29 +196,41 @@ func (i *Image) Layers() ([]Layer, error) {
 	return out, nil
 }
 
-// Segments returns the files whose contents, one behind the other, are the image's file system:
-// the metadata, which are made when they are not there, and the layers'. Each has a size that is
-// a multiple of erofs.SegmentAlign. They stay until the image is removed and its store cleaned
-// up; what is open of them then goes on.
-func (i *Image) Segments() ([]string, error) {
+// What the directory of an image's tree has.
+const (
+	metadataName = "metadata"      // of EROFS
+	listName     = "segments.json" // a storage.SegmentList: the metadata and the layers' contents
+)
+
+// Disk returns the list of the files that, one behind the other, are the image's file system:
+// an image of the format image.Segments. It is made when it is not there. The files stay until
+// the image is removed and its store cleaned up; what is open of them then goes on.
+func (i *Image) Disk() (string, error) {
 	s := i.store
-	var files []string
+	tree := s.hashed(treesDir, i.chain())
+	list := storage.SegmentList{Segments: []string{metadataName}}
 	var sizes []int64
 	for _, h := range i.Config.RootFS.DiffIDs {
-		file := s.hashed(layersDir, h) + "/" + dataName
+		file := filepath.Join(s.hashed(layersDir, h), dataName)
 		st, err := os.Stat(file)
 		if err != nil {
-			return nil, fmt.Errorf("a layer of %s is missing: pull or load it again (%w)", i.ref(), err)
+			return "", fmt.Errorf("a layer of %s is missing: pull or load it again (%w)", i.ref(), err)
 		}
-		files, sizes = append(files, file), append(sizes, st.Size())
-	}
-	tree := s.hashed(treesDir, i.chain())
-	if _, err := os.Stat(tree); errors.Is(err, fs.ErrNotExist) {
-		if err := i.writeTree(tree, sizes); err != nil {
-			return nil, fmt.Errorf("%s: %w", i.ref(), err)
+		if st.Size() == 0 { // of a layer that has no contents
+			sizes = append(sizes, 0)
+			continue
 		}
+		relative, err := filepath.Rel(tree, file)
+		if err != nil {
+			return "", err
+		}
+		list.Segments, sizes = append(list.Segments, relative), append(sizes, st.Size())
 	}
-	return append([]string{tree}, files...), nil
+	err := s.make(tree, func(dir string) error { return i.writeTree(dir, list, sizes) })
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", i.ref(), err)
+	}
+	return filepath.Join(tree, listName), nil
 }
 
 // ref is how a user knows the image.
@@ -240,21 +253,26 @@ func (i *Image) chain() v1.Hash {
 	return digestOf(b)
 }
 
-// writeTree writes the metadata of the layers put together.
-func (i *Image) writeTree(path string, sizes []int64) error {
+// writeTree writes the metadata of the layers put together, whose contents have these sizes.
+func (i *Image) writeTree(dir string, list storage.SegmentList, sizes []int64) (err error) {
 	m := newMerger(i.store.limits.Entries)
 	for n, h := range i.Config.RootFS.DiffIDs {
 		if err := m.layer(i.store.hashed(layersDir, h), n); err != nil {
 			return err
 		}
 	}
-	f, err := os.CreateTemp(i.store.dir, makingName)
+	f, err := os.Create(filepath.Join(dir, metadataName))
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, f.Close()) }()
 	size, err := erofs.Write(f, m.root, sizes)
-	if err == nil {
-		err = f.Truncate(size)
+	if err != nil {
+		return err
 	}
-	return i.store.place(f, err, path)
+	b, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), os.WriteFile(filepath.Join(dir, listName), b, 0o600))
 }

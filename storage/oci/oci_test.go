@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"maps"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +21,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"vmm/storage"
+	"vmm/storage/image"
 )
 
 // file is a file of a test's layer; its kind is told by what is set.
@@ -124,19 +126,16 @@ func newStore(t *testing.T, limits Limits) *Store {
 // fileSystem reads an image by another implementation.
 func fileSystem(t *testing.T, i *Image) fs.FS {
 	t.Helper()
-	segments, err := i.Segments()
+	list, err := i.Disk()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var device []byte
-	for _, s := range segments {
-		b, err := os.ReadFile(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		device = append(device, b...)
+	disk, err := image.Open(list, image.Options{Format: image.Segments, ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
 	}
-	img, err := oracle.Open(bytes.NewReader(device))
+	t.Cleanup(func() { disk.Close() })
+	img, err := oracle.Open(storage.ReaderAt{Disk: disk})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"vmm/guest-images/agent"
+	"vmm/internal/visible"
+	"vmm/storage/oci"
+	"vmm/vm"
+)
+
+// When a container image is pulled.
+const (
+	pullMissing = "missing" // if it is not here
+	pullAlways  = "always"
+	pullNever   = "never"
+)
+
+// runImageFlags are the flags of vmm run for a container image.
+type runImageFlags struct {
+	image      string
+	entrypoint string
+	pull       string
+	envFiles   []string
+	registry   oci.Registry
+}
+
+func (f *runImageFlags) add(fl *pflag.FlagSet) {
+	fl.StringVar(&f.image, "image", "", "a container `IMAGE` as the guest's root, such as debian:12; it is pulled if it is not here (see vmm images)")
+	fl.StringVar(&f.entrypoint, "entrypoint", "", "with --image: the `PROGRAM` to run in the place of the image's entry point")
+	fl.StringVar(&f.pull, "pull", pullMissing, "with --image: when to pull it: missing, always or never")
+	fl.StringArrayVar(&f.envFiles, "env-file", nil, "take environment variables from `FILE`, a line each as --env has them; several are possible")
+	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS")
+}
+
+// apply gives a session the image's root, and its command unless there is another.
+func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet) error {
+	c := s.Config
+	if c.Root != nil {
+		return usage("--image %s: a guest has one root, and --root or --rootfs is another", f.image)
+	}
+	i, err := f.get(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	list, err := i.Disk()
+	if err != nil {
+		return failed(err)
+	}
+	settings := i.Config.Config
+	c.Root = &vm.Root{Path: list, Image: true, Defaults: agent.Defaults{Env: settings.Env, Dir: settings.WorkingDir, User: settings.User}}
+	if c.Root.Defaults.Dir == "" {
+		c.Root.Defaults.Dir = "/"
+	}
+	s.Command = imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
+	if len(s.Command) == 0 {
+		return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)
+	}
+	return nil
+}
+
+// imageCommandLine is what runs, as docker has it: the entry point with the command of the
+// image, or with another; an entry point that is given goes without the image's command, and ""
+// is none.
+func imageCommandLine(entrypoint, command, given []string, other string, otherGiven bool) []string {
+	if otherGiven {
+		entrypoint, command = nil, nil
+		if other != "" {
+			entrypoint = []string{other}
+		}
+	}
+	if len(given) > 0 {
+		command = given
+	}
+	return append(append([]string{}, entrypoint...), command...)
+}
+
+// get finds the image, or pulls it.
+func (f *runImageFlags) get(ctx context.Context) (*oci.Image, error) {
+	store, err := openStore()
+	if err != nil {
+		return nil, err
+	}
+	switch f.pull {
+	case pullAlways:
+		return pullImage(ctx, store, f.image, f.registry, false)
+	case pullMissing, pullNever:
+	default:
+		return nil, usage("--pull %s: missing, always or never", f.pull)
+	}
+	i, err := store.Get(f.image)
+	if errors.Is(err, oci.ErrNotFound) && f.pull == pullMissing {
+		if _, bad := oci.ParseName(f.image); bad != nil {
+			return nil, bad
+		}
+		fmt.Fprintf(os.Stderr, "vmm: pulling %s\n", visible.Text(f.image))
+		return pullImage(ctx, store, f.image, f.registry, false)
+	}
+	return i, err
+}
+
+// readEnvFiles reads files of environment variables: NAME=VALUE, or NAME as it is here, a line
+// each. Empty lines, and those that begin with #, are left out.
+func readEnvFiles(files []string) (out []string, err error) {
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return nil, failed(fmt.Errorf("--env-file: %w", err))
+		}
+		for n, line := range strings.Split(string(b), "\n") {
+			line = strings.TrimLeft(strings.TrimSuffix(line, "\r"), " \t")
+			if line == "" || line[0] == '#' {
+				continue
+			}
+			if variable, _, _ := strings.Cut(line, "="); variable == "" || strings.ContainsAny(variable, " \t") {
+				return nil, usage("--env-file %s, line %d: %q is no NAME=VALUE", name, n+1, line)
+			}
+			out = append(out, line)
+		}
+	}
+	return out, nil
+}
