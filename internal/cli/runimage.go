@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmm/guest-images/agent"
-	"vmm/internal/visible"
 	"vmm/storage/oci"
 	"vmm/vm"
 )
@@ -99,7 +98,6 @@ func (f *runImageFlags) get(ctx context.Context) (*oci.Image, error) {
 		if _, bad := oci.ParseName(f.image); bad != nil {
 			return nil, bad
 		}
-		fmt.Fprintf(os.Stderr, "vmm: pulling %s\n", visible.Text(f.image))
 		return pullImage(ctx, store, f.image, f.registry, false)
 	}
 	return i, err

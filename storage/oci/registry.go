@@ -163,7 +163,7 @@ func explain(err error) error {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("the registry does not allow it: there may be no such image, or a login is needed (%w)", err)
 	case http.StatusNotFound:
-		return fmt.Errorf("the registry has no such image: %w", errors.Join(ErrNotFound, err))
+		return fmt.Errorf("the registry has %w: %w", ErrNotFound, err)
 	case http.StatusTooManyRequests:
 		return fmt.Errorf("the registry has had too many requests: wait, or log in (%w)", err)
 	}

@@ -1,0 +1,207 @@
+package tests
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	guestimages "vmm/guest-images"
+)
+
+// layerFile is a file of a layer.
+type layerFile struct {
+	tar.Header
+	body string
+}
+
+// imageLayer makes a layer.
+func imageLayer(t *testing.T, files ...layerFile) v1.Layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		f.Format, f.Size = tar.FormatPAX, int64(len(f.body))
+		if err := w.WriteHeader(&f.Header); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, f.body)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil },
+		tarball.WithMediaType(types.OCILayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+// containerImage makes an image with a configuration.
+func containerImage(t *testing.T, c v1.Config, layers ...v1.Layer) v1.Image {
+	t.Helper()
+	image, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := image.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = file.DeepCopy()
+	file.OS, file.Architecture, file.Config = "linux", "amd64", c
+	if image, err = mutate.ConfigFile(image, file); err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// baseLayer has busybox under the names of what the tests run.
+func baseLayer(t *testing.T) v1.Layer {
+	t.Helper()
+	busybox, err := (&guestimages.Builder{Log: os.Stderr}).Busybox(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []layerFile{
+		{tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}, ""},
+		{tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, string(busybox)},
+		{tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, "root:x:0:0::/root:/bin/sh\njoe:x:1001:1002::/home/joe:/bin/sh\n"},
+		{tar.Header{Name: "etc/gone", Typeflag: tar.TypeReg, Mode: 0o644}, "of the base\n"},
+		{tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, ""},
+		{tar.Header{Name: "tmp/kept", Typeflag: tar.TypeReg, Mode: 0o644}, "of the image\n"},
+		{tar.Header{Name: "lower/old", Typeflag: tar.TypeReg, Mode: 0o600}, "old\n"},
+		{tar.Header{Name: "large", Typeflag: tar.TypeReg, Mode: 0o644}, strings.Repeat("0123456789abcdef", 300000)},
+	}
+	for _, n := range []string{"sh", "cat", "id", "env", "ls", "stat", "find", "sort", "pwd", "sha256sum", "sleep", "grep", "mount", "hostname"} {
+		files = append(files, layerFile{tar.Header{Name: "bin/" + n, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, ""})
+	}
+	return imageLayer(t, files...)
+}
+
+// imageChecks is what the image of TestContainerImage runs, and imageSays what it prints.
+const (
+	imageChecks = `id -u; id -g; pwd; echo $GREETING $EXTRA $HOME; cat /tmp/kept; ls /etc/gone /lower /work
+stat -c '%A %u:%g %h %n' /app/tool /app/same /dev/null /app/device; cat /app/same; ls /app; sha256sum /large; mount | grep -c ' / type overlay'
+echo written >/tmp/new && cat /tmp/new; hostname; cat /etc/hosts | grep -c localhost; exit 7`
+	imageSays = `1001
+1002
+/work/dir
+hi more /home/joe
+of the image
+ls: /etc/gone: No such file or directory
+/lower:
+new
+
+/work:
+dir
+-rwsr-xr-x 5:6 2 /app/tool
+-rwsr-xr-x 5:6 2 /app/same
+crw-rw-rw- 0:0 1 /dev/null
+crw-r--r-- 0:0 1 /app/device
+tool
+device
+na` + "\xff" + `me
+same
+tool
+`
+)
+
+// TestContainerImage pulls images with layers in common from a registry, and runs them.
+func TestContainerImage(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	base := baseLayer(t)
+	app := containerImage(t, v1.Config{Entrypoint: []string{"/bin/sh", "-c"}, Cmd: []string{imageChecks}, Env: []string{"PATH=/bin", "GREETING=hi"}, User: "joe", WorkingDir: "/work/dir"},
+		base, imageLayer(t,
+			layerFile{tar.Header{Name: "etc/.wh.gone", Typeflag: tar.TypeReg}, ""},
+			layerFile{tar.Header{Name: "lower/.wh..wh..opq", Typeflag: tar.TypeReg}, ""},
+			layerFile{tar.Header{Name: "lower/new", Typeflag: tar.TypeReg, Mode: 0o644}, "new\n"},
+			layerFile{tar.Header{Name: "app/tool", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 5, Gid: 6}, "tool\n"},
+			layerFile{tar.Header{Name: "app/device", Typeflag: tar.TypeChar, Mode: 0o644, Devmajor: 1, Devminor: 3}, ""},
+			layerFile{tar.Header{Name: "app/na\xffme", Typeflag: tar.TypeReg, Mode: 0o644}, ""}),
+		imageLayer(t, layerFile{tar.Header{Name: "app/same", Typeflag: tar.TypeLink, Linkname: "app/tool"}, ""}))
+	for ref, image := range map[string]v1.Image{"team/app:1": app, "base": containerImage(t, v1.Config{}, base)} {
+		r, err := name.ParseReference(host + "/" + ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Write(r, image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, status := vmm(t, "pull", host+"/base"); status != 0 || !strings.Contains(out, host+"/base:latest  sha256:") {
+		t.Fatalf("pull: status %d\n%s", status, out)
+	}
+	out, errs, status := inDir(t, t.TempDir(), nil, "run", "--image", host+"/team/app:1", "-e", "EXTRA=more", "--timeout", bootLimit)
+	if status != 7 || !strings.HasPrefix(out+errs, imageSays[:10]) || !strings.Contains(errs, "already here") {
+		t.Errorf("run: status %d\n%s\n%s", status, out, errs)
+	}
+	for _, want := range strings.Split(strings.TrimSpace(imageSays), "\n") {
+		if !strings.Contains(out+errs, want+"\n") {
+			t.Errorf("run: no %q in\n%s\n%s", want, out, errs)
+		}
+	}
+	if !strings.Contains(out, largeSum(t)) {
+		t.Errorf("run: the contents of /large are others:\n%s", out)
+	}
+	if out, status := vmm(t, "images", "--tree"); status != 0 || !strings.Contains(out, "also in "+host+"/base:latest") {
+		t.Errorf("images --tree: status %d\n%s", status, out)
+	}
+	t.Run("in the background", func(t *testing.T) {
+		if out, status := vmm(t, "run", "-d", "--name", "contained", "--image", host+"/team/app:1", "--entrypoint", "/bin/sleep", "--", "100000"); status != 0 {
+			t.Fatalf("run -d: status %d\n%s", status, out)
+		}
+		defer vmm(t, "rm", "-f", "contained")
+		if out, status := vmm(t, "exec", "contained", "/bin/sh", "-c", "id -u; pwd; echo $GREETING; ls /tmp"); status != 0 || out != "1001\n/work/dir\nhi\nkept\n" {
+			t.Errorf("exec: status %d\n%s", status, out)
+		}
+		if out, status := vmm(t, "exec", "-u", "0", "-w", "/", "contained", "nothing"); status != 127 {
+			t.Errorf("exec of nothing: status %d\n%s", status, out)
+		}
+		if out, status := vmm(t, "rmi", host+"/team/app:1"); status != 0 { // a VM that runs keeps what it has
+			t.Errorf("rmi: status %d\n%s", status, out)
+		}
+		if out, status := vmm(t, "exec", "contained", "/bin/sha256sum", "/large"); status != 0 || !strings.Contains(out, largeSum(t)) {
+			t.Errorf("exec after rmi: status %d\n%s", status, out)
+		}
+	})
+	wantRefusals(t, []refusal{
+		{"run --image " + host + "/base", 2, "says no command"},
+		{"run --image " + host + "/none -- /bin/true", 125, "no such image"},
+		{"run --image " + host + "/none --pull never -- /bin/true", 125, "no such image"},
+		{"run --image " + host + "/base --root / -- /bin/true", 2, "a guest has one root"},
+		{"run --image Not:a:name -- /bin/true", 125, "is no name of an image"},
+		{"rmi none", 125, "no such image"},
+	})
+}
+
+// largeSum is the digest of /large.
+func largeSum(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(path, []byte(strings.Repeat("0123456789abcdef", 300000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(must(t, "sha256sum", path))[0]
+}
