@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"vmm/bootloader"
-	"vmm/guest-images/agent"
 	"vmm/internal/paths"
 	"vmm/internal/vmname"
 	"vmm/machine"
@@ -89,24 +88,39 @@ type Boot struct {
 // DefaultKernel is Boot.Kernel for the default guest's, whatever the disks boot.
 const DefaultKernel = "default"
 
-// Root is a root for the guest. What the guest writes to it goes with the VM.
+// Root is a root for the guest. What the guest writes to it goes with the VM, unless an
+// Image says otherwise.
 type Root struct {
 	// Path is a directory, a tar archive, or (unless Boot is set) a disk image.
-	Path string `json:"path"`
+	Path string `json:"path,omitempty"`
+	// Image is a container image in the place of Path, for commands.
+	Image *ImageRoot `json:"image,omitempty"`
 	// Boot hands the guest over to the init that Path has. Without it the guest is
 	// there for commands: its agent runs them, and it ends when it has none.
 	Boot bool `json:"boot,omitempty"`
-	// Image says that Path is a list of files that are the file system of a container image
-	// together (see package oci, Image.Disk), which other VMs may have too. It is for commands.
-	Image bool `json:"image,omitempty"`
-	// Defaults are what commands have that do not say otherwise.
-	Defaults agent.Defaults `json:"defaults,omitzero"`
 }
 
 // IsDir reports whether Path is a directory now, which is shared with the guest and not a disk.
 func (r *Root) IsDir() bool {
 	st, err := os.Stat(r.Path)
 	return err == nil && st.IsDir()
+}
+
+// check finds what is wrong with a root by itself; nil is one that the guest brings.
+func (r *Root) check() error {
+	switch {
+	case r == nil:
+		return nil
+	case r.Image == nil && r.Path == "":
+		return wrong("Root", "no path")
+	case r.Image == nil:
+		return nil
+	case r.Path != "":
+		return wrong("Root", "%s and the image %s: a guest has one root", r.Path, r.Image.Name)
+	case r.Boot:
+		return wrong("Root.Boot", "the image %s is for commands", r.Image.Name)
+	}
+	return r.Image.check()
 }
 
 // Disk is a virtio-blk disk.
@@ -271,12 +285,9 @@ func (c *Config) check() error {
 		return wrong("ConsoleDevice", "%q: serial or virtio", c.ConsoleDevice)
 	case c.Commands() && c.NoAgent:
 		return wrong("NoAgent", "a command needs the agent")
-	case c.Root != nil && c.Root.Path == "":
-		return wrong("Root", "no path")
-	case c.Root != nil && c.Root.Boot && (c.Root.Image || c.Root.Defaults.Dir != ""):
-		return wrong("Root.Boot", "a container image is for commands")
-	case c.Root != nil && c.Root.Defaults.Dir != "" && !path.IsAbs(c.Root.Defaults.Dir):
-		return wrong("Root", "the directory of commands, %q: not an absolute path", c.Root.Defaults.Dir)
+	}
+	if err := c.Root.check(); err != nil {
+		return err
 	}
 	for i := range c.Disks {
 		if err := c.Disks[i].check(); err != nil {

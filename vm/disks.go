@@ -59,14 +59,20 @@ func openDisks(ctx context.Context, c *Config) (_ *diskSet, err error) {
 			s.close()
 		}
 	}()
-	if c.Root != nil && c.Root.Boot {
+	if c.Root != nil && c.Root.Image != nil {
+		if d := c.Root.Image.Disk; d != nil {
+			if err := s.open(*d); err != nil {
+				return nil, of("Root.Image.Disk", err)
+			}
+		}
+	} else if c.Root != nil && c.Root.Boot {
 		root, err := rootDisk(ctx, c.Root.Path)
 		if err != nil {
 			return nil, of("Root.Boot", err)
 		}
 		s.add(Disk{Serial: "rootfs"}, root)
 	} else if c.Root != nil && !c.Root.IsDir() {
-		root, err := openRoot(ctx, c.Root)
+		root, err := openRoot(ctx, c.Root.Path)
 		if err != nil {
 			return nil, of("Root", err)
 		}
@@ -141,17 +147,14 @@ func rootDisk(ctx context.Context, source string) (*image.Image, error) {
 
 // openRoot opens the root of a guest that runs commands: an image, whose changes are
 // not kept, or a tar archive.
-func openRoot(ctx context.Context, r *Root) (*image.Image, error) {
-	if r.Image {
-		return image.Open(r.Path, image.Options{Format: image.Segments, ReadOnly: true})
-	}
-	if tar, err := rootfs.IsTar(r.Path); err != nil || tar {
+func openRoot(ctx context.Context, path string) (*image.Image, error) {
+	if tar, err := rootfs.IsTar(path); err != nil || tar {
 		if err != nil {
 			return nil, err
 		}
-		return rootDisk(ctx, r.Path)
+		return rootDisk(ctx, path)
 	}
-	return image.Open(r.Path, image.Options{ReadOnly: true})
+	return image.Open(path, image.Options{ReadOnly: true})
 }
 
 // temporary reports whether what the guest writes goes with the VM.

@@ -196,11 +196,13 @@ var ownDirs = []string{"dev", "proc", "run", "sys", "tmp"}
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	s := &shares{hide: paths.Names(c.Hide)}
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
-	if c.Commands() {
+	if c.Commands() && c.Root.Image != nil {
+		s.config.Root = c.Root.Image.guestRoot()
+	} else if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {
 			return s, of("Root", err)
 		}
-		if s.config.Root = (&guestinit.Root{Disk: rootDevice, Image: c.Root.Image}); c.Root.IsDir() {
+		if s.config.Root = (&guestinit.Root{Disk: rootDevice}); c.Root.IsDir() {
 			o := options
 			o.ReadOnly, o.Static, o.System, o.Hide = true, true, true, ownDirs
 			if err := s.add(rootTag, c.Root.Path, o, log); err != nil {

@@ -260,7 +260,7 @@ func (v *VM) collect(f *machine.Frozen, w *snapshot.Writer, o *SnapshotOptions, 
 // describe returns how the VM is made again. Its disks follow.
 func (v *VM) describe() *saved {
 	c := v.cfg
-	c.Disks, c.Shares, c.Console = nil, nil, Endpoint{}
+	c.Disks, c.Shares, c.Console, c.Root = nil, nil, Endpoint{}, c.Root.describe()
 	if v.kernel.image != "" { // what has booted, where the Config left that open
 		c.Boot.Kernel = v.kernel.image
 	}
@@ -270,7 +270,7 @@ func (v *VM) describe() *saved {
 		to := &c.Ports[i].To
 		to.File, to.Socket = absolute(to.File), absolute(to.Socket)
 	}
-	s := &saved{Version: savedVersion, Config: c, Shares: v.shares.saved, CID: v.guest.device.CID(),
+	s := &saved{Version: savedVersion, Config: c, Segments: v.image.segments(), Shares: v.shares.saved, CID: v.guest.device.CID(),
 		Agent: !c.NoAgent && v.guest.greeted()}
 	for _, n := range v.nets.nics {
 		nic := savedNIC{MAC: n.device.MAC()}

@@ -27,13 +27,15 @@ import (
 
 // saved is how a saved VM is made again: all but its state and memory.
 type saved struct {
-	Version int          `json:"version"` // savedVersion
-	Config  Config       `json:"config"`  // without its disks and shares
-	Disks   []savedDisk  `json:"disks,omitempty"`
-	NICs    []savedNIC   `json:"nics,omitempty"`
-	Shares  []savedShare `json:"shares,omitempty"`
-	CID     uint64       `json:"cid"`
-	Agent   bool         `json:"agent"` // the guest's agent answered
+	Version int         `json:"version"` // savedVersion
+	Config  Config      `json:"config"`  // without its disks and shares
+	Disks   []savedDisk `json:"disks,omitempty"`
+	// Segments are those of Config.Root.Image.
+	Segments []savedDisk  `json:"segments,omitempty"`
+	NICs     []savedNIC   `json:"nics,omitempty"`
+	Shares   []savedShare `json:"shares,omitempty"`
+	CID      uint64       `json:"cid"`
+	Agent    bool         `json:"agent"` // the guest's agent answered
 }
 
 // savedVersion is saved.Version. Version 1 had no such field, and the text of flags.

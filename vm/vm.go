@@ -64,6 +64,7 @@ type VM struct {
 	machine *machine.Machine
 	devices []virtio.Device // that were made for a machine which is not there yet
 	disks   *diskSet
+	image   *imageDisk // of a container image
 	console *console
 	shares  *shares
 	ports   *ports
@@ -203,6 +204,13 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var segments []savedDisk
+	if saved && !r.moved {
+		segments = r.vm.Segments
+	}
+	if v.image, err = openImage(v.cfg.Root, segments); err != nil {
+		return nil, r.explain(err)
+	}
 	if saved {
 		v.shares, err = restoreShares(r.vm.Shares, v.opts.log)
 	} else if v.shares, err = openShares(&v.cfg, v.kernel.modules, v.opts.log); err == nil {
@@ -240,13 +248,21 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	return cfg, err
 }
 
-// makeDevices makes the virtio devices: the disks, in their order, come first.
+// makeDevices makes the virtio devices: the disks, in their order, come first, and before
+// them the image that the root is made of.
 func (v *VM) makeDevices() error {
 	if v.cfg.OnNoSpace == Pause {
 		v.space = &spaceWatch{log: v.opts.log}
 	}
+	if v.image != nil {
+		d, err := v.image.makeDevice(v.cfg.CPUs, v.opts.log)
+		if err != nil {
+			return err
+		}
+		v.devices = append(v.devices, d)
+	}
 	list, err := v.disks.devices(v.cfg.CPUs, v.space, v.opts.log)
-	if v.devices = append(list, rng.New()); err != nil {
+	if v.devices = append(append(v.devices, list...), rng.New()); err != nil {
 		return err
 	}
 	if v.ports.device != nil {
@@ -350,7 +366,7 @@ func (v *VM) release() error {
 	v.ports.close()
 	v.console.close()
 	v.disks.close()
-	errs = append(errs, v.shares.close())
+	errs = append(errs, v.image.close(), v.shares.close())
 	v.from.refuse(nil)
 	errs = append(errs, v.from.close())
 	return errors.Join(errs...)

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,11 +43,7 @@ const idle = 200 * time.Millisecond
 
 // exec runs a command with its streams on the link.
 func (s *Server) exec(l *Link, e *Exec) Exit {
-	e, err := s.Defaults.complete(e)
-	if err != nil {
-		return cannotStart(err)
-	}
-	c, err := command(e)
+	c, err := s.command(e)
 	if err != nil {
 		return cannotStart(err)
 	}
@@ -112,31 +107,22 @@ func exitOf(p *os.ProcessState, err error) Exit {
 	return Exit{Status: w.ExitStatus()}
 }
 
-// complete gives a command what it does not say.
-func (d *Defaults) complete(e *Exec) (*Exec, error) {
-	out := *e
-	out.Env = append(slices.Clone(d.Env), e.Env...)
-	if out.User == "" {
-		out.User = d.User
-	}
-	if out.Dir != "" || d.Dir == "" {
-		return &out, nil
-	}
-	out.Dir = d.Dir
-	return &out, os.MkdirAll(d.Dir, 0o755)
-}
-
 // command prepares what a request wants.
-func command(e *Exec) (*exec.Cmd, error) {
+func (s *Server) command(e *Exec) (*exec.Cmd, error) {
 	if len(e.Argv) == 0 || e.Argv[0] == "" {
 		return nil, errors.New("no command")
 	}
+	e = s.Container.complete(e)
 	u, err := findUser(e.User)
 	if err != nil {
 		return nil, err
 	}
 	c := &exec.Cmd{Args: e.Argv, Dir: e.Dir}
-	c.Env = append(c.Env, "PATH="+Path, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name, "SHELL="+u.shell)
+	if s.Container != nil {
+		c.Env = s.Container.environment(u.inContainer(e.User))
+	} else {
+		c.Env = []string{"PATH=" + Path, "HOME=" + u.home, "USER=" + u.name, "LOGNAME=" + u.name, "SHELL=" + u.shell}
+	}
 	if e.TTY {
 		c.Env = append(c.Env, "TERM=xterm")
 	}
@@ -153,7 +139,9 @@ func command(e *Exec) (*exec.Cmd, error) {
 	if c.Path, err = lookPath(e.Argv[0], c.Dir, c.Env); err != nil {
 		return nil, err
 	}
-	c.Env = append([]string{"PWD=" + c.Dir}, c.Env...) // which may be a link that others do not see
+	if s.Container == nil {
+		c.Env = append([]string{"PWD=" + c.Dir}, c.Env...) // which may be a link that others do not see
+	}
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: e.TTY}
 	if e.User != "" {
 		c.SysProcAttr.Credential = &u.credential
@@ -210,6 +198,7 @@ func executable(name, path string) error {
 type account struct {
 	name, home, shell string
 	credential        syscall.Credential
+	known             bool // it is in /etc/passwd
 }
 
 // findUser finds USER or UID, with :GROUP or :GID.
@@ -220,19 +209,21 @@ func findUser(spec string) (*account, error) {
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
-		if u, err = user.LookupId(name); err != nil {
-			n, bad := strconv.ParseUint(name, 10, 32)
-			switch {
-			case bad == nil: // one without a name can run things too
-				u = &user.User{Uid: name, Gid: strconv.FormatUint(n, 10), Username: name, HomeDir: "/"}
-			case name == "root": // a guest without /etc/passwd
-				u = &user.User{Uid: "0", Gid: "0", Username: name, HomeDir: "/root"}
-			default:
-				return nil, fmt.Errorf("the guest has no user %q", name)
-			}
+		u, err = user.LookupId(name)
+	}
+	known := err == nil
+	if !known {
+		n, bad := strconv.ParseUint(name, 10, 32)
+		switch {
+		case bad == nil: // one without a name can run things too
+			u = &user.User{Uid: name, Gid: strconv.FormatUint(n, 10), Username: name, HomeDir: "/"}
+		case name == "root": // a guest without /etc/passwd
+			u = &user.User{Uid: "0", Gid: "0", Username: name, HomeDir: "/root"}
+		default:
+			return nil, fmt.Errorf("the guest has no user %q", name)
 		}
 	}
-	a := &account{name: u.Username, home: u.HomeDir, shell: loginShell(u.Username)}
+	a := &account{name: u.Username, home: u.HomeDir, shell: loginShell(u.Username), known: known}
 	id := func(s string) uint32 {
 		n, _ := strconv.ParseUint(s, 10, 32)
 		return uint32(n)

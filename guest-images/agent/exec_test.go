@@ -70,7 +70,7 @@ func TestDirectoryOfAnother(t *testing.T) {
 		{"", closed, ""},
 	} {
 		e := &Exec{Argv: []string{"/bin/true"}, User: c.user, Dir: c.dir}
-		cmd, err := command(e)
+		cmd, err := (&Server{}).command(e)
 		if err != nil {
 			t.Fatal(err)
 		}

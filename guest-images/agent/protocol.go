@@ -111,13 +111,6 @@ type Exec struct {
 	Cols uint16   `json:"cols,omitempty"`
 }
 
-// Defaults are what commands have that do not say otherwise.
-type Defaults struct {
-	Env  []string `json:"env,omitempty"`  // NAME=VALUE; that of a command wins
-	Dir  string   `json:"dir,omitempty"`  // absolute; made, if it is not there
-	User string   `json:"user,omitempty"` // as in Exec
-}
-
 // Exit is how a command ended.
 type Exit struct {
 	Status int    `json:"status"`           // as a shell has it: 128 and more after a signal, 126 and 127 if it could not start

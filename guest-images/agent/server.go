@@ -21,8 +21,9 @@ type Server struct {
 	Shutdown func(reboot bool)
 	// Setup does the part of a Setup that is the init's; nil has none.
 	Setup func(*Setup) error
-	// Defaults are those of commands.
-	Defaults Defaults
+	// Container are the defaults of a guest whose root is a container image. Nil is one that
+	// has users of its own: a command's environment is that of a login.
+	Container *Defaults
 }
 
 // conn is a connection as vsock sockets and tests have it.

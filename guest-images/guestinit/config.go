@@ -30,8 +30,6 @@ type Config struct {
 	// WaitNetwork has the agent wait until there is a network to use.
 	WaitNetwork bool `json:"waitNetwork,omitempty"`
 	NoAgent     bool `json:"noAgent,omitempty"`
-	// Defaults are those of the agent's commands.
-	Defaults agent.Defaults `json:"defaults,omitzero"`
 }
 
 // Root is a file system that becomes the guest's root. What is written to it goes
@@ -39,11 +37,29 @@ type Config struct {
 type Root struct {
 	Tag  string `json:"tag,omitempty"`  // of a virtio-fs device
 	Disk string `json:"disk,omitempty"` // or a disk, such as /dev/vda, or its first partition with a system on it
-	// Image is set for a disk that is the file system of a container image (EROFS), whatever is
-	// in it. Its own /tmp and /run are the guest's.
-	Image bool `json:"image,omitempty"`
 	// Boot hands over to the init that the disk has.
 	Boot bool `json:"boot,omitempty"`
+	// Image says that the disk is the EROFS file system of a container image.
+	Image *Image `json:"image,omitempty"`
+}
+
+// Image is what the root of a container image has beside its files.
+type Image struct {
+	// Upper is a disk with an ext4 file system for what is written, in the place of the
+	// guest's memory.
+	Upper string `json:"upper,omitempty"`
+	// ReadOnly lets nobody write to the root, once what is mounted in it is.
+	ReadOnly bool     `json:"readOnly,omitempty"`
+	Tmpfs    []Tmpfs  `json:"tmpfs,omitempty"`
+	Hosts    []string `json:"hosts,omitempty"` // lines of /etc/hosts
+	// Defaults are what its commands have that say nothing else.
+	Defaults agent.Defaults `json:"defaults,omitzero"`
+}
+
+// Tmpfs is a file system in the guest's memory.
+type Tmpfs struct {
+	Guest   string `json:"guest"`             // absolute; made, if it is not there
+	Options string `json:"options,omitempty"` // of mount(8), such as size=64m,mode=1777
 }
 
 // Mount is a directory of the host in the guest.

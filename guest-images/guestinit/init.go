@@ -32,7 +32,7 @@ type mount struct {
 	flags                  uintptr
 	data                   string
 	moves                  bool // to another root; what is below goes with it
-	scratch                bool // a container image has its own
+	scratch                bool // of the default guest's, where a container image has files of its own
 }
 
 var mounts = []mount{
@@ -122,6 +122,9 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if err := mountAll(cfg.Mounts); err != nil {
 		return err
 	}
+	if err := protectRoot(); err != nil {
+		return err
+	}
 	if cfg.NoAgent {
 		return nil
 	}
@@ -131,7 +134,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 			command = unix.LINUX_REBOOT_CMD_RESTART
 		}
 		ends <- command
-	}, Setup: setup, Defaults: cfg.Defaults}
+	}, Setup: setup, Container: container(cfg)}
 	go func() {
 		if cfg.WaitNetwork {
 			waitNetwork()
@@ -170,7 +173,10 @@ func setup(s *agent.Setup) error {
 		var st unix.Statx_t // what is hidden by a mount is not seen, and does not count
 		unix.Statx(unix.AT_FDCWD, "/"+dir, unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
 	}
-	return mountAll(c.Mounts)
+	if err := allowRoot(); err != nil { // where directories are to be mounted
+		return err
+	}
+	return errors.Join(mountAll(c.Mounts), protectRoot())
 }
 
 func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "init: "+format+"\n", args...) }

@@ -19,13 +19,10 @@ func mountAll(list []Mount) error {
 		return nil
 	}
 	list = fromTop(list)
-	if err := os.MkdirAll(workDir, 0o755); err != nil {
-		return err
-	}
 	// One of them may hide the working directory, which is found all the same.
-	open, err := unix.Open(workDir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	open, err := openWorkDir()
 	if err != nil {
-		return fmt.Errorf("%s: %w", workDir, err)
+		return err
 	}
 	defer unix.Close(open)
 	work := fmt.Sprintf("/proc/self/fd/%d", open)
@@ -136,8 +133,6 @@ func mountShare(tag, to string, flags uintptr) error {
 // working directory.
 func mountOverlay(work, from, to, name string) error {
 	memory := filepath.Join(work, memory)
-	base := filepath.Join(memory, name)
-	upper, atWork := filepath.Join(base, "upper"), filepath.Join(base, "work")
 	if err := os.MkdirAll(memory, 0o755); err != nil {
 		return err
 	}
@@ -147,6 +142,12 @@ func mountOverlay(work, from, to, name string) error {
 			return fmt.Errorf("memory for an overlay: %w (CONFIG_TMPFS)", err)
 		}
 	}
+	return overlay(from, to, filepath.Join(memory, name))
+}
+
+// overlay mounts a directory so that what is written goes to another one.
+func overlay(from, to, writable string) error {
+	upper, atWork := filepath.Join(writable, "upper"), filepath.Join(writable, "work")
 	for _, d := range []string{upper, atWork} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err

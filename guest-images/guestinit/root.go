@@ -29,21 +29,23 @@ func enterRoot(r *Root) error {
 	}
 	var err error
 	switch {
+	case r.Image != nil:
+		err = mountImage(r)
 	case r.Tag != "":
 		err = mountShare(r.Tag, lower, unix.MS_RDONLY)
-	case r.Image:
-		err = mountImage(r.Disk, lower)
 	default:
 		err = mountDisk(r.Disk, lower)
 	}
 	if err != nil {
 		return err
 	}
-	if err := mountOverlay(workDir, lower, newRoot, "root"); err != nil {
-		return err
+	if r.Image == nil || r.Image.Upper == "" {
+		if err := mountOverlay(workDir, lower, newRoot, "root"); err != nil {
+			return err
+		}
 	}
 	for _, m := range mounts {
-		if m.moves && !(m.scratch && r.Image) {
+		if r.takes(&m) {
 			to := newRoot + m.target
 			if err := os.MkdirAll(to, 0o755); err != nil {
 				return err
@@ -53,8 +55,14 @@ func enterRoot(r *Root) error {
 			}
 		}
 	}
-	if err := ownFiles(); err != nil {
+	if err := ownFiles(r); err != nil {
 		warn("%v", err)
+	}
+	if r.Image != nil {
+		if err := r.Image.complete(); err != nil {
+			return err
+		}
+		return switchRoot()
 	}
 	// The host's user may not look into the home of the host's root, which the
 	// guest's root would have. Its entries are not read: the guest would keep them.
@@ -122,7 +130,7 @@ func renewRoot(r *Root) error {
 		return err
 	}
 	for _, m := range mounts {
-		if m.moves {
+		if r.takes(&m) {
 			if err := unix.Mount(m.target, "."+m.target, "", unix.MS_MOVE, ""); err != nil {
 				return fmt.Errorf("moving %s: %w", m.target, err)
 			}
@@ -165,13 +173,18 @@ func switchRoot() error {
 
 // ownFiles puts into the root what this guest has of its own: its names, and the
 // name servers that the DHCP client, which stays in the old root, finds.
-func ownFiles() error {
+func ownFiles(r *Root) error {
 	etc := newRoot + "/etc"
 	if err := os.MkdirAll(etc, 0o755); err != nil {
 		return err
 	}
 	name, _ := os.Hostname()
 	hosts := fmt.Sprintf("127.0.0.1 localhost %s\n::1 localhost\n", name)
+	if r.Image != nil {
+		for _, line := range r.Image.Hosts {
+			hosts += line + "\n"
+		}
+	}
 	for file, content := range map[string]string{"hostname": name + "\n", "hosts": hosts, "resolv.conf": ""} {
 		path := filepath.Join(etc, file)
 		os.Remove(path) // it may be a link into what is not there
@@ -185,18 +198,6 @@ func ownFiles() error {
 	}
 	f.Close()
 	return unix.Mount("/etc/resolv.conf", etc+"/resolv.conf", "", unix.MS_BIND, "")
-}
-
-// mountImage mounts the file system of a container image, which need not have a system.
-func mountImage(disk, to string) error {
-	err := unix.Mount(disk, to, "erofs", unix.MS_RDONLY, "")
-	if errors.Is(err, unix.ENODEV) {
-		return errors.New("this kernel cannot read container images (CONFIG_EROFS_FS)")
-	}
-	if err != nil {
-		return fmt.Errorf("the container image on %s: %w", disk, err)
-	}
-	return nil
 }
 
 // rootTypes are the file systems that a root disk may have.

@@ -410,7 +410,11 @@ func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 func (s *session) completeSandbox() error {
 	c := s.Config
 	root := vm.Root{Path: "/"}
-	if c.Root != nil {
+	switch {
+	case c.Root == nil:
+	case c.Root.Image != nil:
+		root = *c.Root
+	default:
 		st, err := os.Stat(c.Root.Path)
 		if root = *c.Root; err == nil && st.IsDir() {
 			root.Path, err = paths.Real(root.Path)

@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vmm/guest-images/agent"
 	"vmm/storage/oci"
 	"vmm/vm"
+	"vmm/vm/spec"
 )
 
 // When a container image is pulled.
@@ -27,6 +27,9 @@ type runImageFlags struct {
 	entrypoint string
 	pull       string
 	envFiles   []string
+	readOnly   bool
+	tmpfs      []string
+	hosts      []string
 	registry   oci.Registry
 }
 
@@ -35,6 +38,9 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "with --image: the `PROGRAM` to run in the place of the image's entry point")
 	fl.StringVar(&f.pull, "pull", pullMissing, "with --image: when to pull it: missing, always or never")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "take environment variables from `FILE`, a line each as --env has them; several are possible")
+	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
+	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "with --image: a file system in the guest's memory at `PATH[:OPTIONS]`, such as /run:size=64m; several are possible")
+	fl.StringArrayVar(&f.hosts, "add-host", nil, "with --image: a name in the guest's /etc/hosts: `NAME:ADDRESS`; several are possible")
 	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS")
 }
 
@@ -48,15 +54,16 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	if err != nil {
 		return failed(err)
 	}
-	list, err := i.Disk()
-	if err != nil {
+	settings := i.Config.Config
+	root := &vm.ImageRoot{Name: f.image, ReadOnly: f.readOnly, Defaults: vm.Defaults{Env: settings.Env, Dir: settings.WorkingDir, User: settings.User}}
+	if root.Segments, err = i.Segments(); err != nil {
 		return failed(err)
 	}
-	settings := i.Config.Config
-	c.Root = &vm.Root{Path: list, Image: true, Defaults: agent.Defaults{Env: settings.Env, Dir: settings.WorkingDir, User: settings.User}}
-	if c.Root.Defaults.Dir == "" {
-		c.Root.Defaults.Dir = "/"
+	err = errors.Join(parse("tmpfs", f.tmpfs, spec.Tmpfs, &root.Tmpfs), parse("add-host", f.hosts, spec.HostName, &root.Hosts))
+	if err != nil {
+		return err
 	}
+	c.Root = &vm.Root{Image: root}
 	s.Command = imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
 	if len(s.Command) == 0 {
 		return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)

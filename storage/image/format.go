@@ -68,7 +68,7 @@ func foreignFormats() (list []string) {
 // format checks a format, or finds out. The error may be a *ForeignFormatError.
 func format(f *storage.File, given string) (string, error) {
 	switch {
-	case given == Raw, given == Qcow2, given == Segments:
+	case given == Raw, given == Qcow2:
 		return given, nil
 	case slices.Contains(foreignFormats(), given):
 		return "", &ForeignFormatError{f.Name(), given}

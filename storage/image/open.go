@@ -20,11 +20,7 @@ const (
 	Qcow2 = "qcow2"
 )
 
-// Segments is the format of a list of files that are a disk together (storage.Segments). It is
-// never found out: a guest could have written the list.
-const Segments = "segments"
-
-// Formats lists those that can be found out.
+// Formats lists them all.
 var Formats = []string{Raw, Qcow2}
 
 // maxDepth bounds a backing chain.
@@ -32,7 +28,7 @@ const maxDepth = 64
 
 // Options say how to open an image. The zero values are good.
 type Options struct {
-	Format   string // one of Formats, or Segments; "" finds out
+	Format   string // one of Formats; "" finds out
 	ReadOnly bool
 	Cache    storage.Cache // storage.Writeback if empty
 	// Ephemeral keeps all changes in a temporary file, which is gone with the
@@ -100,15 +96,7 @@ func (h *Held) open(path string, o Options, overlays []*storage.File) (_ *Image,
 			return nil, err
 		}
 	}
-	switch i.Format {
-	case Segments:
-		s, err := storage.NewSegments(f)
-		if err != nil {
-			return nil, err
-		}
-		i.Disk = s
-		return i, nil
-	case Raw:
+	if i.Format == Raw {
 		i.Disk = storage.NewRaw(f, o.Format == "")
 		return i, nil
 	}

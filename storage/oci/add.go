@@ -48,7 +48,7 @@ func (s *Store) add(ctx context.Context, from source, whole string, progress Pro
 		if image, err = s.open(d); err != nil {
 			return err
 		}
-		if _, err := image.Disk(); err != nil { // layers may not fit upon each other
+		if _, err := image.Segments(); err != nil { // layers may not fit upon each other
 			return err
 		}
 		return s.setName(ctx, whole, d)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +15,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"vmm/storage"
 	"vmm/storage/erofs"
 )
 
@@ -196,41 +196,31 @@ func (i *Image) Layers() ([]Layer, error) {
 	return out, nil
 }
 
-// What the directory of an image's tree has.
-const (
-	metadataName = "metadata"      // of EROFS
-	listName     = "segments.json" // a storage.SegmentList: the metadata and the layers' contents
-)
-
-// Disk returns the list of the files that, one behind the other, are the image's file system:
-// an image of the format image.Segments. It is made when it is not there. The files stay until
-// the image is removed and its store cleaned up; what is open of them then goes on.
-func (i *Image) Disk() (string, error) {
+// Segments returns the files that, one behind the other, are the image's file system: the
+// metadata of EROFS, which are made when they are not there, and the layers' contents. The size
+// of each is a multiple of erofs.SegmentAlign. They stay until the image is removed and its store
+// cleaned up; what is open of them then goes on.
+func (i *Image) Segments() ([]string, error) {
 	s := i.store
 	tree := s.hashed(treesDir, i.chain())
-	list := storage.SegmentList{Segments: []string{metadataName}}
+	files := []string{tree}
 	var sizes []int64
 	for _, h := range i.Config.RootFS.DiffIDs {
 		file := filepath.Join(s.hashed(layersDir, h), dataName)
 		st, err := os.Stat(file)
 		if err != nil {
-			return "", fmt.Errorf("a layer of %s is missing: pull or load it again (%w)", i.ref(), err)
+			return nil, fmt.Errorf("a layer of %s is missing: pull or load it again (%w)", i.ref(), err)
 		}
-		if st.Size() == 0 { // of a layer that has no contents
-			sizes = append(sizes, 0)
-			continue
+		if sizes = append(sizes, st.Size()); st.Size() > 0 { // else it has no contents
+			files = append(files, file)
 		}
-		relative, err := filepath.Rel(tree, file)
-		if err != nil {
-			return "", err
-		}
-		list.Segments, sizes = append(list.Segments, relative), append(sizes, st.Size())
 	}
-	err := s.make(tree, func(dir string) error { return i.writeTree(dir, list, sizes) })
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", i.ref(), err)
+	if _, err := os.Stat(tree); errors.Is(err, fs.ErrNotExist) {
+		if err := i.writeTree(tree, sizes); err != nil {
+			return nil, fmt.Errorf("%s: %w", i.ref(), err)
+		}
 	}
-	return filepath.Join(tree, listName), nil
+	return files, nil
 }
 
 // ref is how a user knows the image.
@@ -254,25 +244,20 @@ func (i *Image) chain() v1.Hash {
 }
 
 // writeTree writes the metadata of the layers put together, whose contents have these sizes.
-func (i *Image) writeTree(dir string, list storage.SegmentList, sizes []int64) (err error) {
+func (i *Image) writeTree(path string, sizes []int64) error {
 	m := newMerger(i.store.limits.Entries)
 	for n, h := range i.Config.RootFS.DiffIDs {
 		if err := m.layer(i.store.hashed(layersDir, h), n); err != nil {
 			return err
 		}
 	}
-	f, err := os.Create(filepath.Join(dir, metadataName))
+	f, err := os.CreateTemp(i.store.dir, makingName)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
 	size, err := erofs.Write(f, m.root, sizes)
-	if err != nil {
-		return err
+	if err == nil {
+		err = f.Truncate(size)
 	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(size), os.WriteFile(filepath.Join(dir, listName), b, 0o600))
+	return i.store.place(f, err, path)
 }

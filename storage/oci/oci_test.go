@@ -23,7 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"vmm/storage"
-	"vmm/storage/image"
+	"vmm/storage/erofs"
 )
 
 // file is a file of a test's layer; its kind is told by what is set.
@@ -126,11 +126,11 @@ func newStore(t *testing.T, limits Limits) *Store {
 // fileSystem reads an image by another implementation.
 func fileSystem(t *testing.T, i *Image) fs.FS {
 	t.Helper()
-	list, err := i.Disk()
+	segments, err := i.Segments()
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk, err := image.Open(list, image.Options{Format: image.Segments, ReadOnly: true})
+	disk, err := storage.OpenConcat(erofs.SegmentAlign, segments...)
 	if err != nil {
 		t.Fatal(err)
 	}

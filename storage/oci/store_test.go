@@ -70,7 +70,7 @@ func TestIndex(t *testing.T) {
 	if freed, err := s.Prune(ctx); freed == 0 || err != nil {
 		t.Errorf("freed %d: %v", freed, err)
 	}
-	if after := len(contentsOf(t, s.dir)); before-after != 7 { // blob, data and tree of a layer; metadata, list, manifest and configuration
+	if after := len(contentsOf(t, s.dir)); before-after != 6 { // blob, data and tree of a layer; metadata, manifest and configuration
 		t.Errorf("%d files before, %d after", before, after)
 	}
 	b, err := s.Get("b:1")

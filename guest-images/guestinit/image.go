@@ -1,0 +1,120 @@
+package guestinit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
+)
+
+// upperDir is where a disk for what is written is mounted.
+const upperDir = workDir + "/upper"
+
+// takes reports whether a file system of the default guest goes on in the root: a container
+// image has a /tmp and a /run of its own, with files in them.
+func (r *Root) takes(m *mount) bool { return m.moves && !(m.scratch && r.Image != nil) }
+
+// mountImage mounts a container image below the root, and the disk for what is written, if
+// there is one, with both as the new root.
+func mountImage(r *Root) error {
+	if err := mountDevice(r.Disk, lower, "erofs", "CONFIG_EROFS_FS", unix.MS_RDONLY); err != nil {
+		return err
+	}
+	if r.Image.Upper == "" {
+		return nil
+	}
+	if err := os.MkdirAll(upperDir, 0o755); err != nil {
+		return err
+	}
+	if err := mountDevice(r.Image.Upper, upperDir, "ext4", "CONFIG_EXT4_FS", 0); err != nil {
+		return err
+	}
+	return overlay(lower, newRoot, upperDir)
+}
+
+// mountDevice mounts a disk whose file system is known.
+func mountDevice(disk, to, kind, option string, flags uintptr) error {
+	err := unix.Mount(disk, to, kind, flags, "")
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("this kernel has no %s (%s)", kind, option)
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("this kernel does not see the disk %s (CONFIG_VIRTIO_BLK, and CONFIG_VIRTIO_PCI or CONFIG_VIRTIO_MMIO)", disk)
+	case err != nil:
+		return fmt.Errorf("mounting %s, which should be %s: %w", disk, kind, err)
+	}
+	return nil
+}
+
+// complete makes in the new root what the image is run with.
+func (i *Image) complete() error {
+	dirs := []string{i.Defaults.Directory()}
+	for _, t := range i.Tmpfs {
+		dirs = append(dirs, t.Guest)
+	}
+	root, err := os.OpenRoot(newRoot) // a link of the image's leads nowhere else
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, d := range dirs {
+		if d = filepath.Clean(d); d == "/" {
+			continue
+		}
+		if err := root.MkdirAll(d[1:], 0o755); err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+	}
+	for _, t := range i.Tmpfs {
+		if err := unix.Mount("tmpfs", filepath.Join(newRoot, t.Guest), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, t.Options); err != nil {
+			return fmt.Errorf("a tmpfs at %s (%s): %w", t.Guest, t.Options, err)
+		}
+	}
+	protected = i.ReadOnly
+	return nil
+}
+
+// protected is whether nobody is to write to the root.
+var protected bool
+
+// protectRoot has nobody write to the root from now on, if that is not to be; allowRoot
+// takes it back. What is mounted in the root is not concerned.
+func protectRoot() error { return remountRoot(unix.MS_RDONLY) }
+
+func allowRoot() error { return remountRoot(0) }
+
+func remountRoot(flags uintptr) error {
+	if !protected {
+		return nil
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""); err != nil {
+		return fmt.Errorf("the root for reading: %w", err)
+	}
+	return nil
+}
+
+// container are the defaults of a container image's commands; nil where there is none.
+func container(c *Config) *agent.Defaults {
+	if c.Root == nil || c.Root.Image == nil {
+		return nil
+	}
+	return &c.Root.Image.Defaults
+}
+
+// openWorkDir opens the working directory, which stays outside of a container image's root.
+func openWorkDir() (int, error) {
+	top := unix.AT_FDCWD
+	path := workDir
+	if _, err := os.Lstat(workDir); err != nil && oldRoot >= 0 {
+		top, path = oldRoot, workDir[1:]
+	}
+	fd, err := unix.Openat(top, path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", workDir, err)
+	}
+	return fd, nil
+}

@@ -1,0 +1,182 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"vmm/guest-images/agent"
+	"vmm/guest-images/guestinit"
+	"vmm/storage"
+	"vmm/storage/ext4"
+	"vmm/virtio"
+	"vmm/virtio/blk"
+)
+
+// ImageRoot is the root of a guest for commands as a container image gives it: a file system
+// for reading that other VMs have too, and a layer of this VM's own for what is written. A
+// store of images resolves a reference to it; package vm knows no registries.
+type ImageRoot struct {
+	// Name is the reference that the user gave, for messages.
+	Name string `json:"name,omitempty"`
+	// Segments are files that make an EROFS file system one behind the other, each of whole
+	// blocks of ImageBlock bytes. Nobody may change them while the VM, or a snapshot of it, is there.
+	Segments []string `json:"segments"`
+	// Disk, if it is there, takes what the guest writes: an ext4 file system as NewRootDisk
+	// makes it, which outlasts the VM. Without one that goes to the guest's memory.
+	Disk *Disk `json:"disk,omitempty"`
+	// ReadOnly lets nobody write to the root. Volumes and Tmpfs can be written to all the same.
+	ReadOnly bool    `json:"readOnly,omitempty"`
+	Tmpfs    []Tmpfs `json:"tmpfs,omitempty"`
+	// Hosts are in the guest's /etc/hosts, beside itself.
+	Hosts []HostName `json:"hosts,omitempty"`
+	// Defaults are what a command of the guest has unless it says otherwise.
+	Defaults Defaults `json:"defaults,omitzero"`
+}
+
+// ImageBlock is the unit of an image's segments, in bytes: a page.
+const ImageBlock = 4096
+
+// Defaults are the environment of a container image's commands.
+type Defaults = agent.Defaults
+
+// Tmpfs is a file system in the guest's memory.
+type Tmpfs = guestinit.Tmpfs
+
+// HostName is a line of the guest's /etc/hosts.
+type HostName struct {
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+}
+
+// check finds what is wrong with an image by itself.
+func (r *ImageRoot) check() error {
+	if len(r.Segments) == 0 {
+		return wrong("Root", "image %s: no files", r.Name)
+	}
+	if d := r.Defaults.Dir; d != "" && !path.IsAbs(d) {
+		return wrong("Root", "image %s: the directory %q of its commands is not an absolute path", r.Name, d)
+	}
+	for _, t := range r.Tmpfs {
+		if !path.IsAbs(t.Guest) || path.Clean(t.Guest) == "/" {
+			return wrong("Root.Image.Tmpfs", "%q: an absolute path below /", t.Guest)
+		}
+	}
+	for _, h := range r.Hosts {
+		if h.Name == "" || strings.ContainsAny(h.Name, " \t\n#") || !h.Address.IsValid() {
+			return wrong("Root.Image.Hosts", "%q at %v: a name and an address", h.Name, h.Address)
+		}
+	}
+	if r.Disk != nil {
+		return of("Root.Image.Disk", r.Disk.check())
+	}
+	return nil
+}
+
+// upperDevice is ImageRoot.Disk in the guest: the image itself is rootDevice.
+const upperDevice = "/dev/vdb"
+
+// guestRoot is what the guest's init is told of an image.
+func (r *ImageRoot) guestRoot() *guestinit.Root {
+	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Defaults: r.Defaults}
+	if r.Disk != nil {
+		image.Upper = upperDevice
+	}
+	for _, h := range r.Hosts {
+		image.Hosts = append(image.Hosts, h.Address.String()+" "+h.Name)
+	}
+	return &guestinit.Root{Disk: rootDevice, Image: image}
+}
+
+// imageDisk is the guest's disk of an image's segments; nil is none.
+type imageDisk struct {
+	disk   *storage.Concat
+	device *blk.Device // which owns the disk; nil at first
+	saved  []savedDisk // the segments, as they were when they were opened
+}
+
+// openImage opens the segments of a root, which were as saved says when the VM was saved.
+func openImage(root *Root, saved []savedDisk) (*imageDisk, error) {
+	if root == nil || root.Image == nil {
+		return nil, nil
+	}
+	i := &imageDisk{}
+	for n, path := range root.Image.Segments {
+		path = absolute(path)
+		if n < len(saved) {
+			if err := saved[n].check(path); err != nil {
+				return nil, of("Root", err)
+			}
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			return nil, of("Root", fmt.Errorf("image %s: %w", root.Image.Name, err))
+		}
+		d := savedDisk{Disk: Disk{Path: path, ReadOnly: true}}
+		d.note(st.Size(), st.ModTime(), nil)
+		i.saved = append(i.saved, d)
+	}
+	var err error
+	if i.disk, err = storage.OpenConcat(ImageBlock, root.Image.Segments...); err != nil {
+		return nil, of("Root", fmt.Errorf("image %s: %w", root.Image.Name, err))
+	}
+	return i, nil
+}
+
+// makeDevice makes the guest's disk.
+func (i *imageDisk) makeDevice(cpus int, warn func(error)) (_ virtio.Device, err error) {
+	i.device, err = blk.New(i.disk, blk.Options{Serial: "image", Queues: min(cpus, maxQueues), Log: warn})
+	return i.device, err
+}
+
+// segments are the files as a saved VM names them.
+func (i *imageDisk) segments() []savedDisk {
+	if i == nil {
+		return nil
+	}
+	return i.saved
+}
+
+// close closes the files that no device has taken over.
+func (i *imageDisk) close() error {
+	if i == nil || i.device != nil {
+		return nil
+	}
+	return i.disk.Close()
+}
+
+// describe is the root as a saved VM has it, whose Disk is one of its disks.
+func (r *Root) describe() *Root {
+	if r == nil || r.Image == nil {
+		return r
+	}
+	image := *r.Image
+	image.Disk, image.Segments = nil, slices.Clone(image.Segments)
+	for n := range image.Segments {
+		image.Segments[n] = absolute(image.Segments[n])
+	}
+	return &Root{Image: &image}
+}
+
+// NewRootDisk makes a file for ImageRoot.Disk, raw and sparse: an empty file system with free
+// bytes of room. It is an error if there is one of that name, and nothing is left of one that
+// cannot be made. The file system has no journal: a guest that was killed while it wrote may leave it
+// in need of e2fsck.
+func NewRootDisk(path string, free int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	w, err := ext4.NewWriter(f)
+	if err == nil {
+		err = w.Close(free)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(path)
+	}
+	return err
+}
