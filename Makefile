@@ -21,6 +21,8 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 CYCLONEDX   := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 FUZZTIME    ?= 30s
+# What is interesting is made smaller in few tries only, for else that takes all of the time.
+FUZZ        := -fuzztime $(FUZZTIME) -fuzzminimizetime 100x
 HOSTILE     ?= 150
 HOSTILE_ROUNDS ?= 10000
 # The version is the repository's tag; without git at hand the build says "untagged" itself.
@@ -142,41 +144,41 @@ bench-hardware: setup hardware-tools
 	go run ./tests/hardware -bench
 
 fuzz: setup
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader
-	go test -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) ./bootloader
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/extlinux
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./internal/cgroup
-	go test -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) ./internal/elf
-	go test -run '^$$' -fuzz FuzzUART -fuzztime $(FUZZTIME) ./devices
-	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./machine/ring0
-	go test -run '^$$' -fuzz FuzzExecute -fuzztime $(FUZZTIME) ./machine/ring0
-	go test -run '^$$' -fuzz FuzzInitrd -fuzztime $(FUZZTIME) ./bootloader
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/grub
-	go test -run '^$$' -fuzz FuzzRun -fuzztime $(FUZZTIME) ./bootloader/grub
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./bootloader/uki
-	go test -run '^$$' -fuzz FuzzDisk -fuzztime $(FUZZTIME) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzConfig -fuzztime $(FUZZTIME) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzFAT -fuzztime $(FUZZTIME) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzPartitions -fuzztime $(FUZZTIME) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzQcow2 -fuzztime $(FUZZTIME) ./storage/image
-	go test -run '^$$' -fuzz FuzzBacking -fuzztime $(FUZZTIME) ./storage/image
-	go test -run '^$$' -fuzz FuzzQueue -fuzztime $(FUZZTIME) ./virtio
-	go test -run '^$$' -fuzz FuzzPCI -fuzztime $(FUZZTIME) ./virtio
-	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) ./virtio/blk
-	go test -run '^$$' -fuzz FuzzNet -fuzztime $(FUZZTIME) ./virtio/net
-	go test -run '^$$' -fuzz FuzzFrame -fuzztime $(FUZZTIME) ./network/ether
-	go test -run '^$$' -fuzz FuzzGateway -fuzztime $(FUZZTIME) ./network/gateway
-	go test -run '^$$' -fuzz FuzzStream -fuzztime $(FUZZTIME) ./network/lan
-	go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) ./virtio/vsock
-	go test -run '^$$' -fuzz FuzzFUSE -fuzztime $(FUZZTIME) ./virtio/fs
-	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./guest-images/agent
-	go test -run '^$$' -fuzz FuzzServe -fuzztime $(FUZZTIME) ./machine/gdb
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./kerneltest/ktap
-	go test -run '^$$' -fuzz FuzzFind -fuzztime $(FUZZTIME) ./kerneltest/crash
-	go test -run '^$$' -fuzz FuzzControl -fuzztime $(FUZZTIME) ./vm/server
-	go test -run '^$$' -fuzz FuzzManifest -fuzztime $(FUZZTIME) ./machine/snapshot
-	go test -run '^$$' -fuzz FuzzReceive -fuzztime $(FUZZTIME) ./machine/migration
-	go test -run '^$$' -fuzz FuzzConsole -fuzztime $(FUZZTIME) ./virtio/console
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader
+	go test -run '^$$' -fuzz FuzzUnpack $(FUZZ) ./bootloader
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/extlinux
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./internal/cgroup
+	go test -run '^$$' -fuzz FuzzRead $(FUZZ) ./internal/elf
+	go test -run '^$$' -fuzz FuzzUART $(FUZZ) ./devices
+	go test -run '^$$' -fuzz FuzzDecode $(FUZZ) ./machine/ring0
+	go test -run '^$$' -fuzz FuzzExecute $(FUZZ) ./machine/ring0
+	go test -run '^$$' -fuzz FuzzInitrd $(FUZZ) ./bootloader
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/grub
+	go test -run '^$$' -fuzz FuzzRun $(FUZZ) ./bootloader/grub
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/uki
+	go test -run '^$$' -fuzz FuzzDisk $(FUZZ) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzConfig $(FUZZ) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzFAT $(FUZZ) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzPartitions $(FUZZ) ./bootloader/disk
+	go test -run '^$$' -fuzz FuzzQcow2 $(FUZZ) ./storage/image
+	go test -run '^$$' -fuzz FuzzBacking $(FUZZ) ./storage/image
+	go test -run '^$$' -fuzz FuzzQueue $(FUZZ) ./virtio
+	go test -run '^$$' -fuzz FuzzPCI $(FUZZ) ./virtio
+	go test -run '^$$' -fuzz FuzzRequest $(FUZZ) ./virtio/blk
+	go test -run '^$$' -fuzz FuzzNet $(FUZZ) ./virtio/net
+	go test -run '^$$' -fuzz FuzzFrame $(FUZZ) ./network/ether
+	go test -run '^$$' -fuzz FuzzGateway $(FUZZ) ./network/gateway
+	go test -run '^$$' -fuzz FuzzStream $(FUZZ) ./network/lan
+	go test -run '^$$' -fuzz FuzzPacket $(FUZZ) ./virtio/vsock
+	go test -run '^$$' -fuzz FuzzFUSE $(FUZZ) ./virtio/fs
+	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./guest-images/agent
+	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./machine/gdb
+	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./kerneltest/ktap
+	go test -run '^$$' -fuzz FuzzFind $(FUZZ) ./kerneltest/crash
+	go test -run '^$$' -fuzz FuzzControl $(FUZZ) ./vm/server
+	go test -run '^$$' -fuzz FuzzManifest $(FUZZ) ./machine/snapshot
+	go test -run '^$$' -fuzz FuzzReceive $(FUZZ) ./machine/migration
+	go test -run '^$$' -fuzz FuzzConsole $(FUZZ) ./virtio/console
 	VMM_TEST_HOSTILE=$(HOSTILE) CGO_ENABLED=1 go test -race -timeout 0 -count 1 -v -run 'Hostile$$' ./virtio
 	VMM_TEST_HOSTILE=$(HOSTILE_ROUNDS) go test -timeout 0 -count 1 -v -run HostileGuest ./tests
 
