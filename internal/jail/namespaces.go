@@ -20,7 +20,7 @@ import (
 
 // Namespaces need a privilege, which root has, and who begins in a user namespace: a program
 // that has threads already, as one in Go always has, cannot enter one (user_namespaces(7)).
-// There is no namespace of processes: it would be for children only, of which there are none.
+// There is no namespace of processes: a process has to begin in it (docs/jail.md says more).
 
 // space is a kind of namespaces.
 type space struct {
