@@ -157,7 +157,7 @@ func (v *VM) PinnedDisks() []string {
 
 // Traffic is what went through a device, in bytes, from the guest's side.
 type Traffic struct {
-	Device  string
+	Device  string // disk0, eth0, ...
 	In, Out uint64 // read or received, and written or sent
 }
 
@@ -171,7 +171,7 @@ type Stats struct {
 	NICs    []Traffic
 }
 
-// Stats returns them.
+// Stats returns what the VM has used so far.
 func (v *VM) Stats() (Stats, error) {
 	if err := v.running(); err != nil {
 		return Stats{}, err

@@ -7,13 +7,18 @@ import (
 	"vmm/internal/cgroup"
 )
 
-// Limits are what the whole process of a VM may take of its host. They hold in a Group.
+// Limits are what the whole process of a VM may take of its host, in a Group: CPUs (1.5 is
+// one and a half), Memory in bytes, the guest's included, PIDs (threads), and IO by block
+// device. What is 0 is not bounded.
 type Limits = cgroup.Limits
 
-// IOLimit bounds what goes to and from a block device of the host.
+// IOLimit bounds what goes to and from a block device of the host, which Path is or lies
+// on: ReadBPS and WriteBPS bytes, ReadIOPS and WriteIOPS requests a second. What is 0 is
+// not bounded.
 type IOLimit = cgroup.IO
 
-// Group is a control group of the host's that this process is alone in.
+// Group is a control group (version 2) of the host's that this process is alone in, from
+// its Enter to its Leave.
 type Group = cgroup.Group
 
 // LimitsError is that of limits which this process cannot have on this host.
