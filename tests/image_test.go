@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	guestimages "vmm/guest-images"
 	"vmm/storage/image"
 	"vmm/vm"
 )
@@ -60,15 +59,10 @@ func imageRoot(t *testing.T) []string {
 	return segments
 }
 
-// imageVM starts a VM whose root is an image, with a kernel that has EROFS.
+// imageVM starts a VM whose root is an image.
 func imageVM(t *testing.T, root *vm.ImageRoot) *vm.VM {
 	t.Helper()
-	kernel, err := (&guestimages.Builder{Log: t.Output()}).StockKernel(t.Context())
-	if err != nil {
-		t.Skip(err)
-	}
-	v, err := vm.New(vm.Config{Name: "imagetest", Root: &vm.Root{Image: root}, Nets: vm.Nets{vm.None{}},
-		Boot: vm.Boot{Kernel: kernel.Image, Modules: kernel.Modules}})
+	v, err := vm.New(vm.Config{Name: "imagetest", Root: &vm.Root{Image: root}, Nets: vm.Nets{vm.None{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +108,7 @@ func TestImageRoot(t *testing.T) {
 			"77\n0\n/etc\n2 /\n", 0},
 		{"user and group", vm.Cmd{Args: []string{"sh", "-c", "id -u; id -g"}, User: "77:web"}, "77\n34\n", 0},
 		{"the image's own", vm.Cmd{Args: []string{"sh", "-c", "cat /run/db/state && cat /tmp/kept /etc/hostname"}}, "the image's\nimagetest\n", 0},
-		{"hosts", vm.Cmd{Args: []string{"sh", "-c", "while read a b; do [ $b = db ] && echo $a; done < /etc/hosts"}}, "10.1.2.3\n", 0},
+		{"hosts", vm.Cmd{Args: []string{"sh", "-c", "while read a b; do case $b in db) true;; *) false;; esac && echo $a; done < /etc/hosts"}}, "10.1.2.3\n", 0},
 		{"tmpfs", vm.Cmd{Args: []string{"touch", "/scratch/x"}}, "", 0},
 		{"read-only", vm.Cmd{Args: []string{"sh", "-c", "echo > /x"}, User: "root"}, "sh: can't create /x: Read-only file system\n", 1},
 		{"missing", vm.Cmd{Args: []string{"nothing"}}, "nothing: command not found in the guest (PATH=/bin)", 127},
