@@ -104,17 +104,3 @@ func container(c *Config) *agent.Defaults {
 	}
 	return &c.Root.Image.Defaults
 }
-
-// openWorkDir opens the working directory, which stays outside of a container image's root.
-func openWorkDir() (int, error) {
-	top := unix.AT_FDCWD
-	path := workDir
-	if _, err := os.Lstat(workDir); err != nil && oldRoot >= 0 {
-		top, path = oldRoot, workDir[1:]
-	}
-	fd, err := unix.Openat(top, path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%s: %w", workDir, err)
-	}
-	return fd, nil
-}

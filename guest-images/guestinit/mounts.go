@@ -19,13 +19,10 @@ func mountAll(list []Mount) error {
 		return nil
 	}
 	list = fromTop(list)
-	// One of them may hide the working directory, which is found all the same.
-	open, err := openWorkDir()
+	work, err := openWorkDir()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(open)
-	work := fmt.Sprintf("/proc/self/fd/%d", open)
 	mounted := make([]uint64, len(list)) // the devices
 	for i, m := range list {
 		if err := os.MkdirAll(m.Path, 0o755); err != nil {
@@ -56,6 +53,25 @@ func mountAll(list []Mount) error {
 		return fmt.Errorf("%s cannot be seen in the guest: another directory of the host hides it", m.Path)
 	}
 	return nil
+}
+
+// openedWorkDir is the working directory's descriptor, by which it is found also where one of
+// the host's directories hides it, or a root that has a /run of its own; -1 before it is used.
+var openedWorkDir = -1
+
+// openWorkDir returns a name of the working directory, which is made if it is not there.
+func openWorkDir() (string, error) {
+	if openedWorkDir < 0 {
+		if err := os.MkdirAll(workDir, 0o755); err != nil {
+			return "", err
+		}
+		fd, err := unix.Open(workDir, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", workDir, err)
+		}
+		openedWorkDir = fd
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", openedWorkDir), nil
 }
 
 // noPlace is the error where a directory to mount on is not there and cannot be made.

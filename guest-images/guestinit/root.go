@@ -27,7 +27,10 @@ func enterRoot(r *Root) error {
 			return err
 		}
 	}
-	var err error
+	_, err := openWorkDir()
+	if err != nil {
+		return err
+	}
 	switch {
 	case r.Image != nil:
 		err = mountImage(r)
