@@ -1,6 +1,7 @@
 package guestimages
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -114,18 +115,33 @@ func takeLock(ctx context.Context, lock *os.File, waits func()) error {
 // endTime is how long a program may take to end when it is told to.
 const endTime = 10 * time.Second
 
-// process is a program that ends with ctx, together with those that it has started: killed,
-// it would leave those behind.
-func process(ctx context.Context, name string, args ...string) *exec.Cmd {
+// tool is a program that ends with a context, together with those that it has started, which have its process
+// group: one that went on could write to a directory that is being removed.
+type tool struct {
+	*exec.Cmd
+	ctx context.Context
+}
+
+func newTool(ctx context.Context, name string, args ...string) *tool {
 	c := exec.CommandContext(ctx, name, args...)
-	c.Cancel = func() error { return c.Process.Signal(unix.SIGTERM) }
+	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGTERM) }
 	c.WaitDelay = endTime
-	return c
+	return &tool{c, ctx}
+}
+
+// Run runs it to its end.
+func (p *tool) Run() error {
+	err := p.Cmd.Run()
+	if p.ctx.Err() != nil && p.Process != nil {
+		unix.Kill(-p.Process.Pid, unix.SIGKILL) // those that were told to end and have not
+	}
+	return err
 }
 
 // command runs a program and shows the end of its output if it fails.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
-	c := process(ctx, name, args...)
+	c := newTool(ctx, name, args...)
 	c.Dir = dir
 	// Programs of administrators are not in everybody's PATH.
 	c.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
@@ -134,9 +150,10 @@ func command(ctx context.Context, dir, name string, args ...string) (string, err
 			c.Path, c.Err = path, nil
 		}
 	}
-	out, err := c.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, strings.Join(tail.Lines(string(out), 10), "\n"))
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Run(); err != nil {
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, strings.Join(tail.Lines(out.String(), 10), "\n"))
 	}
-	return string(out), nil
+	return out.String(), nil
 }

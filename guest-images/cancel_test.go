@@ -3,9 +3,15 @@ package guestimages
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestOnceContext: who waits for what another process makes ends with its context.
@@ -51,4 +57,48 @@ func TestBuildContext(t *testing.T) {
 	if err := b.make(ctx, dir); err == nil {
 		t.Error("it was built")
 	}
+}
+
+// TestLeftRunning: what a program has started is gone when its context has ended, also if the
+// program leaves it behind and it does not listen.
+func TestLeftRunning(t *testing.T) {
+	dir := t.TempDir()
+	pid := filepath.Join(dir, "pid")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	script := "sh -c 'trap \"\" TERM; echo $$ >" + pid + ".new; mv " + pid + ".new " + pid + "; while :; do sleep 0.01; done' >/dev/null 2>&1 & wait"
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(pid); err == nil {
+				cancel()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if _, err := command(ctx, dir, "sh", "-c", script); err == nil {
+		t.Fatal("it ended well")
+	}
+	b, err := os.ReadFile(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const tries = 1000
+	for range tries { // what was killed may take a moment
+		if unix.Kill(n, 0) != nil || isZombie(n) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	unix.Kill(n, unix.SIGKILL)
+	t.Errorf("process %d is still there", n)
+}
+
+// isZombie reports whether a process has ended, and nobody has asked how.
+func isZombie(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(b), ") Z ")
 }

@@ -150,7 +150,7 @@ func checkConfig(path string) error {
 
 // make runs the build and counts its lines.
 func (b *Builder) make(ctx context.Context, src string) error {
-	c := process(ctx, "make", fmt.Sprintf("-j%d", runtime.NumCPU()+1), "bzImage")
+	c := newTool(ctx, "make", fmt.Sprintf("-j%d", runtime.NumCPU()+1), "bzImage")
 	c.Dir = src
 	c.Env = append(os.Environ(), "LC_ALL=C", "KBUILD_BUILD_USER=vmm", "KBUILD_BUILD_HOST=vmm")
 	var errs tail.Buffer
