@@ -96,11 +96,11 @@ func listImages(refs []string) ([]imageJSON, error) {
 	if err != nil {
 		return nil, err
 	}
-	users := map[string][]string{} // of layers
+	users := map[v1.Hash][]*oci.Image{} // of layers
 	for _, i := range all {
 		for _, h := range i.Config.RootFS.DiffIDs {
-			if name := oci.ShortName(i.Name); !slices.Contains(users[h.String()], name) {
-				users[h.String()] = append(users[h.String()], name)
+			if !slices.Contains(users[h], i) {
+				users[h] = append(users[h], i)
 			}
 		}
 	}
@@ -125,8 +125,8 @@ func listImages(refs []string) ([]imageJSON, error) {
 	return out, nil
 }
 
-// describeImage describes an image. users are the names of the images that have each layer.
-func describeImage(i *oci.Image, users map[string][]string) (imageJSON, error) {
+// describeImage describes an image. users are the images that have each layer, one for each name.
+func describeImage(i *oci.Image, users map[v1.Hash][]*oci.Image) (imageJSON, error) {
 	out := imageJSON{Name: i.Name, Digest: i.Digest.String(), ID: i.ID().String(), Created: i.Created(), Layers: []layerJSON{}}
 	layers, err := i.Layers()
 	if err != nil {
@@ -134,14 +134,19 @@ func describeImage(i *oci.Image, users map[string][]string) (imageJSON, error) {
 	}
 	counted := map[v1.Hash]bool{}
 	for _, l := range layers {
-		described := layerJSON{l.Digest.String(), l.Packed, l.Unpacked, users[l.Digest.String()]}
+		described := layerJSON{Digest: l.Digest.String(), Packed: l.Packed, Unpacked: l.Unpacked}
+		shared := false
+		for _, user := range users[l.Digest] {
+			described.Images = append(described.Images, oci.ShortName(user.Name))
+			shared = shared || user.Digest != i.Digest
+		}
 		out.Layers = append(out.Layers, described)
 		if counted[l.Digest] {
 			continue
 		}
 		counted[l.Digest] = true
 		out.Size += l.Packed + l.Unpacked
-		if len(described.Images) > 1 {
+		if shared {
 			out.Shared += l.Packed + l.Unpacked
 		}
 	}
@@ -176,16 +181,20 @@ func shortHex(digest string) string {
 
 // age is how long ago something was, as people say it.
 func age(t time.Time) string {
-	d := time.Since(t)
-	switch days := int(d.Hours() / 24); {
-	case t.IsZero() || t.Unix() <= 0:
+	if t.Unix() <= 0 { // what was made so that it is the same each time says no time
 		return "unknown"
-	case days >= 2*365:
-		return fmt.Sprintf("%d years ago", days/365)
-	case days >= 2:
-		return fmt.Sprintf("%d days ago", days)
 	}
-	return d.Round(time.Minute).String() + " ago"
+	const day = 24 * time.Hour
+	d := time.Since(t)
+	for _, u := range []struct {
+		unit time.Duration
+		name string
+	}{{365 * day, "years"}, {day, "days"}, {time.Hour, "hours"}, {time.Minute, "minutes"}} {
+		if d >= 2*u.unit {
+			return fmt.Sprintf("%d %s ago", d/u.unit, u.name)
+		}
+	}
+	return fmt.Sprintf("%d seconds ago", max(0, d/time.Second))
 }
 
 func historyCommand() *cobra.Command {

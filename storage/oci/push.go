@@ -20,12 +20,12 @@ import (
 // Push sends an image to the registry that its name names. progress is told the bytes of all
 // that is sent. It returns the digest by which the registry has it.
 func (s *Store) Push(ctx context.Context, ref string, registry Registry, progress func(done, total int64)) (digest v1.Hash, err error) {
+	i, err := s.Get(ref)
+	if err != nil {
+		return digest, err
+	}
+	digest = i.Digest
 	err = s.locked(ctx, usersLock, unix.LOCK_SH, func() error {
-		i, err := s.Get(ref)
-		if err != nil {
-			return err
-		}
-		digest = i.Digest
 		to, err := registry.open(ctx, ref, transport.PushScope)
 		if err != nil {
 			return err

@@ -21,7 +21,11 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string) error {
 	return s.locked(ctx, usersLock, unix.LOCK_SH, func() error {
 		a := &saver{ctx: ctx, store: s, to: tar.NewWriter(w), has: map[v1.Hash]bool{}}
 		for _, ref := range refs {
-			if err := a.image(ref); err != nil {
+			i, err := s.Get(ref)
+			if err != nil {
+				return err
+			}
+			if err := a.image(i); err != nil {
 				return fmt.Errorf("%s: %w", ref, err)
 			}
 		}
@@ -47,11 +51,7 @@ type dockerImage struct {
 }
 
 // image writes what an image has that the archive has not.
-func (a *saver) image(ref string) error {
-	i, err := a.store.Get(ref)
-	if err != nil {
-		return err
-	}
+func (a *saver) image(i *Image) (err error) {
 	d := v1.Descriptor{MediaType: i.Manifest.MediaType, Digest: i.Digest, Platform: platform}
 	entry := dockerImage{Config: blobPath(i.ID()), RepoTags: []string{}, Layers: []string{}}
 	if i.Name != "" {

@@ -1,0 +1,45 @@
+package cli
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestAge: how long ago an image was made.
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		5 * time.Second: "5 seconds ago", 90 * time.Second: "90 seconds ago", 51*time.Minute + time.Second: "51 minutes ago",
+		3 * time.Hour: "3 hours ago", 47 * time.Hour: "47 hours ago", 50 * time.Hour: "2 days ago", 800 * 24 * time.Hour: "2 years ago",
+		-time.Hour: "0 seconds ago",
+	} {
+		if got := age(time.Now().Add(-d)); got != want {
+			t.Errorf("%v: %s", d, got)
+		}
+	}
+	if got := age(time.Time{}); got != "unknown" {
+		t.Error(got)
+	}
+}
+
+// TestImageCommandLine: what runs, as docker's table of ENTRYPOINT and CMD has it.
+func TestImageCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		entrypoint, command, given []string
+		other                      string
+		otherGiven                 bool
+		want                       []string
+	}{
+		{nil, []string{"sh"}, nil, "", false, []string{"sh"}},
+		{[]string{"e"}, []string{"c"}, nil, "", false, []string{"e", "c"}},
+		{[]string{"e"}, []string{"c"}, []string{"g"}, "", false, []string{"e", "g"}},
+		{[]string{"e"}, []string{"c"}, nil, "o", true, []string{"o"}},
+		{[]string{"e"}, []string{"c"}, []string{"g"}, "o", true, []string{"o", "g"}},
+		{[]string{"e"}, []string{"c"}, []string{"g"}, "", true, []string{"g"}},
+		{nil, nil, nil, "", false, []string{}},
+	} {
+		if got := imageCommandLine(c.entrypoint, c.command, c.given, c.other, c.otherGiven); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
