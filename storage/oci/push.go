@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 
 	"github.com/docker/cli/cli/config"
 	configtypes "github.com/docker/cli/cli/config/types"
@@ -79,7 +80,7 @@ func Login(ctx context.Context, host, user, password string, registry Registry) 
 	if err := transport.CheckError(answer, http.StatusOK); err != nil {
 		return refusal(reg, err)
 	}
-	file, err := config.Load("")
+	file, err := config.Load(os.Getenv(config.EnvOverrideConfigDir))
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func Logout(host string, registry Registry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	file, err := config.Load("")
+	file, err := config.Load(os.Getenv(config.EnvOverrideConfigDir))
 	if err != nil {
 		return false, err
 	}

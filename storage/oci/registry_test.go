@@ -21,17 +21,18 @@ import (
 
 // hub is a registry that a test can disturb.
 type hub struct {
-	host string
-	mu   sync.Mutex
-	gets []string // blobs and manifests that were asked for
-	cut  int      // connections to end in the middle of a blob
+	host    string
+	handler http.Handler
+	mu      sync.Mutex
+	gets    []string // blobs and manifests that were asked for
+	cut     int      // connections to end in the middle of a blob
 }
 
 func newHub(t *testing.T) *hub {
 	t.Helper()
 	h := &hub{}
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		blob := r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
 		if blob {
@@ -46,7 +47,8 @@ func newHub(t *testing.T) *hub {
 			w = &cutWriter{ResponseWriter: w}
 		}
 		inner.ServeHTTP(w, r)
-	}))
+	})
+	server := httptest.NewServer(h.handler)
 	t.Cleanup(server.Close)
 	h.host = strings.TrimPrefix(server.URL, "http://")
 	return h
