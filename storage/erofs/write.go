@@ -49,8 +49,8 @@ func Write(w io.WriterAt, root *Inode, segments []int64) (size int64, err error)
 	if err := p.add("/", root, root); err != nil {
 		return 0, err
 	}
-	start := roundUp64(p.next, BlockSize)
-	size = roundUp64(start+p.blocks*BlockSize, SegmentAlign)
+	start := roundUp(p.next, BlockSize)
+	size = roundUp(start+p.blocks*BlockSize, SegmentAlign)
 	bases, end := make([]int64, len(segments)), size
 	for i, s := range segments {
 		if s%SegmentAlign != 0 {
@@ -115,10 +115,10 @@ func (p *plan) add(name string, n, parent *Inode) error {
 		n.place.blocks = (length + BlockSize - 1) / BlockSize
 	}
 	if left := BlockSize - (p.next+int64(body))%BlockSize; n.place.tail > int(left) {
-		p.next = roundUp64(p.next, BlockSize)
+		p.next = roundUp(p.next, BlockSize)
 	}
 	n.place.at = p.next
-	p.next = roundUp64(p.next+int64(body+n.place.tail), slotSize)
+	p.next = roundUp(p.next+int64(body+n.place.tail), slotSize)
 	n.place.block = uint32(p.blocks)
 	p.blocks += int64(n.place.blocks)
 	for _, name := range slices.Sorted(maps.Keys(n.Entries)) {
@@ -212,5 +212,4 @@ func deviceNumber(major, minor uint32) uint32 {
 	return minor&0xFF | major&0xFFF<<8 | minor&^uint32(0xFF)<<12
 }
 
-func roundUp(n, to int) int       { return (n + to - 1) / to * to }
-func roundUp64(n, to int64) int64 { return (n + to - 1) / to * to }
+func roundUp[N int | int64](n, to N) N { return (n + to - 1) / to * to }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/ctxio"
 	"vmm/internal/decompress"
 	"vmm/internal/temp"
 )
@@ -79,25 +80,11 @@ func (a *archive) spool(ctx context.Context, r io.Reader, format *decompress.For
 		return err
 	}
 	os.Remove(out.Name())
-	if _, err := io.Copy(out, &untilReader{ctx, r}); err != nil {
+	if _, err := io.Copy(out, ctxio.Reader(ctx, r)); err != nil {
 		return errors.Join(err, out.Close())
 	}
 	a.file, a.close = out, out.Close
 	return nil
-}
-
-// untilReader reads until a context ends.
-type untilReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-// Read implements io.Reader.
-func (u *untilReader) Read(p []byte) (int, error) {
-	if err := context.Cause(u.ctx); err != nil {
-		return 0, err
-	}
-	return u.r.Read(p)
 }
 
 // scan finds the files of a tar archive.

@@ -14,6 +14,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/ctxio"
 )
 
 // Save writes images as an archive: an OCI image layout that is docker's form too.
@@ -98,7 +100,7 @@ func (a *saver) file(name string, size int64, r io.Reader) error {
 	if err := a.to.WriteHeader(&tar.Header{Name: path.Clean(name), Typeflag: tar.TypeReg, Mode: 0o644, Size: size}); err != nil {
 		return err
 	}
-	_, err := io.Copy(a.to, &untilReader{a.ctx, r})
+	_, err := io.Copy(a.to, ctxio.Reader(a.ctx, r))
 	return err
 }
 

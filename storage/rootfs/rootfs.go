@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/ctxio"
 	"vmm/internal/decompress"
 	"vmm/storage/ext4"
 )
@@ -31,25 +32,11 @@ func Build(ctx context.Context, source string, out *os.File, free int64) error {
 	if err != nil {
 		return err
 	}
-	err = build(tar.NewReader(&boundReader{ctx, r}), out, free)
+	err = build(tar.NewReader(ctxio.Reader(ctx, r)), out, free)
 	if err = errors.Join(err, closeSource()); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	return nil
-}
-
-// boundReader reads until a context ends.
-type boundReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-// Read implements io.Reader.
-func (b *boundReader) Read(p []byte) (int, error) {
-	if b.ctx.Err() != nil {
-		return 0, context.Cause(b.ctx)
-	}
-	return b.r.Read(p)
 }
 
 // build makes the file system of an archive.
