@@ -75,7 +75,7 @@ func (s *Store) prune(kinds ...string) (freed int64, err error) {
 		}
 		n, err := diskUse(path)
 		if err == nil {
-			err = os.RemoveAll(path)
+			err = s.discard(path)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return freed, err
@@ -83,4 +83,13 @@ func (s *Store) prune(kinds ...string) (freed int64, err error) {
 		freed += n
 	}
 	return freed, nil
+}
+
+// discard removes something, which nobody takes for whole while it goes.
+func (s *Store) discard(path string) error {
+	gone, err := os.MkdirTemp(s.dir, makingName)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(path, filepath.Join(gone, "gone")), os.RemoveAll(gone))
 }
