@@ -114,7 +114,7 @@ func loadCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&input, "input", "i", "-", "`FILE` or directory, - for standard input")
-	cmd.Flags().StringVar(&name, "name", "", "`NAME` of an image that has none in the archive, or of the only one")
+	cmd.Flags().StringVar(&name, "name", "", "`NAME` for the image, if there is one only")
 	return cmd
 }
 

@@ -22,8 +22,8 @@ import (
 const containerdName = "io.containerd.image.name"
 
 // Load takes the images of a file or directory into the store: an OCI image layout, or an
-// archive of one or of docker's, compressed or not. name is the name of an image that has none,
-// or only a tag, and of the only one whatever it has; "" leaves it to the file's name.
+// archive of one or of docker's, compressed or not. name is that of the only image in it; "" leaves
+// it to what the image has, or where that is nothing or only a tag to the file's name.
 func (s *Store) Load(ctx context.Context, f *os.File, name string, progress Progress) ([]*Image, error) {
 	a, err := openArchive(ctx, f)
 	if err != nil {
@@ -34,10 +34,13 @@ func (s *Store) Load(ctx context.Context, f *os.File, name string, progress Prog
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
+	if name != "" && len(found) > 1 {
+		return nil, fmt.Errorf("%s: there are %d images in it, and %s can be the name of one", f.Name(), len(found), name)
+	}
 	var out []*Image
 	for _, i := range found {
 		names := i.names
-		if name != "" && (len(found) == 1 || len(names) == 0) {
+		if name != "" {
 			names = []string{name}
 		} else if len(names) == 0 {
 			names = []string{baseName(f.Name(), i.tag)}

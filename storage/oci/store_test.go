@@ -97,6 +97,15 @@ func TestLoad(t *testing.T) {
 	if err := path.AppendImage(image, layout.WithAnnotations(map[string]string{refName: "v7"})); err != nil {
 		t.Fatal(err)
 	}
+	two, err := layout.Write(filepath.Join(dir, "two"), empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tag := range []string{"a", "b"} {
+		if err := two.AppendImage(image, layout.WithAnnotations(map[string]string{refName: tag})); err != nil {
+			t.Fatal(err)
+		}
+	}
 	docker := filepath.Join(dir, "docker.tar")
 	tag, _ := name.NewTag("team/app:3")
 	if err := tarball.WriteToFile(docker, tag, image); err != nil {
@@ -120,6 +129,7 @@ func TestLoad(t *testing.T) {
 	for file, c := range map[string]struct{ name, want string }{
 		string(path):                        {"", "some-layout:v7"},
 		docker:                              {"", "team/app:3"},
+		string(two):                         {"one", ""},
 		write("docker.tar.gz", b.Bytes()):   {"mine", "mine:latest"},
 		write("cut.tar", plain[:2000]):      {"", ""},
 		write("text", []byte("no archive")): {"", ""},
