@@ -192,6 +192,8 @@ func TestContainerImage(t *testing.T) {
 		{"run --image " + host + "/none --pull never -- /bin/true", 125, "no such image"},
 		{"run --image " + host + "/base --root / -- /bin/true", 2, "a guest has one root"},
 		{"run --image Not:a:name -- /bin/true", 125, "is no name of an image"},
+		{"run --tmpfs /x -- /bin/true", 2, "goes with --image"},
+		{"run --image " + host + "/base --pull sometimes -- /bin/true", 2, "missing, always or never"},
 		{"rmi none", 125, "no such image"},
 	})
 }

@@ -49,7 +49,7 @@ type layerJSON struct {
 func imagesCommand() *cobra.Command {
 	var tree, asJSON, quiet bool
 	cmd := &cobra.Command{
-		Use: "images [NAME...]", Short: "List container images", Aliases: []string{"image-list"},
+		Use: "images [NAME...]", Short: "List container images",
 		Long: "images lists the container images that vmm run --image can start: those that were pulled,\n" +
 			"loaded or given another name. SHARED is what of SIZE other images have too. --tree shows the layers,\n" +
 			"and who has each.",

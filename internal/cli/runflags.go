@@ -366,10 +366,8 @@ func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
 // that these need, or what it boots.
 func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	c := s.Config
-	if f.runImage.image != "" {
-		if err := f.runImage.apply(ctx, s, f.fl); err != nil {
-			return err
-		}
+	if err := f.runImage.apply(ctx, s, f.fl); err != nil {
+		return err
 	}
 	if s.Detach && s.Exec.TTY {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -44,8 +45,18 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS")
 }
 
-// apply gives a session the image's root, and its command unless there is another.
+// ofImage are the flags that say something of an image only.
+var ofImage = []string{"entrypoint", "pull", "read-only", "tmpfs", "add-host", "insecure-registry"}
+
+// apply gives a session the image's root, and its command unless there is another, if there is
+// an image.
 func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet) error {
+	if f.image == "" {
+		if i := slices.IndexFunc(ofImage, fl.Changed); i >= 0 {
+			return usage("--%s goes with --image", ofImage[i])
+		}
+		return nil
+	}
 	c := s.Config
 	if c.Root != nil {
 		return usage("--image %s: a guest has one root, and --root or --rootfs is another", f.image)

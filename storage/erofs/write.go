@@ -40,10 +40,11 @@ type place struct {
 	subs   uint32 // directories in it
 }
 
-// Write writes the metadata of a tree, and behind it nothing: its size, which it returns, is a
-// multiple of SegmentAlign and that of a segment before the others. segments are the sizes of what
-// follows on the device, in bytes, each a multiple of SegmentAlign. The tree is not to be
-// changed meanwhile, and is written once. ErrTooLarge is in the error for what has no room.
+// Write writes the metadata of a tree at the beginning of w, and returns how large they are on
+// the device, in bytes: a multiple of SegmentAlign, up to which the caller extends the file.
+// segments are the sizes of what follows there, each a multiple of SegmentAlign too. The tree is
+// not to be changed meanwhile, and is written once. ErrTooLarge is in the error for what has no
+// room.
 func Write(w io.WriterAt, root *Inode, segments []int64) (size int64, err error) {
 	p := &plan{next: superOffset + superSize}
 	if err := p.add("/", root, root); err != nil {
