@@ -34,9 +34,11 @@ func TestForeignFiles(t *testing.T) {
 			}
 			// What a link leads to is what would be right there.
 			path, other := filepath.Join(dir, name), filepath.Join(t.TempDir(), "other")
-			if err := os.Rename(path, other); errors.Is(err, os.ErrNotExist) {
+			err = os.Rename(path, other)
+			if errors.Is(err, os.ErrNotExist) {
 				err = os.WriteFile(other, []byte("mine"), 0o600)
-			} else if err != nil {
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			before, err := os.ReadFile(other)
