@@ -43,6 +43,7 @@ const idle = 200 * time.Millisecond
 
 // exec runs a command with its streams on the link.
 func (s *Server) exec(l *Link, e *Exec) Exit {
+	e = s.Container.complete(e)
 	c, err := s.command(e)
 	if err != nil {
 		return cannotStart(err)
@@ -107,12 +108,11 @@ func exitOf(p *os.ProcessState, err error) Exit {
 	return Exit{Status: w.ExitStatus()}
 }
 
-// command prepares what a request wants.
+// command prepares what a complete request wants.
 func (s *Server) command(e *Exec) (*exec.Cmd, error) {
 	if len(e.Argv) == 0 || e.Argv[0] == "" {
 		return nil, errors.New("no command")
 	}
-	e = s.Container.complete(e)
 	u, err := findUser(e.User)
 	if err != nil {
 		return nil, err
