@@ -10,11 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/flock"
 	"vmm/internal/tail"
 )
 
@@ -68,7 +68,7 @@ func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.C
 	}
 	defer lock.Close()
 	waits := func() { b.log("waiting for another process that makes %s", name) }
-	if err := takeLock(ctx, lock, waits); err != nil {
+	if err := flock.Lock(ctx, lock, unix.LOCK_EX, waits); err != nil {
 		return "", err
 	}
 	if _, err := os.Stat(final); err == nil {
@@ -91,32 +91,11 @@ func (b *Builder) Once(ctx context.Context, name string, make func(ctx context.C
 	return final, os.Chmod(final, 0o755)
 }
 
-// lockCheck is how often a lock is tried that another process has: no lock can be waited
-// for and given up.
-const lockCheck = 100 * time.Millisecond
-
-// takeLock locks a file, or waits for that until ctx ends: waits is called then.
-func takeLock(ctx context.Context, lock *os.File, waits func()) error {
-	waits = sync.OnceFunc(waits)
-	for {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return err
-		}
-		waits()
-		select {
-		case <-time.After(lockCheck):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
 // endTime is how long a program may take to end when it is told to.
 const endTime = 10 * time.Second
 
-// tool is a program that ends with a context, together with those that it has started, which have its process
-// group: one that went on could write to a directory that is being removed.
+// tool is a program that ends with a context, together with those that it has started, which
+// have its process group: one that went on could write to a directory that is being removed.
 type tool struct {
 	*exec.Cmd
 	ctx context.Context

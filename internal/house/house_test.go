@@ -30,8 +30,8 @@ var layers = [][]string{
 }
 
 // beside are those that any may import, and that import none of the layers.
-var beside = []string{"internal/bytesize", "internal/cgroup", "internal/ctxio", "internal/decompress", "internal/elf", "internal/holes", "internal/iovec", "internal/jail", "internal/loglimit", "internal/meminfo", "internal/mounts", "internal/output", "internal/paths",
-	"internal/tail", "internal/temp", "internal/tomlfile", "internal/treefs",
+var beside = []string{"internal/bytesize", "internal/cgroup", "internal/ctxio", "internal/decompress", "internal/elf", "internal/flock", "internal/holes", "internal/iovec", "internal/jail", "internal/loglimit", "internal/meminfo", "internal/mounts", "internal/output", "internal/paths",
+	"internal/tail", "internal/tarfile", "internal/temp", "internal/tomlfile", "internal/treefs",
 	"internal/tcpowner", "internal/unixsocket", "internal/version", "internal/visible", "internal/vmname", "internal/x86", "vm/api", "vm/credentials"}
 
 // outside are programs and tests, which may import anything.

@@ -11,6 +11,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/flock"
 )
 
 // download is a blob that is read while it comes. What has come is kept in a file, so that the
@@ -42,7 +44,7 @@ func (s *Store) download(ctx context.Context, from source, d v1.Descriptor, prog
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, f, unix.LOCK_EX); err != nil { // another process may be fetching it
+	if err := flock.Lock(ctx, f, unix.LOCK_EX, nil); err != nil { // another process may be fetching it
 		return nil, errors.Join(err, f.Close())
 	}
 	if whole, err := os.Open(s.blob(d.Digest)); err == nil { // only its files are missing

@@ -10,6 +10,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/flock"
 )
 
 // Prune removes what no image of the store needs, and what has come of interrupted ones. It
@@ -30,7 +32,7 @@ func (s *Store) Tidy(ctx context.Context) (freed int64, err error) {
 		freed, err = s.prune("blobs", layersDir, treesDir)
 		return err
 	})
-	if errors.Is(err, errBusy) {
+	if errors.Is(err, flock.ErrBusy) {
 		return 0, nil
 	}
 	return freed, err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"vmm/internal/tarfile"
 	"vmm/storage/erofs"
 )
 
@@ -30,9 +31,6 @@ const (
 	recordSize  = "VMM.size"  // bytes
 	recordBlock = "VMM.block" // of dataName
 )
-
-// recordXattr is what records of extended attributes begin with, in archives of layers too.
-const recordXattr = "SCHILY.xattr."
 
 // Limits bound what a layer may be unpacked to. What is beyond them is an ErrLimit.
 type Limits struct {
@@ -107,7 +105,7 @@ func (u *unpacker) entry(h *tar.Header) error {
 	kept := &tar.Header{Format: tar.FormatPAX, Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Mode: h.Mode & 0o7777,
 		Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime, Devmajor: h.Devmajor, Devminor: h.Devminor, PAXRecords: map[string]string{}}
 	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, recordXattr) {
+		if strings.HasPrefix(key, tarfile.XattrRecord) {
 			kept.PAXRecords[key] = value
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/tarfile"
 	"vmm/storage/erofs"
 )
 
@@ -166,22 +167,16 @@ func (m *merger) file(h *tar.Header, before *erofs.Inode) (*erofs.Inode, error) 
 	return n, err
 }
 
-// fileTypes are the types of files, by those of entries.
-var fileTypes = map[byte]uint16{
-	tar.TypeReg: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR, tar.TypeSymlink: unix.S_IFLNK,
-	tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
-}
-
 // set gives a file the attributes of an entry.
 func (m *merger) set(n *erofs.Inode, h *tar.Header) {
-	n.Mode = fileTypes[h.Typeflag] | uint16(h.Mode)&0o7777
+	n.Mode = tarfile.Types[h.Typeflag] | uint16(h.Mode)&0o7777
 	if h.Typeflag == tar.TypeSymlink {
 		n.Mode |= 0o777
 	}
 	n.UID, n.GID, n.Modified = uint32(h.Uid), uint32(h.Gid), h.ModTime
 	n.Xattrs = nil
-	for key, value := range h.PAXRecords {
-		if x, ok := strings.CutPrefix(key, recordXattr); ok && !strings.HasPrefix(x, overlayXattrs) {
+	for x, value := range tarfile.Xattrs(h) {
+		if !strings.HasPrefix(x, overlayXattrs) {
 			n.SetXattr(x, value) // what EROFS cannot have is left out, as other file systems do
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"vmm/internal/tarfile"
 	"vmm/storage"
 	"vmm/storage/erofs"
 )
@@ -56,7 +57,7 @@ func archiveOf(t *testing.T, files ...file) []byte {
 			h.Mode = f.mode
 		}
 		if f.xattr != "" {
-			h.PAXRecords = map[string]string{recordXattr + "user.x": f.xattr}
+			h.PAXRecords = map[string]string{tarfile.XattrRecord + "user.x": f.xattr}
 		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)

@@ -16,6 +16,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/flock"
 )
 
 // Store is a directory of images. Its methods may be used from several goroutines, and several
@@ -151,18 +153,20 @@ func syncAll(dir string) error {
 	return nil
 }
 
-// errBusy is for a lock that another process has.
-var errBusy = errors.New("in use")
-
 // locked runs a function with one of the store's locks; how is LOCK_SH or LOCK_EX, with LOCK_NB
-// for an errBusy rather than a wait.
+// for a flock.ErrBusy rather than a wait.
 func (s *Store) locked(ctx context.Context, file string, how int, run func() error) error {
 	f, err := os.OpenFile(s.path(file), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := flock(ctx, f, how); err != nil {
+	if how&unix.LOCK_NB != 0 {
+		err = flock.Try(f, how)
+	} else {
+		err = flock.Lock(ctx, f, how, nil)
+	}
+	if err != nil {
 		return err
 	}
 	return run()

@@ -11,13 +11,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/ctxio"
 	"vmm/internal/decompress"
+	"vmm/internal/tarfile"
 	"vmm/storage/ext4"
 )
 
@@ -55,22 +55,16 @@ func build(r *tar.Reader, out *os.File, free int64) error {
 		}
 		if h.Typeflag == tar.TypeLink {
 			err = w.Link(h.Linkname, h.Name)
-		} else if kind, ok := fileKinds[h.Typeflag]; ok {
+		} else if kind, ok := tarfile.Types[h.Typeflag]; ok {
 			err = w.Create(h.Name, ext4.Attributes{
 				Mode: kind | uint16(h.Mode)&0o7777, UID: uint32(h.Uid), GID: uint32(h.Gid), Modified: h.ModTime,
-				Target: h.Linkname, Major: uint32(h.Devmajor), Minor: uint32(h.Devminor), Xattrs: recordedXattrs(h),
+				Target: h.Linkname, Major: uint32(h.Devmajor), Minor: uint32(h.Devminor), Xattrs: tarfile.Xattrs(h),
 			}, r)
 		} // what else there is in archives is no file
 		if err != nil {
 			return err
 		}
 	}
-}
-
-// fileKinds are the types of files, by those of entries.
-var fileKinds = map[byte]uint16{
-	tar.TypeReg: unix.S_IFREG, tar.TypeCont: unix.S_IFREG, tar.TypeGNUSparse: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR,
-	tar.TypeSymlink: unix.S_IFLNK, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
 }
 
 // IsTar reports whether a file is a tar archive, plain or compressed.
@@ -187,21 +181,7 @@ func xattrs(path string) map[string]string {
 	for _, name := range split(names[:n]) {
 		v := make([]byte, 4096)
 		if n, err := unix.Lgetxattr(path, name, v); err == nil {
-			out[xattrRecord+name] = string(v[:n])
-		}
-	}
-	return out
-}
-
-// xattrRecord is what the PAX records of extended attributes begin with.
-const xattrRecord = "SCHILY.xattr."
-
-// recordedXattrs returns the extended attributes of an entry.
-func recordedXattrs(h *tar.Header) map[string]string {
-	out := map[string]string{}
-	for key, value := range h.PAXRecords {
-		if name, ok := strings.CutPrefix(key, xattrRecord); ok {
-			out[name] = value
+			out[tarfile.XattrRecord+name] = string(v[:n])
 		}
 	}
 	return out

@@ -1,0 +1,40 @@
+package flock
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestLock: who waits is told so once, gets the lock when it is free, and may give up.
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first, second := open(), open()
+	if err := Lock(t.Context(), first, unix.LOCK_EX, func() { t.Error("it waits for a free lock") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := Try(second, unix.LOCK_SH); !errors.Is(err, ErrBusy) {
+		t.Error(err)
+	}
+	enough := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if err := Lock(ctx, second, unix.LOCK_SH, func() { cancel(enough) }); !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	waits := 0
+	if err := Lock(t.Context(), second, unix.LOCK_EX, func() { waits++; first.Close() }); err != nil || waits != 1 {
+		t.Errorf("%d waits, %v", waits, err)
+	}
+}
