@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/paths"
 )
 
 // A snapshot says which files of the host its VM opens, so one that somebody else has
@@ -51,7 +53,7 @@ func mac(key, text []byte) []byte {
 // stays without a signature.
 func sign(dir string) error {
 	key, err := userKey()
-	if errors.Is(err, errNoHome) {
+	if errors.Is(err, paths.ErrNoHome) {
 		return nil
 	}
 	if err != nil {
@@ -64,19 +66,13 @@ func sign(dir string) error {
 	return os.WriteFile(filepath.Join(dir, signatureFile), mac(key, text), 0o600)
 }
 
-var errNoHome = errors.New("neither XDG_DATA_HOME nor HOME is set")
-
 // keyPath is where the user's key is.
 func keyPath() (string, error) {
-	data := os.Getenv("XDG_DATA_HOME")
-	if !filepath.IsAbs(data) { // the XDG base directory specification ignores others
-		home := os.Getenv("HOME")
-		if home == "" {
-			return "", errNoHome
-		}
-		data = filepath.Join(home, ".local", "share")
+	data, err := paths.Data()
+	if err != nil {
+		return "", err
 	}
-	return filepath.Join(data, "vmm", "snapshot.key"), nil
+	return filepath.Join(data, "snapshot.key"), nil
 }
 
 func readKey() ([]byte, error) {

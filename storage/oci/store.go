@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/flock"
+	"vmm/internal/paths"
 )
 
 // Store is a directory of images. Its methods may be used from several goroutines, and several
@@ -40,18 +41,13 @@ const (
 // layoutVersion is what oci-layout holds (OCI image specification, image-layout.md).
 const layoutVersion = `{"imageLayoutVersion":"1.0.0"}`
 
-// DefaultDir is where a user's images are: $XDG_DATA_HOME/vmm/images, or the same in
-// ~/.local/share.
+// DefaultDir is where a user's images are, in paths.Data.
 func DefaultDir() (string, error) {
-	data := os.Getenv("XDG_DATA_HOME")
-	if !filepath.IsAbs(data) { // others are to be ignored (XDG Base Directory Specification)
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", fmt.Errorf("no directory for images: neither XDG_DATA_HOME nor HOME is set")
-		}
-		data = filepath.Join(home, ".local", "share")
+	data, err := paths.Data()
+	if err != nil {
+		return "", fmt.Errorf("no directory for images: %w", err)
 	}
-	return filepath.Join(data, "vmm", "images"), nil
+	return filepath.Join(data, "images"), nil
 }
 
 // Open opens the store of a directory, which is made if it is not there. The zero Limits are
