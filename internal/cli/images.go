@@ -36,6 +36,8 @@ type imageJSON struct {
 	Size    int64       `json:"size"`   // bytes that all its layers take, packed and unpacked
 	Shared  int64       `json:"shared"` // of these, what other images have too
 	Layers  []layerJSON `json:"layers"`
+
+	config *v1.ConfigFile
 }
 
 // layerJSON is a layer of imageJSON.
@@ -127,7 +129,7 @@ func listImages(refs []string) ([]imageJSON, error) {
 
 // describeImage describes an image. users are the images that have each layer, one for each name.
 func describeImage(i *oci.Image, users map[v1.Hash][]*oci.Image) (imageJSON, error) {
-	out := imageJSON{Name: i.Name, Digest: i.Digest.String(), ID: i.ID().String(), Created: i.Created(), Layers: []layerJSON{}}
+	out := imageJSON{Name: i.Name, Digest: i.Digest.String(), ID: i.ID().String(), Created: i.Created(), Layers: []layerJSON{}, config: i.Config}
 	layers, err := i.Layers()
 	if err != nil {
 		return out, err
@@ -246,20 +248,16 @@ func inspectImageCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect-image IMAGE...", Short: "Print what container images are configured to, as JSON", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			list, err := listImages(args)
+			if err != nil {
+				return failed(err)
+			}
 			var out []any
-			for _, ref := range args {
-				list, err := listImages([]string{ref})
-				if err != nil {
-					return failed(err)
-				}
-				i, err := getImage(ref)
-				if err != nil {
-					return failed(err)
-				}
+			for _, i := range list {
 				out = append(out, struct {
 					imageJSON
 					Config *v1.ConfigFile `json:"config"`
-				}{list[0], i.Config})
+				}{i, i.config})
 			}
 			return printJSON(cmd.OutOrStdout(), out)
 		},

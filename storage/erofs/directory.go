@@ -43,9 +43,8 @@ func blockUse(names []string) (n int) {
 	return n
 }
 
-// directorySize is a directory's size in bytes: all blocks but the last are whole.
-func directorySize(d Directory) int {
-	blocks := directoryBlocks(dirNames(d))
+// directorySize is the size in bytes of a directory of such blocks: all but the last are whole.
+func directorySize(blocks [][]string) int {
 	last := len(blocks) - 1
 	return last*BlockSize + blockUse(blocks[last])
 }
@@ -54,7 +53,7 @@ func directorySize(d Directory) int {
 func (n planned) directory() []byte {
 	le := binary.LittleEndian
 	blocks := directoryBlocks(dirNames(n.Entries))
-	b := make([]byte, directorySize(n.Entries))
+	b := make([]byte, directorySize(blocks))
 	for i, names := range blocks {
 		block := b[i*BlockSize:]
 		at := len(names) * direntSize

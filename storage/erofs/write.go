@@ -105,7 +105,7 @@ func (p *plan) add(name string, n, parent *Inode) error {
 	length := 0
 	switch {
 	case n.isDir():
-		length = directorySize(n.Entries)
+		length = directorySize(directoryBlocks(dirNames(n.Entries)))
 	case n.Mode&unix.S_IFMT == unix.S_IFLNK:
 		length = len(n.Target)
 	}
