@@ -60,11 +60,7 @@ func Login(ctx context.Context, host, user, password string, registry Registry) 
 	if err != nil {
 		return err
 	}
-	base := registry.Transport
-	if base == nil {
-		base = http.DefaultTransport
-	}
-	t, err := transport.NewWithContext(ctx, reg, &authn.Basic{Username: user, Password: password}, base, nil)
+	t, err := transport.NewWithContext(ctx, reg, &authn.Basic{Username: user, Password: password}, registry.transport(), nil)
 	if err != nil {
 		return refusal(reg, err)
 	}
@@ -110,11 +106,7 @@ func parseRegistry(host string, registry Registry) (name.Registry, error) {
 	if host == hubName {
 		host = ""
 	}
-	var options []name.Option
-	if registry.Insecure {
-		options = append(options, name.Insecure)
-	}
-	reg, err := name.NewRegistry(host, options...)
+	reg, err := name.NewRegistry(host, registry.options()...)
 	if err != nil {
 		return reg, fmt.Errorf("%q is no registry: such as registry.example or localhost:5000", host)
 	}

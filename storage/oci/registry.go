@@ -20,8 +20,7 @@ import (
 // Registry says how registries are spoken to. The zero value is HTTPS, with what docker's
 // configuration has of passwords and helpers.
 type Registry struct {
-	// Insecure allows HTTP, and certificates of nobody. Registries of this machine may have
-	// HTTP without it.
+	// Insecure allows HTTP. Registries of this machine may have that without it.
 	Insecure bool
 	// Transport is what requests go through; http.DefaultTransport if nil.
 	Transport http.RoundTripper
@@ -51,25 +50,32 @@ type remoteImage struct {
 	http http.RoundTripper // which has the right to what is asked
 }
 
-func (r Registry) open(ctx context.Context, ref, scope string) (*remoteImage, error) {
-	var options []name.Option
+// options are how names of registries are read.
+func (r Registry) options() []name.Option {
 	if r.Insecure {
-		options = append(options, name.Insecure)
+		return []name.Option{name.Insecure}
 	}
-	parsed, err := name.ParseReference(ref, options...)
+	return nil
+}
+
+func (r Registry) transport() http.RoundTripper {
+	if r.Transport == nil {
+		return http.DefaultTransport
+	}
+	return r.Transport
+}
+
+func (r Registry) open(ctx context.Context, ref, scope string) (*remoteImage, error) {
+	parsed, err := name.ParseReference(ref, r.options()...)
 	if err != nil {
 		return nil, err
-	}
-	base := r.Transport
-	if base == nil {
-		base = http.DefaultTransport
 	}
 	repo := parsed.Context()
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, repo)
 	if err != nil {
 		return nil, fmt.Errorf("the configuration of docker, which has the passwords of registries: %w", err)
 	}
-	t, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(scope)})
+	t, err := transport.NewWithContext(ctx, repo.Registry, auth, r.transport(), []string{repo.Scope(scope)})
 	if err != nil {
 		return nil, explain(err)
 	}
