@@ -12,6 +12,7 @@ import (
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
 	"vmm/storage"
+	"vmm/storage/erofs"
 	"vmm/storage/ext4"
 	"vmm/virtio"
 	"vmm/virtio/blk"
@@ -39,7 +40,7 @@ type ImageRoot struct {
 }
 
 // ImageBlock is the unit of an image's segments, in bytes: a page.
-const ImageBlock = 4096
+const ImageBlock = erofs.BlockSize
 
 // Defaults are the environment of a container image's commands.
 type Defaults = agent.Defaults
