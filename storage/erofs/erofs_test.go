@@ -168,7 +168,7 @@ func TestRefused(t *testing.T) {
 		segments []int64
 		tooLarge bool
 	}{
-		"name":           {tree: Directory{strings.Repeat("n", MaxName+1): shared}, tooLarge: true},
+		"name":           {tree: Directory{strings.Repeat("n", MaxName+1): dir(0o755, nil)}, tooLarge: true},
 		"link":           {tree: Directory{"l": {Mode: unix.S_IFLNK, Target: strings.Repeat("t", BlockSize)}}, tooLarge: true},
 		"attributes":     {tree: Directory{"x": xattrs}, tooLarge: true},
 		"two parents":    {tree: Directory{"a": shared, "b": shared}},
