@@ -25,6 +25,9 @@ var guestModules = []string{
 	"pvpanic", "pvpanic_mmio", // the same, by kernel
 }
 
+// PmemModules are what a guest needs beside them for persistent memory.
+var PmemModules = []string{"virtio_pmem", "nd_pmem"}
+
 // moduleDir is where the initial RAM disk has the modules.
 const moduleDir = "modules"
 
@@ -41,22 +44,49 @@ func ModuleTree(dir string) (string, error) {
 	return filepath.Dir(found[0]), nil
 }
 
-// Modules returns the modules of a tree that a guest needs, as files for an initial
-// RAM disk and as the paths to load in order.
-func Modules(tree string) (files []cpio.Record, load []string, err error) {
+// readDeps reads a tree's modules.dep: by module name, its path, then those of what it
+// needs.
+func readDeps(tree string) (map[string][]string, error) {
 	b, err := os.ReadFile(filepath.Join(tree, "modules.dep"))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	deps := map[string][]string{} // by module name: its path, then those of what it needs
-	for _, line := range strings.Split(string(b), "\n") {
-		path, needs, ok := strings.Cut(line, ":")
-		if ok {
+	deps := map[string][]string{}
+	for line := range strings.Lines(string(b)) {
+		if path, needs, ok := strings.Cut(line, ":"); ok {
 			deps[moduleName(path)] = append([]string{path}, strings.Fields(needs)...)
 		}
 	}
+	return deps, nil
+}
+
+// HasModules reports whether a tree, as ModuleTree finds it below dir, has all modules of
+// these names, or its kernel has them built in.
+func HasModules(dir string, names ...string) bool {
+	tree, err := ModuleTree(dir)
+	if err != nil {
+		return false
+	}
+	deps, err := readDeps(tree)
+	if err != nil {
+		return false
+	}
+	builtin, _ := os.ReadFile(filepath.Join(tree, "modules.builtin")) // not every tree has it
+	for path := range strings.Lines(string(builtin)) {
+		deps[moduleName(strings.TrimSpace(path))] = nil
+	}
+	return !slices.ContainsFunc(names, func(name string) bool { _, ok := deps[name]; return !ok })
+}
+
+// Modules returns the modules of a tree that a guest needs, and those named, as files for an
+// initial RAM disk and as the paths to load in order.
+func Modules(tree string, more ...string) (files []cpio.Record, load []string, err error) {
+	deps, err := readDeps(tree)
+	if err != nil {
+		return nil, nil, err
+	}
 	var paths []string
-	for _, name := range guestModules {
+	for _, name := range append(slices.Clone(guestModules), more...) {
 		// depmod lists what a module needs in the order in which to remove it.
 		list := slices.Clone(deps[name])
 		slices.Reverse(list)

@@ -320,15 +320,15 @@ func (d *Debugger) SetRegisters(cpu int, r kvm.Regs) error {
 
 // ReadMemory reads at a linear address, as a vCPU sees it, as far as it is mapped.
 func (d *Debugger) ReadMemory(cpu int, addr uint64, to []byte) (int, error) {
-	return d.eachPage(cpu, addr, to, func(memory, piece []byte) { copy(piece, memory) })
+	return d.eachPage(cpu, addr, to, d.m.mem.ReadSlice, func(memory, piece []byte) { copy(piece, memory) })
 }
 
 // WriteMemory writes at a linear address, whatever the page tables allow.
 func (d *Debugger) WriteMemory(cpu int, addr uint64, from []byte) (int, error) {
-	return d.eachPage(cpu, addr, from, func(memory, piece []byte) { copy(memory, piece) })
+	return d.eachPage(cpu, addr, from, d.m.mem.Slice, func(memory, piece []byte) { copy(memory, piece) })
 }
 
-func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, do func(memory, piece []byte)) (n int, err error) {
+func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, slice func(gpa, n uint64) ([]byte, error), do func(memory, piece []byte)) (n int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	_, s, err := d.registers(cpu)
@@ -341,7 +341,7 @@ func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, do func(memory, p
 			break
 		}
 		k := min(len(data)-n, int(pageSize-addr%pageSize))
-		memory, err := d.m.mem.Slice(gpa, uint64(k))
+		memory, err := slice(gpa, uint64(k))
 		if err != nil {
 			break // a device's
 		}

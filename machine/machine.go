@@ -220,6 +220,9 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = m.mapDevices(cpuid); err != nil {
+		return nil, err
+	}
 	if err = m.offerPerfmon(cpuid, interpreted); err != nil {
 		return nil, err
 	}

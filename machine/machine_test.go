@@ -13,6 +13,7 @@ import (
 	"unsafe"
 
 	"vmm/bootloader"
+	"vmm/internal/vmem"
 	"vmm/kvm"
 	"vmm/virtio"
 	"vmm/virtio/rng"
@@ -245,7 +246,7 @@ func TestMemory(t *testing.T) {
 		}
 	}
 	for _, r := range m.regions {
-		if at := uint64(uintptr(unsafe.Pointer(&r.host[0]))); at%giantPage != r.gpa%giantPage {
+		if at := uint64(uintptr(unsafe.Pointer(&r.host[0]))); at%vmem.GiantPage != r.gpa%vmem.GiantPage {
 			t.Errorf("RAM at %#x is at %#x in the host: no huge pages", r.gpa, at)
 		}
 	}

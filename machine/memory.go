@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/iovec"
+	"vmm/internal/vmem"
 	"vmm/kvm"
 )
 
@@ -33,9 +34,8 @@ const (
 	resetEntry = 0xffff0 // FFFF:0000, where a PC begins and where real mode jumps to reboot
 	ebdaBase   = 0x9fc00
 
-	pageSize  = 4096
-	hugePage  = 2 << 20
-	giantPage = 1 << 30
+	pageSize = vmem.Page
+	hugePage = vmem.HugePage
 
 	// MinMemory and MaxMemory bound Config.Memory, in bytes.
 	MinMemory = 16 << 20
@@ -56,6 +56,7 @@ type region struct {
 // Close, after which there is no memory: a slice of it must not be touched then.
 type Memory struct {
 	regions []region
+	mapped  []mapping // beside RAM; complete before the guest runs
 	size    uint64
 	backed  []Backing
 	dirty   dirtyPages
@@ -114,9 +115,8 @@ func (m *Memory) back(b Backing) error {
 		end := start + int64(len(r.host))
 		from, to := max(b.Offset, start), min(b.Offset+b.Length, end)
 		if from < to {
-			at := unsafe.Pointer(&r.host[from-start])
-			if _, err := unix.MmapPtr(int(b.File.Fd()), b.FileOffset+from-b.Offset, at, uintptr(to-from), unix.PROT_READ|unix.PROT_WRITE,
-				unix.MAP_PRIVATE|unix.MAP_FIXED|unix.MAP_NORESERVE); err != nil {
+			if err := vmem.Map(r.host[from-start:], int(b.File.Fd()), b.FileOffset+from-b.Offset, to-from,
+				unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE); err != nil {
 				return err
 			}
 		}
@@ -147,7 +147,7 @@ func NewMemory(size uint64) (*Memory, error) { return newMemory(size, false) }
 func (m *Memory) Close() error { return m.close() }
 
 // mapRAM reserves memory whose address agrees with the guest's, which is a multiple
-// of every size of page: KVM maps a huge page only where the two agree below its size.
+// of every size of page.
 func mapRAM(size uint64, huge bool) ([]byte, error) {
 	const prot, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	if huge && size%hugePage == 0 {
@@ -159,26 +159,10 @@ func mapRAM(size uint64, huge bool) ([]byte, error) {
 			return unsafe.Slice((*byte)(at), size), nil
 		}
 	}
-	align := uintptr(pageSize)
-	for _, page := range []uint64{hugePage, giantPage} {
-		if size >= page {
-			align = uintptr(page)
-		}
-	}
-	// More than is needed, of which the ends are given back.
-	start, err := unix.MmapPtr(-1, 0, nil, uintptr(size)+align, prot, flags|unix.MAP_NORESERVE)
+	b, err := vmem.Reserve(size, prot)
 	if err != nil {
 		return nil, err
 	}
-	before := -uintptr(start) & (align - 1)
-	at := unsafe.Add(start, before)
-	if before > 0 {
-		err = unix.MunmapPtr(start, before)
-	}
-	if err := errors.Join(err, unix.MunmapPtr(unsafe.Add(at, size), align-before)); err != nil {
-		return nil, errors.Join(err, unix.MunmapPtr(start, uintptr(size)+align))
-	}
-	b := unsafe.Slice((*byte)(at), size)
 	if huge {
 		unix.Madvise(b, unix.MADV_HUGEPAGE) // best effort: THP may be off
 	}
@@ -188,7 +172,7 @@ func mapRAM(size uint64, huge bool) ([]byte, error) {
 func (m *Memory) close() error {
 	var errs []error
 	for _, r := range m.regions {
-		errs = append(errs, unix.MunmapPtr(unsafe.Pointer(&r.host[0]), uintptr(len(r.host))))
+		errs = append(errs, vmem.Release(r.host))
 	}
 	m.regions = nil
 	return errors.Join(append(errs, m.pagemap.Close())...)
@@ -210,13 +194,21 @@ func (m *Memory) register(vm *kvm.VM) error {
 	return nil
 }
 
-// Slice returns the n bytes at gpa; they must lie in one region of RAM, or the error is
-// ErrNotRAM.
-func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
+// Slice returns the n bytes at gpa; they must lie in one region of RAM, or of a device's
+// memory that can be written to, or the error is ErrNotRAM.
+func (m *Memory) Slice(gpa, n uint64) ([]byte, error) { return m.find(gpa, n, true) }
+
+// ReadSlice is Slice for who only reads: also of a device's memory that is for reading.
+func (m *Memory) ReadSlice(gpa, n uint64) ([]byte, error) { return m.find(gpa, n, false) }
+
+func (m *Memory) find(gpa, n uint64, write bool) ([]byte, error) {
 	for _, r := range m.regions {
 		if off := gpa - r.gpa; gpa >= r.gpa && off < uint64(len(r.host)) && n <= uint64(len(r.host))-off {
 			return r.host[off : off+n : off+n], nil
 		}
+	}
+	if b := m.findMapped(gpa, n, write); b != nil {
+		return b, nil
 	}
 	return nil, fmt.Errorf("%d bytes at %#x: %w", n, gpa, ErrNotRAM)
 }

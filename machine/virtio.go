@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"vmm/machine/acpi"
 	"vmm/virtio"
@@ -123,14 +124,27 @@ func (m *Machine) transportArgs() []string {
 // warn tells what a guest's driver did wrong.
 func (m *Machine) warn(err error) { m.cfg.Log.Print(err) }
 
-// closeVirtio stops the devices, while memory and VM are still there.
+// closeVirtio stops the devices, while memory and VM are still there. Memory of devices goes
+// last, when no queue is served that could have it in a request.
 func (m *Machine) closeVirtio() error {
 	var errs []error
-	for _, d := range m.virtio {
-		errs = append(errs, d.Close())
+	var last []io.Closer
+	for i, d := range m.cfg.Devices {
+		var c io.Closer = d // where New came not so far
+		if i < len(m.virtio) {
+			c = m.virtio[i]
+		}
+		if _, ok := d.(virtio.Mapper); !ok {
+			errs = append(errs, c.Close())
+			continue
+		}
+		if i < len(m.virtio) {
+			m.virtio[i].Suspend()
+		}
+		last = append(last, c)
 	}
-	for _, d := range m.cfg.Devices[len(m.virtio):] { // New came not so far
-		errs = append(errs, d.Close())
+	for _, c := range last {
+		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -11,9 +11,13 @@ import "vmm/devices"
 
 // Memory is guest RAM. Its methods may be called from any goroutine.
 type Memory interface {
-	// Slice returns the n bytes at a guest-physical address, which must all be RAM.
+	// Slice returns the n bytes at a guest-physical address, which must all be RAM, or
+	// memory of one Mapper.
 	// The guest may change them at any time.
 	Slice(gpa, n uint64) ([]byte, error)
+	// ReadSlice is Slice for what is only read, which may also be memory of a Mapper that
+	// nobody can write to.
+	ReadSlice(gpa, n uint64) ([]byte, error)
 	// MarkDirty notes that the device has written to b, a part of what Slice returned:
 	// for migrations, and for snapshots of what has changed.
 	MarkDirty(b []byte)
@@ -30,6 +34,7 @@ const (
 	TypeRNG     DeviceType = 4
 	TypeVsock   DeviceType = 19
 	TypeFS      DeviceType = 26
+	TypePMEM    DeviceType = 27
 )
 
 // Feature bits that are not of one device type (virtio 1.2, 6).
@@ -78,6 +83,17 @@ type Device interface {
 	// Load takes what Save has returned. Start was called before, and the queues
 	// follow.
 	Load(state []byte) error
+}
+
+// Mapper is a Device that has memory of its own in the guest's physical address space,
+// beside its RAM.
+type Mapper interface {
+	Device
+	// HostMemory is that memory, of whole pages. With readOnly, nobody may write to it. It
+	// stays until Close, which comes when no other device uses it any more.
+	HostMemory() (b []byte, readOnly bool)
+	// Place tells where it is, before the driver looks.
+	Place(gpa uint64)
 }
 
 // Receiver is a Device with receive queues: the driver supplies them with buffers for

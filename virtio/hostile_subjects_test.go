@@ -17,6 +17,7 @@ import (
 	"vmm/virtio/console"
 	"vmm/virtio/fs"
 	"vmm/virtio/net"
+	"vmm/virtio/pmem"
 	"vmm/virtio/rng"
 	"vmm/virtio/virtiotest/hostile"
 	"vmm/virtio/vsock"
@@ -30,6 +31,7 @@ var subjects = []struct {
 }{
 	{"rng", func(*testing.T) (virtio.Device, error) { return rng.New(), nil }, hostile.Any},
 	{"blk", newDisk, hostile.Disk},
+	{"pmem", newPmem, hostile.Any},
 	{"net", func(*testing.T) (virtio.Device, error) { return net.New(&echoLink{}, net.Options{Pairs: 2}) }, hostile.Frame},
 	{"console", newConsole, hostile.Console},
 	{"vsock", newVsock, hostile.Vsock},
@@ -49,6 +51,18 @@ func newDisk(t *testing.T) (virtio.Device, error) {
 		return nil, err
 	}
 	return blk.New(storage.NewRaw(f, false), blk.Options{Queues: 2})
+}
+
+func newPmem(t *testing.T) (virtio.Device, error) {
+	path := filepath.Join(t.TempDir(), "memory")
+	if err := os.WriteFile(path, make([]byte, storage.MappedUnit), 0o600); err != nil {
+		return nil, err
+	}
+	m, err := storage.OpenMappedWritable(path)
+	if err != nil {
+		return nil, err
+	}
+	return pmem.New(m), nil
 }
 
 // echoLink gives the guest back what it sends, if it is a proper frame.

@@ -166,7 +166,11 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 		if size == 0 {
 			return malformed("an empty descriptor")
 		}
-		part, err := q.mem.Slice(addr, uint64(size))
+		slice := q.mem.ReadSlice
+		if flags&descWrite != 0 && flags&descIndirect == 0 {
+			slice = q.mem.Slice
+		}
+		part, err := slice(addr, uint64(size))
 		if err != nil {
 			return malformed("a descriptor of %d bytes at %#x", size, addr)
 		}

@@ -17,6 +17,9 @@ func (m ram) Slice(gpa, n uint64) ([]byte, error) {
 	return m[gpa : gpa+n : gpa+n], nil
 }
 
+// ReadSlice implements Memory.
+func (m ram) ReadSlice(gpa, n uint64) ([]byte, error) { return m.Slice(gpa, n) }
+
 const (
 	testSize  = 8
 	testDesc  = 0x0

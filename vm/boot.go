@@ -140,7 +140,11 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 	}
 	var files []cpio.Record
 	if v.kernel.modules != "" {
-		if files, guest.Modules, err = guestimages.Modules(v.kernel.modules); err != nil {
+		var more []string
+		if v.image != nil && v.image.memory != nil {
+			more = guestimages.PmemModules
+		}
+		if files, guest.Modules, err = guestimages.Modules(v.kernel.modules, more...); err != nil {
 			return of("Boot.Modules", err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	guestimages "vmm/guest-images"
 	"vmm/guest-images/agent"
 	"vmm/guest-images/guestinit"
 	"vmm/storage"
@@ -16,6 +17,7 @@ import (
 	"vmm/storage/ext4"
 	"vmm/virtio"
 	"vmm/virtio/blk"
+	"vmm/virtio/pmem"
 )
 
 // ImageRoot is the root of a guest for commands as a container image gives it: a file system
@@ -27,6 +29,8 @@ type ImageRoot struct {
 	// Segments are files that make an EROFS file system one behind the other, each of whole
 	// blocks of ImageBlock bytes. Nobody may change them while the VM, or a snapshot of it, is there.
 	Segments []string `json:"segments"`
+	// Device is what the segments are in the guest; where it is empty, Start chooses.
+	Device ImageDevice `json:"device,omitempty"`
 	// Disk, if it is there, takes what the guest writes: an ext4 file system as NewRootDisk
 	// makes it, which outlasts the VM. Without one that goes to the guest's memory.
 	Disk *Disk `json:"disk,omitempty"`
@@ -38,6 +42,17 @@ type ImageRoot struct {
 	// Defaults are what a command of the guest has unless it says otherwise.
 	Defaults Defaults `json:"defaults,omitzero"`
 }
+
+// ImageDevice is what a container image is in the guest.
+type ImageDevice string
+
+// The values of ImageDevice.
+const (
+	// ImageMemory is persistent memory, which the guest reads where the host has it: VMs of one
+	// image share what they have read. Its kernel keeps 64 bytes of its own memory for each 4 KiB.
+	ImageMemory ImageDevice = "pmem"
+	ImageDisk   ImageDevice = "blk"
+)
 
 // ImageBlock is the unit of an image's segments, in bytes: a page.
 const ImageBlock = erofs.BlockSize
@@ -59,6 +74,9 @@ func (r *ImageRoot) check() error {
 	if len(r.Segments) == 0 {
 		return wrong("Root", "image %s: no files", r.Name)
 	}
+	if d := r.Device; d != "" && d != ImageMemory && d != ImageDisk {
+		return wrong("Root.Image.Device", "%q: %s or %s", d, ImageMemory, ImageDisk)
+	}
 	if d := r.Defaults.Dir; d != "" && !path.IsAbs(d) {
 		return wrong("Root", "image %s: the directory %q of its commands is not an absolute path", r.Name, d)
 	}
@@ -78,60 +96,98 @@ func (r *ImageRoot) check() error {
 	return nil
 }
 
-// upperDevice is ImageRoot.Disk in the guest: the image itself is rootDevice.
-const upperDevice = "/dev/vdb"
-
-// guestRoot is what the guest's init is told of an image.
+// guestRoot is what the guest's init is told of an image. Its Disk is the first one that is
+// not the image.
 func (r *ImageRoot) guestRoot() *guestinit.Root {
 	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Defaults: r.Defaults}
+	of, upper := rootDevice, "/dev/vdb"
+	if r.Device == ImageMemory {
+		of, upper = "/dev/pmem0", rootDevice
+	}
 	if r.Disk != nil {
-		image.Upper = upperDevice
+		image.Upper = upper
 	}
 	for _, h := range r.Hosts {
 		image.Hosts = append(image.Hosts, h.Address.String()+" "+h.Name)
 	}
-	return &guestinit.Root{Disk: rootDevice, Image: image}
+	return &guestinit.Root{Disk: of, Image: image}
 }
 
-// imageDisk is the guest's disk of an image's segments; nil is none.
+// memoryShare is how much of the guest's memory its kernel may need for the page
+// structures of persistent memory: a 16th.
+const (
+	memoryShare    = 16
+	pageStructSize = 64
+)
+
+// chooseDevice decides what an image of so many bytes is in the guest. Only of a kernel that
+// comes with vmm, or with its modules, is it known that it has the drivers.
+func (k *kernelChoice) chooseDevice(size int64, memory Size) ImageDevice {
+	known := k.image == "" || k.modules != "" && guestimages.HasModules(k.modules, guestimages.PmemModules...)
+	if known && size/ImageBlock*pageStructSize <= int64(memory)/memoryShare {
+		return ImageMemory
+	}
+	return ImageDisk
+}
+
+// imageDisk is the guest's device of an image's segments; nil is none.
 type imageDisk struct {
-	disk   *storage.Concat
-	device *blk.Device // which owns the disk; nil at first
+	disk   *storage.Concat // or
+	memory *storage.Mapped
+	owned  bool        // by a device
 	saved  []savedDisk // the segments, as they were when they were opened
 }
 
-// openImage opens the segments of a root, which were as saved says when the VM was saved.
-func openImage(root *Root, saved []savedDisk) (*imageDisk, error) {
-	if root == nil || root.Image == nil {
-		return nil, nil
+// openImage opens the segments of a root, which were as saved says when the VM was saved, and
+// decides what they are in the guest.
+func (v *VM) openImage(saved []savedDisk) (err error) {
+	if v.cfg.Root == nil || v.cfg.Root.Image == nil {
+		return nil
 	}
+	root := *v.cfg.Root.Image
 	i := &imageDisk{}
-	for n, path := range root.Image.Segments {
+	var size int64
+	for n, path := range root.Segments {
 		path = absolute(path)
 		if n < len(saved) {
 			if err := saved[n].check(path); err != nil {
-				return nil, of("Root", err)
+				return of("Root", err)
 			}
 		}
 		st, err := os.Stat(path)
 		if err != nil {
-			return nil, of("Root", fmt.Errorf("image %s: %w", root.Image.Name, err))
+			return of("Root", fmt.Errorf("image %s: %w", root.Name, err))
 		}
 		d := savedDisk{Disk: Disk{Path: path, ReadOnly: true}}
 		d.note(st.Size(), st.ModTime(), nil)
 		i.saved = append(i.saved, d)
+		size += st.Size()
 	}
-	var err error
-	if i.disk, err = storage.OpenConcat(ImageBlock, root.Image.Segments...); err != nil {
-		return nil, of("Root", fmt.Errorf("image %s: %w", root.Image.Name, err))
+	if root.Device == "" {
+		root.Device = v.kernel.chooseDevice(size, v.cfg.Memory)
+		v.cfg.Root = &Root{Image: &root}
 	}
-	return i, nil
+	if root.Device == ImageMemory {
+		i.memory, err = storage.OpenMapped(root.Segments...)
+	} else {
+		i.disk, err = storage.OpenConcat(ImageBlock, root.Segments...)
+	}
+	if err != nil {
+		return of("Root", fmt.Errorf("image %s: %w", root.Name, err))
+	}
+	v.image = i
+	return nil
 }
 
-// makeDevice makes the guest's disk.
+// makeDevice makes the guest's device.
 func (i *imageDisk) makeDevice(cpus int, warn func(error)) (_ virtio.Device, err error) {
-	i.device, err = blk.New(i.disk, blk.Options{Serial: "image", Queues: min(cpus, maxQueues), Log: warn})
-	return i.device, err
+	if i.memory != nil {
+		i.owned = true
+		return pmem.New(i.memory), nil
+	}
+	d, err := blk.New(i.disk, blk.Options{Serial: "image", Queues: min(cpus, maxQueues), Log: warn})
+	i.owned = err == nil
+	return d, err
 }
 
 // segments are the files as a saved VM names them.
@@ -144,8 +200,11 @@ func (i *imageDisk) segments() []savedDisk {
 
 // close closes the files that no device has taken over.
 func (i *imageDisk) close() error {
-	if i == nil || i.device != nil {
+	switch {
+	case i == nil || i.owned:
 		return nil
+	case i.memory != nil:
+		return i.memory.Close()
 	}
 	return i.disk.Close()
 }

@@ -16,6 +16,7 @@ import (
 	vconsole "vmm/virtio/console"
 	"vmm/virtio/fs"
 	vnet "vmm/virtio/net"
+	"vmm/virtio/pmem"
 	"vmm/virtio/vsock"
 )
 
@@ -34,6 +35,7 @@ func TestSchema(t *testing.T) {
 		{"snapshot.json", snapshot.Manifest{}},
 		{"config: how the VM is made", saved{}},
 		{"device: virtio block", blk.State{}},
+		{"device: virtio persistent memory", pmem.State{}},
 		{"device: virtio network", vnet.State{}},
 		{"device: virtio console", vconsole.State{}},
 		{"device: virtio vsock", vsock.State{}},

@@ -208,7 +208,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if saved && !r.moved {
 		segments = r.vm.Segments
 	}
-	if v.image, err = openImage(v.cfg.Root, segments); err != nil {
+	if err := v.openImage(segments); err != nil {
 		return nil, r.explain(err)
 	}
 	if saved {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +23,7 @@ func (r *Root) takes(m *mount) bool { return m.moves && !(m.scratch && r.Image !
 // mountImage mounts a container image below the root, and the disk for what is written, if
 // there is one, with both as the new root.
 func mountImage(r *Root) error {
-	if err := mountDevice(r.Disk, lower, "erofs", "CONFIG_EROFS_FS", unix.MS_RDONLY); err != nil {
+	if err := mountLayers(r.Disk); err != nil {
 		return err
 	}
 	if r.Image.Upper == "" {
@@ -30,18 +32,45 @@ func mountImage(r *Root) error {
 	if err := os.MkdirAll(upperDir, 0o755); err != nil {
 		return err
 	}
-	if err := mountDevice(r.Image.Upper, upperDir, "ext4", "CONFIG_EXT4_FS", 0); err != nil {
+	if err := mountDevice(r.Image.Upper, upperDir, "ext4", "CONFIG_EXT4_FS", 0, ""); err != nil {
 		return err
 	}
 	return overlay(lower, newRoot, upperDir)
 }
 
+// appears bounds how long the kernel may take to find persistent memory, which it looks for
+// beside the start of init.
+const appears = 20 * time.Second
+
+// mountLayers mounts the image's own file system. Of persistent memory the guest reads files
+// where they are, as far as its kernel can.
+func mountLayers(device string) error {
+	mount := func(data string) error {
+		return mountDevice(device, lower, "erofs", "CONFIG_EROFS_FS", unix.MS_RDONLY, data)
+	}
+	if !strings.HasPrefix(device, "/dev/pmem") {
+		return mount("")
+	}
+	for end := time.Now().Add(appears); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(device); err == nil {
+			break
+		}
+	}
+	err := mount("dax=always")
+	if errors.Is(err, unix.EINVAL) {
+		err = mount("")
+	}
+	return err
+}
+
 // mountDevice mounts a disk whose file system is known.
-func mountDevice(disk, to, kind, option string, flags uintptr) error {
-	err := unix.Mount(disk, to, kind, flags, "")
+func mountDevice(disk, to, kind, option string, flags uintptr, data string) error {
+	err := unix.Mount(disk, to, kind, flags, data)
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("this kernel has no %s (%s)", kind, option)
+	case errors.Is(err, unix.ENOENT) && strings.HasPrefix(disk, "/dev/pmem"):
+		return fmt.Errorf("this kernel does not see the persistent memory %s (CONFIG_VIRTIO_PMEM, CONFIG_BLK_DEV_PMEM)", disk)
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("this kernel does not see the disk %s (CONFIG_VIRTIO_BLK, and CONFIG_VIRTIO_PCI or CONFIG_VIRTIO_MMIO)", disk)
 	case err != nil:

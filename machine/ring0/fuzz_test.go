@@ -146,3 +146,5 @@ func BenchmarkExecute(b *testing.B) {
 }
 
 func (m fuzzMemory) WritePage(uint64) {}
+
+func (m fuzzMemory) Mapped(uint64, bool) *[4096]byte { return nil }

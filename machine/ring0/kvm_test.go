@@ -282,3 +282,5 @@ func TestAgainstKVM(t *testing.T) {
 }
 
 func (m ram) WritePage(uint64) {}
+
+func (m ram) Mapped(uint64, bool) *[4096]byte { return nil }

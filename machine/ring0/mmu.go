@@ -22,11 +22,14 @@ const (
 	pfFetch   = 1 << 4
 )
 
-// Memory is the guest's RAM.
+// Memory is the guest's RAM, and memory of devices.
 type Memory interface {
 	// Page returns the host's view of the guest-physical page that holds gpa,
 	// or nil where there is no writable RAM.
 	Page(gpa uint64) *[pageSize]byte
+	// Mapped is Page for memory of devices, which has no page tables; with write,
+	// for that which can be written to.
+	Mapped(gpa uint64, write bool) *[pageSize]byte
 	// Size returns an address above all RAM.
 	Size() uint64
 	// WritePage tells that the page that holds gpa is about to be written to: it
@@ -148,6 +151,9 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		return nil
 	}
 	page := c.tables.mem.Page(gpa)
+	if page == nil {
+		page = c.tables.mem.Mapped(gpa, access&pfWrite != 0)
+	}
 	if page == nil {
 		c.noPage()
 		return nil

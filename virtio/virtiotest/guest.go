@@ -55,6 +55,9 @@ func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
 	return m.Bytes[gpa : gpa+n : gpa+n], nil
 }
 
+// ReadSlice implements virtio.Memory.
+func (m *Memory) ReadSlice(gpa, n uint64) ([]byte, error) { return m.Slice(gpa, n) }
+
 // MarkDirty implements virtio.Memory.
 func (m *Memory) MarkDirty([]byte) {}
 
