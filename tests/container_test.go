@@ -127,6 +127,7 @@ tool
 func TestContainerImage(t *testing.T) {
 	needKVM(t)
 	runtimeDirFor(t)
+	ownCache(t)
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
@@ -168,6 +169,16 @@ func TestContainerImage(t *testing.T) {
 	if out, status := vmm(t, "images", "--tree"); status != 0 || !strings.Contains(out, "also in "+host+"/base:latest") {
 		t.Errorf("images --tree: status %d\n%s", status, out)
 	}
+	t.Run("warm", func(t *testing.T) {
+		out, errs, status := inDir(t, t.TempDir(), nil, "run", "-v", "--name", "other", "--image", host+"/team/app:1", "-w", "/", "--timeout", bootLimit, "--",
+			"echo $GREETING; pwd; id -u; hostname; cat /etc/hosts; ls /tmp")
+		if want := "hi\n/\n1001\nother\n127.0.0.1 localhost other\n::1 localhost\nkept\n"; status != 0 || out != want {
+			t.Errorf("status %d\n%s\nwant\n%s", status, out, want)
+		}
+		if strings.Contains(errs, "a cold start") {
+			t.Errorf("it did not go on from the snapshot of its kind:\n%s", errs)
+		}
+	})
 	t.Run("in the background", func(t *testing.T) {
 		if out, status := vmm(t, "run", "-d", "--name", "contained", "--image", host+"/team/app:1", "--entrypoint", "/bin/sleep", "--", "100000"); status != 0 {
 			t.Fatalf("run -d: status %d\n%s", status, out)

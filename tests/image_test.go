@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"vmm/storage/image"
 	"vmm/vm"
@@ -92,7 +93,8 @@ func inImage(ctx context.Context, t *testing.T, v *vm.VM, c vm.Cmd) (string, int
 // TestImageRoot runs commands in a guest whose root is a container image.
 func TestImageRoot(t *testing.T) {
 	needKVM(t)
-	v := imageVM(t, &vm.ImageRoot{Name: "test", Segments: imageRoot(t), ReadOnly: true,
+	segments := imageRoot(t)
+	v := imageVM(t, &vm.ImageRoot{Name: "test", Segments: segments, ReadOnly: true,
 		Tmpfs:    []vm.Tmpfs{{Guest: "/scratch", Options: "size=1m,mode=1777"}},
 		Hosts:    []vm.HostName{{Name: "db", Address: netip.MustParseAddr("10.1.2.3")}},
 		Defaults: vm.Defaults{Env: []string{"A=1", "PATH=/bin"}, User: "web", Dir: "/made/here"}})
@@ -111,6 +113,7 @@ func TestImageRoot(t *testing.T) {
 		{"hosts", vm.Cmd{Args: []string{"sh", "-c", "while read a b; do case $b in db) true;; *) false;; esac && echo $a; done < /etc/hosts"}}, "10.1.2.3\n", 0},
 		{"tmpfs", vm.Cmd{Args: []string{"touch", "/scratch/x"}}, "", 0},
 		{"read-only", vm.Cmd{Args: []string{"sh", "-c", "echo > /x"}, User: "root"}, "sh: can't create /x: Read-only file system\n", 1},
+		{"memory", vm.Cmd{Args: []string{"sh", "-c", "cat /sys/block/pmem0/queue/dax; busybox ls /sys/block | busybox grep -c vd"}}, "1\n0\n", 1},
 		{"missing", vm.Cmd{Args: []string{"nothing"}}, "nothing: command not found in the guest (PATH=/bin)", 127},
 		{"not executable", vm.Cmd{Args: []string{"/etc/passwd"}}, "/etc/passwd: permission denied", 126},
 	} {
@@ -119,6 +122,52 @@ func TestImageRoot(t *testing.T) {
 				t.Errorf("%q, status %d", out, status)
 			}
 		})
+	}
+	t.Run("attacked, saved and restored", func(t *testing.T) { testImageMemory(t, v, segments) })
+}
+
+// attackMemory has a guest's root write to the memory of its image
+// through the cache of its driver, and past it.
+const attackMemory = `busybox dd if=/dev/zero of=/dev/pmem0 bs=4096 count=4 2>/dev/null; busybox sync
+busybox dd if=/dev/zero of=/dev/pmem0 bs=4096 seek=2 count=1 oflag=direct 2>/dev/null
+echo survived`
+
+// testImageMemory attacks the memory of an image, then saves and restores the VM.
+func testImageMemory(t *testing.T, v *vm.VM, segments []string) {
+	before := must(t, "sha256sum", segments...)
+	if out, status := inImage(t.Context(), t, v, vm.Cmd{Args: []string{"sh", "-c", attackMemory}, User: "root"}); out != "survived\n" || status != 0 {
+		t.Errorf("%q, status %d", out, status)
+	}
+	if after := must(t, "sha256sum", segments...); after != before {
+		t.Errorf("the guest has changed its image:\n%s\n%s", before, after)
+	}
+	dir := filepath.Join(t.TempDir(), "snapshot")
+	if _, err := v.Snapshot(t.Context(), dir, vm.SnapshotOptions{Stop: true}); err != nil {
+		t.Fatal(err)
+	}
+	restored, err := vm.Restore(dir, vm.RestoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	if err := restored.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, status := inImage(t.Context(), t, restored, vm.Cmd{Args: []string{"sh", "-c", "cat /run/db/state; id -u"}}); out != "the image's\n33\n" || status != 0 {
+		t.Errorf("restored: %q, status %d", out, status)
+	}
+	restored.Close()
+	now := time.Now().Add(time.Hour)
+	if err := os.Chtimes(segments[1], now, now); err != nil {
+		t.Fatal(err)
+	}
+	again, err := vm.Restore(dir, vm.RestoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "has changed since the snapshot") {
+		t.Errorf("restored with another image: %v", err)
 	}
 }
 
@@ -130,7 +179,8 @@ func TestImageDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := &vm.ImageRoot{Segments: imageRoot(t), Disk: &vm.Disk{Path: disk, Format: image.Raw}}
-	for _, want := range []string{"0\n", "1\n"} {
+	for i, want := range []string{"0\n", "1\n"} {
+		root.Device = []vm.ImageDevice{vm.ImageMemory, vm.ImageDisk}[i]
 		v := imageVM(t, root)
 		const count = `n=$(cat /n 2>/dev/null || echo 0); echo $n; echo $((n+1)) > /n`
 		if out, status := inImage(t.Context(), t, v, vm.Cmd{Args: []string{"sh", "-c", count}}); out != want || status != 0 {

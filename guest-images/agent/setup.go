@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ func (s *Server) setup(c *Setup) error {
 		errs = append(errs, setHostname(c.Hostname))
 	}
 	if c.MachineID != "" {
-		errs = append(errs, rewrite("/etc/machine-id", c.MachineID))
+		errs = append(errs, rewrite("/etc/machine-id", c.MachineID+"\n"))
 	}
 	for name, mac := range c.MACs {
 		if err := setMAC(name, mac); err != nil {
@@ -60,14 +61,30 @@ func addEntropy(b []byte) error {
 
 // setHostname gives the guest a name, and its files too, as far as it has them.
 func setHostname(name string) error {
+	before, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("hostname: %w", err)
+	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("hostname: %w", err)
 	}
-	return rewrite("/etc/hostname", name)
+	return errors.Join(rewrite("/etc/hostname", name+"\n"), renameHost("/etc/hosts", before, name))
 }
 
-// rewrite gives a file that is there another line.
-func rewrite(path, line string) error {
+// HostsLine is what a guest's /etc/hosts says of itself.
+func HostsLine(name string) string { return "127.0.0.1 localhost " + name + "\n" }
+
+// renameHost gives the guest its name in a file that has HostsLine of another.
+func renameHost(path, before, name string) error {
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(b), HostsLine(before)) {
+		return nil // the file is the root's own
+	}
+	return rewrite(path, strings.Replace(string(b), HostsLine(before), HostsLine(name), 1))
+}
+
+// rewrite gives a file that is there another content.
+func rewrite(path, content string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EROFS) {
 		return nil
@@ -75,7 +92,7 @@ func rewrite(path, line string) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(line + "\n")
+	_, err = f.WriteString(content)
 	return errors.Join(err, f.Close())
 }
 

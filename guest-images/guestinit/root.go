@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/guest-images/agent"
 )
 
 // Where the parts of the guest's file systems are; /run goes into the new root.
@@ -182,7 +184,7 @@ func ownFiles(r *Root) error {
 		return err
 	}
 	name, _ := os.Hostname()
-	hosts := fmt.Sprintf("127.0.0.1 localhost %s\n::1 localhost\n", name)
+	hosts := agent.HostsLine(name) + "::1 localhost\n"
 	if r.Image != nil {
 		for _, line := range r.Image.Hosts {
 			hosts += line + "\n"

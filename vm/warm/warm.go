@@ -47,7 +47,8 @@ type kind struct {
 	Config   vm.Config // without what the guest is told with its first command
 	Shares   int
 	Root     fileIdentity
-	Resolver string // the host's configuration, of which the guest has heard
+	Segments []fileIdentity // of an image
+	Resolver string         // the host's configuration, of which the guest has heard
 }
 
 // fileIdentity changes when a file is another one.
@@ -67,6 +68,18 @@ func identify(path string, content bool) (id fileIdentity, err error) {
 		id.Size, id.Changed = st.Size, st.Mtim.Nano()
 	}
 	return id, nil
+}
+
+// identifyAll identifies files by their content.
+func identifyAll(paths []string) (ids []fileIdentity, err error) {
+	for _, path := range paths {
+		id, err := identify(path, true)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 // buildID names the program, by what it is made of.
@@ -100,7 +113,8 @@ func possible(c *vm.Config) error {
 	}{
 		{len(c.Disks) > 0, "a disk"}, {len(c.Boot.Initrds) > 0, "an initial RAM disk"}, {len(c.Ports) > 0, "a port"},
 		{c.Boot.Modules != "", "modules of its kernel"}, {c.HugePages, "huge pages"}, {c.Nested, "nested virtualization"},
-		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {!c.Root.IsDir(), "a root that is no directory"},
+		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {c.Root.Image == nil && !c.Root.IsDir(), "a root that is no directory"},
+		{c.Root.Image != nil && c.Root.Image.Disk != nil, "a disk for what is written to its root"},
 		{slices.ContainsFunc(c.Nets, leadsOut), "a network beside the gateway's"},
 	} {
 		if own.is {
@@ -144,7 +158,15 @@ func key(c *vm.Config) (string, error) {
 	if k.Kernel, err = identify(kernelOf(c), true); err != nil {
 		return "", err
 	}
-	if k.Root, err = identify(c.Root.Path, false); err != nil {
+	if i := c.Root.Image; i == nil {
+		k.Root, err = identify(c.Root.Path, false)
+	} else {
+		image := *i
+		image.Name, image.Segments = "", nil
+		k.Config.Root = &vm.Root{Image: &image}
+		k.Segments, err = identifyAll(i.Segments)
+	}
+	if err != nil {
 		return "", err
 	}
 	resolver, _ := os.ReadFile("/etc/resolv.conf") // none is as good as any

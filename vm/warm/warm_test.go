@@ -92,3 +92,61 @@ func TestKinds(t *testing.T) {
 		}
 	}
 }
+
+// TestImageKinds tells container images apart by what they hold, whatever they are called.
+func TestImageKinds(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	file := func(content string) string {
+		name := filepath.Join(t.TempDir(), "x")
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	store, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := file("x")
+	find := func(image vm.ImageRoot) (string, error) {
+		c := vm.Config{Boot: vm.Boot{Kernel: kernel}, Root: &vm.Root{Image: &image}}
+		c = c.WithDefaults()
+		s, err := store.Find(&c)
+		if err != nil {
+			return "", err
+		}
+		return s.Name, nil
+	}
+	base := vm.ImageRoot{Name: "a", Segments: []string{file("meta"), file("data")}}
+	same, err := find(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*vm.ImageRoot)
+		same   bool
+	}{
+		"its name":     {func(i *vm.ImageRoot) { i.Name = "b" }, true},
+		"a layer":      {func(i *vm.ImageRoot) { i.Segments = append(i.Segments[:1:1], file("other")) }, false},
+		"their order":  {func(i *vm.ImageRoot) { i.Segments = []string{i.Segments[1], i.Segments[0]} }, false},
+		"read-only":    {func(i *vm.ImageRoot) { i.ReadOnly = true }, false},
+		"its defaults": {func(i *vm.ImageRoot) { i.Defaults.User = "nobody" }, false},
+		"its device":   {func(i *vm.ImageRoot) { i.Device = vm.ImageDisk }, false},
+	} {
+		image := base
+		c.change(&image)
+		if got, err := find(image); err != nil || (got == same) != c.same {
+			t.Errorf("%s: the same kind: %v, %v", name, got == same, err)
+		}
+	}
+	image := base
+	image.Disk = &vm.Disk{Path: "x"}
+	if got, err := find(image); err == nil {
+		t.Errorf("one that keeps what is written can start warm as %s", got)
+	}
+	image = base
+	image.Segments = append(image.Segments, filepath.Join(t.TempDir(), "gone"))
+	if _, err := find(image); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a layer that is gone: %v", err)
+	}
+}
