@@ -141,7 +141,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 	var files []cpio.Record
 	if v.kernel.modules != "" {
 		var more []string
-		if v.image != nil && v.image.memory != nil {
+		if len(v.pmems) > 0 || v.image != nil && v.image.memory != nil {
 			more = guestimages.PmemModules
 		}
 		if files, guest.Modules, err = guestimages.Modules(v.kernel.modules, more...); err != nil {

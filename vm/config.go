@@ -41,6 +41,7 @@ type Config struct {
 	// Root is a root that the guest is given; nil leaves it to what is booted.
 	Root  *Root  `json:"root,omitempty"`
 	Disks []Disk `json:"disks,omitempty"`
+	Pmems []Pmem `json:"pmems,omitempty"`
 	// OnNoSpace is what happens when the host's disk is full: Report if empty.
 	OnNoSpace NoSpace `json:"onNoSpace,omitempty"`
 	Nets      Nets    `json:"nets,omitempty"` // one User if there is none
@@ -292,6 +293,11 @@ func (c *Config) check() error {
 	for i := range c.Disks {
 		if err := c.Disks[i].check(); err != nil {
 			return of("Disks", err)
+		}
+	}
+	for _, p := range c.Pmems {
+		if p.Path == "" {
+			return wrong("Pmems", "no file")
 		}
 	}
 	for _, p := range c.Hide {

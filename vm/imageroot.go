@@ -17,7 +17,6 @@ import (
 	"vmm/storage/ext4"
 	"vmm/virtio"
 	"vmm/virtio/blk"
-	"vmm/virtio/pmem"
 )
 
 // ImageRoot is the root of a guest for commands as a container image gives it: a file system
@@ -132,9 +131,9 @@ func (k *kernelChoice) chooseDevice(size int64, memory Size) ImageDevice {
 
 // imageDisk is the guest's device of an image's segments; nil is none.
 type imageDisk struct {
-	disk   *storage.Concat // or
-	memory *storage.Mapped
-	owned  bool        // by a device
+	memory *memory // or
+	disk   *storage.Concat
+	owned  bool        // the disk, by a device
 	saved  []savedDisk // the segments, as they were when they were opened
 }
 
@@ -145,45 +144,39 @@ func (v *VM) openImage(saved []savedDisk) (err error) {
 		return nil
 	}
 	root := *v.cfg.Root.Image
-	i := &imageDisk{}
-	var size int64
-	for n, path := range root.Segments {
-		path = absolute(path)
-		if n < len(saved) {
-			if err := saved[n].check(path); err != nil {
-				return of("Root", err)
-			}
-		}
-		st, err := os.Stat(path)
+	defer func() {
 		if err != nil {
-			return of("Root", fmt.Errorf("image %s: %w", root.Name, err))
+			err = of("Root", fmt.Errorf("image %s: %w", root.Name, err))
 		}
-		d := savedDisk{Disk: Disk{Path: path, ReadOnly: true}}
-		d.note(st.Size(), st.ModTime(), nil)
-		i.saved = append(i.saved, d)
-		size += st.Size()
+	}()
+	i := &imageDisk{}
+	if i.saved, err = noteFiles(root.Segments, saved); err != nil {
+		return err
 	}
 	if root.Device == "" {
+		var size int64
+		for _, s := range i.saved {
+			size += s.Size
+		}
 		root.Device = v.kernel.chooseDevice(size, v.cfg.Memory)
 		v.cfg.Root = &Root{Image: &root}
 	}
 	if root.Device == ImageMemory {
-		i.memory, err = storage.OpenMapped(root.Segments...)
+		i.memory = &memory{}
+		i.memory.mapped, err = storage.OpenMapped(root.Segments...)
 	} else {
 		i.disk, err = storage.OpenConcat(ImageBlock, root.Segments...)
 	}
-	if err != nil {
-		return of("Root", fmt.Errorf("image %s: %w", root.Name, err))
+	if err == nil {
+		v.image = i
 	}
-	v.image = i
-	return nil
+	return err
 }
 
 // makeDevice makes the guest's device.
 func (i *imageDisk) makeDevice(cpus int, warn func(error)) (_ virtio.Device, err error) {
 	if i.memory != nil {
-		i.owned = true
-		return pmem.New(i.memory), nil
+		return i.memory.device(), nil
 	}
 	d, err := blk.New(i.disk, blk.Options{Serial: "image", Queues: min(cpus, maxQueues), Log: warn})
 	i.owned = err == nil
@@ -204,7 +197,7 @@ func (i *imageDisk) close() error {
 	case i == nil || i.owned:
 		return nil
 	case i.memory != nil:
-		return i.memory.Close()
+		return i.memory.close()
 	}
 	return i.disk.Close()
 }

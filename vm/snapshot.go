@@ -191,6 +191,9 @@ func (v *VM) beginSaving() (end func(), err error) {
 	if err := v.running(); err != nil {
 		return nil, err
 	}
+	if err := v.checkPmems(); err != nil {
+		return nil, err
+	}
 	v.saver.mu.Lock()
 	if v.space.holds() {
 		v.saver.mu.Unlock()
@@ -265,12 +268,16 @@ func (v *VM) describe() *saved {
 		c.Boot.Kernel = v.kernel.image
 	}
 	c.Vsock = absolute(c.Vsock)
+	c.Pmems = slices.Clone(c.Pmems)
+	for i := range c.Pmems {
+		c.Pmems[i].Path = absolute(c.Pmems[i].Path)
+	}
 	c.Ports = slices.Clone(c.Ports)
 	for i := range c.Ports {
 		to := &c.Ports[i].To
 		to.File, to.Socket = absolute(to.File), absolute(to.Socket)
 	}
-	s := &saved{Version: savedVersion, Config: c, Segments: v.image.segments(), Shares: v.shares.saved, CID: v.guest.device.CID(),
+	s := &saved{Version: savedVersion, Config: c, Segments: v.image.segments(), Pmems: v.savedPmems(), Shares: v.shares.saved, CID: v.guest.device.CID(),
 		Agent: !c.NoAgent && v.guest.greeted()}
 	for _, n := range v.nets.nics {
 		nic := savedNIC{MAC: n.device.MAC()}

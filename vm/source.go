@@ -31,11 +31,13 @@ type saved struct {
 	Config  Config      `json:"config"`  // without its disks and shares
 	Disks   []savedDisk `json:"disks,omitempty"`
 	// Segments are those of Config.Root.Image.
-	Segments []savedDisk  `json:"segments,omitempty"`
-	NICs     []savedNIC   `json:"nics,omitempty"`
-	Shares   []savedShare `json:"shares,omitempty"`
-	CID      uint64       `json:"cid"`
-	Agent    bool         `json:"agent"` // the guest's agent answered
+	Segments []savedDisk `json:"segments,omitempty"`
+	// Pmems are those of Config.Pmems.
+	Pmems  []savedDisk  `json:"pmems,omitempty"`
+	NICs   []savedNIC   `json:"nics,omitempty"`
+	Shares []savedShare `json:"shares,omitempty"`
+	CID    uint64       `json:"cid"`
+	Agent  bool         `json:"agent"` // the guest's agent answered
 }
 
 // savedVersion is saved.Version. Version 1 had no such field, and the text of flags.

@@ -39,6 +39,9 @@ func (s *saved) opens(o *RestoreOptions, copies bool) []string {
 	for _, d := range s.Disks {
 		add("the disk %q, and the backing files that it names", d.Path)
 	}
+	for _, p := range s.Config.Pmems {
+		add("the file %q as memory, read-only", p.Path)
+	}
 	if r := s.Config.Root; r != nil && r.Image != nil {
 		for _, path := range r.Image.Segments {
 			add("the file %q of a container image, read-only", path)

@@ -65,6 +65,7 @@ type VM struct {
 	devices []virtio.Device // that were made for a machine which is not there yet
 	disks   *diskSet
 	image   *imageDisk // of a container image
+	pmems   []*memory
 	console *console
 	shares  *shares
 	ports   *ports
@@ -204,11 +205,14 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var segments []savedDisk
+	var segments, pmems []savedDisk
 	if saved && !r.moved {
-		segments = r.vm.Segments
+		segments, pmems = r.vm.Segments, r.vm.Pmems
 	}
 	if err := v.openImage(segments); err != nil {
+		return nil, r.explain(err)
+	}
+	if err := v.openPmems(pmems); err != nil {
 		return nil, r.explain(err)
 	}
 	if saved {
@@ -260,6 +264,9 @@ func (v *VM) makeDevices() error {
 			return err
 		}
 		v.devices = append(v.devices, d)
+	}
+	for _, m := range v.pmems {
+		v.devices = append(v.devices, m.device())
 	}
 	list, err := v.disks.devices(v.cfg.CPUs, v.space, v.opts.log)
 	if v.devices = append(append(v.devices, list...), rng.New()); err != nil {
@@ -367,6 +374,9 @@ func (v *VM) release() error {
 	v.console.close()
 	v.disks.close()
 	errs = append(errs, v.image.close(), v.shares.close())
+	for _, m := range v.pmems {
+		errs = append(errs, m.close())
+	}
 	v.from.refuse(nil)
 	errs = append(errs, v.from.close())
 	return errors.Join(errs...)

@@ -31,7 +31,8 @@ type runFlags struct {
 	hugePages, nested                    bool
 	cpus                                 int
 	name, transport, terminal, onENOSPC  string
-	disks, ports, nets, publish          []string
+	disks, pmems                         []string
+	ports, nets, publish                 []string
 	shares, rw, hide, expose             []string
 	untrusted                            bool
 	root, rootfs, vsock                  string
@@ -75,6 +76,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 var (
 	netUsage     = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
 	diskUsage    = form("disk", spec.DiskForm) + "; several are possible"
+	pmemUsage    = form("persistent memory", spec.PmemForm) + "; several are possible"
 	portUsage    = "a virtio-serial port: `NAME=FILE`, NAME=unix:PATH or NAME=none; the guest has it as /dev/virtio-ports/NAME; several are possible"
 	publishUsage = "make a port of the guest's one of the host's, as docker does: `" + gateway.PublicationForm + "`; several are possible"
 	shareUsage   = "a directory of the host in the guest: `HOST:GUEST[:ro]`; several are possible"
@@ -123,6 +125,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.name, "name", vm.DefaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
+	fl.StringArrayVar(&f.pmems, "pmem", nil, pmemUsage)
 	fl.StringVar(&f.rootfs, "rootfs", "", "make the root disk of a `DIRECTORY` or tar archive; changes are gone with the VM")
 	fl.StringVar(&f.bootEntry, "boot-entry", "", "boot this `ENTRY` of the first disk: its number or title (see vmm image boot-entries)")
 	fl.StringVar(&f.onENOSPC, "on-enospc", string(vm.Report), "when the host's disk is full: report an I/O error to the guest, or pause it until there is room")
@@ -140,7 +143,7 @@ func usage(format string, args ...any) error {
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
 	"Version": "--config", "Name": "--name", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
-	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "OnNoSpace": "--on-enospc",
+	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
 	"Limits.CPUs": "--cpu-limit", "Limits.Memory": "--memory-limit", "Limits.PIDs": "--pids-limit", "Limits.IO": "--io-limit",
@@ -261,7 +264,7 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 		c.Root = &vm.Root{Path: f.root}
 	}
 	err = errors.Join(
-		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
+		read(f.fl, "disk", f.disks, spec.Disk, &c.Disks), read(f.fl, "pmem", f.pmems, spec.Pmem, &c.Pmems), read(f.fl, "net", f.nets, spec.Net, (*[]vm.Net)(&c.Nets)),
 		readPublish(f.fl, f.publish, &c.Publish), read(f.fl, "port", f.ports, spec.Port, &c.Ports),
 		read(f.fl, "share", f.shares, spec.Share, &c.Shares))
 	if err != nil {

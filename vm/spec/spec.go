@@ -22,7 +22,8 @@ import (
 const (
 	DiskForm = "[file=]PATH[,OPTION...]: ro, format=raw|qcow2, snapshot=on, serial=ID, cache=writeback|writethrough|none|unsafe, " +
 		"iops=N, bps=SIZE, queues=N, backing=any"
-	NetForm = "MODE[,OPTION...]: user (the default), none, tap,ifname=NAME, switch,name=NAME, stream,path=SOCKET or " +
+	PmemForm = "[file=]PATH[,ro]: a file of a multiple of 2 MiB as the guest's memory, /dev/pmem0 and on"
+	NetForm  = "MODE[,OPTION...]: user (the default), none, tap,ifname=NAME, switch,name=NAME, stream,path=SOCKET or " +
 		"dgram,local=SOCKET,remote=SOCKET"
 	ShareForm = "HOST:GUEST[:ro], with an absolute path in the guest"
 	PortForm  = "NAME=FILE, NAME=unix:PATH or NAME=none"
@@ -125,6 +126,30 @@ func Disk(s string) (d vm.Disk, err error) {
 		return d, fmt.Errorf("%q: no file", s)
 	}
 	return d, nil
+}
+
+// Pmem reads persistent memory (PmemForm).
+func Pmem(s string) (p vm.Pmem, err error) {
+	for i, part := range split(s) {
+		key, v, given := strings.Cut(part, "=")
+		switch {
+		case i == 0 && given && key == "file":
+			p.Path = v
+		case i == 0:
+			p.Path = part
+		case key == "ro" || key == "readonly":
+			p.ReadOnly, err = onOff(v, given)
+		default:
+			err = errors.New("no such option; " + PmemForm)
+		}
+		if err != nil {
+			return p, fmt.Errorf("%s: %s: %w", s, part, err)
+		}
+	}
+	if p.Path == "" {
+		return p, fmt.Errorf("%q: no file", s)
+	}
+	return p, nil
 }
 
 // Share reads a shared directory (ShareForm).

@@ -106,3 +106,18 @@ func FuzzNet(f *testing.F) {
 		Disk(s)
 	})
 }
+
+func TestPmem(t *testing.T) {
+	for text, want := range map[string]vm.Pmem{
+		"a": {Path: "a"}, "a,ro": {Path: "a", ReadOnly: true}, "file=a,,b,ro=off": {Path: "a,b"}, "a=b,readonly=on": {Path: "a=b", ReadOnly: true},
+	} {
+		if got, err := Pmem(text); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "file=", ",ro", "a,size=1", "a,ro=maybe", "a,file=b"} {
+		if got, err := Pmem(text); err == nil {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+}

@@ -111,7 +111,7 @@ func possible(c *vm.Config) error {
 		is   bool
 		what string
 	}{
-		{len(c.Disks) > 0, "a disk"}, {len(c.Boot.Initrds) > 0, "an initial RAM disk"}, {len(c.Ports) > 0, "a port"},
+		{len(c.Disks) > 0, "a disk"}, {len(c.Pmems) > 0, "persistent memory"}, {len(c.Boot.Initrds) > 0, "an initial RAM disk"}, {len(c.Ports) > 0, "a port"},
 		{c.Boot.Modules != "", "modules of its kernel"}, {c.HugePages, "huge pages"}, {c.Nested, "nested virtualization"},
 		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {c.Root.Image == nil && !c.Root.IsDir(), "a root that is no directory"},
 		{c.Root.Image != nil && c.Root.Image.Disk != nil, "a disk for what is written to its root"},

@@ -85,7 +85,8 @@ func TestKinds(t *testing.T) {
 	for name, change := range map[string]func(*vm.Config){
 		"no commands": func(c *vm.Config) { c.Root = nil }, "a disk": func(c *vm.Config) { c.Disks = []vm.Disk{{Path: "x"}} }, "modules": func(c *vm.Config) { c.Boot.Modules = "/m" },
 		"huge pages": func(c *vm.Config) { c.HugePages = true }, "a switch": func(c *vm.Config) { c.Nets = vm.Nets{vm.Switch{Name: "a"}} },
-		"a port": func(c *vm.Config) { c.Ports = []vm.Port{{Name: "a"}} }, "a root that is a disk": func(c *vm.Config) { c.Root = &vm.Root{Path: kernel} },
+		"persistent memory": func(c *vm.Config) { c.Pmems = []vm.Pmem{{Path: "x"}} },
+		"a port":            func(c *vm.Config) { c.Ports = []vm.Port{{Name: "a"}} }, "a root that is a disk": func(c *vm.Config) { c.Root = &vm.Root{Path: kernel} },
 	} {
 		if got := find(change); got != "" {
 			t.Errorf("%s: can start warm as %s", name, got)
