@@ -120,6 +120,9 @@ func (s *Store) addLayer(ctx context.Context, from source, d v1.Descriptor, diff
 	if !d.MediaType.IsDistributable() {
 		return fmt.Errorf("%v: a layer that may not be passed on (%s)", d.Digest, d.MediaType)
 	}
+	if d.Size > s.limits.Bytes {
+		return fmt.Errorf("layer %v: %d bytes: %w", d.Digest, d.Size, ErrLimit)
+	}
 	dir := s.hashed(layersDir, diffID)
 	if isThere(dir) && isThere(s.blob(d.Digest)) {
 		progress(d.Digest, -1, d.Size)

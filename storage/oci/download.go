@@ -40,12 +40,9 @@ const maxFails = 3
 func (s *Store) download(ctx context.Context, from source, d v1.Descriptor, progress Progress) (*download, error) {
 	b := &download{ctx: ctx, store: s, from: from, d: d, progress: progress, sum: sha256.New()}
 	partial := s.hashed(partialsDir, d.Digest)
-	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := lockedFile(ctx, partial)
 	if err != nil {
 		return nil, err
-	}
-	if err := flock.Lock(ctx, f, unix.LOCK_EX, nil); err != nil { // another process may be fetching it
-		return nil, errors.Join(err, f.Close())
 	}
 	if whole, err := os.Open(s.blob(d.Digest)); err == nil { // only its files are missing
 		if st, err := f.Stat(); err == nil && st.Size() == 0 {
@@ -58,8 +55,31 @@ func (s *Store) download(ctx context.Context, from source, d v1.Descriptor, prog
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	b.kept, b.size = f, st.Size()
+	b.kept, b.size = f, min(st.Size(), d.Size)
 	return b, nil
+}
+
+// lockedFile opens a file, or makes it, with a lock that another process may have first. Who
+// had it may have removed the file, or given it another name: what is locked then is not the file of
+// this name, which another process can open and lock too.
+func lockedFile(ctx context.Context, path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock.Lock(ctx, f, unix.LOCK_EX, nil); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		opened, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if named, err := os.Stat(path); err == nil && os.SameFile(opened, named) {
+			return f, nil
+		}
+		f.Close()
+	}
 }
 
 // Read implements io.Reader.
@@ -146,7 +166,8 @@ func (b *download) done(err error) error {
 	case damaged, errors.As(err, &wrong) && !b.copied:
 		os.Remove(b.kept.Name())
 	case err == nil && !b.copied:
-		err = errors.Join(b.kept.Sync(), os.Rename(b.kept.Name(), b.store.blob(b.d.Digest)))
+		// Another manifest may have had more come.
+		err = errors.Join(b.kept.Truncate(b.d.Size), b.kept.Sync(), os.Rename(b.kept.Name(), b.store.blob(b.d.Digest)))
 	}
 	return err
 }

@@ -96,6 +96,9 @@ func parseManifest(b []byte) (*v1.Manifest, error) {
 		if err := checkDigest(d.Digest); err != nil {
 			return nil, err
 		}
+		if d.Size < 0 {
+			return nil, fmt.Errorf("manifest: %v has %d bytes", d.Digest, d.Size)
+		}
 	}
 	return m, nil
 }
