@@ -248,7 +248,7 @@ func (i *Image) chain() v1.Hash {
 
 // writeTree writes the metadata of the layers put together, whose contents have these sizes.
 func (i *Image) writeTree(path string, sizes []int64) error {
-	m := newMerger(i.store.limits.Entries)
+	m := newMerger(i.store.limits)
 	for n, h := range i.Config.RootFS.DiffIDs {
 		if err := m.layer(i.store.hashed(layersDir, h), n); err != nil {
 			return err

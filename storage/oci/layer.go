@@ -36,10 +36,33 @@ const (
 type Limits struct {
 	Bytes   int64 // contents of files, those of holes among them
 	Entries int   // files, of all layers of an image together too
+	Names   int64 // bytes of names, links and extended attributes, of all layers together too: they are kept in memory
 }
 
 // DefaultLimits are those of a Store that has no others.
-var DefaultLimits = Limits{Bytes: 256 << 30, Entries: 4 << 20}
+var DefaultLimits = Limits{Bytes: 256 << 30, Entries: 4 << 20, Names: 512 << 20}
+
+// counter counts what there is of a layer's or an image's entries, up to the limits.
+type counter struct {
+	limits  Limits
+	entries int
+	names   int64 // bytes
+}
+
+// count counts an entry.
+func (c *counter) count(h *tar.Header) error {
+	if c.entries++; c.entries > c.limits.Entries {
+		return fmt.Errorf("over %d files: %w", c.limits.Entries, ErrLimit)
+	}
+	c.names += int64(len(h.Name) + len(h.Linkname))
+	for key, value := range h.PAXRecords {
+		c.names += int64(len(key) + len(value))
+	}
+	if c.names > c.limits.Names {
+		return fmt.Errorf("over %d bytes of names and extended attributes: %w", c.limits.Names, ErrLimit)
+	}
+	return nil
+}
 
 // ErrLimit is in the error for an image that is larger than it may be.
 var ErrLimit = errors.New("more than an image may have")
@@ -64,7 +87,7 @@ func unpackLayer(r io.Reader, dir string, limits Limits) (err error) {
 	if err != nil {
 		return err
 	}
-	u := unpacker{from: tar.NewReader(r), to: tar.NewWriter(packer), data: newBlocks(data), limits: limits}
+	u := unpacker{from: tar.NewReader(r), to: tar.NewWriter(packer), data: newBlocks(data), counter: counter{limits: limits}}
 	if err := u.run(); err != nil {
 		return errors.Join(err, packer.Close())
 	}
@@ -77,24 +100,25 @@ func unpackLayer(r io.Reader, dir string, limits Limits) (err error) {
 
 // unpacker takes the contents out of an archive.
 type unpacker struct {
-	from   *tar.Reader
-	to     *tar.Writer
-	data   *blocks
-	limits Limits
+	counter
+	from *tar.Reader
+	to   *tar.Writer
+	data *blocks
 }
 
 func (u *unpacker) run() error {
-	for entries := 0; ; entries++ {
+	for {
 		h, err := u.from.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return fmt.Errorf("not a layer: %w", err)
-		case entries == u.limits.Entries:
-			return fmt.Errorf("over %d files: %w", entries, ErrLimit)
 		}
-		if err := u.entry(h); err != nil {
+		if err = u.count(h); err == nil {
+			err = u.entry(h)
+		}
+		if err != nil {
 			return fmt.Errorf("%.200q: %w", h.Name, err)
 		}
 	}

@@ -32,13 +32,14 @@ const stepsPerEntry = 64
 
 // merger puts the layers of an image upon each other.
 type merger struct {
+	counter
 	root    *erofs.Inode
-	limit   int // of entries
-	entries int
-	steps   int // parts of names that were looked up
+	steps   int // names that were looked up in a directory
 	segment int // of the layer's contents
 	// own are the names that the layer has itself, which its whiteouts leave alone.
 	own map[entry]bool
+	// cleared are the directories that have nothing of lower layers any more.
+	cleared map[*erofs.Inode]bool
 }
 
 // entry is a name in a directory.
@@ -47,8 +48,8 @@ type entry struct {
 	base string
 }
 
-func newMerger(limit int) *merger {
-	return &merger{root: newDirectory(), limit: limit}
+func newMerger(limits Limits) *merger {
+	return &merger{counter: counter{limits: limits}, root: newDirectory()}
 }
 
 func newDirectory() *erofs.Inode {
@@ -58,9 +59,9 @@ func newDirectory() *erofs.Inode {
 // layer puts the layer of a directory of the store on top. segment is the number that its
 // contents will have.
 func (m *merger) layer(dir string, segment int) error {
-	m.segment, m.own = segment, map[entry]bool{}
+	m.segment, m.own, m.cleared = segment, map[entry]bool{}, map[*erofs.Inode]bool{}
 	return readTree(dir, func(h *tar.Header) error {
-		err := m.count()
+		err := m.count(h)
 		if err == nil {
 			err = m.apply(h)
 		}
@@ -69,14 +70,6 @@ func (m *merger) layer(dir string, segment int) error {
 		}
 		return nil
 	})
-}
-
-// count counts an entry, or a directory that none has but that must be there.
-func (m *merger) count() error {
-	if m.entries++; m.entries > m.limit {
-		return fmt.Errorf("over %d files: %w", m.limit, ErrLimit)
-	}
-	return nil
 }
 
 // errOutside is for a name that leads out of the root.
@@ -184,6 +177,7 @@ func (m *merger) set(n *erofs.Inode, h *tar.Header) {
 
 // hide removes what lower layers have under a name.
 func (m *merger) hide(n entry) {
+	m.steps++
 	file := n.dir.Entries[n.base]
 	switch {
 	case file == nil:
@@ -194,8 +188,13 @@ func (m *merger) hide(n entry) {
 	}
 }
 
-// hideBelow removes what lower layers have in a directory.
+// hideBelow removes what lower layers have in a directory, once: a layer can say it of each
+// directory and as often as it has entries.
 func (m *merger) hideBelow(dir *erofs.Inode) {
+	if m.cleared[dir] {
+		return
+	}
+	m.cleared[dir] = true
 	for base := range dir.Entries {
 		m.hide(entry{dir, base})
 	}
@@ -229,7 +228,7 @@ func (m *merger) directory(parts []string) (*erofs.Inode, error) { return m.walk
 func (m *merger) walk(parts []string, making bool) (*erofs.Inode, error) {
 	way := []*erofs.Inode{m.root} // from the root to where it is
 	for links := 0; len(parts) > 0; {
-		if m.steps++; m.steps/stepsPerEntry > m.limit {
+		if m.steps++; m.steps/stepsPerEntry > m.limits.Entries {
 			return nil, fmt.Errorf("over %d parts of names: %w", m.steps, ErrLimit)
 		}
 		dir, part := way[len(way)-1], parts[0]
@@ -243,7 +242,7 @@ func (m *merger) walk(parts []string, making bool) (*erofs.Inode, error) {
 			if !making {
 				return nil, syscall.ENOENT
 			}
-			if err := m.count(); err != nil {
+			if err := m.count(&tar.Header{Name: part}); err != nil { // which none has, but which must be there
 				return nil, err
 			}
 			next = newDirectory()

@@ -241,8 +241,12 @@ func TestHostile(t *testing.T) {
 	for i := range many {
 		many[i] = text(fmt.Sprint(i), "")
 	}
+	long := make([]file, 90)
+	for i := range long {
+		long[i] = symlink(fmt.Sprint(i), strings.Repeat("l", 4000))
+	}
 	deep := strings.Repeat("d/", 2000)
-	limits := Limits{Bytes: 1 << 20, Entries: 100}
+	limits := Limits{Bytes: 1 << 20, Entries: 100, Names: 100 << 10}
 	for name, c := range map[string]struct {
 		files []file
 		want  error // nil for any
@@ -260,6 +264,8 @@ func TestHostile(t *testing.T) {
 		"deep by a link": {[]file{symlink("l", deep), text("l/x", "")}, ErrLimit},
 		"long name":      {[]file{text(strings.Repeat("n", 300), "")}, nil},
 		"long path":      {[]file{text(strings.Repeat("n/", 3000)+"x", "")}, ErrLimit},
+		"long links":     {long, ErrLimit},
+		"long xattrs":    {[]file{{name: "a", xattr: noise(60 << 10)}, {name: "b", xattr: noise(60 << 10)}}, ErrLimit},
 		"large file":     {[]file{text("a", strings.Repeat("\x00", 2<<20))}, ErrLimit},
 		"large in all":   {[]file{text("a", strings.Repeat("\x00", 600<<10)), text("b", strings.Repeat("\x00", 600<<10))}, ErrLimit},
 	} {
@@ -343,18 +349,49 @@ func contentsOf(t *testing.T, dir string) (out []string) {
 	return out
 }
 
+// TestManyWhiteouts: what hides everything, said as often as there are files, takes no longer
+// than once.
+func TestManyWhiteouts(t *testing.T) {
+	const n = 1000
+	deep := strings.Repeat("a/", 100)
+	var marks, levels []file
+	for i := range n {
+		marks = append(marks, text(fmt.Sprint("d/", i), ""))
+		levels = append(levels, text(fmt.Sprint(deep, i), ""))
+	}
+	for range n {
+		marks = append(marks, text("d/.wh..wh..opq", ""), text(".wh.d", ""))
+	}
+	for i := range 100 {
+		levels = append(levels, text(strings.Repeat("a/", i)+".wh.a", ""))
+	}
+	for name, files := range map[string][]file{"of one directory": marks, "at each level": levels} {
+		dir := t.TempDir()
+		if err := unpackLayer(bytes.NewReader(archiveOf(t, files...)), dir, DefaultLimits); err != nil {
+			t.Fatal(err)
+		}
+		m := newMerger(DefaultLimits)
+		if err := m.layer(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		if m.steps > 200*n {
+			t.Errorf("%s: %d steps", name, m.steps)
+		}
+	}
+}
+
 // FuzzLayer unpacks and merges anything.
 func FuzzLayer(f *testing.F) {
 	t := &testing.T{}
 	f.Add(archiveOf(t, dirs("d"), text("d/a", "1"), symlink("l", "d"), link("l/b", "d/a"), text("l/.wh.a", "")))
 	f.Add(archiveOf(t, text("d/.wh..wh..opq", ""), symlink("a", "b/../.."), text("a/c", "x")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		limits := Limits{Bytes: 1 << 20, Entries: 1000}
+		limits := Limits{Bytes: 1 << 20, Entries: 1000, Names: 1 << 20}
 		dir := t.TempDir()
 		if unpackLayer(bytes.NewReader(b), dir, limits) != nil {
 			return
 		}
-		m := newMerger(limits.Entries)
+		m := newMerger(limits)
 		if m.layer(dir, 0) != nil {
 			return
 		}

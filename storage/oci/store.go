@@ -7,6 +7,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,11 +51,13 @@ func DefaultDir() (string, error) {
 	return filepath.Join(data, "images"), nil
 }
 
-// Open opens the store of a directory, which is made if it is not there. The zero Limits are
+// Open opens the store of a directory, which is made if it is not there. A limit of 0 is that of
 // DefaultLimits.
 func Open(dir string, limits Limits) (*Store, error) {
-	if limits == (Limits{}) {
-		limits = DefaultLimits
+	limits = Limits{
+		Bytes:   cmp.Or(limits.Bytes, DefaultLimits.Bytes),
+		Entries: cmp.Or(limits.Entries, DefaultLimits.Entries),
+		Names:   cmp.Or(limits.Names, DefaultLimits.Names),
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
