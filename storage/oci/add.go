@@ -24,6 +24,8 @@ type source interface {
 	manifest(ctx context.Context) (v1.Descriptor, []byte, error)
 	// blob opens a blob, from a byte on if it can: at is where what it returns begins.
 	blob(ctx context.Context, d v1.Descriptor, from int64) (r io.ReadCloser, at int64, err error)
+	// far reports whether what has come of a blob is worth keeping when the rest does not.
+	far() bool
 }
 
 // Progress is told how much of a layer has come, in bytes of the blob. done is -1 for one that
@@ -53,6 +55,9 @@ func (s *Store) add(ctx context.Context, from source, whole string, progress Pro
 		}
 		return s.setName(ctx, whole, d)
 	})
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("there is no room for it in %s: %w", s.dir, err)
+	}
 	return image, err
 }
 

@@ -151,7 +151,7 @@ func (b *download) connect() error {
 }
 
 // done ends with the error that its reader had, if it had one. A blob that has come whole is in
-// the store then; what has come of another is kept for the next time, unless it is wrong.
+// the store then; what has come of another from far is kept for the next time, unless it is wrong.
 func (b *download) done(err error) error {
 	if b.rest != nil {
 		b.rest.Close()
@@ -163,7 +163,7 @@ func (b *download) done(err error) error {
 	}
 	var wrong *DigestError
 	switch {
-	case damaged, errors.As(err, &wrong) && !b.copied:
+	case damaged, !b.copied && (errors.As(err, &wrong) || err != nil && !b.from.far()):
 		os.Remove(b.kept.Name())
 	case err == nil && !b.copied:
 		// Another manifest may have had more come.

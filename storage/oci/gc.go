@@ -87,11 +87,19 @@ func (s *Store) prune(kinds ...string) (freed int64, err error) {
 	return freed, nil
 }
 
-// discard removes something, which nobody takes for whole while it goes.
+// discard removes something, which nobody takes for whole while it goes. It needs no room on the
+// disk, and that nobody else does it.
 func (s *Store) discard(path string) error {
-	gone, err := os.MkdirTemp(s.dir, makingName)
-	if err != nil {
+	base := filepath.Base(path)
+	if strings.HasPrefix(base, makingName) {
+		return os.RemoveAll(path)
+	}
+	gone := s.path(makingName + base)
+	if err := os.RemoveAll(gone); err != nil { // of one that was killed here
 		return err
 	}
-	return errors.Join(os.Rename(path, filepath.Join(gone, "gone")), os.RemoveAll(gone))
+	if err := os.Rename(path, gone); err != nil {
+		return err
+	}
+	return os.RemoveAll(gone)
 }

@@ -168,7 +168,7 @@ func (s *Store) Remove(ctx context.Context, ref string) (Removed, error) {
 	}
 	whole, err := ParseName(ref)
 	byName := err == nil && d.Annotations[refName] == whole
-	err = s.changeIndex(ctx, func(index *v1.IndexManifest) error {
+	remove := func(index *v1.IndexManifest) error {
 		left := 0
 		index.Manifests = slices.DeleteFunc(index.Manifests, func(o v1.Descriptor) bool {
 			if o.Digest != d.Digest {
@@ -186,6 +186,16 @@ func (s *Store) Remove(ctx context.Context, ref string) (Removed, error) {
 			out.Digest = d.Digest.String()
 		}
 		return nil
-	})
-	return out, err
+	}
+	err = s.changeIndex(ctx, remove)
+	if errors.Is(err, unix.ENOSPC) { // a full disk must not keep the image there: what is made anew when it is needed makes room
+		if i, e := s.open(d); e == nil && os.Remove(s.hashed(treesDir, i.chain())) == nil {
+			out = Removed{}
+			err = s.changeIndex(ctx, remove)
+		}
+	}
+	if err != nil {
+		return Removed{}, err
+	}
+	return out, nil
 }

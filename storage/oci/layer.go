@@ -89,7 +89,8 @@ func unpackLayer(r io.Reader, dir string, limits Limits) (err error) {
 	}
 	u := unpacker{from: tar.NewReader(r), to: tar.NewWriter(packer), data: newBlocks(data), counter: counter{limits: limits}}
 	if err := u.run(); err != nil {
-		return errors.Join(err, packer.Close())
+		packer.Close() // which fails for the same reason, if it does
+		return err
 	}
 	if err := errors.Join(u.to.Close(), packer.Close(), u.data.finish()); err != nil {
 		return err

@@ -94,6 +94,9 @@ type archived struct {
 // manifest implements source.
 func (i *archived) manifest(context.Context) (v1.Descriptor, []byte, error) { return i.d, i.raw, nil }
 
+// far implements source.
+func (i *archived) far() bool { return false }
+
 // blob implements source.
 func (i *archived) blob(_ context.Context, d v1.Descriptor, _ int64) (io.ReadCloser, int64, error) {
 	path, ok := i.blobs[d.Digest]

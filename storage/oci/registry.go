@@ -130,6 +130,9 @@ func choose(index *v1.IndexManifest) (v1.Descriptor, error) {
 	return v1.Descriptor{}, fmt.Errorf("there is no image for %s in it, but for: %s", platform, strings.Join(others, ", "))
 }
 
+// far implements source.
+func (r *remoteImage) far() bool { return true }
+
 // blob implements source.
 func (r *remoteImage) blob(ctx context.Context, d v1.Descriptor, from int64) (io.ReadCloser, int64, error) {
 	repo := r.ref.Context()

@@ -28,6 +28,8 @@ func (m memory) manifest(context.Context) (v1.Descriptor, []byte, error) {
 	return *d, raw, nil
 }
 
+func (m memory) far() bool { return false }
+
 func (m memory) blob(_ context.Context, d v1.Descriptor, _ int64) (io.ReadCloser, int64, error) {
 	if name, err := m.ConfigName(); err == nil && name == d.Digest {
 		b, err := m.RawConfigFile()
