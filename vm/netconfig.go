@@ -23,11 +23,14 @@ type Net interface {
 
 // NIC is what all kinds have: the device itself.
 type NIC struct {
-	MAC              ether.MAC `json:"mac,omitzero"`     // made of the VM's name if it is zero
-	MTU              int       `json:"mtu,omitempty"`    // bytes; 1500 if 0
-	Queues           int       `json:"queues,omitempty"` // pairs; what suits if 0
-	BytesPerSecond   int64     `json:"bytesPerSecond,omitempty"`
-	PacketsPerSecond int64     `json:"packetsPerSecond,omitempty"`
+	MAC ether.MAC `json:"mac,omitzero"` // made of the VM's name if it is zero
+	// Address is the guest's IPv4 address with its network, where it is not to ask for one. Only
+	// vmm's own guests, and those for commands, take it.
+	Address          netip.Prefix `json:"address,omitzero"`
+	MTU              int          `json:"mtu,omitempty"`    // bytes; 1500 if 0
+	Queues           int          `json:"queues,omitempty"` // pairs; what suits if 0
+	BytesPerSecond   int64        `json:"bytesPerSecond,omitempty"`
+	PacketsPerSecond int64        `json:"packetsPerSecond,omitempty"`
 }
 
 // Gateway is a router with NAT, DHCP and DNS, in this process.
@@ -35,6 +38,8 @@ type Gateway struct {
 	Subnet netip.Prefix `json:"subnet,omitzero"` // IPv4; gateway.DefaultSubnet if it is none
 	// DNS are the resolvers that are asked; the host's if there are none.
 	DNS []netip.AddrPort `json:"dns,omitempty"`
+	// Hosts are names that its name server knows.
+	Hosts []HostName `json:"hosts,omitempty"`
 	// Policy is where the guest may connect to.
 	Policy gateway.Policy `json:"policy,omitzero"`
 }
@@ -137,6 +142,8 @@ func (n *NIC) check() error {
 	switch {
 	case n.MAC.Multicast():
 		return fmt.Errorf("%v cannot be a device's address", n.MAC)
+	case n.Address.IsValid() && !n.Address.Addr().Is4():
+		return fmt.Errorf("the address %v is no IPv4 address with its network, such as 10.1.0.5/24", n.Address)
 	case n.MTU != 0 && (n.MTU < ether.MinMTU || n.MTU > ether.MaxMTU):
 		return fmt.Errorf("MTU %d: between %d and %d bytes", n.MTU, ether.MinMTU, ether.MaxMTU)
 	case n.Queues < 0 || n.Queues > net.MaxPairs:
@@ -145,6 +152,17 @@ func (n *NIC) check() error {
 		return errors.New("a bound below 0")
 	}
 	return nil
+}
+
+// addresses are those that the guest's interfaces have without asking.
+func (c *Config) addresses() map[string]netip.Prefix {
+	out := map[string]netip.Prefix{}
+	for i, n := range c.Nets {
+		if a := n.card().Address; a.IsValid() {
+			out[fmt.Sprintf("eth%d", i)] = a
+		}
+	}
+	return out
 }
 
 // gatewayOf is the gateway that a network has or may have; nil if it has none.

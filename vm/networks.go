@@ -3,8 +3,10 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"vmm/internal/output"
@@ -135,8 +137,12 @@ func (v *vmNIC) connect(name string, o *options) (ether.Link, error) {
 }
 
 func (v *vmNIC) gatewayConfig(g *Gateway, name string, o *options) gateway.Config {
+	hosts := map[string]netip.Addr{}
+	for _, h := range g.Hosts {
+		hosts[strings.ToLower(h.Name)] = h.Address
+	}
 	return gateway.Config{Subnet: g.Subnet, MTU: v.opts.MTU, Guest: v.opts.MAC, Hostname: name,
-		Resolvers: g.DNS, Policy: g.Policy, Log: o.log}
+		Resolvers: g.DNS, Hosts: hosts, Policy: g.Policy, Log: o.log}
 }
 
 // openGateway makes the gateway.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 
 	"vmm/guest-images/agent"
@@ -27,6 +28,8 @@ type Config struct {
 	// AgentOnly has no shell on the console: the host works through the agent, and
 	// a guest that it could not reach ends.
 	AgentOnly bool `json:"agentOnly,omitempty"`
+	// Addresses are those of network interfaces that do not ask for one.
+	Addresses map[string]netip.Prefix `json:"addresses,omitempty"`
 	// WaitNetwork has the agent wait until there is a network to use.
 	WaitNetwork bool `json:"waitNetwork,omitempty"`
 	NoAgent     bool `json:"noAgent,omitempty"`

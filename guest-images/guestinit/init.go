@@ -113,7 +113,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if len(cfg.Modules) > 0 {
 		go awaitPorts()
 	}
-	startNetwork()
+	startNetwork(cfg.Addresses)
 	if cfg.Root != nil {
 		if err := enterRoot(cfg.Root); err != nil {
 			return err

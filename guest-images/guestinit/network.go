@@ -2,6 +2,7 @@ package guestinit
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,13 +16,23 @@ import (
 // DHCPScript is where the initial RAM disk has the script that udhcpc calls.
 const DHCPScript = "/etc/udhcpc/default.script"
 
+// fixed are the interfaces that have an address of the Config's.
+var fixed map[string]netip.Prefix
+
 // startNetwork turns the loopback interface on, and has udhcpc ask for an
-// address on all others, and keep it. It does not wait.
-func startNetwork() {
+// address on all others that are given none, and keep it. It does not wait.
+func startNetwork(addresses map[string]netip.Prefix) {
+	fixed = addresses
 	up("lo")
 	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
 	for _, path := range interfaces {
-		up(filepath.Base(path))
+		name := filepath.Base(path)
+		up(name)
+		if a, ok := fixed[name]; ok {
+			if err := iface.SetAddress(name, a); err != nil {
+				warn("interface %s: the address %v: %v", name, a, err)
+			}
+		}
 	}
 	askDHCP()
 }
@@ -40,6 +51,9 @@ func askDHCP() {
 	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
 	for _, path := range interfaces {
 		name := filepath.Base(path)
+		if _, ok := fixed[name]; ok {
+			continue
+		}
 		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-t", "10", "-T", "1", "-A", "10", "-s", DHCPScript)
 		if err := reaper.Start(c); err != nil {
 			warn("udhcpc: %v", err)

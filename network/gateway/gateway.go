@@ -73,7 +73,9 @@ type Config struct {
 	Leases string
 	// Resolvers answer the guest's DNS queries; the host's if there are none.
 	Resolvers []netip.AddrPort
-	Policy    Policy
+	// Hosts are addresses that the name server knows by these names, in small letters.
+	Hosts  map[string]netip.Addr
+	Policy Policy
 	// Log is told of what a user should know, from any goroutine; nil drops it.
 	Log func(error)
 }

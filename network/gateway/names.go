@@ -150,7 +150,7 @@ func (n *nameServer) answer(network string, message []byte) []byte {
 		a, err = n.ask(network, q)
 	}
 	if err != nil {
-		a, err = q.reply(dnsmessage.RCodeServerFailure, nil)
+		a, err = q.reply(dnsmessage.RCodeServerFailure, netip.Addr{})
 	}
 	if err == nil && network == "udp" && len(a) > int(min(q.room, ether.MaxMTU)) {
 		a, err = q.truncated(a)
@@ -161,14 +161,17 @@ func (n *nameServer) answer(network string, message []byte) []byte {
 	return a
 }
 
-// own answers questions for the names of the gateway's own domain, with nil for
-// others. A VM's name is also known without the domain.
+// own answers questions for the names of Config.Hosts and of the gateway's own domain, with
+// nil for others. A VM's name is also known without the domain.
 func (n *nameServer) own(q *query) ([]byte, error) {
 	if len(q.questions) != 1 || q.header.OpCode != 0 {
-		return q.reply(dnsmessage.RCodeRefused, nil)
+		return q.reply(dnsmessage.RCodeRefused, netip.Addr{})
 	}
 	question := q.questions[0]
 	name := strings.ToLower(strings.TrimSuffix(question.Name.String(), "."))
+	if addr, ok := n.g.cfg.Hosts[name]; ok {
+		return q.address(question.Type, addr)
+	}
 	short, inside := strings.CutSuffix(name, "."+Domain)
 	if !inside && (strings.Contains(name, ".") || name == "") {
 		return nil, nil
@@ -183,11 +186,17 @@ func (n *nameServer) own(q *query) ([]byte, error) {
 	case !known && !inside:
 		return nil, nil
 	case !known:
-		return q.reply(dnsmessage.RCodeNameError, nil)
-	case question.Type == dnsmessage.TypeA:
-		return q.reply(dnsmessage.RCodeSuccess, &dnsmessage.AResource{A: addr.As4()})
+		return q.reply(dnsmessage.RCodeNameError, netip.Addr{})
 	}
-	return q.reply(dnsmessage.RCodeSuccess, nil)
+	return q.address(question.Type, addr)
+}
+
+// address answers that a name has an address, if that is what is asked for.
+func (q *query) address(t dnsmessage.Type, a netip.Addr) ([]byte, error) {
+	if t == dnsmessage.TypeA && a.Is4() || t == dnsmessage.TypeAAAA && a.Is6() {
+		return q.reply(dnsmessage.RCodeSuccess, a)
+	}
+	return q.reply(dnsmessage.RCodeSuccess, netip.Addr{})
 }
 
 // errNoResolver says that there is nobody to ask.
@@ -196,7 +205,7 @@ var errNoResolver = errors.New("the host has no name server")
 // ask passes a query on to the host's resolvers, one after the other.
 func (n *nameServer) ask(network string, q *query) ([]byte, error) {
 	if n.g.cfg.Policy.NoNames {
-		return q.reply(dnsmessage.RCodeRefused, nil)
+		return q.reply(dnsmessage.RCodeRefused, netip.Addr{})
 	}
 	err := errNoResolver
 	for _, server := range n.resolvers() {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -65,10 +66,10 @@ func parseQuery(message []byte) (*query, error) {
 }
 
 // reply makes an answer of the gateway's own, with a record if there is one.
-func (q *query) reply(code dnsmessage.RCode, record *dnsmessage.AResource) ([]byte, error) {
+func (q *query) reply(code dnsmessage.RCode, addr netip.Addr) ([]byte, error) {
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{
 		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, RecursionDesired: q.header.RecursionDesired,
-		Authoritative: record != nil || code == dnsmessage.RCodeNameError, RecursionAvailable: true, RCode: code,
+		Authoritative: addr.IsValid() || code == dnsmessage.RCodeNameError, RecursionAvailable: true, RCode: code,
 	})
 	b.EnableCompression()
 	if err := b.StartQuestions(); err != nil {
@@ -79,12 +80,18 @@ func (q *query) reply(code dnsmessage.RCode, record *dnsmessage.AResource) ([]by
 			return nil, err
 		}
 	}
-	if record != nil {
+	if addr.IsValid() {
 		if err := b.StartAnswers(); err != nil {
 			return nil, err
 		}
 		h := dnsmessage.ResourceHeader{Name: q.questions[0].Name, Class: dnsmessage.ClassINET, TTL: nameTTL}
-		if err := b.AResource(h, *record); err != nil {
+		var err error
+		if addr.Is4() {
+			err = b.AResource(h, dnsmessage.AResource{A: addr.As4()})
+		} else {
+			err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: addr.As16()})
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

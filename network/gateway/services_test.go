@@ -260,6 +260,8 @@ func TestNames(t *testing.T) {
 		{"the host", Config{}, "host.vmm.internal.", "10.0.2.2"},
 		{"a VM", Config{Hostname: "dev"}, "dev.vmm.internal.", "10.0.2.15"},
 		{"a VM without the domain, in capitals", Config{Hostname: "dev"}, "DEV.", "10.0.2.15"},
+		{"a host", Config{Hosts: map[string]netip.Addr{"db.lab": netip.MustParseAddr("10.9.0.7")}}, "DB.lab.", "10.9.0.7"},
+		{"a host without that kind of address", Config{Hosts: map[string]netip.Addr{"db": netip.MustParseAddr("fd00::7")}}, "db.", "NOERROR"},
 		{"nobody", Config{}, "nobody.vmm.internal.", "NXDOMAIN"},
 		{"the world", Config{Resolvers: []netip.AddrPort{upstream}}, "example.org.", "192.0.2.1"},
 		{"much of the world", Config{Resolvers: []netip.AddrPort{upstream}}, "many.example.org.", "192.0.2.1"},

@@ -23,7 +23,7 @@ type netReader struct {
 }
 
 var (
-	nicOptions     = []string{"mac", "mtu", "queues", "bps", "pps"}
+	nicOptions     = []string{"mac", "address", "mtu", "queues", "bps", "pps"}
 	gatewayOptions = []string{"allow", "deny", "restrict", "dns", "subnet"}
 )
 
@@ -91,6 +91,8 @@ func (r *netReader) read(key, v string, given bool) (err error) {
 	switch key {
 	case "mac":
 		r.nic.MAC, err = ether.ParseMAC(v)
+	case "address":
+		r.nic.Address, err = netip.ParsePrefix(v)
 	case "mtu":
 		if r.nic.MTU, err = strconv.Atoi(v); err != nil || r.nic.MTU == 0 {
 			err = fmt.Errorf("between %d and %d bytes", ether.MinMTU, ether.MaxMTU)

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"net/netip"
 	"reflect"
 	"testing"
 
@@ -22,22 +23,23 @@ func TestNet(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	for s, want := range map[string]vm.Net{
-		"user,allow=dns,restrict":      vm.User{Gateway: vm.Gateway{Policy: policy(true, false)}},
-		"user,restrict":                vm.User{Gateway: vm.Gateway{Policy: policy(true, true)}},
-		"stream,path=/a,,b,server=off": vm.Stream{Path: "/a,b"},
-		"stream,path=/a,server":        vm.Stream{Path: "/a", Server: true},
-		"switch,name=lab,gateway":      vm.Switch{Name: "lab", Gateway: &vm.Gateway{}},
-		"switch,name=lab,gateway=off":  vm.Switch{Name: "lab"},
-		"tap,ifname=t0,queues=2":       vm.Tap{NIC: vm.NIC{Queues: 2}, Interface: "t0"},
-		"dgram,local=a,remote=b":       vm.Datagram{Local: "a", Remote: "b"},
-		"none":                         vm.None{},
+		"user,allow=dns,restrict":             vm.User{Gateway: vm.Gateway{Policy: policy(true, false)}},
+		"user,restrict":                       vm.User{Gateway: vm.Gateway{Policy: policy(true, true)}},
+		"stream,path=/a,,b,server=off":        vm.Stream{Path: "/a,b"},
+		"stream,path=/a,server":               vm.Stream{Path: "/a", Server: true},
+		"switch,name=lab,gateway":             vm.Switch{Name: "lab", Gateway: &vm.Gateway{}},
+		"switch,name=lab,gateway=off":         vm.Switch{Name: "lab"},
+		"tap,ifname=t0,queues=2":              vm.Tap{NIC: vm.NIC{Queues: 2}, Interface: "t0"},
+		"dgram,local=a,remote=b":              vm.Datagram{Local: "a", Remote: "b"},
+		"none":                                vm.None{},
+		"switch,name=lab,address=10.9.0.2/24": vm.Switch{NIC: vm.NIC{Address: netip.MustParsePrefix("10.9.0.2/24")}, Name: "lab"},
 	} {
 		if n, err := Net(s); err != nil || !reflect.DeepEqual(n, want) {
 			t.Errorf("%q: %+v, %v", s, n, err)
 		}
 	}
 	for _, s := range []string{"", "x", "user,x=1", "tap,name=x", "user,mtu=x", "user,mtu=0", "user,queues=0", "user,queues=99", "user,bps=x", "user,pps=-1",
-		"switch,name=a/b", "switch,name=", "dgram,local=a", "stream", "user,dns=x", "user,subnet=fd00::/64", "user,restrict=maybe", "none,allow=host", "user,mac=01:00:5e:00:00:01"} {
+		"switch,name=a/b", "switch,name=", "dgram,local=a", "stream", "user,dns=x", "user,subnet=fd00::/64", "user,restrict=maybe", "none,allow=host", "user,address=10.0.2.9", "user,address=fd00::1/64", "user,mac=01:00:5e:00:00:01"} {
 		if n, err := Net(s); err == nil {
 			t.Errorf("%q: %+v", s, n)
 		}
