@@ -179,6 +179,7 @@ func TestContainerImage(t *testing.T) {
 			t.Errorf("it did not go on from the snapshot of its kind:\n%s", errs)
 		}
 	})
+	t.Run("volumes", func(t *testing.T) { testVolumes(t, host+"/team/app:1") })
 	t.Run("in the background", func(t *testing.T) {
 		if out, status := vmm(t, "run", "-d", "--name", "contained", "--image", host+"/team/app:1", "--entrypoint", "/bin/sleep", "--", "100000"); status != 0 {
 			t.Fatalf("run -d: status %d\n%s", status, out)
@@ -221,4 +222,45 @@ func largeSum(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return strings.Fields(must(t, "sha256sum", path))[0]
+}
+
+// testVolumes has VMs of an image write to volumes and to a directory of the host.
+func testVolumes(t *testing.T, image string) {
+	dir := t.TempDir()
+	run := func(want string, args ...string) {
+		t.Helper()
+		out, errs, status := inDir(t, dir, nil, append([]string{"run", "--timeout", bootLimit, "--image", image, "-u", "0", "-v", "data:/app", "-v", "./made:/made"}, args...)...)
+		if status != 0 || out != want {
+			t.Errorf("%v: status %d, %q, want %q\n%s", args, status, out, want, errs)
+		}
+	}
+	// It gets what the image has there when it is empty, and only then.
+	run("-rwsr-xr-x 5:6 /app/tool\n-rwsr-xr-x 5:6 /app/same\ntool\n", "--", "stat -c '%A %u:%g %n' /app/tool /app/same; cat /app/tool; echo mine > /app/tool; echo host > /made/file")
+	run("mine\nno\n", "--mount", "type=volume,source=data,target=/again,readonly", "--", "cat /again/tool; echo x 2>/dev/null > /again/tool || echo no")
+	if b, err := os.ReadFile(filepath.Join(dir, "made", "file")); err != nil || string(b) != "host\n" {
+		t.Errorf("what was written to the host's directory: %q, %v", b, err)
+	}
+	if out, status := vmm(t, "run", "-d", "--name", "user", "--image", image, "-v", "data:/app", "--entrypoint", "/bin/sleep", "--", "1000"); status != 0 {
+		t.Fatalf("run -d: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "volume", "rm", "data"); status != 125 || !strings.Contains(out, "a VM is using it") {
+		t.Errorf("volume rm of one in use: status %d\n%s", status, out)
+	}
+	vmm(t, "rm", "-f", "user")
+	if out, status := vmm(t, "volume", "ls", "-q"); status != 0 || out != "data\n" {
+		t.Errorf("volume ls: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "volume", "rm", "data"); status != 0 || out != "data\n" {
+		t.Errorf("volume rm: status %d\n%s", status, out)
+	}
+	wantRefusals(t, []refusal{
+		{"run --image " + image + " -v /app -- true", 2, "without a name"},
+		{"run --image " + image + " -v a/b:/app -- true", 2, "a volume's name"},
+		{"run --image " + image + " -v data:/proc -- true", 2, "/proc of its own"},
+		{"run --mount type=tmpfs,target=/x -- true", 2, "goes with --image"},
+		{"volume create a/b", 2, "a volume's name"},
+		{"volume rm none", 125, "no such volume"},
+		{"volume inspect none", 125, "no such volume"},
+		{"volume prune --all", 2, "--force"},
+	})
 }

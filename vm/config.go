@@ -163,7 +163,15 @@ type Share struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	// Overlay takes what the guest writes into its memory.
 	Overlay bool `json:"overlay,omitempty"`
+	// Fill copies what the guest's root has at Guest to the directory, if that is empty and
+	// the guest can write to it.
+	Fill bool `json:"fill,omitempty"`
+	// Lock is a file that has a shared flock(2) as long as the guest has the directory; none if empty.
+	Lock string `json:"lock,omitempty"`
 }
+
+// ErrShareGone is in the error for a Share whose Lock somebody has, or has removed.
+var ErrShareGone = errors.New("somebody is removing it")
 
 // Owner is a user and group of the guest; the zero value is root.
 type Owner struct {

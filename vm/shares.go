@@ -13,6 +13,7 @@ import (
 
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
+	"vmm/internal/flock"
 	"vmm/internal/paths"
 	"vmm/storage/share"
 	"vmm/virtio"
@@ -27,6 +28,7 @@ type shares struct {
 	devices []virtio.Device
 	saved   []savedShare
 	held    []*share.Held // in the order of saved
+	locks   []*os.File    // of what is shared
 	config  guestinit.Config
 	hide    []string // Config.Hide, by all names; nil leaves what options say
 	root    rootMount
@@ -121,7 +123,7 @@ func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
 		return f, err
 	}, log)
 	s.devices = append(s.devices, dev)
-	s.saved = append(s.saved, savedShare{tag, dir, o})
+	s.saved = append(s.saved, savedShare{Tag: tag, Dir: dir, Options: o})
 	return err
 }
 
@@ -133,6 +135,26 @@ func (s *shares) close() error {
 	var err error
 	for _, h := range s.held {
 		err = errors.Join(err, h.Close())
+	}
+	for _, f := range s.locks {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// lock locks the file that stands for a directory, if there is one, until close.
+func (s *shares) lock(dir, file string) error {
+	if file == "" {
+		return nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	s.locks = append(s.locks, f)
+	err = flock.Current(f, unix.LOCK_SH)
+	if errors.Is(err, flock.ErrBusy) || errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: %w", dir, ErrShareGone)
 	}
 	return err
 }
@@ -181,9 +203,14 @@ func (s *shares) mount(dir string, m guestinit.Mount, o share.Options, log func(
 func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 	s := &shares{}
 	for _, o := range saved {
-		if err := s.add(o.Tag, o.Dir, o.Options, log); err != nil {
+		err := s.lock(o.Dir, o.Lock)
+		if err == nil {
+			err = s.add(o.Tag, o.Dir, o.Options, log)
+		}
+		if err != nil {
 			return s, of("Shares", fmt.Errorf("the shared directory %s: %w", o.Dir, err))
 		}
+		s.saved[len(s.saved)-1].Lock = o.Lock
 	}
 	return s, nil
 }
@@ -224,9 +251,14 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	for _, m := range c.Shares {
 		o := options
 		o.ReadOnly = m.ReadOnly || m.Overlay
-		if err := s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay}, o, log); err != nil {
+		err := s.lock(m.Host, m.Lock)
+		if err == nil {
+			err = s.mount(m.Host, guestinit.Mount{Path: m.Guest, ReadOnly: m.ReadOnly && !m.Overlay, Overlay: m.Overlay, Fill: m.Fill && !o.ReadOnly}, o, log)
+		}
+		if err != nil {
 			return s, of("Shares", err)
 		}
+		s.saved[len(s.saved)-1].Lock = m.Lock
 	}
 	return s, nil
 }

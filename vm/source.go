@@ -63,6 +63,7 @@ type savedShare struct {
 	Tag     string        `json:"tag"`
 	Dir     string        `json:"dir"`
 	Options share.Options `json:"options"`
+	Lock    string        `json:"lock,omitempty"` // as Share.Lock
 }
 
 // ErrOldSnapshot is in the error for a snapshot whose description of the VM this

@@ -53,6 +53,9 @@ func (s *saved) opens(o *RestoreOptions, copies bool) []string {
 			how = "read-only"
 		}
 		add("the directory %q, %s", m.Dir, how)
+		if m.Lock != "" {
+			add("the file %q, to lock it", m.Lock)
+		}
 	}
 	if len(o.Nets) == 0 {
 		for _, n := range s.Config.Nets {

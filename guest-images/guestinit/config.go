@@ -72,6 +72,8 @@ type Mount struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	// Overlay takes what is written into the guest's memory.
 	Overlay bool `json:"overlay,omitempty"`
+	// Fill copies what is at Path to the directory before, if that is empty.
+	Fill bool `json:"fill,omitempty"`
 }
 
 // readConfig returns the Config, which may be missing.

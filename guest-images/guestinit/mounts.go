@@ -114,6 +114,9 @@ func device(path string) (uint64, error) {
 
 // mountOne mounts a directory of the host.
 func mountOne(m *Mount, work string) error {
+	if m.Fill {
+		return mountFilled(m, work)
+	}
 	if !m.Overlay {
 		var flags uintptr
 		if m.ReadOnly {

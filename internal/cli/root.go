@@ -62,6 +62,10 @@ func failed(err error) error {
 // status.
 func Run(args []string) int {
 	root := Command()
+	if len(args) > 0 && args[0] == "run" {
+		run, _, _ := root.Find(args[:1]) // it is there
+		args = append(args[:1:1], volumesInShort(run.Flags(), args[1:])...)
+	}
 	root.SetArgs(args)
 	ctx := withInterrupts(context.Background())
 	defer endCommand(ctx)
@@ -92,6 +96,6 @@ func Command() *cobra.Command {
 	}
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
 		pauseCommand("pause", "Stop VMs where they are", (*client.Client).Pause), pauseCommand("resume", "Let paused VMs go on", (*client.Client).Resume),
-		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), pullCommand(), pushCommand(), imagesCommand(), historyCommand(), inspectImageCommand(), tagCommand(), rmiCommand(), loadCommand(), saveCommand(), loginCommand(), logoutCommand(), pruneCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), sessionCommand(), ableCommand())
+		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), pullCommand(), pushCommand(), imagesCommand(), historyCommand(), inspectImageCommand(), tagCommand(), rmiCommand(), loadCommand(), saveCommand(), volumeCommand(), loginCommand(), logoutCommand(), pruneCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), sessionCommand(), ableCommand())
 	return root
 }

@@ -41,6 +41,7 @@ type runFlags struct {
 	sessionFlags
 	execFlags
 	runImage          runImageFlags
+	volumes           volumeFlags
 	cold, warmConsole bool
 }
 
@@ -115,6 +116,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
+	f.volumes.add(fl)
 	fl.StringArrayVar(&f.hide, "hide", nil, "a `PATH` of the host that the guest sees as empty, beside credentials, which it sees so anyway; several are possible")
 	fl.StringArrayVar(&f.expose, "expose", nil, "a `PATH` of the host that the guest sees although it has credentials; several are possible")
 	fl.BoolVar(&f.untrusted, "untrusted", false, "for a command that nobody trusts: it sees the system's directories and the current one, no home and no network")
@@ -370,6 +372,9 @@ func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
 func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	c := s.Config
 	if err := f.runImage.apply(ctx, s, f.fl); err != nil {
+		return err
+	}
+	if err := f.volumes.apply(c); err != nil {
 		return err
 	}
 	if s.Detach && s.Exec.TTY {

@@ -32,6 +32,23 @@ func Try(f *os.File, how int) error {
 	}
 }
 
+// Current is Try for a file that others may replace or remove by its name: os.ErrNotExist if
+// somebody has. Who has an exclusive lock can be sure of the name until he closes the file.
+func Current(f *os.File, how int) error {
+	if err := Try(f, how); err != nil {
+		return err
+	}
+	now, err := os.Stat(f.Name())
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && !os.SameFile(now, st) {
+		err = &os.PathError{Op: "lock", Path: f.Name(), Err: os.ErrNotExist}
+	}
+	return err
+}
+
 // Lock takes a lock as Try does, or waits for it until ctx ends, with whose cause it ends then.
 // waits, which may be nil, is called once before it waits.
 func Lock(ctx context.Context, f *os.File, how int, waits func()) error {

@@ -38,3 +38,33 @@ func TestLock(t *testing.T) {
 		t.Errorf("%d waits, %v", waits, err)
 	}
 }
+
+// TestCurrent: a lock on a file that is not the one of its name any more is none.
+func TestCurrent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first := open()
+	if err := Current(first, unix.LOCK_SH); err != nil {
+		t.Error(err)
+	}
+	if err := Current(open(), unix.LOCK_EX); !errors.Is(err, ErrBusy) {
+		t.Error(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := Current(first, unix.LOCK_SH); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("removed: %v", err)
+	}
+	open()
+	if err := Current(first, unix.LOCK_SH); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("replaced: %v", err)
+	}
+}

@@ -1,0 +1,168 @@
+package guestinit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountFilled mounts a directory of the host that is first given what is in its place, if it is
+// empty.
+func mountFilled(m *Mount, work string) error {
+	beside := filepath.Join(work, "fill")
+	if err := os.MkdirAll(beside, 0o755); err != nil {
+		return err
+	}
+	if err := mountShare(m.Tag, beside, 0); err != nil {
+		return err
+	}
+	if err := fill(m.Path, beside); err != nil {
+		return errors.Join(fmt.Errorf("%s: copying what is there: %w", m.Path, err), unix.Unmount(beside, unix.MNT_DETACH))
+	}
+	if err := unix.Mount(beside, m.Path, "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("moving to %s: %w", m.Path, err)
+	}
+	return nil
+}
+
+// fill copies what a directory has to one that is empty, with its attributes. What the host does
+// not let the guest make there is left out: devices, other owners, attributes of the system.
+func fill(from, to string) error {
+	for _, dir := range []string{from, to} {
+		there, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		if (len(there) == 0) != (dir == to) {
+			return nil
+		}
+	}
+	links := map[uint64]string{} // what was copied, by inode
+	var dirs []string            // whose times change until all is there
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rest, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: path, Err: err}
+		}
+		at := filepath.Join(to, rest)
+		if d.IsDir() {
+			dirs = append(dirs, rest)
+		} else if first, ok := links[st.Ino]; ok && st.Nlink > 1 {
+			return os.Link(first, at)
+		}
+		links[st.Ino] = at
+		made, err := copyEntry(path, at, &st)
+		if err != nil || !made {
+			return err
+		}
+		return copyAttributes(path, at, &st)
+	})
+	for i := len(dirs) - 1; i >= 0 && err == nil; i-- {
+		var st unix.Stat_t
+		if err = unix.Lstat(filepath.Join(from, dirs[i]), &st); err == nil {
+			err = copyTimes(filepath.Join(to, dirs[i]), &st)
+		}
+	}
+	return err
+}
+
+// copyEntry makes what is at a path anew at another, and reports whether the host let it.
+func copyEntry(path, at string, st *unix.Stat_t) (made bool, err error) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		if err = os.Mkdir(at, 0o700); errors.Is(err, fs.ErrExist) { // the top
+			err = nil
+		}
+	case unix.S_IFREG:
+		err = copyContent(path, at)
+	case unix.S_IFLNK:
+		var target string
+		if target, err = os.Readlink(path); err == nil {
+			err = os.Symlink(target, at)
+		}
+	default:
+		if err = unix.Mknod(at, st.Mode, int(st.Rdev)); refused(err) {
+			return false, nil
+		}
+		if err != nil {
+			err = &os.PathError{Op: "mknod", Path: at, Err: err}
+		}
+	}
+	return err == nil, err
+}
+
+func copyContent(path, at string) (err error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// refused reports whether the host does not allow something that the guest may do without.
+func refused(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOTSUP)
+}
+
+// copyAttributes gives what is at a path the attributes of another.
+func copyAttributes(path, at string, st *unix.Stat_t) error {
+	if err := unix.Lchown(at, int(st.Uid), int(st.Gid)); err != nil && !refused(err) {
+		return &os.PathError{Op: "chown", Path: at, Err: err}
+	}
+	if err := copyXattrs(path, at); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK { // behind the owner, whose change takes bits of it
+		if err := unix.Chmod(at, st.Mode&0o7777); err != nil && !refused(err) {
+			return &os.PathError{Op: "chmod", Path: at, Err: err}
+		}
+	}
+	return copyTimes(at, st)
+}
+
+func copyTimes(at string, st *unix.Stat_t) error {
+	err := unix.UtimesNanoAt(unix.AT_FDCWD, at, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil && !refused(err) {
+		return &os.PathError{Op: "utimes", Path: at, Err: err}
+	}
+	return nil
+}
+
+func copyXattrs(path, at string) error {
+	names := make([]byte, 64<<10) // XATTR_LIST_MAX
+	n, err := unix.Llistxattr(path, names)
+	if err != nil {
+		return nil // there are none here
+	}
+	for len(names[:n]) > 0 {
+		name := unix.ByteSliceToString(names[:n])
+		names, n = names[len(name)+1:], n-len(name)-1
+		value := make([]byte, 64<<10) // XATTR_SIZE_MAX
+		size, err := unix.Lgetxattr(path, name, value)
+		if err == nil {
+			err = unix.Lsetxattr(at, name, value[:size], 0)
+		}
+		if err != nil && !refused(err) && !errors.Is(err, unix.ENODATA) {
+			return &os.PathError{Op: "xattr " + name, Path: at, Err: err}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,45 @@
+package guestinit
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestFill copies a tree to an empty directory, and nothing to another.
+func TestFill(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	old := time.Unix(1e9, 5)
+	do := func(errs ...error) {
+		t.Helper()
+		for _, err := range errs {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	in := func(name string) string { return filepath.Join(from, name) }
+	do(fill(from, to)) // nothing
+	do(os.MkdirAll(in("dir/sub"), 0o755), os.WriteFile(in("dir/file"), []byte("content"), 0o600), os.Chmod(in("dir/file"), 0o4751), os.Link(in("dir/file"), in("same")),
+		os.Symlink("nowhere", in("link")), unix.Mkfifo(in("fifo"), 0o640), os.Chtimes(in("dir/file"), old, old), os.Chmod(in("dir"), 0o500), os.Chtimes(in("dir"), old, old), os.Chmod(from, 0o711))
+	defer os.Chmod(in("dir"), 0o700)
+	do(fill(from, to))
+	defer os.Chmod(filepath.Join(to, "dir"), 0o700)
+	for _, name := range []string{".", "dir", "dir/sub", "dir/file", "same", "link", "fifo"} {
+		var a, b unix.Stat_t
+		do(unix.Lstat(in(name), &a), unix.Lstat(filepath.Join(to, name), &b))
+		if a.Mode != b.Mode || a.Uid != b.Uid || a.Nlink != b.Nlink || a.Mtim != b.Mtim || name != "." && a.Mode&unix.S_IFMT == unix.S_IFREG && a.Size != b.Size {
+			t.Errorf("%s: %+v, and there it was %+v", name, b, a)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(to, "same")); err != nil || string(b) != "content" {
+		t.Errorf("%q, %v", b, err)
+	}
+	do(os.WriteFile(in("more"), nil, 0o600), fill(from, to))
+	if _, err := os.Lstat(filepath.Join(to, "more")); err == nil {
+		t.Error("it was filled again")
+	}
+}
