@@ -235,7 +235,7 @@ func (i *Image) ref() string {
 }
 
 // treeVersion is in the name of the metadata: it grows when what is written changes.
-const treeVersion = 1
+const treeVersion = 2
 
 // chain is the digest of all of the image's layers together.
 func (i *Image) chain() v1.Hash {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,8 +53,9 @@ func newMerger(limits Limits) *merger {
 	return &merger{counter: counter{limits: limits}, root: newDirectory()}
 }
 
+// newDirectory is a directory that no layer describes.
 func newDirectory() *erofs.Inode {
-	return &erofs.Inode{Mode: unix.S_IFDIR | 0o755, Entries: erofs.Directory{}}
+	return &erofs.Inode{Mode: unix.S_IFDIR | 0o755, Modified: time.Unix(0, 0), Entries: erofs.Directory{}}
 }
 
 // layer puts the layer of a directory of the store on top. segment is the number that its
@@ -107,17 +109,12 @@ func (m *merger) apply(h *tar.Header) error {
 	if slices.ContainsFunc(parts, own) && base != whiteoutOpaque {
 		return nil
 	}
-	dir, err := m.directory(parts[:last])
+	if hidden, ok := strings.CutPrefix(base, whiteout); ok {
+		return m.whiteout(parts[:last], hidden)
+	}
+	dir, err := m.walk(parts[:last], true)
 	if err != nil {
 		return err
-	}
-	switch {
-	case base == whiteoutOpaque:
-		m.hideBelow(dir)
-		return nil
-	case strings.HasPrefix(base, whiteout):
-		m.hide(entry{dir, strings.TrimPrefix(base, whiteout)})
-		return nil
 	}
 	file, err := m.file(h, dir.Entries[base])
 	if err != nil {
@@ -125,6 +122,23 @@ func (m *merger) apply(h *tar.Header) error {
 	}
 	dir.Entries[base] = file
 	m.own[entry{dir, base}] = true
+	return nil
+}
+
+// whiteout hides a name in the directory of a path, or all names. Where there is no such
+// directory it has nothing to do.
+func (m *merger) whiteout(parts []string, hidden string) error {
+	dir, err := m.walk(parts, false)
+	switch {
+	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR):
+		return nil
+	case err != nil:
+		return err
+	case whiteout+hidden == whiteoutOpaque:
+		m.hideBelow(dir)
+	default:
+		m.hide(entry{dir, hidden})
+	}
 	return nil
 }
 
@@ -220,11 +234,8 @@ func (m *merger) find(file string) (*erofs.Inode, error) {
 	return nil, syscall.ENOENT
 }
 
-// directory returns the directory of a path, and makes what is missing of it.
-func (m *merger) directory(parts []string) (*erofs.Inode, error) { return m.walk(parts, true) }
-
 // walk goes from the root along a path to a directory, through symbolic links, none of which
-// leads out of the root.
+// leads out of the root. It makes what is missing of it if making is set.
 func (m *merger) walk(parts []string, making bool) (*erofs.Inode, error) {
 	way := []*erofs.Inode{m.root} // from the root to where it is
 	for links := 0; len(parts) > 0; {

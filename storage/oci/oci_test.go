@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	oracle "github.com/erofs/go-erofs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -202,21 +203,22 @@ func TestLayers(t *testing.T) {
 	}{
 		"one": {[][]file{{dirs("etc/"), text("etc/a", "1"), symlink("l", "etc/a"), link("etc/b", "etc/a")}},
 			[]string{"etc/", "etc/a = 1", "etc/b == etc/a", "l -> etc/a"}},
-		"no layers":     {nil, nil},
-		"names":         {[][]file{{text("./a//b", "1"), text("/c", "2"), dirs("./")}}, []string{"a/", "a/b = 1", "c = 2"}},
-		"replaced":      {[][]file{{text("a", "1"), dirs("d"), text("d/x", "1")}, {text("a", "2"), text("d", "2")}}, []string{"a = 2", "d = 2"}},
-		"by a dir":      {[][]file{{text("a", "1")}, {dirs("a"), text("a/b", "2")}}, []string{"a/", "a/b = 2"}},
-		"dir kept":      {[][]file{{dirs("d"), text("d/x", "1")}, {{name: "d", kind: tar.TypeDir, mode: 0o700, xattr: "new"}}}, []string{"d/ new 700", "d/x = 1"}},
-		"whiteout":      {[][]file{{text("a", "1"), dirs("d"), text("d/x", "1")}, {text(".wh.a", ""), text(".wh.d", "")}}, nil},
-		"not own":       {[][]file{{text("a", "1")}, {text("a", "2"), text(".wh.a", "")}, {text(".wh.a", ""), text("a", "3")}}, []string{"a = 3"}},
-		"of nothing":    {[][]file{{text(".wh.a", ""), text("x/.wh.b", "")}}, []string{"x/"}},
-		"dir renewed":   {[][]file{{dirs("d"), text("d/old", "1")}, {dirs("d"), text("d/new", "2"), text(".wh.d", "")}}, []string{"d/", "d/new = 2"}},
-		"opaque":        {[][]file{{dirs("d/e"), text("d/e/old", "1"), text("d/old", "1")}, {text("d/new", "2"), dirs("d/e"), text("d/.wh..wh..opq", "")}}, []string{"d/", "d/e/", "d/new = 2"}},
-		"aufs":          {[][]file{{text(".wh..wh.plnk/1.2", "x"), text(".wh..wh.aufs", "")}}, nil},
-		"through links": {[][]file{{dirs("usr/lib"), symlink("lib", "usr/lib"), symlink("abs", "/usr")}, {text("lib/a", "1"), text("abs/lib/b", "2")}}, []string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/a = 1", "usr/lib/b = 2"}},
-		"never out":     {[][]file{{symlink("up", "../../../etc"), text("up/a", "1")}}, []string{"etc/", "etc/a = 1", "up -> ../../../etc"}},
-		"link across":   {[][]file{{text("a", "1")}, {link("b", "a"), text(".wh.a", "")}}, []string{"b = 1"}},
-		"contents":      {[][]file{{text("a", big), text("b", "2"), text("e", "")}, {text("c", big+"c"), text("z", strings.Repeat("\x00", 20000))}}, []string{"a = " + big, "b = 2", "c = " + big + "c", "e = ", "z = " + strings.Repeat("\x00", 20000)}},
+		"no layers":       {nil, nil},
+		"names":           {[][]file{{text("./a//b", "1"), text("/c", "2"), dirs("./")}}, []string{"a/", "a/b = 1", "c = 2"}},
+		"replaced":        {[][]file{{text("a", "1"), dirs("d"), text("d/x", "1")}, {text("a", "2"), text("d", "2")}}, []string{"a = 2", "d = 2"}},
+		"by a dir":        {[][]file{{text("a", "1")}, {dirs("a"), text("a/b", "2")}}, []string{"a/", "a/b = 2"}},
+		"dir kept":        {[][]file{{dirs("d"), text("d/x", "1")}, {{name: "d", kind: tar.TypeDir, mode: 0o700, xattr: "new"}}}, []string{"d/ new 700", "d/x = 1"}},
+		"whiteout":        {[][]file{{text("a", "1"), dirs("d"), text("d/x", "1")}, {text(".wh.a", ""), text(".wh.d", "")}}, nil},
+		"not own":         {[][]file{{text("a", "1")}, {text("a", "2"), text(".wh.a", "")}, {text(".wh.a", ""), text("a", "3")}}, []string{"a = 3"}},
+		"of nothing":      {[][]file{{text(".wh.a", ""), text("x/.wh.b", ""), text("x/.wh..wh..opq", "")}}, nil},
+		"of below a file": {[][]file{{text("a", "1")}, {text("a/.wh.b", ""), text("a/c/.wh..wh..opq", "")}}, []string{"a = 1"}},
+		"dir renewed":     {[][]file{{dirs("d"), text("d/old", "1")}, {dirs("d"), text("d/new", "2"), text(".wh.d", "")}}, []string{"d/", "d/new = 2"}},
+		"opaque":          {[][]file{{dirs("d/e"), text("d/e/old", "1"), text("d/old", "1")}, {text("d/new", "2"), dirs("d/e"), text("d/.wh..wh..opq", "")}}, []string{"d/", "d/e/", "d/new = 2"}},
+		"aufs":            {[][]file{{text(".wh..wh.plnk/1.2", "x"), text(".wh..wh.aufs", "")}}, nil},
+		"through links":   {[][]file{{dirs("usr/lib"), symlink("lib", "usr/lib"), symlink("abs", "/usr")}, {text("lib/a", "1"), text("abs/lib/b", "2")}}, []string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/a = 1", "usr/lib/b = 2"}},
+		"never out":       {[][]file{{symlink("up", "../../../etc"), text("up/a", "1")}}, []string{"etc/", "etc/a = 1", "up -> ../../../etc"}},
+		"link across":     {[][]file{{text("a", "1")}, {link("b", "a"), text(".wh.a", "")}}, []string{"b = 1"}},
+		"contents":        {[][]file{{text("a", big), text("b", "2"), text("e", "")}, {text("c", big+"c"), text("z", strings.Repeat("\x00", 20000))}}, []string{"a = " + big, "b = 2", "c = " + big + "c", "e = ", "z = " + strings.Repeat("\x00", 20000)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var layers []v1.Layer
@@ -232,6 +234,21 @@ func TestLayers(t *testing.T) {
 				t.Errorf("%.300q, not %.300q", got, c.want)
 			}
 		})
+	}
+}
+
+// TestUndescribed: a directory that no layer has is of the beginning of time as Unix has it.
+func TestUndescribed(t *testing.T) {
+	s := newStore(t, Limits{})
+	image, err := s.add(t.Context(), memory{Image: imageOf(t, layerOf(t, text("a/b", "")))}, "docker.io/library/x:latest", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{".", "a"} {
+		info, err := fs.Stat(fileSystem(t, image), dir)
+		if err != nil || !info.ModTime().Equal(time.Unix(0, 0)) {
+			t.Errorf("%s: of %v, %v", dir, info.ModTime(), err)
+		}
 	}
 }
 
