@@ -67,7 +67,7 @@ func (s *Store) addContents(ctx context.Context, from source, progress Progress)
 		return d, err
 	}
 	if !d.MediaType.IsImage() {
-		return d, fmt.Errorf("%s: not an image", d.MediaType)
+		return d, fmt.Errorf("%s: not an image", oneLine(string(d.MediaType)))
 	}
 	if err := checkDigest(d.Digest); err != nil {
 		return d, err
@@ -112,7 +112,7 @@ func (s *Store) addContents(ctx context.Context, from source, progress Progress)
 // runsHere refuses an image for another kind of machine.
 func runsHere(c *v1.ConfigFile) error {
 	if c.OS != platform.OS && c.OS != "" || c.Architecture != platform.Architecture && c.Architecture != "" {
-		return fmt.Errorf("an image for %s/%s: only %s can run here", c.OS, c.Architecture, platform)
+		return fmt.Errorf("an image for %s: only %s can run here", oneLine(c.OS+"/"+c.Architecture), platform)
 	}
 	return nil
 }

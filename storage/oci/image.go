@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -101,6 +102,18 @@ func parseManifest(b []byte) (*v1.Manifest, error) {
 		}
 	}
 	return m, nil
+}
+
+// maxShown is how much of a stranger's text is in an error, in bytes.
+const maxShown = 500
+
+// oneLine is a stranger's text as it is in an error.
+func oneLine(text string) string {
+	line := strings.Join(strings.Fields(text), " ")
+	if len(line) > maxShown {
+		line = line[:maxShown] + "…"
+	}
+	return line
 }
 
 // checkDigest refuses digests of which no file's name is made.

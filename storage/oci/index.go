@@ -35,7 +35,7 @@ const (
 func ParseName(ref string) (string, error) {
 	r, err := name.ParseReference(ref)
 	if err != nil {
-		return "", fmt.Errorf("%q is no name of an image: such as debian:12 or registry.example/team/image@sha256:DIGEST", ref)
+		return "", fmt.Errorf("%.200q is no name of an image: such as debian:12 or registry.example/team/image@sha256:DIGEST", ref)
 	}
 	return strings.Replace(r.Name(), hubHost+"/", hubName+"/", 1), nil
 }

@@ -27,7 +27,7 @@ func (s *Store) Push(ctx context.Context, ref string, registry Registry, progres
 	}
 	digest = i.Digest
 	err = s.locked(ctx, usersLock, unix.LOCK_SH, func() error {
-		to, err := registry.open(ctx, ref, transport.PushScope)
+		to, err := registry.open(ctx, ref, transport.PushScope, registry.transport())
 		if err != nil {
 			return err
 		}
@@ -127,5 +127,5 @@ func refusal(reg name.Registry, err error) error {
 	if errors.As(err, &answer) && answer.StatusCode == http.StatusUnauthorized {
 		return fmt.Errorf("%s: wrong user name or password", reg.RegistryStr())
 	}
-	return fmt.Errorf("%s: %w", reg.RegistryStr(), err)
+	return fmt.Errorf("%s: %w", reg.RegistryStr(), explain(err))
 }

@@ -1,14 +1,18 @@
 package oci
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -24,6 +28,9 @@ type Registry struct {
 	Insecure bool
 	// Transport is what requests go through; http.DefaultTransport if nil.
 	Transport http.RoundTripper
+	// Silence is how long a registry may send nothing of an image before it is asked again; a
+	// minute if 0.
+	Silence time.Duration
 }
 
 // Pull fetches an image by its name, for this kind of machine, and returns it. What had come of
@@ -33,7 +40,7 @@ func (s *Store) Pull(ctx context.Context, ref string, registry Registry, progres
 	if err != nil {
 		return nil, err
 	}
-	from, err := registry.open(ctx, ref, transport.PullScope)
+	from, err := registry.open(ctx, ref, transport.PullScope, registry.patient())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ShortName(whole), err)
 	}
@@ -46,9 +53,26 @@ func (s *Store) Pull(ctx context.Context, ref string, registry Registry, progres
 
 // remoteImage is an image of a registry.
 type remoteImage struct {
-	ref  name.Reference
-	http http.RoundTripper // which has the right to what is asked
+	ref     name.Reference
+	http    http.RoundTripper // which has the right to what is asked
+	silence time.Duration
 }
+
+// retries are what a registry that is asked again may answer by then.
+var retries = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
+
+// patient is a transport that asks again, moments later, what a registry cannot answer now.
+func (r Registry) patient() http.RoundTripper {
+	t := r.transport()
+	if ordinary, ok := t.(*http.Transport); ok && ordinary.ResponseHeaderTimeout == 0 {
+		ordinary = ordinary.Clone()
+		ordinary.ResponseHeaderTimeout = r.silence()
+		t = ordinary
+	}
+	return transport.NewRetry(t, transport.WithRetryStatusCodes(retries...))
+}
+
+func (r Registry) silence() time.Duration { return cmp.Or(r.Silence, time.Minute) }
 
 // options are how names of registries are read.
 func (r Registry) options() []name.Option {
@@ -65,7 +89,7 @@ func (r Registry) transport() http.RoundTripper {
 	return r.Transport
 }
 
-func (r Registry) open(ctx context.Context, ref, scope string) (*remoteImage, error) {
+func (r Registry) open(ctx context.Context, ref, scope string, through http.RoundTripper) (*remoteImage, error) {
 	parsed, err := name.ParseReference(ref, r.options()...)
 	if err != nil {
 		return nil, err
@@ -75,11 +99,11 @@ func (r Registry) open(ctx context.Context, ref, scope string) (*remoteImage, er
 	if err != nil {
 		return nil, fmt.Errorf("the configuration of docker, which has the passwords of registries: %w", err)
 	}
-	t, err := transport.NewWithContext(ctx, repo.Registry, auth, r.transport(), []string{repo.Scope(scope)})
+	t, err := transport.NewWithContext(ctx, repo.Registry, auth, through, []string{repo.Scope(scope)})
 	if err != nil {
 		return nil, explain(err)
 	}
-	return &remoteImage{parsed, t}, nil
+	return &remoteImage{parsed, t, r.silence()}, nil
 }
 
 // manifest implements source.
@@ -127,7 +151,7 @@ func choose(index *v1.IndexManifest) (v1.Descriptor, error) {
 		}
 	}
 	slices.Sort(others)
-	return v1.Descriptor{}, fmt.Errorf("there is no image for %s in it, but for: %s", platform, strings.Join(others, ", "))
+	return v1.Descriptor{}, fmt.Errorf("there is no image for %s in it, but for: %s", platform, oneLine(strings.Join(others, ", ")))
 }
 
 // far implements source.
@@ -137,8 +161,10 @@ func (r *remoteImage) far() bool { return true }
 func (r *remoteImage) blob(ctx context.Context, d v1.Descriptor, from int64) (io.ReadCloser, int64, error) {
 	repo := r.ref.Context()
 	u := url.URL{Scheme: repo.Registry.Scheme(), Host: repo.RegistryStr(), Path: fmt.Sprintf("/v2/%s/blobs/%s", repo.RepositoryStr(), d.Digest)}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	asking, end := context.WithCancelCause(ctx)
+	req, err := http.NewRequestWithContext(asking, http.MethodGet, u.String(), nil)
 	if err != nil {
+		end(nil)
 		return nil, 0, err
 	}
 	if from > 0 {
@@ -146,28 +172,76 @@ func (r *remoteImage) blob(ctx context.Context, d v1.Descriptor, from int64) (io
 	}
 	answer, err := (&http.Client{Transport: r.http}).Do(req)
 	if err != nil {
+		end(nil)
 		return nil, 0, explain(err)
 	}
+	body := &watched{answer.Body, asking, end, r.silence}
 	if answer.StatusCode == http.StatusRequestedRangeNotSatisfiable && from > 0 {
-		answer.Body.Close()
+		body.Close()
 		return r.blob(ctx, d, 0)
 	}
-	if err := transport.CheckError(answer, http.StatusOK, http.StatusPartialContent); err != nil {
-		answer.Body.Close()
+	err = transport.CheckError(answer, http.StatusOK, http.StatusPartialContent)
+	at := rangeStart(answer)
+	if err == nil && at > from {
+		err = fmt.Errorf("byte %d was asked for, and what came begins at %d", from, at)
+	}
+	if err != nil {
+		body.Close()
 		return nil, 0, explain(err)
 	}
-	if answer.StatusCode == http.StatusOK {
-		from = 0 // a registry need not know ranges
+	return body, at, nil
+}
+
+// errSilent is the error for a connection that is there and sends nothing.
+var errSilent = errors.New("nothing has come for too long")
+
+// watched is a body that ends with errSilent when a read of it takes too long.
+type watched struct {
+	io.ReadCloser
+	ctx     context.Context // of the request
+	end     context.CancelCauseFunc
+	silence time.Duration
+}
+
+// Read implements io.Reader.
+func (w *watched) Read(p []byte) (int, error) {
+	patience := time.AfterFunc(w.silence, func() { w.end(errSilent) })
+	defer patience.Stop()
+	n, err := w.ReadCloser.Read(p)
+	if err != nil && w.ctx.Err() != nil {
+		err = context.Cause(w.ctx)
 	}
-	return answer.Body, from, nil
+	return n, err
+}
+
+// Close implements io.Closer.
+func (w *watched) Close() error {
+	w.end(nil)
+	return w.ReadCloser.Close()
+}
+
+// rangeStart is where in a blob an answer begins: at 0 if the registry knows no ranges.
+func rangeStart(answer *http.Response) (at int64) {
+	if answer.StatusCode == http.StatusPartialContent {
+		fmt.Sscanf(answer.Header.Get("Content-Range"), "bytes %d-", &at)
+	}
+	return at
 }
 
 // explain says what to do about an error of a registry.
 func explain(err error) error {
 	var answer *transport.Error
-	if !errors.As(err, &answer) {
+	var unknown x509.UnknownAuthorityError
+	var network *net.OpError
+	switch {
+	case errors.As(err, &network):
+		return fmt.Errorf("the registry cannot be reached: %w", err)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("no authority that this machine trusts has signed the registry's certificate: add its own to the system's, or name the file in SSL_CERT_FILE (%w)", err)
+	case !errors.As(err, &answer):
 		return err
 	}
+	err = &brief{err}
 	switch answer.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("the registry does not allow it: there may be no such image, or a login is needed (%w)", err)
@@ -178,3 +252,12 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// brief is an error of a registry, whose text may be a page of HTML, in one line.
+type brief struct{ error }
+
+// Error implements error.
+func (b *brief) Error() string { return oneLine(b.error.Error()) }
+
+// Unwrap implements what errors.As follows.
+func (b *brief) Unwrap() error { return b.error }
