@@ -10,6 +10,7 @@ import (
 	"vmm/network/lan"
 	"vmm/storage"
 	"vmm/storage/image"
+	"vmm/storage/oci"
 	"vmm/storage/qcow2"
 )
 
@@ -23,6 +24,7 @@ var hints = []struct {
 	{qcow2.ErrMarkedCorrupt, "try vmm image check --repair, or open it read-only"},
 	{storage.ErrNoDirectIO, "use cache=writeback"},
 	{storage.ErrMasquerade, "give format=raw to allow it"},
+	{oci.ErrInsecure, "--insecure (vmm run: --insecure-registry) allows it all the same"},
 	{lan.ErrAddressTaken, "give this VM another --name, or mac="},
 }
 

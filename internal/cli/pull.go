@@ -20,7 +20,7 @@ import (
 type registryFlags struct{ oci.Registry }
 
 func (f *registryFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.Insecure, "insecure", false, "allow a registry without HTTPS")
+	cmd.Flags().BoolVar(&f.Insecure, "insecure", false, "allow a registry without HTTPS, or whose certificate no known authority has signed")
 }
 
 func pullCommand() *cobra.Command {

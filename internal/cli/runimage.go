@@ -42,7 +42,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "with --image: a file system in the guest's memory at `PATH[:OPTIONS]`, such as /run:size=64m; several are possible")
 	fl.StringArrayVar(&f.hosts, "add-host", nil, "with --image: a name in the guest's /etc/hosts: `NAME:ADDRESS`; several are possible")
-	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS")
+	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS, or whose certificate no known authority has signed")
 }
 
 // ofImage are the flags that say something of an image only.

@@ -2,8 +2,10 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -176,6 +178,23 @@ func TestRetries(t *testing.T) {
 		return bad
 	})
 	if _, err := newStore(t, Limits{}).Pull(t.Context(), host+"/x", Registry{}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestInsecure: who signs a registry's certificate matters, unless the user says otherwise.
+func TestInsecure(t *testing.T) {
+	h := newHub(t)
+	h.push(t, "x", imageOf(t, layerOf(t, text("a", "1"))))
+	server := httptest.NewTLSServer(h.handler)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(server.Close)
+	ref := strings.TrimPrefix(server.URL, "https://") + "/x"
+	s := newStore(t, Limits{})
+	if _, err := s.Pull(t.Context(), ref, Registry{}, nil); !errors.Is(err, ErrInsecure) || strings.Contains(err.Error(), "\n") {
+		t.Error(err)
+	}
+	if _, err := s.Pull(t.Context(), ref, Registry{Insecure: true}, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,6 +3,7 @@ package oci
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -24,7 +25,8 @@ import (
 // Registry says how registries are spoken to. The zero value is HTTPS, with what docker's
 // configuration has of passwords and helpers.
 type Registry struct {
-	// Insecure allows HTTP. Registries of this machine may have that without it.
+	// Insecure allows HTTP, and certificates that nobody has signed who is trusted. Registries of
+	// this machine may have HTTP without it.
 	Insecure bool
 	// Transport is what requests go through; http.DefaultTransport if nil.
 	Transport http.RoundTripper
@@ -83,10 +85,16 @@ func (r Registry) options() []name.Option {
 }
 
 func (r Registry) transport() http.RoundTripper {
-	if r.Transport == nil {
-		return http.DefaultTransport
+	t := r.Transport
+	if t == nil {
+		t = http.DefaultTransport
 	}
-	return r.Transport
+	if ordinary, ok := t.(*http.Transport); ok && r.Insecure {
+		ordinary = ordinary.Clone()
+		ordinary.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+		t = ordinary
+	}
+	return t
 }
 
 func (r Registry) open(ctx context.Context, ref, scope string, through http.RoundTripper) (*remoteImage, error) {
@@ -228,20 +236,32 @@ func rangeStart(answer *http.Response) (at int64) {
 	return at
 }
 
+// ErrInsecure is in the error for a registry that only Registry.Insecure allows.
+var ErrInsecure = errors.New("the registry is not secure")
+
 // explain says what to do about an error of a registry.
 func explain(err error) error {
+	if err == nil {
+		return nil
+	}
 	var answer *transport.Error
 	var unknown x509.UnknownAuthorityError
 	var network *net.OpError
+	known := errors.As(err, &answer)
+	unsigned := errors.As(err, &unknown)
+	unreachable := errors.As(err, &network)
+	plain := errors.Is(err, http.ErrSchemeMismatch)
+	err = &brief{err}
 	switch {
-	case errors.As(err, &network):
+	case unsigned:
+		return fmt.Errorf("%w: no authority that this machine trusts has signed its certificate; the authority's own can be among the system's, or in the file that SSL_CERT_FILE names (%w)", ErrInsecure, err)
+	case plain:
+		return fmt.Errorf("%w: it speaks HTTP without TLS (%w)", ErrInsecure, err)
+	case unreachable:
 		return fmt.Errorf("the registry cannot be reached: %w", err)
-	case errors.As(err, &unknown):
-		return fmt.Errorf("no authority that this machine trusts has signed the registry's certificate: add its own to the system's, or name the file in SSL_CERT_FILE (%w)", err)
-	case !errors.As(err, &answer):
+	case !known:
 		return err
 	}
-	err = &brief{err}
 	switch answer.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("the registry does not allow it: there may be no such image, or a login is needed (%w)", err)
