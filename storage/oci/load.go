@@ -15,8 +15,12 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"vmm/internal/ctxio"
 	"vmm/internal/decompress"
 )
+
+// maxImages is how many images an archive may have.
+const maxImages = 1000
 
 // containerdName is the annotation in which docker has an image's whole name.
 const containerdName = "io.containerd.image.name"
@@ -30,7 +34,7 @@ func (s *Store) Load(ctx context.Context, f *os.File, name string, progress Prog
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	defer a.close()
-	found, err := a.images()
+	found, err := a.images(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
@@ -85,14 +89,20 @@ func baseName(path, tag string) string {
 type archived struct {
 	in    *archive
 	d     v1.Descriptor
-	raw   []byte             // the manifest
+	raw   []byte             // the manifest, where it is no file of the archive
 	blobs map[v1.Hash]string // files that are not at their place in a layout
 	names []string           // whole ones
 	tag   string             // where that is all it has for a name
 }
 
 // manifest implements source.
-func (i *archived) manifest(context.Context) (v1.Descriptor, []byte, error) { return i.d, i.raw, nil }
+func (i *archived) manifest(context.Context) (v1.Descriptor, []byte, error) {
+	if i.raw != nil {
+		return i.d, i.raw, nil
+	}
+	raw, err := i.in.described(i.d)
+	return i.d, raw, err
+}
 
 // far implements source.
 func (i *archived) far() bool { return false }
@@ -110,7 +120,7 @@ func (i *archived) blob(_ context.Context, d v1.Descriptor, _ int64) (io.ReadClo
 func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
 
 // images finds what is in the archive.
-func (a *archive) images() ([]*archived, error) {
+func (a *archive) images(ctx context.Context) ([]*archived, error) {
 	b, err := a.read("index.json")
 	if err == nil {
 		return a.layout(b)
@@ -124,7 +134,7 @@ func (a *archive) images() ([]*archived, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.docker(b)
+	return a.docker(ctx, b)
 }
 
 // layout finds the images of an OCI image layout.
@@ -132,6 +142,9 @@ func (a *archive) layout(b []byte) (out []*archived, err error) {
 	index, err := v1.ParseIndexManifest(bytes.NewReader(b))
 	if err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
+	}
+	if len(index.Manifests) > maxImages {
+		return nil, fmt.Errorf("%d images: %w", len(index.Manifests), ErrLimit)
 	}
 	for _, d := range index.Manifests {
 		i := &archived{in: a}
@@ -160,9 +173,6 @@ func (a *archive) layout(b []byte) (out []*archived, err error) {
 		if !d.MediaType.IsImage() {
 			continue // other things may be in a layout
 		}
-		if i.raw, err = a.described(d); err != nil {
-			return nil, err
-		}
 		i.d = d
 		out = append(out, i)
 	}
@@ -187,7 +197,18 @@ func (a *archive) described(d v1.Descriptor) ([]byte, error) {
 
 // docker finds the images of an archive of docker save, which has no manifests as registries
 // have them: they are made.
-func (a *archive) docker(b []byte) (out []*archived, err error) {
+func (a *archive) docker(ctx context.Context, b []byte) (out []*archived, err error) {
+	known := map[string]v1.Descriptor{} // files, which many images may have
+	describe := func(path string) (v1.Descriptor, error) {
+		d, ok := known[path]
+		if !ok {
+			if d, err = a.describe(ctx, path); err != nil {
+				return d, err
+			}
+			known[path] = d
+		}
+		return d, nil
+	}
 	var list []dockerImage
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, fmt.Errorf("manifest.json: %w", err)
@@ -195,21 +216,28 @@ func (a *archive) docker(b []byte) (out []*archived, err error) {
 	if len(list) == 0 {
 		return nil, errors.New("there is no image in its manifest.json")
 	}
+	names := 0
 	for _, l := range list {
+		if names += max(1, len(l.RepoTags)); names > maxImages {
+			return nil, fmt.Errorf("over %d images: %w", maxImages, ErrLimit)
+		}
 		if len(l.Layers) > maxLayers {
 			return nil, fmt.Errorf("%d layers: %w", len(l.Layers), ErrLimit)
 		}
 		i := &archived{in: a, names: l.RepoTags, blobs: map[v1.Hash]string{}}
 		m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Layers: []v1.Descriptor{}}
-		if m.Config, err = i.describe(l.Config, false); err != nil {
+		if m.Config, err = describe(l.Config); err != nil {
 			return nil, err
 		}
+		m.Config.MediaType = types.OCIConfigJSON
+		i.blobs[m.Config.Digest] = l.Config
 		for _, path := range l.Layers {
-			d, err := i.describe(path, true)
+			d, err := describe(path)
 			if err != nil {
 				return nil, err
 			}
 			m.Layers = append(m.Layers, d)
+			i.blobs[d.Digest] = path
 		}
 		if i.raw, err = json.Marshal(m); err != nil {
 			return nil, err
@@ -220,9 +248,9 @@ func (a *archive) docker(b []byte) (out []*archived, err error) {
 	return out, nil
 }
 
-// describe makes the descriptor of a file in the archive, a layer or a configuration.
-func (i *archived) describe(path string, layer bool) (v1.Descriptor, error) {
-	f, err := i.in.open(path)
+// describe makes the descriptor of a file in the archive, as that of a layer.
+func (a *archive) describe(ctx context.Context, path string) (v1.Descriptor, error) {
+	f, err := a.open(path)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -232,17 +260,13 @@ func (i *archived) describe(path string, layer bool) (v1.Descriptor, error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return v1.Descriptor{}, err
 	}
-	digest, size, err := v1.SHA256(io.MultiReader(bytes.NewReader(head[:n]), f))
+	digest, size, err := v1.SHA256(io.MultiReader(bytes.NewReader(head[:n]), ctxio.Reader(ctx, f)))
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	i.blobs[digest] = path
-	d := v1.Descriptor{MediaType: types.OCIConfigJSON, Size: size, Digest: digest}
-	if layer {
-		d.MediaType = types.OCIUncompressedLayer
-		if format := decompress.Detect(head[:n]); format != nil {
-			d.MediaType += types.MediaType("+" + format.Name)
-		}
+	d := v1.Descriptor{MediaType: types.OCIUncompressedLayer, Size: size, Digest: digest}
+	if format := decompress.Detect(head[:n]); format != nil {
+		d.MediaType += types.MediaType("+" + format.Name)
 	}
 	return d, nil
 }
