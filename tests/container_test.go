@@ -188,7 +188,7 @@ func TestContainerImage(t *testing.T) {
 		if out, status := vmm(t, "exec", "contained", "/bin/sh", "-c", "id -u; pwd; echo $GREETING; ls /tmp"); status != 0 || out != "1001\n/work/dir\nhi\nkept\n" {
 			t.Errorf("exec: status %d\n%s", status, out)
 		}
-		if out, status := vmm(t, "exec", "-u", "0", "-w", "/", "contained", "nothing"); status != 127 {
+		if out, status := vmm(t, "exec", "-u", "0", "-w", "/", "contained", "--", "nothing"); status != 127 {
 			t.Errorf("exec of nothing: status %d\n%s", status, out)
 		}
 		// The guest has the image as memory that it cannot write to, whoever tries: what is left of that in its cache goes.

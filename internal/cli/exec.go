@@ -33,7 +33,11 @@ func execCommand() *cobra.Command {
 				w.begin(firstOutput, true)
 				defer w.end()
 			}
-			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, args[1:], w.before(os.Stdout), w.before(os.Stderr))
+			command := args[1:]
+			if len(command) > 1 && command[0] == "--" { // as vmm run has it
+				command = command[1:]
+			}
+			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, command, w.before(os.Stdout), w.before(os.Stderr))
 			if err != nil {
 				return failed(err)
 			}

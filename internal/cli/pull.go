@@ -165,7 +165,13 @@ func loginCommand() *cobra.Command {
 			"where docker keeps its own: in ~/.docker/config.json, or with the helper that is named there.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if user == "" {
-				return &exitError{statusUsage, errors.New("login: give --username NAME")}
+				if stdin || !term.IsTerminal(int(os.Stdin.Fd())) {
+					return &exitError{statusUsage, errors.New("login: give --username NAME")}
+				}
+				fmt.Fprint(os.Stderr, "user name: ")
+				if _, err := fmt.Scanln(&user); err != nil {
+					return failed(fmt.Errorf("login: no user name: %w", err))
+				}
 			}
 			password, err := readPassword(stdin)
 			if err != nil {
