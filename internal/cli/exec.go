@@ -19,9 +19,6 @@ func execCommand() *cobra.Command {
 			if err := f.check(); err != nil {
 				return err
 			}
-			if args[1] == "--" && len(args) > 2 { // as before the command of vmm run
-				args = append(args[:1:1], args[2:]...)
-			}
 			vm, err := findRunning(args[0])
 			if err != nil {
 				return failed(err)
