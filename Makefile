@@ -162,6 +162,7 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzPartitions $(FUZZ) ./bootloader/disk
 	go test -run '^$$' -fuzz FuzzQcow2 $(FUZZ) ./storage/image
 	go test -run '^$$' -fuzz FuzzBacking $(FUZZ) ./storage/image
+	go test -run '^$$' -fuzz FuzzUnsupported $(FUZZ) ./internal/compose
 	go test -run '^$$' -fuzz FuzzLayer $(FUZZ) ./storage/oci
 	go test -run '^$$' -fuzz FuzzQueue $(FUZZ) ./virtio
 	go test -run '^$$' -fuzz FuzzPCI $(FUZZ) ./virtio

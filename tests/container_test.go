@@ -180,6 +180,7 @@ func TestContainerImage(t *testing.T) {
 		}
 	})
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, host+"/team/app:1") })
+	t.Run("compose", func(t *testing.T) { testCompose(t, host+"/team/app:1") })
 	t.Run("in the background", func(t *testing.T) {
 		if out, status := vmm(t, "run", "-d", "--name", "contained", "--image", host+"/team/app:1", "--entrypoint", "/bin/sleep", "--", "100000"); status != 0 {
 			t.Fatalf("run -d: status %d\n%s", status, out)
@@ -263,4 +264,59 @@ func testVolumes(t *testing.T, image string) {
 		{"volume inspect none", 125, "no such volume"},
 		{"volume prune --all", 2, "--force"},
 	})
+}
+
+// composeFile is two services: one waits until the other is well, finds it by its names, and reads
+// what that has written.
+const composeFile = `
+name: shop
+services:
+  web:
+    image: IMAGE
+    user: "0"
+    depends_on: {api: {condition: service_healthy}}
+    command: ["cat /data/word; grep -c 'api$$' /etc/hosts; /bin/busybox nc backend 80; exit 3"]
+    volumes: ["data:/data:ro"]
+    privileged: true
+  api:
+    image: IMAGE
+    user: "0"
+    environment: {WORD: from the other}
+    command: ["sleep 1; echo $$WORD > /data/word; echo hello over the network | /bin/busybox nc -l -p 80"]
+    volumes: ["data:/data"]
+    healthcheck: {test: [CMD, cat, /data/word], interval: 1s}
+    networks: {default: {aliases: [backend]}}
+volumes: {data: }
+`
+
+// testCompose runs the services of a compose file.
+func testCompose(t *testing.T, image string) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "compose.yaml"), []byte(strings.ReplaceAll(composeFile, "IMAGE", image)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer inDir(t, dir, nil, "down", "-v")
+	out, errs, status := inDir(t, dir, nil, "up")
+	if status != 3 || !strings.Contains(errs, "compose.yaml:10: services.web.privileged has no effect here") || !strings.Contains(errs, "web ended with status 3") {
+		t.Errorf("up: status %d\n%s\n%s", status, out, errs)
+	}
+	for _, want := range []string{"shop-api-1 started\nshop-web-1 started\n", "web | from the other\n", "web | 1\n", "web | hello over the network\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("up: no %q in\n%s\n%s", want, out, errs)
+		}
+	}
+	if out, errs, status := inDir(t, dir, nil, "down", "-v"); status != 0 || out != "shop-web-1 removed\nshop-api-1 removed\nshop_data removed\n" {
+		t.Errorf("down: status %d\n%s\n%s", status, out, errs)
+	}
+	for text, want := range map[string]string{
+		"services: {a: {build: .}}": "no image", "services: {a: {image: " + image + ", network_mode: host}}": "network_mode",
+		"services: {a: {image: " + image + ", volumes: [/x]}}": "without a name", "services: [": "compose.yaml",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "compose.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, errs, status := inDir(t, dir, nil, "up", "-d"); status != 2 || !strings.Contains(errs, want) {
+			t.Errorf("%s: status %d\n%s\n%s", text, status, out, errs)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ func logsCommand() *cobra.Command {
 			if console || len(vm.Command) == 0 {
 				log = registry.User().ConsoleLog(vm.Name)
 			}
-			return failed(showLog(cmd, vm, log, follow))
+			return failed(showLog(cmd.Context(), cmd.OutOrStdout(), vm, log, follow))
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the VM has ended")
@@ -46,8 +47,7 @@ func logsCommand() *cobra.Command {
 const followCheck = 100 * time.Millisecond
 
 // showLog prints a log, and what comes, until the VM has ended.
-func showLog(cmd *cobra.Command, vm api.VM, path string, follow bool) error {
-	out := cmd.OutOrStdout()
+func showLog(ctx context.Context, out io.Writer, vm api.VM, path string, follow bool) error {
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		w := visible.NewWriter(out)
 		defer w.Flush()
@@ -85,7 +85,7 @@ func showLog(cmd *cobra.Command, vm api.VM, path string, follow bool) error {
 		}
 		select {
 		case <-time.After(followCheck):
-		case <-cmd.Context().Done():
+		case <-ctx.Done():
 			return nil
 		}
 	}

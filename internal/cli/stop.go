@@ -56,27 +56,35 @@ func killCommand() *cobra.Command {
 	}
 }
 
+// stopTime is how long a guest may take to shut down where nobody says otherwise.
+const stopTime = 10 * time.Second
+
+// stopVM shuts a VM down, and ends it if that takes longer than patience.
+func stopVM(ctx context.Context, name string, patience time.Duration) error {
+	vm, err := findRunning(name)
+	if err != nil {
+		return err
+	}
+	if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if registry.User().WaitEnded(wait, vm) == nil {
+		return nil
+	}
+	return killVM(ctx, vm)
+}
+
 func stopCommand() *cobra.Command {
-	seconds := 10
+	seconds := int(stopTime / time.Second)
 	cmd := &cobra.Command{
 		Use: "stop VM...", Short: "Shut VMs down", Args: cobra.MinimumNArgs(1),
 		Long: "stop asks the guest to shut down, by its agent or by the power button, and ends the VM if it\n" +
 			"has not done so in time.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return forEach(cmd, args, func(ctx context.Context, name string) error {
-				vm, err := findRunning(name)
-				if err != nil {
-					return err
-				}
-				if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
-					return err
-				}
-				wait, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
-				defer cancel()
-				if registry.User().WaitEnded(wait, vm) == nil {
-					return nil
-				}
-				return killVM(ctx, vm)
+				return stopVM(ctx, name, time.Duration(seconds)*time.Second)
 			})
 		},
 	}

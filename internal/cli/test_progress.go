@@ -115,12 +115,12 @@ func (p *testProgress) end(r *kerneltest.Result) {
 
 // output is a hook.
 func (p *testProgress) output(vm *kerneltest.VM) io.Writer {
-	return &prefixed{p: p, prefix: vm.Name() + " | "}
+	return &prefixed{print: p.print, prefix: vm.Name() + " | "}
 }
 
-// prefixed prints whole lines, each with a test's name.
+// prefixed prints whole lines, each with a name.
 type prefixed struct {
-	p      *testProgress
+	print  func(line string)
 	prefix string
 
 	mu   sync.Mutex
@@ -137,7 +137,14 @@ func (w *prefixed) Write(b []byte) (int, error) {
 		if !found {
 			return len(b), nil
 		}
-		w.p.print(visible.Line(w.prefix+strings.TrimSuffix(string(line), "\r")) + "\n")
+		w.print(visible.Line(w.prefix+strings.TrimSuffix(string(line), "\r")) + "\n")
 		w.line = rest
+	}
+}
+
+// end prints a line that has no end.
+func (w *prefixed) end() {
+	if len(w.line) > 0 {
+		w.Write([]byte("\n"))
 	}
 }

@@ -1,0 +1,41 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/spf13/pflag"
+
+	"vmm/network/gateway"
+)
+
+// TestPublished writes ports as --publish reads them.
+func TestPublished(t *testing.T) {
+	for want, p := range map[string]types.ServicePortConfig{
+		"80": {Target: 80}, "8080:80/tcp": {Target: 80, Published: "8080", Protocol: "tcp"}, "127.0.0.1:53:53/udp": {Target: 53, Published: "53", HostIP: "127.0.0.1", Protocol: "udp"},
+		"[::1]:8080:80": {Target: 80, Published: "8080", HostIP: "::1"}, "127.0.0.1::80": {Target: 80, HostIP: "127.0.0.1"}, "8000-8010:80": {Target: 80, Published: "8000-8010"},
+	} {
+		got := published(p)
+		if _, err := gateway.ParsePublications(got); got != want || err != nil {
+			t.Errorf("%+v: %s, %v; want %s", p, got, err, want)
+		}
+	}
+}
+
+// TestServiceCommand has the entry point and the command of a service, as docker has them.
+func TestServiceCommand(t *testing.T) {
+	image := []string{"/entry"}
+	for want, s := range map[string]types.ContainerSpec{
+		"/entry image": {}, "/entry a b": {Command: []string{"a", "b"}}, "/e": {Entrypoint: []string{"/e"}}, "/e x a": {Entrypoint: []string{"/e", "x"}, Command: []string{"a"}},
+		"a": {Entrypoint: []string{}, Command: []string{"a"}},
+	} {
+		f := &runFlags{}
+		fl := pflag.NewFlagSet("", pflag.ContinueOnError)
+		f.add(fl)
+		command := serviceCommand(&types.ServiceConfig{ContainerSpec: s}, fl)
+		if got := strings.Join(imageCommandLine(image, []string{"image"}, command, f.runImage.entrypoint, fl.Changed("entrypoint")), " "); got != want {
+			t.Errorf("%+v: %s, want %s", s, got, want)
+		}
+	}
+}

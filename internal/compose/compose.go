@@ -1,0 +1,189 @@
+// Package compose reads compose files (the Compose Specification) as far as virtual machines
+// have what they ask for.
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/sirupsen/logrus"
+)
+
+// Options say what is read.
+type Options struct {
+	// Files are read in this order, each over those before it; without one, the file that
+	// there is in the directory or above it.
+	Files []string
+	Dir   string // the project's; that of the first file if empty
+	Name  string // the project's; what the file or its directory is called if empty
+	// EnvFiles are in the place of the project's .env.
+	EnvFiles []string
+	Profiles []string
+}
+
+// Project is what the files say.
+type Project struct {
+	*types.Project
+	// Order are its services, each behind those that it depends on.
+	Order []types.ServiceConfig
+	// Warnings are what in the files has no effect, a line each, and what their reader noticed.
+	Warnings []string
+}
+
+// ErrNoFile is the error where there is nothing to read.
+var ErrNoFile = errors.New("there is no compose.yaml in this directory or above it")
+
+// Load reads the files. The error is ErrNoFile, or says what is wrong with them.
+func Load(ctx context.Context, o Options) (*Project, error) {
+	options, err := cli.NewProjectOptions(o.Files, cli.WithWorkingDirectory(o.Dir), cli.WithOsEnv, cli.WithEnvFiles(o.EnvFiles...), cli.WithDotEnv,
+		cli.WithConfigFileEnv, cli.WithDefaultConfigPath, cli.WithName(o.Name), cli.WithProfiles(o.Profiles), cli.WithDefaultProfiles(o.Profiles...))
+	if err != nil {
+		return nil, err
+	}
+	if len(options.ConfigPaths) == 0 {
+		return nil, ErrNoFile
+	}
+	p := &Project{}
+	stop := listen(func(warning string) { p.Warnings = append(p.Warnings, warning) })
+	p.Project, err = options.LoadProject(ctx)
+	stop()
+	if err != nil {
+		if file := filepath.Base(options.ConfigPaths[0]); !strings.Contains(err.Error(), file) {
+			err = fmt.Errorf("%s: %w", file, err)
+		}
+		return nil, err
+	}
+	for _, file := range options.ConfigPaths {
+		warnings, err := unsupported(file)
+		if err != nil {
+			return nil, err
+		}
+		p.Warnings = append(p.Warnings, warnings...)
+	}
+	return p, p.order()
+}
+
+// order fills in Order.
+func (p *Project) order() error {
+	const (
+		visiting = iota + 1
+		done
+	)
+	state := map[string]int{}
+	var visit func(name string) error
+	visit = func(name string) error {
+		switch state[name] {
+		case visiting:
+			return fmt.Errorf("the service %s depends on itself", name)
+		case done:
+			return nil
+		}
+		s, ok := p.Services[name]
+		if !ok { // it need not be there
+			return nil
+		}
+		state[name] = visiting
+		for _, dependency := range sorted(s.DependsOn) {
+			if err := visit(dependency); err != nil {
+				return err
+			}
+		}
+		state[name] = done
+		p.Order = append(p.Order, s)
+		return nil
+	}
+	for _, name := range sorted(p.Services) {
+		if err := visit(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sorted are the keys of a map.
+func sorted[V any](m map[string]V) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// With returns the services named, and those that they depend on, in Order; without names,
+// all. The error names one that there is not.
+func (p *Project) With(names []string) ([]types.ServiceConfig, error) {
+	if len(names) == 0 {
+		return p.Order, nil
+	}
+	wanted := map[string]bool{}
+	var want func(name string)
+	want = func(name string) {
+		if s, ok := p.Services[name]; ok && !wanted[name] {
+			wanted[name] = true
+			for dependency := range s.DependsOn {
+				want(dependency)
+			}
+		}
+	}
+	for _, name := range names {
+		if _, ok := p.Services[name]; !ok {
+			return nil, fmt.Errorf("no service %s: there are %s", name, strings.Join(sorted(p.Services), ", "))
+		}
+		want(name)
+	}
+	var out []types.ServiceConfig
+	for _, s := range p.Order {
+		if wanted[s.Name] {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// Path is a path of the file's, absolute.
+func (p *Project) Path(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(p.WorkingDir, path)
+}
+
+// listening is of who listens to the reader's log, which is one for the process.
+var listening sync.Mutex
+
+// listen has the log of the files' reader told, and printed no more, until stop is called.
+func listen(to func(string)) (stop func()) {
+	listening.Lock()
+	logger := logrus.StandardLogger()
+	out, hooks := logger.Out, logger.ReplaceHooks(logrus.LevelHooks{})
+	logger.SetOutput(io.Discard)
+	logger.AddHook(hook(to))
+	return func() {
+		logger.SetOutput(out)
+		logger.ReplaceHooks(hooks)
+		listening.Unlock()
+	}
+}
+
+// hook is told warnings.
+type hook func(string)
+
+// Levels implements logrus.Hook.
+func (hook) Levels() []logrus.Level {
+	return []logrus.Level{logrus.WarnLevel, logrus.ErrorLevel}
+}
+
+// Fire implements logrus.Hook.
+func (h hook) Fire(e *logrus.Entry) error {
+	h(e.Message)
+	return nil
+}
