@@ -96,6 +96,36 @@ func (v *VM) CopyFrom(ctx context.Context, guest, host string) error {
 	return v.Agent().Get(ctx, guest, host, agent.GetOptions{Guest: v.GuestWritable()})
 }
 
+// Change is a file of the guest's root that was added, changed or deleted.
+type Change = agent.Change
+
+// Changes calls each for what the guest has written to a root that is an image or a directory; it
+// is an error of the guest's if its root is neither. A directory comes before what is in it.
+func (v *VM) Changes(ctx context.Context, each func(Change) error) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().Changes(ctx, each)
+}
+
+// Layer writes what Changes finds as a layer of a container image, a tar archive that is not
+// compressed. With pause the guest's processes stand still meanwhile. The archive is the guest's
+// word, and no more to be trusted than it; so is Export's.
+func (v *VM) Layer(ctx context.Context, w io.Writer, pause bool) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().GetLayer(ctx, w, pause)
+}
+
+// Export writes the guest's whole root as a tar archive, without what is mounted in it.
+func (v *VM) Export(ctx context.Context, w io.Writer) error {
+	if err := v.Ready(ctx); err != nil {
+		return err
+	}
+	return v.Agent().GetRoot(ctx, w)
+}
+
 // Sync returns when what the guest has written is on its disks and shares.
 func (v *VM) Sync(ctx context.Context) error {
 	if err := v.Ready(ctx); err != nil {

@@ -25,6 +25,8 @@ import (
 type ImageRoot struct {
 	// Name is the reference that the user gave, for messages.
 	Name string `json:"name,omitempty"`
+	// Digest is that of the image's manifest, by which what commits the VM finds the image; "" is not known.
+	Digest string `json:"digest,omitempty"`
 	// Segments are files that make an EROFS file system one behind the other, each of whole
 	// blocks of ImageBlock bytes. Nobody may change them while the VM, or a snapshot of it, is there.
 	Segments []string `json:"segments"`

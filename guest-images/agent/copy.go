@@ -129,7 +129,7 @@ func (c *Client) Get(ctx context.Context, from, to string, o GetOptions) error {
 	if err := x.refused(); err != nil {
 		return err
 	}
-	return c.get(ctx, copyOut{From: from, Top: x.top, Follow: o.Follow}, x.unpack)
+	return c.get(ctx, Request{Op: OpGet, Out: &copyOut{From: from, Top: x.top, Follow: o.Follow}}, x.unpack)
 }
 
 // GetArchive writes a file or directory of the guest as a tar archive, as the guest makes
@@ -140,7 +140,7 @@ func (c *Client) GetArchive(ctx context.Context, from string, w io.Writer, o Get
 	if top == "/" || namesContent(from) {
 		top = "."
 	}
-	return c.get(ctx, copyOut{From: from, Top: top, Follow: o.Follow}, func(r io.Reader) error {
+	return c.get(ctx, Request{Op: OpGet, Out: &copyOut{From: from, Top: top, Follow: o.Follow}}, func(r io.Reader) error {
 		if o.MaxSize == 0 {
 			_, err := io.Copy(w, r)
 			return err
@@ -155,9 +155,9 @@ func (c *Client) GetArchive(ctx context.Context, from string, w io.Writer, o Get
 	})
 }
 
-// get receives an archive.
-func (c *Client) get(ctx context.Context, out copyOut, take func(io.Reader) error) error {
-	conn, l, err := c.begin(ctx, Request{Op: OpGet, Out: &out})
+// get receives what the guest answers a request with in frames of FrameStdout.
+func (c *Client) get(ctx context.Context, request Request, take func(io.Reader) error) error {
+	conn, l, err := c.begin(ctx, request)
 	if err != nil {
 		return err
 	}

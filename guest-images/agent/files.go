@@ -177,10 +177,13 @@ func addFile(t *tar.Writer, at place, name string, info fs.FileInfo) (err error)
 	if _, err := t.Write(head.Bytes()); err != nil {
 		return err
 	}
-	// A file that grows meanwhile would not fit in its header.
-	rest := h.Size - int64(head.Len())
-	n, err := io.Copy(t, io.LimitReader(f, rest))
-	if err == nil && n < rest {
+	return copyExactly(t, f, h.Size-int64(head.Len()), name)
+}
+
+// copyExactly copies so many bytes: a file that grows meanwhile would not fit in its header.
+func copyExactly(w io.Writer, r io.Reader, size int64, name string) error {
+	n, err := io.Copy(w, io.LimitReader(r, size))
+	if err == nil && n < size {
 		err = fmt.Errorf("%s became shorter while it was read", name)
 	}
 	return err

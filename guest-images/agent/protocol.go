@@ -49,6 +49,9 @@ const (
 	OpExec     = "exec"
 	OpPut      = "copy in"  // a tar archive follows, in frames of FrameStdin
 	OpGet      = "copy out" // a tar archive is the answer, in frames of FrameStdout
+	OpChanges  = "changes"  // the answer, in frames of FrameStdout, is each change's kind, path and a zero
+	OpLayer    = "layer"    // a tar archive is the answer, as with OpGet
+	OpRoot     = "root"     // likewise
 	OpTime     = "time"
 	OpSync     = "sync"
 	OpShutdown = "shutdown"
@@ -62,6 +65,7 @@ type Request struct {
 	Exec    *Exec     `json:"exec,omitempty"`
 	In      *copyIn   `json:"in,omitempty"`     // of OpPut
 	Out     *copyOut  `json:"out,omitempty"`    // of OpGet
+	Pause   bool      `json:"pause,omitempty"`  // of OpLayer: all processes stop meanwhile
 	Now     time.Time `json:"now,omitzero"`     // of OpTime
 	Reboot  bool      `json:"reboot,omitempty"` // of OpShutdown
 	// Setup is done before the operation, or is all of OpSetup.

@@ -24,6 +24,8 @@ type Server struct {
 	// Container are the defaults of a guest whose root is a container image. Nil is one that
 	// has users of its own: a command's environment is that of a login.
 	Container *Defaults
+	// Upper is where what is written to the root goes; nil where the root is no overlay.
+	Upper *Upper
 }
 
 // conn is a connection as vsock sockets and tests have it.
@@ -118,9 +120,13 @@ func (s *Server) Serve(c conn) {
 	case r.Op == OpPut && r.In != nil:
 		err = r.In.extraction().unpack(&reader{l: l, kind: FrameStdin})
 	case r.Op == OpGet && r.Out != nil:
-		if err = archive(writer{l, FrameStdout}, r.Out.From, r.Out.Top, r.Out.Follow); err == nil {
-			err = l.Send(FrameStdout, nil)
-		}
+		err = answer(l, func(w io.Writer) error { return archive(w, r.Out.From, r.Out.Top, r.Out.Follow) })
+	case r.Op == OpChanges:
+		err = answer(l, s.Upper.writeChanges)
+	case r.Op == OpLayer:
+		err = answer(l, func(w io.Writer) error { return s.Upper.writeLayer(w, r.Pause) })
+	case r.Op == OpRoot:
+		err = answer(l, writeRoot)
 	case r.Op == OpTime:
 		err = setClock(r.Now)
 	case r.Op == OpSync:
@@ -136,6 +142,14 @@ func (s *Server) Serve(c conn) {
 	}
 	l.SendJSON(FrameReply, reply)
 	linger(c)
+}
+
+// answer sends what a function writes.
+func answer(l *Link, write func(io.Writer) error) error {
+	if err := write(writer{l, FrameStdout}); err != nil {
+		return err
+	}
+	return l.Send(FrameStdout, nil)
 }
 
 // linger waits until the host has read all.

@@ -134,7 +134,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 			command = unix.LINUX_REBOOT_CMD_RESTART
 		}
 		ends <- command
-	}, Setup: setup, Container: container(cfg)}
+	}, Setup: setup, Container: container(cfg), Upper: upper(cfg.Root)}
 	go func() {
 		if cfg.WaitNetwork {
 			waitNetwork()

@@ -205,6 +205,29 @@ func ownFiles(r *Root) error {
 	return unix.Mount("/etc/resolv.conf", etc+"/resolv.conf", "", unix.MS_BIND, "")
 }
 
+// upper is where what is written to the root goes; nil where that is no overlay.
+func upper(r *Root) *agent.Upper {
+	if r == nil || r.Boot {
+		return nil
+	}
+	work, err := openWorkDir()
+	if err != nil {
+		return nil // and enterRoot has failed
+	}
+	writable := filepath.Join(work, memory, "root")
+	if r.Image != nil && r.Image.Upper != "" {
+		writable = filepath.Join(work, filepath.Base(upperDir))
+	}
+	u := &agent.Upper{Dir: filepath.Join(writable, "upper"), Lower: filepath.Join(work, filepath.Base(lower)),
+		Own: []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf"}}
+	for _, m := range mounts {
+		if r.takes(&m) {
+			u.Own = append(u.Own, m.target[1:])
+		}
+	}
+	return u
+}
+
 // rootTypes are the file systems that a root disk may have.
 var rootTypes = []string{"ext4", "xfs", "btrfs", "squashfs", "erofs", "vfat"}
 

@@ -74,7 +74,7 @@ func imagesCommand() *cobra.Command {
 				w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 				fmt.Fprintln(w, "IMAGE\tID\tCREATED\tSIZE\tSHARED")
 				for _, i := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", visible.Text(oci.ShortName(i.Name)), shortHex(i.ID), age(i.Created), humanSize(i.Size), humanSize(i.Shared))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", shownName(i.Name), shortHex(i.ID), age(i.Created), humanSize(i.Size), humanSize(i.Shared))
 				}
 				return w.Flush()
 			}
@@ -159,7 +159,7 @@ func describeImage(i *oci.Image, users map[v1.Hash][]*oci.Image) (imageJSON, err
 func printImageTree(w io.Writer, list []imageJSON) {
 	for _, i := range list {
 		name := oci.ShortName(i.Name)
-		fmt.Fprintf(w, "%s  %s, own %s, shared %s\n", visible.Text(name), shortHex(i.ID), humanSize(i.Size-i.Shared), humanSize(i.Shared))
+		fmt.Fprintf(w, "%s  %s, own %s, shared %s\n", shownName(i.Name), shortHex(i.ID), humanSize(i.Size-i.Shared), humanSize(i.Shared))
 		for n, l := range i.Layers {
 			branch := "├─"
 			if n == len(i.Layers)-1 {
@@ -173,6 +173,14 @@ func printImageTree(w io.Writer, list []imageJSON) {
 			fmt.Fprintf(w, "%s %s  %s%s\n", branch, shortHex(l.Digest), humanSize(l.Packed+l.Unpacked), with)
 		}
 	}
+}
+
+// shownName is how a whole name is shown; an image may have none.
+func shownName(whole string) string {
+	if whole == "" {
+		return "<none>"
+	}
+	return visible.Text(oci.ShortName(whole))
 }
 
 // shortHex is the beginning of a digest.

@@ -129,30 +129,35 @@ func saveCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			if to == "-" {
-				if term.IsTerminal(int(os.Stdout.Fd())) {
-					return &exitError{statusUsage, errors.New("save: give -o FILE, or send it to another command: an archive is nothing for a terminal")}
-				}
-				return failed(store.Save(cmd.Context(), os.Stdout, args))
-			}
 			for _, ref := range args { // before a file is made
 				if _, err := store.Get(ref); err != nil {
 					return failed(err)
 				}
 			}
-			f, err := output.Create(to, output.Private, nil)
-			if err != nil {
-				return failed(err)
-			}
-			err = store.Save(cmd.Context(), f, args)
-			if err = errors.Join(err, f.Close()); err != nil {
-				os.Remove(to)
-			}
-			return failed(err)
+			return writeArchive("save", to, nil, func(w io.Writer) error { return store.Save(cmd.Context(), w, args) })
 		},
 	}
 	cmd.Flags().StringVarP(&to, "output", "o", "-", "`FILE`, - for standard output")
 	return cmd
+}
+
+// writeArchive has a command write an archive to a file, or with "-" to standard output. Of one
+// that was not written whole no file is left. guest are directories that a guest can write to.
+func writeArchive(command, to string, guest []string, write func(io.Writer) error) error {
+	if to == stdStream {
+		if term.IsTerminal(int(os.Stdout.Fd())) {
+			return usage("%s: give -o FILE, or send it to another command: an archive is nothing for a terminal", command)
+		}
+		return failed(write(os.Stdout))
+	}
+	f, err := output.Create(to, output.Private, guest)
+	if err != nil {
+		return failed(err)
+	}
+	if err = errors.Join(write(f), f.Close()); err != nil {
+		os.Remove(to)
+	}
+	return failed(err)
 }
 
 func loginCommand() *cobra.Command {

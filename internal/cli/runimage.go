@@ -66,7 +66,7 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 		return failed(err)
 	}
 	settings := i.Config.Config
-	root := &vm.ImageRoot{Name: f.image, ReadOnly: f.readOnly, Defaults: vm.Defaults{Env: settings.Env, Dir: settings.WorkingDir, User: settings.User}}
+	root := &vm.ImageRoot{Name: f.image, Digest: i.Digest.String(), ReadOnly: f.readOnly, Defaults: vm.Defaults{Env: settings.Env, Dir: settings.WorkingDir, User: settings.User}}
 	if root.Segments, err = i.Segments(); err != nil {
 		return failed(err)
 	}

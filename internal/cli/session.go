@@ -135,6 +135,9 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	if info.Kernel == "" {
 		info.Kernel = vm.DefaultKernel
 	}
+	if c.Root != nil && c.Root.Image != nil {
+		info.Image, info.ImageDigest = c.Root.Image.Name, c.Root.Image.Digest
+	}
 	for _, d := range c.Disks {
 		info.Disks = append(info.Disks, d.Path)
 	}

@@ -83,11 +83,18 @@ func (s *Store) changeIndex(ctx context.Context, change func(*v1.IndexManifest) 
 	})
 }
 
-// setName gives an image a name, which another may have had.
+// setName gives an image a name, which another may have had. "" is for one that has none, until
+// it gets one.
 func (s *Store) setName(ctx context.Context, whole string, d v1.Descriptor) error {
-	d = v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest, Platform: d.Platform, Annotations: map[string]string{refName: whole}}
+	d = v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest, Platform: d.Platform}
+	if whole != "" {
+		d.Annotations = map[string]string{refName: whole}
+	}
 	return s.changeIndex(ctx, func(index *v1.IndexManifest) error {
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(o v1.Descriptor) bool { return o.Annotations[refName] == whole })
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(o v1.Descriptor) bool {
+			before := o.Annotations[refName]
+			return before == whole && whole != "" || before == "" && o.Digest == d.Digest
+		})
 		index.Manifests = append(index.Manifests, d)
 		return nil
 	})
@@ -175,9 +182,10 @@ func (s *Store) Remove(ctx context.Context, ref string) (Removed, error) {
 				return false
 			}
 			gone := !byName || o.Annotations[refName] == whole
-			if gone {
+			if gone && o.Annotations[refName] != "" {
 				out.Names = append(out.Names, o.Annotations[refName])
-			} else {
+			}
+			if !gone {
 				left++
 			}
 			return gone

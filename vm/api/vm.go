@@ -29,10 +29,13 @@ type VM struct {
 	Ended   time.Time `json:"ended,omitzero"`
 	// Command is what runs in the guest; empty if that is a system of its own.
 	Command []string `json:"command,omitempty"`
-	CPUs    int      `json:"cpus"`
-	Memory  uint64   `json:"memory"` // bytes
-	Kernel  string   `json:"kernel,omitempty"`
-	Disks   []string `json:"disks,omitempty"`
+	// Image is the container image that is the guest's root, as it was named, and ImageDigest its digest.
+	Image       string   `json:"image,omitempty"`
+	ImageDigest string   `json:"imageDigest,omitempty"`
+	CPUs        int      `json:"cpus"`
+	Memory      uint64   `json:"memory"` // bytes
+	Kernel      string   `json:"kernel,omitempty"`
+	Disks       []string `json:"disks,omitempty"`
 	// PinnedDisks are those that a snapshot keeps as they are while the VM goes on, which
 	// writes to overlays beside them then; while it runs.
 	PinnedDisks []string `json:"pinnedDisks,omitempty"`
