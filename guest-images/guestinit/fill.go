@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,18 +31,54 @@ func mountFilled(m *Mount, work string) error {
 	return nil
 }
 
-// fill copies what a directory has to one that is empty, with its attributes. What the host does
-// not let the guest make there is left out: devices, other owners, attributes of the system.
+// filling is in a directory while it is filled. Where it is found, whoever began was killed.
+const filling = ".vmm-filling"
+
+// fill gives a directory that is empty what another one has. Of several guests that would do so at
+// a time one does, and what one has begun that was killed is begun anew.
 func fill(from, to string) error {
-	for _, dir := range []string{from, to} {
-		there, err := os.ReadDir(dir)
-		if err != nil {
-			return err
-		}
-		if (len(there) == 0) != (dir == to) {
-			return nil
+	lock, err := os.Open(to)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return &os.PathError{Op: "flock", Path: to, Err: err}
+	}
+	there, err := lock.Readdirnames(-1)
+	if err != nil || len(there) > 0 && !slices.Contains(there, filling) {
+		return err
+	}
+	mark := filepath.Join(to, filling)
+	if err := os.Mkdir(mark, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	for _, name := range there {
+		if name != filling {
+			if err := os.RemoveAll(filepath.Join(to, name)); err != nil {
+				return err
+			}
 		}
 	}
+	if err := copyTree(from, to); err != nil {
+		return err
+	}
+	if err := os.Remove(mark); err != nil {
+		return err
+	}
+	var st unix.Stat_t // again, for the mark has changed it
+	if err := unix.Stat(from, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: from, Err: err}
+	}
+	return copyTimes(to, &st)
+}
+
+// copyTree copies what a directory has, and its attributes. What the host does not let the guest
+// make there is left out: devices, other owners, attributes of the system.
+func copyTree(from, to string) error {
 	links := map[uint64]string{} // what was copied, by inode
 	var dirs []string            // whose times change until all is there
 	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {

@@ -3,6 +3,8 @@ package guestinit
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,8 +40,37 @@ func TestFill(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(to, "same")); err != nil || string(b) != "content" {
 		t.Errorf("%q, %v", b, err)
 	}
+	// One who was killed has left half of it.
+	do(os.Mkdir(filepath.Join(to, filling), 0o700), os.Remove(filepath.Join(to, "same")), os.WriteFile(filepath.Join(to, "half"), nil, 0o600), fill(from, to))
+	for name, want := range map[string]bool{"same": true, "half": false, filling: false} {
+		if _, err := os.Lstat(filepath.Join(to, name)); (err == nil) != want {
+			t.Errorf("filled again, %s: %v", name, err)
+		}
+	}
 	do(os.WriteFile(in("more"), nil, 0o600), fill(from, to))
 	if _, err := os.Lstat(filepath.Join(to, "more")); err == nil {
 		t.Error("it was filled again")
+	}
+}
+
+// TestFillTogether: of several guests, one fills a directory.
+func TestFillTogether(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	for i := range 100 {
+		if err := os.WriteFile(filepath.Join(from, strconv.Itoa(i)), []byte("content"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var guests sync.WaitGroup
+	for range 4 {
+		guests.Go(func() {
+			if err := fill(from, to); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	guests.Wait()
+	if list, err := os.ReadDir(to); err != nil || len(list) != 100 {
+		t.Errorf("%d files, %v", len(list), err)
 	}
 }
