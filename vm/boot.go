@@ -162,7 +162,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 		return err
 	}
 	b.initrds = append(b.initrds, initrd, extra)
-	b.args = append(b.args, guestinit.HostnameArg+v.cfg.Name, "quiet")
+	b.args = append(b.args, guestinit.HostnameArg+v.cfg.GuestName(), "quiet")
 	return nil
 }
 

@@ -30,11 +30,15 @@ type Config struct {
 	Version int `json:"version"` // ConfigVersion; New takes 0 for it
 	// Name is the guest's hostname and what its addresses are made of: letters, digits
 	// and dashes, at most 63. DefaultName if empty.
-	Name      string `json:"name,omitempty"`
-	CPUs      int    `json:"cpus,omitempty"`      // 1 if 0; at most machine.MaxCPUs
-	Memory    Size   `json:"memory,omitzero"`     // machine.DefaultMemory if 0
-	HugePages bool   `json:"hugePages,omitempty"` // of the host's hugetlb pool
-	Nested    bool   `json:"nested,omitempty"`    // the guest can have VMs of its own
+	Name string `json:"name,omitempty"`
+	// Hostname is the guest's in the place of Name: such names with dots between, at most 64 in all.
+	Hostname string `json:"hostname,omitempty"`
+	// Labels are what others note of the VM.
+	Labels    map[string]string `json:"labels,omitempty"`
+	CPUs      int               `json:"cpus,omitempty"`      // 1 if 0; at most machine.MaxCPUs
+	Memory    Size              `json:"memory,omitzero"`     // machine.DefaultMemory if 0
+	HugePages bool              `json:"hugePages,omitempty"` // of the host's hugetlb pool
+	Nested    bool              `json:"nested,omitempty"`    // the guest can have VMs of its own
 	// Transport is how the guest finds its virtio devices; machine.PCI if empty.
 	Transport machine.Transport `json:"transport,omitempty"`
 	Boot      Boot              `json:"boot,omitzero"`
@@ -280,6 +284,8 @@ func (c *Config) check() error {
 		return wrong("Version", "%d, and this build understands %d", c.Version, ConfigVersion)
 	case !vmname.Valid(c.Name):
 		return wrong("Name", "%q: only letters, digits and dashes, at most 63", c.Name)
+	case c.Hostname != "" && !validHostname(c.Hostname):
+		return wrong("Hostname", "%q: only letters, digits and dashes, with dots between, at most %d", c.Hostname, maxHostname)
 	case c.CPUs < 1 || c.CPUs > machine.MaxCPUs:
 		return wrong("CPUs", "%d: between 1 and %d", c.CPUs, machine.MaxCPUs)
 	case c.Memory < machine.MinMemory || c.Memory > machine.MaxMemory:
@@ -323,6 +329,22 @@ func (c *Config) check() error {
 		return err
 	}
 	return c.checkNets()
+}
+
+// maxHostname is Linux's bound (HOST_NAME_MAX).
+const maxHostname = 64
+
+func validHostname(name string) bool {
+	invalid := func(part string) bool { return !vmname.Valid(part) }
+	return len(name) <= maxHostname && !slices.ContainsFunc(strings.Split(name, "."), invalid)
+}
+
+// GuestName is the guest's hostname.
+func (c *Config) GuestName() string {
+	if c.Hostname != "" {
+		return c.Hostname
+	}
+	return c.Name
 }
 
 // guestsOwn are where the guest has file systems that it cannot do without.

@@ -218,8 +218,8 @@ func (v *VM) news(mounts []guestinit.Mount) *agent.Setup {
 	switch r := v.from; {
 	case r == nil && s.Config == nil:
 		return nil
-	case r != nil && r.vm.Config.Name != v.cfg.Name:
-		s.Hostname = v.cfg.Name
+	case r != nil && r.vm.Config.GuestName() != v.cfg.GuestName():
+		s.Hostname = v.cfg.GuestName()
 	}
 	return s
 }

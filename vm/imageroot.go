@@ -38,6 +38,9 @@ type ImageRoot struct {
 	// ReadOnly lets nobody write to the root. Volumes and Tmpfs can be written to all the same.
 	ReadOnly bool    `json:"readOnly,omitempty"`
 	Tmpfs    []Tmpfs `json:"tmpfs,omitempty"`
+	// Volumes are directories, absolute, that can be written to also where the root cannot. They are
+	// made, if they are not there, and have what the image has there.
+	Volumes []string `json:"volumes,omitempty"`
 	// Hosts are in the guest's /etc/hosts, beside itself.
 	Hosts []HostName `json:"hosts,omitempty"`
 	// Defaults are what a command of the guest has unless it says otherwise.
@@ -86,6 +89,11 @@ func (r *ImageRoot) check() error {
 			return wrong("Root.Image.Tmpfs", "%q: an absolute path below /", t.Guest)
 		}
 	}
+	for _, dir := range r.Volumes {
+		if !path.IsAbs(dir) || path.Clean(dir) == "/" {
+			return wrong("Root.Image.Volumes", "%q: an absolute path below /", dir)
+		}
+	}
 	for _, h := range r.Hosts {
 		if h.Name == "" || strings.ContainsAny(h.Name, " \t\n#") || !h.Address.IsValid() {
 			return wrong("Root.Image.Hosts", "%q at %v: a name and an address", h.Name, h.Address)
@@ -100,7 +108,7 @@ func (r *ImageRoot) check() error {
 // guestRoot is what the guest's init is told of an image. Its Disk is the first one that is
 // not the image.
 func (r *ImageRoot) guestRoot() *guestinit.Root {
-	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Defaults: r.Defaults}
+	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Volumes: r.Volumes, Defaults: r.Defaults}
 	of, upper := rootDevice, "/dev/vdb"
 	if r.Device == ImageMemory {
 		of, upper = "/dev/pmem0", rootDevice

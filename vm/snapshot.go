@@ -420,6 +420,7 @@ func (r *source) make(what string, o *RestoreOptions, opts *options) (*VM, error
 	}
 	if c.Name != r.vm.Config.Name {
 		r.copies = r.copies || !r.moved // what has moved is there only once
+		c.Hostname = ""
 	}
 	c.Ports = slices.Clone(c.Ports)
 	for i := range c.Ports {

@@ -327,7 +327,7 @@ func (r *source) newSetup(v *VM) *agent.Setup {
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	s.Hostname, s.MachineID, s.MACs = v.cfg.Name, hex.EncodeToString(id[:]), map[string]string{}
+	s.Hostname, s.MachineID, s.MACs = v.cfg.GuestName(), hex.EncodeToString(id[:]), map[string]string{}
 	for i, n := range v.nets.nics {
 		s.MACs[fmt.Sprintf("eth%d", i)] = n.opts.MAC.String()
 	}

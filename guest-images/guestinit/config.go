@@ -54,7 +54,8 @@ type Image struct {
 	// ReadOnly lets nobody write to the root, once what is mounted in it is.
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Tmpfs    []Tmpfs  `json:"tmpfs,omitempty"`
-	Hosts    []string `json:"hosts,omitempty"` // lines of /etc/hosts
+	Volumes  []string `json:"volumes,omitempty"` // directories to write to also in a read-only root
+	Hosts    []string `json:"hosts,omitempty"`   // lines of /etc/hosts
 	// Defaults are what its commands have that say nothing else.
 	Defaults agent.Defaults `json:"defaults,omitzero"`
 }

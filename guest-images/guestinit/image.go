@@ -81,7 +81,7 @@ func mountDevice(disk, to, kind, option string, flags uintptr, data string) erro
 
 // complete makes in the new root what the image is run with.
 func (i *Image) complete() error {
-	dirs := []string{i.Defaults.Directory()}
+	dirs := append([]string{i.Defaults.Directory()}, i.Volumes...)
 	for _, t := range i.Tmpfs {
 		dirs = append(dirs, t.Guest)
 	}
@@ -101,6 +101,14 @@ func (i *Image) complete() error {
 	for _, t := range i.Tmpfs {
 		if err := unix.Mount("tmpfs", filepath.Join(newRoot, t.Guest), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, t.Options); err != nil {
 			return fmt.Errorf("a tmpfs at %s (%s): %w", t.Guest, t.Options, err)
+		}
+	}
+	if i.ReadOnly {
+		for _, d := range i.Volumes {
+			d = filepath.Join(newRoot, d) // a mount of its own is not concerned by what protects the root
+			if err := unix.Mount(d, d, "", unix.MS_BIND, ""); err != nil {
+				return fmt.Errorf("%s: %w", d, err)
+			}
 		}
 	}
 	protected = i.ReadOnly

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"vmm/network/gateway"
 )
 
 // TestAge: how long ago an image was made.
@@ -41,5 +43,24 @@ func TestImageCommandLine(t *testing.T) {
 		if got := imageCommandLine(c.entrypoint, c.command, c.given, c.other, c.otherGiven); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %q", c, got)
 		}
+	}
+}
+
+// TestPublishExposed: what an image exposes is published once, by a free port.
+func TestPublishExposed(t *testing.T) {
+	given, err := gateway.ParsePublications("8080:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := publishExposed(given, map[string]struct{}{"80/tcp": {}, "80/udp": {}, "443": {}, "7000-7001/tcp": {}})
+	var got []string
+	for _, p := range list {
+		got = append(got, p.String())
+	}
+	if want := []string{given[0].String(), "[::]:0:443", "[::]:0:7000", "[::]:0:7001", "[::]:0:80/udp"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, want %q, %v", got, want, err)
+	}
+	if _, err := publishExposed(nil, map[string]struct{}{"x": {}}); err == nil {
+		t.Error("a port x is published")
 	}
 }

@@ -19,9 +19,14 @@ import (
 // psCommand is vmm ps.
 func psCommand() *cobra.Command {
 	var all, quiet, asJSON bool
+	var filters []string
 	cmd := &cobra.Command{
 		Use: "ps", Short: "List VMs", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter, err := readLabelFilter(filters)
+			if err != nil {
+				return err
+			}
 			vms, err := registry.User().List()
 			if err != nil {
 				return failed(err)
@@ -36,7 +41,7 @@ func psCommand() *cobra.Command {
 			}
 			shown := []api.VM{}
 			for _, vm := range vms {
-				if vm.State != api.Running && !all {
+				if vm.State != api.Running && !all || !filter.lets(vm.Labels) {
 					continue
 				}
 				shown = append(shown, vm)
@@ -54,6 +59,7 @@ func psCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only names")
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those with `label=KEY[=VALUE]`; several are possible")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print them as JSON")
 	return cmd
 }

@@ -35,7 +35,8 @@ type runFlags struct {
 	ports, nets, publish                 []string
 	shares, rw, hide, expose             []string
 	untrusted                            bool
-	root, rootfs, vsock                  string
+	root, rootfs, vsock, hostname        string
+	labels                               []string
 	noAgent                              bool
 	config                               string
 	sessionFlags
@@ -125,6 +126,8 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.warmConsole, "warm", false, "with --console: go on from such a snapshot all the same; the console lacks the boot's messages then")
 	fl.BoolVar(&f.noAgent, "no-agent", false, "leave the guest's agent out; vmm exec, cp and a command need it")
 	fl.StringVar(&f.name, "name", vm.DefaultName, "the VM's `NAME`, and the default guest's hostname")
+	fl.StringVar(&f.hostname, "hostname", "", "the guest's host `NAME` in the place of the VM's, with dots if it has a domain")
+	fl.StringArrayVarP(&f.labels, "label", "l", nil, "note `KEY=VALUE` of the VM, for vmm ps --filter and inspect; several are possible")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringArrayVar(&f.pmems, "pmem", nil, pmemUsage)
@@ -144,7 +147,7 @@ func usage(format string, args ...any) error {
 
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
-	"Version": "--config", "Name": "--name", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
+	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
 	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
@@ -232,6 +235,12 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 	set("on-enospc", (*string)(&c.OnNoSpace), f.onENOSPC)
 	set("vsock", &c.Vsock, f.vsock)
 	set("name", &c.Name, f.name)
+	set("hostname", &c.Hostname, f.hostname)
+	if given("label") {
+		if c.Labels, err = readLabels(f.labels); err != nil {
+			return err
+		}
+	}
 	if given("memory") {
 		if c.Memory = f.memory; c.Memory == 0 {
 			return usage("--memory 0: between %v and %v", bytesize.Size(machine.MinMemory), bytesize.Size(machine.MaxMemory))

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"vmm/network/gateway"
 	"vmm/storage/oci"
 	"vmm/vm"
 	"vmm/vm/spec"
@@ -31,6 +33,7 @@ type runImageFlags struct {
 	readOnly   bool
 	tmpfs      []string
 	hosts      []string
+	publishAll bool
 	registry   oci.Registry
 }
 
@@ -42,11 +45,12 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "with --image: a file system in the guest's memory at `PATH[:OPTIONS]`, such as /run:size=64m; several are possible")
 	fl.StringArrayVar(&f.hosts, "add-host", nil, "with --image: a name in the guest's /etc/hosts: `NAME:ADDRESS`; several are possible")
+	fl.BoolVarP(&f.publishAll, "publish-all", "P", false, "with --image: publish the ports that the image exposes, each as a free one of the host's (see vmm port ls)")
 	fl.BoolVar(&f.registry.Insecure, "insecure-registry", false, "with --image: allow a registry without HTTPS, or whose certificate no known authority has signed")
 }
 
 // ofImage are the flags that say something of an image only.
-var ofImage = []string{"entrypoint", "pull", "read-only", "tmpfs", "add-host", "insecure-registry"}
+var ofImage = []string{"entrypoint", "pull", "read-only", "tmpfs", "add-host", "insecure-registry", "publish-all"}
 
 // apply gives a session the image's root, and its command unless there is another, if there is
 // an image.
@@ -74,12 +78,48 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	if err != nil {
 		return err
 	}
+	root.Volumes = slices.Sorted(maps.Keys(settings.Volumes))
 	c.Root = &vm.Root{Image: root}
+	c.Labels = mergeLabels(settings.Labels, c.Labels)
+	if f.publishAll {
+		if c.Publish, err = publishExposed(c.Publish, settings.ExposedPorts); err != nil {
+			return failed(fmt.Errorf("the image %s: %w", f.image, err))
+		}
+	}
 	s.Command = imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
 	if len(s.Command) == 0 {
 		return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)
 	}
 	return nil
+}
+
+// mergeLabels are the labels of an image, and those that the user gives, which win.
+func mergeLabels(image, given map[string]string) map[string]string {
+	out := maps.Clone(image)
+	if out == nil {
+		return given
+	}
+	maps.Copy(out, given)
+	return out
+}
+
+// publishExposed adds the ports that an image exposes (OCI image specification, "config.ExposedPorts":
+// PORT, PORT/tcp or PORT/udp), but for those that are published already.
+func publishExposed(list []gateway.Publication, exposed map[string]struct{}) ([]gateway.Publication, error) {
+	list = slices.Clone(list)
+	for _, port := range slices.Sorted(maps.Keys(exposed)) {
+		ports, err := gateway.ParsePublications(port)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range ports {
+			same := func(o gateway.Publication) bool { return o.UDP == p.UDP && o.Guest == p.Guest }
+			if !slices.ContainsFunc(list, same) {
+				list = append(list, p)
+			}
+		}
+	}
+	return list, nil
 }
 
 // imageCommandLine is what runs, as docker has it: the entry point with the command of the

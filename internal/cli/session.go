@@ -130,7 +130,7 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	if s.Named {
 		take = registry.User().Claim
 	}
-	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach,
+	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels,
 		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
 	if info.Kernel == "" {
 		info.Kernel = vm.DefaultKernel

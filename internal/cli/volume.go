@@ -49,10 +49,9 @@ func volumeCreate() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			set := map[string]string{}
-			for _, l := range labels {
-				key, value, _ := strings.Cut(l, "=")
-				set[key] = value
+			set, err := readLabels(labels)
+			if err != nil {
+				return err
 			}
 			v, err := store.Create(strings.Join(args, ""), set)
 			if errors.Is(err, volume.ErrName) {

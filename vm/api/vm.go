@@ -28,7 +28,8 @@ type VM struct {
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"`
 	// Command is what runs in the guest; empty if that is a system of its own.
-	Command []string `json:"command,omitempty"`
+	Command []string          `json:"command,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
 	// Image is the container image that is the guest's root, as it was named, and ImageDigest its digest.
 	Image       string   `json:"image,omitempty"`
 	ImageDigest string   `json:"imageDigest,omitempty"`

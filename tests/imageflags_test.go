@@ -1,0 +1,66 @@
+package tests
+
+import (
+	"archive/tar"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// loadImage makes an image known to vmm.
+func loadImage(t *testing.T, ref string, image v1.Image) {
+	t.Helper()
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	if err := tarball.WriteToFile(archive, tag, image); err != nil {
+		t.Fatal(err)
+	}
+	if out, status := vmm(t, "load", "-i", archive); status != 0 {
+		t.Fatalf("load: status %d\n%s", status, out)
+	}
+}
+
+// TestImageFlags has one VM with what an image, and flags for images, say of it.
+func TestImageFlags(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	ownCache(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"},
+		ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}}}, baseLayer(t),
+		imageLayer(t, layerFile{tar.Header{Name: "vol/there", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
+	run := []string{"run", "-d", "--name", "flagged", "--image", "flags:1", "--read-only", "--hostname", "box.example", "--label", "b=flag", "-P", "--"}
+	if out, status := vmm(t, append(run, "/bin/sleep", "100000")...); status != 0 {
+		t.Fatalf("run -d: status %d\n%s", status, out)
+	}
+	defer vmm(t, "rm", "-f", "flagged")
+	for _, c := range []struct{ name, script, want string }{
+		{"hostname", "hostname; grep -c box.example /etc/hosts", "box.example\n1\n"},
+		{"volume of the image", "ls /vol; echo new >/vol/new && cat /vol/new; echo no 2>/dev/null >/new || echo protected", "there\nnew\nprotected\n"},
+	} {
+		if out, status := vmm(t, "exec", "flagged", "/bin/sh", "-c", c.script); status != 0 || out != c.want {
+			t.Errorf("%s: status %d, %q, want %q", c.name, status, out, c.want)
+		}
+	}
+	for filter, want := range map[string]string{"label=a=image": "flagged\n", "label=b=flag": "flagged\n", "label=b=image": "", "label=c": ""} {
+		if out, status := vmm(t, "ps", "-q", "--filter", filter); status != 0 || out != want {
+			t.Errorf("ps --filter %s: status %d, %q", filter, status, out)
+		}
+	}
+	if out, status := vmm(t, "port", "ls", "flagged"); status != 0 || !strings.Contains(out, "80/tcp") || !strings.Contains(out, "53/udp") {
+		t.Errorf("port ls: status %d\n%s", status, out)
+	}
+	wantRefusals(t, []refusal{
+		{"run --hostname a_b -- true", 2, "only letters"},
+		{"run --label =x -- true", 2, "KEY=VALUE"},
+		{"run -P -- true", 2, "goes with --image"},
+		{"ps --filter name=x", 2, "label=KEY"},
+	})
+}
