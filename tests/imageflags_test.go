@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -33,7 +34,7 @@ func TestImageFlags(t *testing.T) {
 	runtimeDirFor(t)
 	ownCache(t)
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"},
+	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"}, StopSignal: "SIGUSR1",
 		ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}}}, baseLayer(t),
 		imageLayer(t, layerFile{tar.Header{Name: "vol/there", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
 	run := []string{"run", "-d", "--name", "flagged", "--image", "flags:1", "--read-only", "--hostname", "box.example", "--label", "b=flag", "-P", "--"}
@@ -57,10 +58,31 @@ func TestImageFlags(t *testing.T) {
 	if out, status := vmm(t, "port", "ls", "flagged"); status != 0 || !strings.Contains(out, "80/tcp") || !strings.Contains(out, "53/udp") {
 		t.Errorf("port ls: status %d\n%s", status, out)
 	}
+	// Its command gets the image's signal to stop, and not SIGTERM, which it does not mind.
+	if out, status := vmm(t, "run", "-d", "--name", "stopped", "--image", "flags:1", "--stop-timeout", "100", "--", "/bin/sh", "-c",
+		"trap '' TERM; trap 'exit 5' USR1; echo trapped; while :; do sleep 0.1; done"); status != 0 {
+		t.Fatalf("run -d: status %d\n%s", status, out)
+	}
+	defer vmm(t, "rm", "-f", "stopped")
+	for range 600 {
+		if out, _ := vmm(t, "logs", "stopped"); strings.Contains(out, "trapped") {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if out, status := vmm(t, "stop", "stopped"); status != 0 {
+		t.Errorf("stop: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "ps", "-a"); status != 0 || !strings.Contains(out, "exited (5)") {
+		t.Errorf("ps -a: status %d\n%s", status, out)
+	}
 	wantRefusals(t, []refusal{
 		{"run --hostname a_b -- true", 2, "only letters"},
 		{"run --label =x -- true", 2, "KEY=VALUE"},
 		{"run -P -- true", 2, "goes with --image"},
+		{"run --stop-signal NONE -- true", 2, "no such signal"},
+		{"run --stop-timeout -1 -- true", 2, "negative"},
+		{"run --stop-signal TERM", 2, "for a command"},
 		{"ps --filter name=x", 2, "label=KEY"},
 	})
 }

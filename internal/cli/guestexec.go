@@ -40,6 +40,9 @@ type execSettings struct {
 	Input     bool     `json:",omitempty"` // it has this process's standard input
 	User, Dir string   `json:",omitempty"`
 	Env       []string `json:",omitempty"`
+
+	// signals come from elsewhere, and go on to the command as this process's do; nil are none.
+	signals <-chan os.Signal
 }
 
 // settings are what the flags mean.
@@ -94,20 +97,22 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 	running := make(chan struct{})
 	go func() {
 		for n := 1; ; n++ {
+			var s os.Signal
 			select {
-			case s := <-signals:
-				select {
-				case <-running:
-					if n < maxSignals {
-						passed <- s
-						continue
-					}
-				default:
-				}
-				cancel(&exitError{128 + int(s.(unix.Signal)), nil})
+			case s = <-signals:
+			case s = <-settings.signals:
 			case <-ctx.Done():
 				return
 			}
+			select {
+			case <-running:
+				if n < maxSignals {
+					passed <- s
+					continue
+				}
+			default:
+			}
+			cancel(&exitError{128 + int(s.(unix.Signal)), nil})
 		}
 	}()
 	streams := agent.Streams{In: commandInput(ctx, settings.Input, x.TTY, os.Stdin), Out: out, Err: errs, Signals: passed}

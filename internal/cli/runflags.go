@@ -37,6 +37,8 @@ type runFlags struct {
 	untrusted                            bool
 	root, rootfs, vsock, hostname        string
 	labels                               []string
+	stopSignal                           string
+	stopSeconds                          int
 	noAgent                              bool
 	config                               string
 	sessionFlags
@@ -128,6 +130,8 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.name, "name", vm.DefaultName, "the VM's `NAME`, and the default guest's hostname")
 	fl.StringVar(&f.hostname, "hostname", "", "the guest's host `NAME` in the place of the VM's, with dots if it has a domain")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "note `KEY=VALUE` of the VM, for vmm ps --filter and inspect; several are possible")
+	fl.StringVar(&f.stopSignal, "stop-signal", "", "the `SIGNAL` that the command gets from vmm stop: a name or number; the image's, or SIGTERM, if not given")
+	fl.IntVar(&f.stopSeconds, "stop-timeout", 10, "`SECONDS` that vmm stop gives the command")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringArrayVar(&f.pmems, "pmem", nil, pmemUsage)
@@ -215,7 +219,7 @@ func (f *runFlags) read(command []string) (s *session, err error) {
 	f.env = append(env, f.env...)
 	s.Exec, s.Cold, s.Warm = f.execFlags.settings(), f.cold, f.warmConsole
 	s.Named = s.Config.Name != ""
-	return s, nil
+	return s, f.fillStop(s)
 }
 
 // fill sets what the flags say, in the place of what a file does.
@@ -396,8 +400,8 @@ func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 		}
 	}
 	if !s.Sandbox {
-		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted {
-			return usage("--root, --rw, --env, --user, --cwd and --untrusted are for a command: vmm run ... -- COMMAND, or -it for a shell")
+		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted || s.StopSignal != 0 || s.StopSeconds != nil {
+			return usage("--root, --rw, --env, --user, --cwd, --stop-signal, --stop-timeout and --untrusted are for a command: vmm run ... -- COMMAND, or -it for a shell")
 		}
 		return nil
 	}

@@ -80,6 +80,11 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	}
 	root.Volumes = slices.Sorted(maps.Keys(settings.Volumes))
 	c.Root = &vm.Root{Image: root}
+	if s.StopSignal == 0 && settings.StopSignal != "" {
+		if s.StopSignal, err = readSignal(settings.StopSignal); err != nil {
+			return failed(fmt.Errorf("the image %s: its signal to stop: %w", f.image, err))
+		}
+	}
 	c.Labels = mergeLabels(settings.Labels, c.Labels)
 	if f.publishAll {
 		if c.Publish, err = publishExposed(c.Publish, settings.ExposedPorts); err != nil {

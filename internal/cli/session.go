@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,10 @@ type session struct {
 	Sandbox bool         // it is there for Command
 	Command []string     `json:",omitempty"`
 	Exec    execSettings // how that runs
+	// StopSignal is what Command gets when the VM is to stop, and StopSeconds how long it may take then; 0 is
+	// SIGTERM, and what vmm stop says.
+	StopSignal  unix.Signal `json:",omitempty"`
+	StopSeconds *int        `json:",omitempty"`
 
 	Terminal     bool // the console is this process's standard input and output
 	ConsoleGiven bool // the user has said where the console leads
@@ -130,7 +135,7 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	if s.Named {
 		take = registry.User().Claim
 	}
-	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels,
+	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels, StopSeconds: s.StopSeconds,
 		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
 	if info.Kernel == "" {
 		info.Kernel = vm.DefaultKernel
@@ -254,7 +259,7 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	local := &server.Local{VM: v, Entry: s.entry.VM, Killed: func() { s.killed.Store(true) },
 		NoConsole: s.background == nil || s.ConsoleGiven}
 	if s.Sandbox {
-		local.End = func() error { return unix.Kill(os.Getpid(), unix.SIGTERM) } // which goes on to the command
+		local.End = s.acceptStops()
 	}
 	control := server.New(local)
 	defer control.Close()
@@ -296,6 +301,19 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 		return errors.Join(bad, err)
 	}
 	return err
+}
+
+// acceptStops has the command get its signal when the returned function is called.
+func (s *session) acceptStops() (stop func() error) {
+	signals := make(chan os.Signal, maxSignals)
+	s.Exec.signals = signals
+	return func() error {
+		select {
+		case signals <- cmp.Or(s.StopSignal, unix.SIGTERM):
+		default: // it has had enough of them
+		}
+		return nil
+	}
 }
 
 // drive runs the VM, with its command or with its console and the signals that end it;

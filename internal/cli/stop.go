@@ -59,11 +59,18 @@ func killCommand() *cobra.Command {
 // stopTime is how long a guest may take to shut down where nobody says otherwise.
 const stopTime = 10 * time.Second
 
-// stopVM shuts a VM down, and ends it if that takes longer than patience.
+// stopVM shuts a VM down, and ends it if that takes longer than patience; if that is below 0, than
+// the VM was said to take, or stopTime.
 func stopVM(ctx context.Context, name string, patience time.Duration) error {
 	vm, err := findRunning(name)
 	if err != nil {
 		return err
+	}
+	if patience < 0 {
+		patience = stopTime
+		if vm.StopSeconds != nil {
+			patience = time.Duration(*vm.StopSeconds) * time.Second
+		}
 	}
 	if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
 		return err
@@ -77,17 +84,19 @@ func stopVM(ctx context.Context, name string, patience time.Duration) error {
 }
 
 func stopCommand() *cobra.Command {
-	seconds := int(stopTime / time.Second)
+	var seconds int
 	cmd := &cobra.Command{
 		Use: "stop VM...", Short: "Shut VMs down", Args: cobra.MinimumNArgs(1),
-		Long: "stop asks the guest to shut down, by its agent or by the power button, and ends the VM if it\n" +
-			"has not done so in time.",
+		Long: "stop asks the guest to shut down, by its agent or by the power button, or sends the command that it\n" +
+			"is there for its signal to stop, and ends the VM if it has not ended in time.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return forEach(cmd, args, func(ctx context.Context, name string) error {
-				return stopVM(ctx, name, time.Duration(seconds)*time.Second)
-			})
+			patience := time.Duration(-1)
+			if cmd.Flags().Changed("time") {
+				patience = time.Duration(max(seconds, 0)) * time.Second
+			}
+			return forEach(cmd, args, func(ctx context.Context, name string) error { return stopVM(ctx, name, patience) })
 		},
 	}
-	cmd.Flags().IntVarP(&seconds, "time", "t", seconds, "`SECONDS` until the VM is ended")
+	cmd.Flags().IntVarP(&seconds, "time", "t", 0, "`SECONDS` until the VM is ended; 10, or what vmm run --stop-timeout has said, if not given")
 	return cmd
 }

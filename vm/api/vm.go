@@ -31,8 +31,10 @@ type VM struct {
 	Command []string          `json:"command,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	// Image is the container image that is the guest's root, as it was named, and ImageDigest its digest.
-	Image       string   `json:"image,omitempty"`
-	ImageDigest string   `json:"imageDigest,omitempty"`
+	Image       string `json:"image,omitempty"`
+	ImageDigest string `json:"imageDigest,omitempty"`
+	// StopSeconds is how long the command has to end when it is told to; nil leaves it to who tells it.
+	StopSeconds *int     `json:"stopSeconds,omitempty"`
 	CPUs        int      `json:"cpus"`
 	Memory      uint64   `json:"memory"` // bytes
 	Kernel      string   `json:"kernel,omitempty"`
