@@ -56,7 +56,7 @@ func imageLayer(t *testing.T, files ...layerFile) v1.Layer {
 // containerImage makes an image with a configuration.
 func containerImage(t *testing.T, c v1.Config, layers ...v1.Layer) v1.Image {
 	t.Helper()
-	image, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), layers...)
+	image, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,8 @@
 // What it expects comes as arguments: name=value; skip names checks to leave
 // out, with commas, and only is the one to do; disks=N makes the checks those of
 // disks, net=1 those of the network, share=PATH those of a shared directory, vsock=PORT
-// those of sockets to the host; endure=FILE keeps the guest busy instead.
+// those of sockets to the host; endure=FILE keeps the guest busy instead, and tree=DIR
+// prints the files that are there.
 package main
 
 import (
@@ -58,6 +59,8 @@ func main() {
 		checks = vsockChecks
 	case want["endure"] != "":
 		checks = []check{{"endure", endure}}
+	case want["tree"] != "":
+		checks = []check{{"tree", tree}}
 	}
 	for _, c := range checks {
 		if slices.Contains(strings.Split(want["skip"], ","), c.name) || want["only"] != "" && want["only"] != c.name {
