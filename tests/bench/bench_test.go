@@ -69,7 +69,7 @@ func timed(t *testing.T, name string, args ...string) time.Duration {
 	t.Helper()
 	start := time.Now()
 	c := exec.Command(name, args...)
-	done := time.AfterFunc(time.Minute, func() { c.Process.Kill() })
+	done := time.AfterFunc(5*time.Minute, func() { c.Process.Kill() })
 	defer done.Stop()
 	out, err := c.CombinedOutput()
 	d := time.Since(start)
