@@ -91,7 +91,7 @@ func diffCommand() *cobra.Command {
 			}
 			out := bufio.NewWriter(cmd.OutOrStdout())
 			err = agentOf(running).Changes(cmd.Context(), func(c vm.Change) error {
-				_, err := fmt.Fprintf(out, "%c %s\n", c.Kind, visible.Text(c.Path))
+				_, err := fmt.Fprintf(out, "%c %s\n", c.Kind, visible.Line(c.Path))
 				return err
 			})
 			return failed(errors.Join(err, out.Flush()))
