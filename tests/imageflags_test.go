@@ -34,7 +34,7 @@ func TestImageFlags(t *testing.T) {
 	runtimeDirFor(t)
 	ownCache(t)
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"}, StopSignal: "SIGUSR1",
+	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"}, StopSignal: "SIGUSR1", Healthcheck: &v1.HealthConfig{Test: []string{"CMD-SHELL", "test ! -e /vol/ill"}, Interval: 200 * time.Millisecond, Retries: 2},
 		ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}}}, baseLayer(t),
 		imageLayer(t, layerFile{tar.Header{Name: "vol/there", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
 	run := []string{"run", "-d", "--name", "flagged", "--image", "flags:1", "--read-only", "--hostname", "box.example", "--label", "b=flag", "-P", "--"}
@@ -53,6 +53,21 @@ func TestImageFlags(t *testing.T) {
 	for filter, want := range map[string]string{"label=a=image": "flagged\n", "label=b=flag": "flagged\n", "label=b=image": "", "label=c": ""} {
 		if out, status := vmm(t, "ps", "-q", "--filter", filter); status != 0 || out != want {
 			t.Errorf("ps --filter %s: status %d, %q", filter, status, out)
+		}
+	}
+	for _, c := range []struct{ do, want string }{{"true", "(healthy)"}, {"touch /vol/ill", "(unhealthy)"}, {"rm /vol/ill", "(healthy)"}} {
+		if out, status := vmm(t, "exec", "flagged", "/bin/sh", "-c", "/bin/busybox "+c.do); status != 0 {
+			t.Errorf("exec: status %d\n%s", status, out)
+		}
+		out := ""
+		for range 300 {
+			if out, _ = vmm(t, "ps"); strings.Contains(out, c.want) {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if !strings.Contains(out, c.want) {
+			t.Errorf("after %s, it is not %s:\n%s", c.do, c.want, out)
 		}
 	}
 	if out, status := vmm(t, "port", "ls", "flagged"); status != 0 || !strings.Contains(out, "80/tcp") || !strings.Contains(out, "53/udp") {
@@ -78,6 +93,8 @@ func TestImageFlags(t *testing.T) {
 	}
 	wantRefusals(t, []refusal{
 		{"run --hostname a_b -- true", 2, "only letters"},
+		{"run --health-interval 1s -- true", 2, "there is no health check"},
+		{"run --health-cmd true --no-agent", 2, "needs the agent"},
 		{"run --label =x -- true", 2, "KEY=VALUE"},
 		{"run -P -- true", 2, "goes with --image"},
 		{"run --stop-signal NONE -- true", 2, "no such signal"},

@@ -68,6 +68,8 @@ type Config struct {
 	Vsock string `json:"vsock,omitempty"`
 	// NoAgent leaves the agent out, which Exec and Copy need.
 	NoAgent bool `json:"noAgent,omitempty"`
+	// Health is how it is found out whether what the VM is there for is well; see VM.Health.
+	Health *HealthCheck `json:"health,omitempty"`
 	// Limits bound the VM's process: see NewGroup.
 	Limits Limits `json:"limits,omitzero"`
 }
@@ -298,8 +300,13 @@ func (c *Config) check() error {
 		return wrong("OnNoSpace", "%q: report or pause", c.OnNoSpace)
 	case c.ConsoleDevice != Serial && c.ConsoleDevice != VirtioConsole:
 		return wrong("ConsoleDevice", "%q: serial or virtio", c.ConsoleDevice)
+	case c.Health != nil && c.NoAgent:
+		return wrong("NoAgent", "a health check needs the agent")
 	case c.Commands() && c.NoAgent:
 		return wrong("NoAgent", "a command needs the agent")
+	}
+	if err := c.Health.check(); err != nil {
+		return err
 	}
 	if err := c.Root.check(); err != nil {
 		return err

@@ -68,6 +68,7 @@ type VM struct {
 	pmems   []*memory
 	console *console
 	shares  *shares
+	health  health
 	ports   *ports
 	nets    *networks
 	guest   *guestAgent
@@ -311,6 +312,7 @@ func (v *VM) Start(ctx context.Context) error {
 	v.ports.run()
 	v.beside.Go(func() { v.guest.keepTime(v.life) })
 	v.beside.Go(func() { v.followNames(v.life) })
+	v.beside.Go(func() { v.followHealth(v.life) })
 	if r := v.from; r != nil {
 		v.beside.Go(func() { r.settle(v.life, v) })
 		v.beside.Go(func() { r.probe(v.life, v) })

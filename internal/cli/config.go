@@ -28,7 +28,7 @@ const (
 
 // runFlagNames are the flags that the table has.
 var runFlagNames = []string{"timeout", "gdb", "detach", "rm", "verbose", "interactive", "tty", "user", "cwd", "env",
-	"pcap", "profile", "result", "cold", "warm", "image", "entrypoint", "pull", "env-file", "insecure-registry", "read-only", "tmpfs", "add-host", "publish-all", "stop-signal", "stop-timeout"}
+	"pcap", "profile", "result", "cold", "warm", "image", "entrypoint", "pull", "env-file", "insecure-registry", "read-only", "tmpfs", "add-host", "publish-all", "health-cmd", "health-interval", "health-timeout", "health-start-period", "health-retries", "no-healthcheck", "stop-signal", "stop-timeout"}
 
 // notInFile are flags that mean nothing in a file.
 var notInFile = []string{"config", "help"}

@@ -93,6 +93,9 @@ func statusText(vm *api.VM) string {
 		if vm.Paused {
 			return "paused (" + up + ")"
 		}
+		if vm.Health != nil {
+			up += " (" + visible.Line(vm.Health.Status) + ")"
+		}
 		return up
 	}
 	how := "killed"

@@ -44,6 +44,7 @@ type runFlags struct {
 	sessionFlags
 	execFlags
 	runImage          runImageFlags
+	health            healthFlags
 	volumes           volumeFlags
 	cold, warmConsole bool
 }
@@ -116,6 +117,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.pcap, "pcap", "", "write what crosses the guest's networks to `FILE`, for Wireshark")
 	f.execFlags.add(fl)
 	f.runImage.add(fl)
+	f.health.add(fl)
 	fl.StringVar(&f.root, "root", "", "the root of the guest that runs a command: `DIRECTORY`, disk image or tar archive; / if not given")
 	fl.StringArrayVar(&f.rw, "rw", nil, "a `DIRECTORY` of the host that the command may write to; several are possible")
 	fl.StringArrayVar(&f.shares, "share", nil, shareUsage)
@@ -154,7 +156,7 @@ var flagOf = map[string]string{
 	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
 	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
-	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent",
+	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent", "Health": "--health-cmd",
 	"Limits.CPUs": "--cpu-limit", "Limits.Memory": "--memory-limit", "Limits.PIDs": "--pids-limit", "Limits.IO": "--io-limit",
 }
 
@@ -385,6 +387,9 @@ func (f *sessionFlags) endpoint() (to vm.Endpoint, terminal bool, err error) {
 func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	c := s.Config
 	if err := f.runImage.apply(ctx, s, f.fl); err != nil {
+		return err
+	}
+	if err := f.health.apply(c, f.fl); err != nil {
 		return err
 	}
 	if err := f.volumes.apply(c); err != nil {

@@ -85,6 +85,11 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 			return failed(fmt.Errorf("the image %s: its signal to stop: %w", f.image, err))
 		}
 	}
+	if c.Health == nil {
+		if c.Health, err = imageHealth(settings.Healthcheck); err != nil {
+			return failed(fmt.Errorf("the image %s: %w", f.image, err))
+		}
+	}
 	c.Labels = mergeLabels(settings.Labels, c.Labels)
 	if f.publishAll {
 		if c.Publish, err = publishExposed(c.Publish, settings.ExposedPorts); err != nil {

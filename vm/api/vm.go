@@ -50,10 +50,19 @@ type VM struct {
 	Detached bool `json:"detached,omitempty"`
 	Agent    bool `json:"agent"`            // the guest's agent answers
 	Paused   bool `json:"paused,omitempty"` // by a request
+	// Health is what the last health checks have found, while it runs; nil if nobody looks.
+	Health *Health `json:"health,omitempty"`
 	// Jail tells what the VM's process is confined to; "" if it is not.
 	Jail string `json:"jail,omitempty"`
 	// Limits tells what the VM's process may take of the host; "" if nothing bounds it.
 	Limits string `json:"limits,omitempty"`
 	// Cgroup is the control group in which they hold, as long as there is one.
 	Cgroup string `json:"cgroup,omitempty"`
+}
+
+// Health is whether what a VM is there for is well.
+type Health struct {
+	Status   string `json:"status"`           // starting, healthy or unhealthy
+	Failures int    `json:"failures"`         // checks since the last success
+	Output   string `json:"output,omitempty"` // of the last check
 }

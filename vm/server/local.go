@@ -56,6 +56,9 @@ func (l *Local) Info() api.VM {
 	info.Jail, info.GuestWritable = l.Jail, l.VM.GuestWritable()
 	info.Agent, info.Paused = l.VM.AgentAlive(), l.VM.Paused()
 	info.Disks, info.PinnedDisks = l.VM.DiskPaths(), l.VM.PinnedDisks()
+	if h := l.VM.Health(); h.Status != "" {
+		info.Health = &api.Health{Status: string(h.Status), Failures: h.Failures, Output: h.Output}
+	}
 	return info
 }
 

@@ -149,7 +149,7 @@ func kernelOf(c *vm.Config) string {
 func key(c *vm.Config) (string, error) {
 	k := kind{Config: *c, Shares: len(c.Shares)}
 	k.Config.Name, k.Config.Shares, k.Config.Publish, k.Config.Vsock, k.Config.Console = "", nil, nil, "", vm.Endpoint{}
-	k.Config.Limits, k.Config.Hostname, k.Config.Labels = vm.Limits{}, "", nil
+	k.Config.Limits, k.Config.Hostname, k.Config.Labels, k.Config.Health = vm.Limits{}, "", nil, nil
 	k.Config.Hide = nil // the root that the guest goes on with hides what it is to hide now
 	var err error
 	if k.Build, err = buildID(); err != nil {
