@@ -81,7 +81,7 @@ func upCommand() *cobra.Command {
 func downCommand() *cobra.Command {
 	var f composeFlags
 	var volumes bool
-	seconds := 10
+	var seconds int
 	cmd := &cobra.Command{
 		Use: "down [flags]", Short: "Stop and remove the VMs of a compose file", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -90,12 +90,16 @@ func downCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return failed(down(cmd.Context(), cmd.OutOrStdout(), p, time.Duration(seconds)*time.Second, volumes))
+			patience := ownPatience
+			if cmd.Flags().Changed("timeout") {
+				patience = time.Duration(seconds) * time.Second
+			}
+			return failed(down(cmd.Context(), cmd.OutOrStdout(), p, patience, volumes))
 		},
 	}
 	f.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove the file's volumes too, with what is in them")
-	cmd.Flags().IntVarP(&seconds, "timeout", "t", seconds, "`SECONDS` until a VM is ended that does not shut down")
+	cmd.Flags().IntVarP(&seconds, "timeout", "t", 0, "`SECONDS` until a VM is ended that does not shut down; what the file says, or 10, if not given")
 	return cmd
 }
 
@@ -202,7 +206,7 @@ func (u *up) follow(ctx context.Context, out io.Writer) error {
 	}
 	var errs []error
 	for _, s := range slices.Backward(u.services) {
-		errs = append(errs, stopVM(context.WithoutCancel(ctx), s.vm, stopTime))
+		errs = append(errs, stopVM(context.WithoutCancel(ctx), s.vm, ownPatience))
 	}
 	return errors.Join(errs...)
 }

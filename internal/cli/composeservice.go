@@ -1,10 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/netip"
 	"slices"
@@ -12,17 +12,23 @@ import (
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/pflag"
 
-	"vmm/guest-images/agent"
 	"vmm/internal/compose"
+	"vmm/internal/visible"
 	"vmm/network/gateway"
-	"vmm/storage/oci"
 	"vmm/storage/volume"
 	"vmm/vm"
 	"vmm/vm/api"
 	"vmm/vm/registry"
 	"vmm/vm/spec"
+)
+
+// Labels of a service's VM, as docker compose has them.
+const (
+	projectLabel = "com.docker.compose.project"
+	serviceLabel = "com.docker.compose.service"
 )
 
 // newServiceSession makes the session of a service, as vmm run -d would of the flags that say
@@ -48,6 +54,16 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 	set("detach", "true")
 	set("name", p.VM(s))
 	set("image", s.Image)
+	given("hostname", s.Hostname)
+	given("stop-signal", s.StopSignal)
+	if s.StopGracePeriod != nil {
+		set("stop-timeout", fmt.Sprint(math.Ceil(time.Duration(*s.StopGracePeriod).Seconds())))
+	}
+	for _, key := range sortedKeys(s.Labels) {
+		set("label", key+"="+s.Labels[key])
+	}
+	set("label", projectLabel+"="+p.Name)
+	set("label", serviceLabel+"="+s.Name)
 	given("user", s.User)
 	given("cwd", s.WorkingDir)
 	if s.ReadOnly {
@@ -85,7 +101,7 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 	if err := addServiceVolumes(p, s, c); err != nil {
 		return nil, err
 	}
-	if err := addServiceNetworks(p, s, c); err != nil {
+	if err := errors.Join(addServiceNetworks(p, s, c), setHealth(s.HealthCheck, c)); err != nil {
 		return nil, &exitError{statusUsage, err}
 	}
 	if err := c.Check(); err != nil {
@@ -237,72 +253,37 @@ func (s *service) await(ctx context.Context, condition string) error {
 	return nil
 }
 
-// What docker has for a health check that says no more.
-const (
-	healthInterval = 30 * time.Second
-	healthTimeout  = 30 * time.Second
-	healthRetries  = 3
-	// healthStart is how often a service is looked at that has not been well yet.
-	healthStart = time.Second
-)
-
-// healthCheck is how it is found out whether a service is well.
-type healthCheck struct {
-	command                        []string
-	interval, timeout, startPeriod time.Duration
-	retries                        int
-}
-
-// health is the check that the file has, or the image.
-func (s *service) health() (*healthCheck, error) {
-	h := &healthCheck{interval: healthInterval, timeout: healthTimeout, retries: healthRetries}
-	var test []string
-	if store, err := openStore(); err == nil {
-		if i, err := store.Get(s.Image); err == nil && i.Config.Config.Healthcheck != nil {
-			of := i.Config.Config.Healthcheck
-			test = of.Test
-			h.set(of.Interval, of.Timeout, of.StartPeriod, of.Retries)
-		} else if err != nil && !errors.Is(err, oci.ErrNotFound) {
-			return nil, err
-		}
+// setHealth gives a VM, which has the health check of its image, that of its service.
+func setHealth(of *types.HealthCheckConfig, c *vm.Config) error {
+	if of == nil {
+		return nil
 	}
-	if of := s.HealthCheck; of != nil {
-		if len(of.Test) > 0 {
-			test = of.Test
-		}
-		if of.Disable {
-			test = nil
-		}
-		var retries uint64
-		if of.Retries != nil {
-			retries = *of.Retries
-		}
-		h.set(duration(of.Interval), duration(of.Timeout), duration(of.StartPeriod), int(min(retries, math.MaxInt32)))
+	given := &v1.HealthConfig{Test: of.Test, Interval: duration(of.Interval), Timeout: duration(of.Timeout), StartPeriod: duration(of.StartPeriod)}
+	if of.Retries != nil {
+		given.Retries = int(min(*of.Retries, math.MaxInt32))
 	}
-	switch {
-	case len(test) > 1 && test[0] == "CMD":
-		h.command = test[1:]
-	case len(test) == 2 && test[0] == "CMD-SHELL":
-		h.command = []string{"/bin/sh", "-c", test[1]}
-	default:
-		return nil, errors.New("it has no health check")
+	if of.Disable || len(of.Test) > 0 && of.Test[0] == "NONE" {
+		c.Health = nil
+		return nil
 	}
-	return h, nil
-}
-
-// set takes over what is given.
-func (h *healthCheck) set(interval, timeout, startPeriod time.Duration, retries int) {
-	for _, v := range []struct {
-		to    *time.Duration
-		value time.Duration
-	}{{&h.interval, interval}, {&h.timeout, timeout}, {&h.startPeriod, startPeriod}} {
-		if v.value > 0 {
-			*v.to = v.value
+	check := c.Health
+	if len(of.Test) > 0 {
+		own, err := imageHealth(&v1.HealthConfig{Test: of.Test})
+		if err != nil {
+			return fmt.Errorf("healthcheck: %w", err)
 		}
+		if check != nil {
+			own.Interval, own.Timeout, own.StartPeriod, own.Retries = check.Interval, check.Timeout, check.StartPeriod, check.Retries
+		}
+		check = own
 	}
-	if retries > 0 {
-		h.retries = retries
+	if check == nil {
+		return errors.New("healthcheck: no test, and the image has none")
 	}
+	check.Interval, check.Timeout = cmp.Or(given.Interval, check.Interval), cmp.Or(given.Timeout, check.Timeout)
+	check.StartPeriod, check.Retries = cmp.Or(given.StartPeriod, check.StartPeriod), cmp.Or(given.Retries, check.Retries)
+	c.Health = check
+	return nil
 }
 
 func duration(d *types.Duration) time.Duration {
@@ -312,15 +293,11 @@ func duration(d *types.Duration) time.Duration {
 	return time.Duration(*d)
 }
 
-// healthy returns when the service is well. Until its start period and the first interval are over
-// it is looked at more often than the check says, and no failure counts.
+// healthPoll is how often a service is asked whether it is well.
+const healthPoll = 200 * time.Millisecond
+
+// healthy returns when the service is well.
 func (s *service) healthy(ctx context.Context) error {
-	h, err := s.health()
-	if err != nil {
-		return err
-	}
-	var began time.Time // of the service: its guest has booted
-	failures := 0
 	for {
 		now, err := registry.User().Look(s.vm)
 		if err == nil && now.State != api.Running {
@@ -329,46 +306,20 @@ func (s *service) healthy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if began.IsZero() {
-			vms := []api.VM{now}
-			if askState(ctx, vms); vms[0].Agent {
-				began = time.Now()
-			}
-		}
-		pause := healthStart
-		if !began.IsZero() {
-			err := h.check(ctx, now)
-			if err == nil {
-				return nil
-			}
-			if time.Since(began) > h.startPeriod+h.interval {
-				failures++
-				pause = h.interval
-			}
-			if failures >= h.retries {
-				return fmt.Errorf("it is not healthy: %w", err)
-			}
+		vms := []api.VM{now}
+		askState(ctx, vms)
+		switch h := vms[0].Health; {
+		case h == nil && vms[0].Agent:
+			return errors.New("it has no health check")
+		case h != nil && h.Status == string(vm.Healthy):
+			return nil
+		case h != nil && h.Status == string(vm.Unhealthy):
+			return fmt.Errorf("it is unhealthy: %s", visible.Line(h.Output))
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(healthPoll):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// check runs the check once.
-func (h *healthCheck) check(ctx context.Context, vm api.VM) error {
-	ctx, cancel := context.WithTimeout(ctx, h.timeout)
-	defer cancel()
-	exit, err := agentOf(vm).Exec(ctx, agent.Exec{Argv: h.command}, agent.Streams{Out: io.Discard, Err: io.Discard})
-	switch {
-	case err != nil:
-		return err
-	case exit.Error != "":
-		return errors.New(exit.Error)
-	case exit.Status != 0:
-		return fmt.Errorf("%s: status %d", strings.Join(h.command, " "), exit.Status)
-	}
-	return nil
 }

@@ -59,14 +59,17 @@ func killCommand() *cobra.Command {
 // stopTime is how long a guest may take to shut down where nobody says otherwise.
 const stopTime = 10 * time.Second
 
-// stopVM shuts a VM down, and ends it if that takes longer than patience; if that is below 0, than
-// the VM was said to take, or stopTime.
+// ownPatience leaves it to the VM how long it may take.
+const ownPatience = time.Duration(-1)
+
+// stopVM shuts a VM down, and ends it if that takes longer than patience; if that is ownPatience,
+// than the VM was said to take, or stopTime.
 func stopVM(ctx context.Context, name string, patience time.Duration) error {
 	vm, err := findRunning(name)
 	if err != nil {
 		return err
 	}
-	if patience < 0 {
+	if patience == ownPatience {
 		patience = stopTime
 		if vm.StopSeconds != nil {
 			patience = time.Duration(*vm.StopSeconds) * time.Second
@@ -90,7 +93,7 @@ func stopCommand() *cobra.Command {
 		Long: "stop asks the guest to shut down, by its agent or by the power button, or sends the command that it\n" +
 			"is there for its signal to stop, and ends the VM if it has not ended in time.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			patience := time.Duration(-1)
+			patience := ownPatience
 			if cmd.Flags().Changed("time") {
 				patience = time.Duration(max(seconds, 0)) * time.Second
 			}
