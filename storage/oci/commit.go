@@ -62,7 +62,7 @@ func (s *Store) Commit(ctx context.Context, base *Image, c Commit, layer func(io
 	now := v1.Time{Time: time.Now().UTC()}
 	config.Created, config.Author = now, c.Author
 	config.OS, config.Architecture = platform.OS, platform.Architecture
-	config.Container, config.DockerVersion = "", ""
+	config.Container = ""
 	config.History = append(config.History, v1.History{Created: now, Author: c.Author, Comment: c.Message, CreatedBy: c.CreatedBy})
 	config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffID)
 	from := &committed{layer: f, d: d}
