@@ -20,10 +20,10 @@ import (
 // What TestCommit does in a guest, and what vmm diff says of it.
 const (
 	commitChanges = `cd /; b=/bin/busybox; $b mkdir /app
-echo added >/app/added; echo changed >/etc/passwd; $b rm /etc/gone; $b rm -r /lower; $b mkdir /lower; echo again >/lower/again
+echo added >/app/added; echo joe:x:1:2::/:/bin/sh >/etc/passwd; $b rm /etc/gone; $b rm -r /lower; $b mkdir /lower; echo again >/lower/again
 $b rm -r /todir /tofile/x; $b rmdir /tofile; $b mkdir /todir; echo in >/todir/in; echo file >/tofile
 echo linked >/app/one; $b ln /app/one /app/two; $b ln -s ../etc/passwd /app/link
-$b mknod /app/null c 1 3; $b mkfifo /app/pipe; $b chmod 6755 /app/added; $b chown 7:8 /app/added
+$b mknod /app/null c 1 3; $b mkfifo /app/pipe; $b chown 7:8 /app/added; $b chmod 6755 /app/added
 $b dd if=/dev/zero of=/app/sparse bs=1 count=0 seek=1000000 2>/dev/null; echo end >>/app/sparse
 echo odd >"/app/$(printf 'o\377\ndd')"; $b mkdir -p /deep/er; $b chmod 700 /dir; $b rm /etc/kept/old; echo new >/etc/kept/new; exit 0`
 	commitDiff = `A /app
@@ -52,8 +52,8 @@ A /todir/in
 C /tofile
 `
 	// commitTree tells all of a tree that was changed.
-	commitTree = `cd /; export LC_ALL=C; for f in $(/bin/find app deep dir lower todir tofile etc/kept etc/passwd | /bin/sort); do /bin/stat -c '%n %A %u:%g %h %t:%T' "$f"; done 2>/dev/null | /bin/sort
-/bin/find app lower todir tofile etc/kept etc/passwd -type f -exec /bin/sha256sum {} \; | /bin/sort; /bin/ls -l /app/link; /bin/ls /etc`
+	commitTree = `cd /; export LC_ALL=C; for f in $(/bin/find app deep dir lower todir tofile etc/kept etc/passwd | /bin/sort); do /bin/stat -c '%n %A %u:%g %t:%T' "$f"; done 2>/dev/null | /bin/sort
+/bin/find app lower todir tofile etc/kept etc/passwd -type f -exec /bin/sha256sum {} \; | /bin/sort; /bin/ls -l /app/link; /bin/ls /etc; /bin/find app -type f -links 2 | /bin/sort`
 )
 
 // TestCommit changes a guest of an image in all ways, and has the image that is made of it run.
@@ -92,7 +92,7 @@ func TestCommit(t *testing.T) {
 		t.Errorf("diff: status %d\n%s\nwant\n%s", status, out, commitDiff)
 	}
 	before, status := vmm(t, "exec", "first", "--", "/bin/sh", "-c", commitTree)
-	if status != 0 || !strings.Contains(before, "app/two -rw-r--r-- 0:0 2") {
+	if status != 0 || !strings.Contains(before, "app/one\napp/two\n") {
 		t.Fatalf("status %d\n%s", status, before)
 	}
 	id, status := vmm(t, "commit", "-a", "Ann", "-m", "all kinds", "-c", "ENV A=1", "-c", `LABEL x="y z"`, "first", "made:1")
