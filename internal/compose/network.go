@@ -127,7 +127,7 @@ func (p *Project) subnet(network string) (netip.Prefix, error) {
 	h := fnv.New32a()
 	h.Write([]byte(p.switchName(network)))
 	n := h.Sum32()
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + byte(n>>8)&127, byte(n), 0}), 24), nil
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + byte(n>>8)&63, byte(n), 0}), 24), nil
 }
 
 // addresses are those of all services in a network: they are the same whichever of them are started.
