@@ -84,7 +84,11 @@ const (
 // writeLayer writes the upper directory as a layer.
 func (u *Upper) writeLayer(w io.Writer, pause bool) error {
 	if pause {
-		defer stopOthers()()
+		goOn, err := stopOthers()
+		if err != nil {
+			return err
+		}
+		defer goOn()
 	}
 	a := newTree(w)
 	err := u.changes(func(c *change) error {

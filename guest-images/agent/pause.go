@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopOthers stops all processes but this one, if that is the guest's init, until the function
+// errNotInit is the error where the agent cannot stop all others: it would stop what it depends on.
+var errNotInit = errors.New("the agent is not the guest's init, and cannot stop all its processes: --pause=false")
+
+// stopOthers stops all processes but this one, which is the guest's init, until the function
 // that it returns is called. What had been stopped before stays so.
-func stopOthers() (goOn func()) {
+func stopOthers() (goOn func(), err error) {
 	if os.Getpid() != 1 {
-		return func() {}
+		return nil, errNotInit
 	}
 	before := map[int]bool{}
 	for _, pid := range processes() {
@@ -28,7 +32,7 @@ func stopOthers() (goOn func()) {
 				unix.Kill(pid, unix.SIGCONT)
 			}
 		}
-	}
+	}, nil
 }
 
 // processes are all but init, in the order of their numbers.

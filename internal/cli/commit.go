@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +26,7 @@ func commitCommand() *cobra.Command {
 			"What is mounted, such as volumes, is not in it.",
 		Example: "  vmm commit dev team/app:2\n  vmm commit -m 'with curl' -c 'CMD [\"curl\", \"--version\"]' -c 'ENV A=1' dev",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c := oci.Commit{Author: author, Message: message, CreatedBy: "vmm commit"}
+			c := oci.Commit{Author: author, Message: message}
 			if len(args) == 2 {
 				c.Name = args[1]
 				if _, err := oci.ParseName(c.Name); err != nil {
@@ -47,6 +48,7 @@ func commitCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
+			c.CreatedBy = strings.Join(running.Command, " ") // as docker has it
 			base, err := imageOf(store, running)
 			if err != nil {
 				return failed(err)

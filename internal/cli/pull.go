@@ -154,10 +154,10 @@ func writeArchive(command, to string, guest []string, write func(io.Writer) erro
 	if err != nil {
 		return failed(err)
 	}
-	if err = errors.Join(write(f), f.Close()); err != nil {
-		os.Remove(to)
+	if err := write(f); err != nil {
+		return failed(errors.Join(err, f.Abandon()))
 	}
-	return failed(err)
+	return failed(f.Close())
 }
 
 func loginCommand() *cobra.Command {

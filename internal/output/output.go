@@ -31,6 +31,7 @@ var ErrLink = errors.New("it is a symbolic link, which a guest may have left the
 type File struct {
 	*os.File
 	path    string // if it was made here, and nothing was written to it
+	real    string // where it is, if it is regular
 	regular bool
 }
 
@@ -76,7 +77,9 @@ func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 	if st, err = f.Stat(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	f.regular = st.Mode().IsRegular()
+	if f.regular = st.Mode().IsRegular(); f.regular {
+		f.real = real
+	}
 	return f, nil
 }
 
@@ -116,14 +119,27 @@ func (f *File) Close() error {
 	if f == nil {
 		return nil
 	}
-	if f.path != "" {
-		here, err := f.Stat()
-		if there, bad := os.Lstat(f.path); err == nil && bad == nil && os.SameFile(here, there) {
-			os.Remove(f.path)
-		}
-	}
+	f.remove(f.path)
 	if err := f.File.Close(); err != nil {
 		return fmt.Errorf("what was written may not be there: %w", err)
 	}
 	return nil
+}
+
+// Abandon closes a file whose contents have not come whole, and removes it: not a device or a
+// pipe, and not what has come to its place.
+func (f *File) Abandon() error {
+	f.remove(f.real)
+	return f.File.Close()
+}
+
+// remove removes the file from a path, if it is there and that is not empty.
+func (f *File) remove(path string) {
+	if path == "" {
+		return
+	}
+	here, err := f.Stat()
+	if there, bad := os.Lstat(path); err == nil && bad == nil && os.SameFile(here, there) {
+		os.Remove(path)
+	}
 }

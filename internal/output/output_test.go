@@ -180,3 +180,47 @@ func TestThrough(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAbandon: of what has not come whole nothing is left, but no device and nobody else's file goes.
+func TestAbandon(t *testing.T) {
+	dir := t.TempDir()
+	name := func(n string) string { return filepath.Join(dir, n) }
+	pipe := name("pipe")
+	if err := errors.Join(unix.Mkfifo(pipe, 0o600), os.WriteFile(name("old"), []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for _, c := range []struct {
+		path   string
+		during func() error
+		stays  bool
+	}{
+		{name("new"), nil, false}, {name("old"), nil, false}, {pipe, nil, true}, {os.DevNull, nil, true},
+		{name("replaced"), func() error {
+			return errors.Join(os.Remove(name("replaced")), os.WriteFile(name("replaced"), nil, 0o600))
+		}, true},
+	} {
+		f, err := Create(c.path, Private, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("half")); err != nil {
+			t.Error(err)
+		}
+		if c.during != nil {
+			if err := c.during(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Abandon(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(c.path); (err == nil) != c.stays {
+			t.Errorf("%s: %v", c.path, err)
+		}
+	}
+}
