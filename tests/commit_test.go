@@ -31,7 +31,7 @@ A /app/added
 A /app/link
 A /app/null
 A /app/one
-A /app/o\xff\ndd
+A /app/o\xff^Jdd
 A /app/pipe
 A /app/sparse
 A /app/two

@@ -60,6 +60,11 @@ func TestPublishExposed(t *testing.T) {
 	if want := []string{given[0].String(), "[::]:0:443", "[::]:0:7000", "[::]:0:7001", "[::]:0:80/udp"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("%q, want %q, %v", got, want, err)
 	}
+	for _, port := range []string{"22:443", "0.0.0.0:22:443/tcp", ":80"} {
+		if list, err := publishExposed(nil, map[string]struct{}{port: {}}); err == nil {
+			t.Errorf("an image chooses ports of the host: %s: %v", port, list)
+		}
+	}
 	if _, err := publishExposed(nil, map[string]struct{}{"x": {}}); err == nil {
 		t.Error("a port x is published")
 	}

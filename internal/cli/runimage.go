@@ -119,6 +119,9 @@ func publishExposed(list []gateway.Publication, exposed map[string]struct{}) ([]
 	list = slices.Clone(list)
 	for _, port := range slices.Sorted(maps.Keys(exposed)) {
 		ports, err := gateway.ParsePublications(port)
+		if strings.Contains(port, ":") { // which would name the host's port, too
+			err = fmt.Errorf("%q is no port of a guest", port)
+		}
 		if err != nil {
 			return nil, err
 		}

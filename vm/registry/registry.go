@@ -296,13 +296,21 @@ func (r *Registry) WaitEnded(ctx context.Context, vm api.VM) error {
 	}
 }
 
+// endTime is how long the process of a VM that has said that it has ended may take to go.
+const endTime = 10 * time.Second
+
 // Remove takes a VM that has ended from the list, with its logs. It returns ErrRunning
 // or ErrNotFound for others.
 func (r *Registry) Remove(name string) error {
-	if _, err := r.Look(name); err != nil {
+	vm, err := r.Look(name)
+	if err != nil {
 		return err
 	}
 	lock, err := tryLock(r.path(name))
+	for end := time.Now().Add(endTime); errors.Is(err, errLocked) && vm.State != api.Running && time.Now().Before(end); {
+		time.Sleep(waitCheck)
+		lock, err = tryLock(r.path(name))
+	}
 	if errors.Is(err, errLocked) {
 		return fmt.Errorf("VM %q %w", name, ErrRunning)
 	}

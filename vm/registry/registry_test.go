@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"vmm/vm/api"
 )
@@ -166,6 +167,37 @@ func TestLookWhileEnding(t *testing.T) {
 		if err := r.Remove("a"); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRemoveWhileEnding: a VM that has said that it has ended can be removed, though its process is still
+// about to go.
+func TestRemoveWhileEnding(t *testing.T) {
+	r := temporary(t)
+	e, err := r.Claim(api.VM{Name: "a", Detached: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Remove("a"); !errors.Is(err, ErrRunning) {
+		t.Errorf("one that runs: %v", err)
+	}
+	said := e.VM()
+	said.State = api.Exited
+	if err := writeInfo(e.Path(), said); err != nil {
+		t.Fatal(err)
+	}
+	removed := make(chan error)
+	go func() { removed <- r.Remove("a") }()
+	select {
+	case err := <-removed:
+		t.Fatalf("its process is there: %v", err)
+	case <-time.After(5 * waitCheck):
+	}
+	if err := e.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-removed; err != nil {
+		t.Error(err)
 	}
 }
 
