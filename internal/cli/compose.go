@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -105,7 +106,6 @@ func downCommand() *cobra.Command {
 
 // up is services that are being started.
 type up struct {
-	project  *compose.Project
 	services []*service // in the order in which they start
 }
 
@@ -118,7 +118,7 @@ func newUp(ctx context.Context, p *compose.Project, names []string) (*up, error)
 	if len(list) == 0 {
 		return nil, usage("%s: no services", p.Name)
 	}
-	u := &up{project: p}
+	u := &up{}
 	for i := range list {
 		s := &service{ServiceConfig: &list[i], vm: p.VM(&list[i])}
 		if now, err := registry.User().Look(s.vm); err == nil && now.State == api.Running {
@@ -244,23 +244,24 @@ func down(ctx context.Context, out io.Writer, p *compose.Project, patience time.
 		}
 		fmt.Fprintln(out, name, "removed")
 	}
-	if !volumes || errors.Join(errs...) != nil {
-		return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil || !volumes {
+		return err
 	}
 	store, err := volume.Open()
 	if err != nil {
 		return err
 	}
-	for key, v := range p.Volumes {
-		if v.External {
+	for _, key := range slices.Sorted(maps.Keys(p.Volumes)) {
+		if p.Volumes[key].External {
 			continue
 		}
-		switch err := store.Remove(volumeName(p, key)); {
+		name := volumeName(p, key)
+		switch err := store.Remove(name); {
 		case errors.Is(err, volume.ErrNotFound):
 		case err != nil:
 			errs = append(errs, err)
 		default:
-			fmt.Fprintln(out, volumeName(p, key), "removed")
+			fmt.Fprintln(out, name, "removed")
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -59,7 +60,7 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 	if s.StopGracePeriod != nil {
 		set("stop-timeout", fmt.Sprint(math.Ceil(time.Duration(*s.StopGracePeriod).Seconds())))
 	}
-	for _, key := range sortedKeys(s.Labels) {
+	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
 		set("label", key+"="+s.Labels[key])
 	}
 	set("label", projectLabel+"="+p.Name)
@@ -72,7 +73,7 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 	for _, t := range s.Tmpfs {
 		set("tmpfs", t)
 	}
-	for _, name := range sortedKeys(s.Environment) {
+	for _, name := range slices.Sorted(maps.Keys(s.Environment)) {
 		if v := s.Environment[name]; v != nil {
 			set("env", name+"="+*v)
 		}
@@ -108,16 +109,6 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 		return nil, &exitError{statusUsage, err}
 	}
 	return session, nil
-}
-
-// sortedKeys are the keys of a map.
-func sortedKeys[V any](m map[string]V) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // serviceCommand is the command that a service gives its image; it sets the entry point.
@@ -207,7 +198,7 @@ func addServiceNetworks(p *compose.Project, s *types.ServiceConfig, c *vm.Config
 	for _, h := range known {
 		hosts = append(hosts, vm.HostName{Name: h.Name, Address: h.Address})
 	}
-	for _, name := range sortedKeys(s.ExtraHosts) {
+	for _, name := range slices.Sorted(maps.Keys(s.ExtraHosts)) {
 		for _, text := range s.ExtraHosts[name] {
 			addr, err := netip.ParseAddr(text)
 			if text == "host-gateway" {
@@ -258,10 +249,6 @@ func setHealth(of *types.HealthCheckConfig, c *vm.Config) error {
 	if of == nil {
 		return nil
 	}
-	given := &v1.HealthConfig{Test: of.Test, Interval: duration(of.Interval), Timeout: duration(of.Timeout), StartPeriod: duration(of.StartPeriod)}
-	if of.Retries != nil {
-		given.Retries = int(min(*of.Retries, math.MaxInt32))
-	}
 	if of.Disable || len(of.Test) > 0 && of.Test[0] == "NONE" {
 		c.Health = nil
 		return nil
@@ -280,8 +267,11 @@ func setHealth(of *types.HealthCheckConfig, c *vm.Config) error {
 	if check == nil {
 		return errors.New("healthcheck: no test, and the image has none")
 	}
-	check.Interval, check.Timeout = cmp.Or(given.Interval, check.Interval), cmp.Or(given.Timeout, check.Timeout)
-	check.StartPeriod, check.Retries = cmp.Or(given.StartPeriod, check.StartPeriod), cmp.Or(given.Retries, check.Retries)
+	check.Interval, check.Timeout = cmp.Or(duration(of.Interval), check.Interval), cmp.Or(duration(of.Timeout), check.Timeout)
+	check.StartPeriod = cmp.Or(duration(of.StartPeriod), check.StartPeriod)
+	if of.Retries != nil {
+		check.Retries = cmp.Or(int(min(*of.Retries, math.MaxInt32)), check.Retries)
+	}
 	c.Health = check
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -91,7 +92,7 @@ func (p *Project) order() error {
 			return nil
 		}
 		state[name] = visiting
-		for _, dependency := range sorted(s.DependsOn) {
+		for _, dependency := range slices.Sorted(maps.Keys(s.DependsOn)) {
 			if err := visit(dependency); err != nil {
 				return err
 			}
@@ -100,22 +101,12 @@ func (p *Project) order() error {
 		p.Order = append(p.Order, s)
 		return nil
 	}
-	for _, name := range sorted(p.Services) {
+	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
 		if err := visit(name); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// sorted are the keys of a map.
-func sorted[V any](m map[string]V) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // With returns the services named, and those that they depend on, in Order; without names,
@@ -136,7 +127,7 @@ func (p *Project) With(names []string) ([]types.ServiceConfig, error) {
 	}
 	for _, name := range names {
 		if _, ok := p.Services[name]; !ok {
-			return nil, fmt.Errorf("no service %s: there are %s", name, strings.Join(sorted(p.Services), ", "))
+			return nil, fmt.Errorf("no service %s: there are %s", name, strings.Join(slices.Sorted(maps.Keys(p.Services)), ", "))
 		}
 		want(name)
 	}

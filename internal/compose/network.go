@@ -3,6 +3,7 @@ package compose
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -87,7 +88,7 @@ func (p *Project) Hosts(s *types.ServiceConfig) ([]Host, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range sorted(p.Services) {
+		for _, name := range slices.Sorted(maps.Keys(p.Services)) {
 			other := p.Services[name]
 			in, ok := other.Networks[network]
 			if !ok {
@@ -139,7 +140,7 @@ func (p *Project) addresses(network string) (map[string]netip.Prefix, error) {
 	out := map[string]netip.Prefix{}
 	var taken []netip.Addr
 	var rest []string
-	for _, name := range sorted(p.Services) {
+	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
 		in, ok := p.Services[name].Networks[network]
 		if !ok {
 			continue

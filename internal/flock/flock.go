@@ -38,6 +38,11 @@ func Current(f *os.File, how int) error {
 	if err := Try(f, how); err != nil {
 		return err
 	}
+	return Named(f)
+}
+
+// Named returns an os.ErrNotExist unless the file is the one of its name still.
+func Named(f *os.File) error {
 	now, err := os.Stat(f.Name())
 	if err != nil {
 		return err

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLock: who waits is told so once, gets the lock when it is free, and may give up.
-func TestLock(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
-	open := func() *os.File {
+// opener opens a file, or makes it, each time anew.
+func opener(t *testing.T, path string) func() *os.File {
+	return func() *os.File {
+		t.Helper()
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatal(err)
@@ -21,6 +21,12 @@ func TestLock(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
+}
+
+// TestLock: who waits is told so once, gets the lock when it is free, and may give up.
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	open := opener(t, path)
 	first, second := open(), open()
 	if err := Lock(t.Context(), first, unix.LOCK_EX, func() { t.Error("it waits for a free lock") }); err != nil {
 		t.Fatal(err)
@@ -42,14 +48,7 @@ func TestLock(t *testing.T) {
 // TestCurrent: a lock on a file that is not the one of its name any more is none.
 func TestCurrent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	open := func() *os.File {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
+	open := opener(t, path)
 	first := open()
 	if err := Current(first, unix.LOCK_SH); err != nil {
 		t.Error(err)

@@ -71,14 +71,12 @@ func lockedFile(ctx context.Context, path string) (*os.File, error) {
 		if err := flock.Lock(ctx, f, unix.LOCK_EX, nil); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		opened, err := f.Stat()
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		if named, err := os.Stat(path); err == nil && os.SameFile(opened, named) {
+		if err = flock.Named(f); err == nil {
 			return f, nil
 		}
-		f.Close()
+		if bad := f.Close(); bad != nil || !errors.Is(err, os.ErrNotExist) {
+			return nil, errors.Join(err, bad)
+		}
 	}
 }
 
