@@ -159,28 +159,32 @@ func refused(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOTSUP)
 }
 
+// unlessRefused is the error of what was done to a path, but for one that the guest may do without.
+func unlessRefused(op, path string, err error) error {
+	if err == nil || refused(err) {
+		return nil
+	}
+	return &os.PathError{Op: op, Path: path, Err: err}
+}
+
 // copyAttributes gives what is at a path the attributes of another.
 func copyAttributes(path, at string, st *unix.Stat_t) error {
-	if err := unix.Lchown(at, int(st.Uid), int(st.Gid)); err != nil && !refused(err) {
-		return &os.PathError{Op: "chown", Path: at, Err: err}
+	if err := unlessRefused("chown", at, unix.Lchown(at, int(st.Uid), int(st.Gid))); err != nil {
+		return err
 	}
 	if err := copyXattrs(path, at); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK { // behind the owner, whose change takes bits of it
-		if err := unix.Chmod(at, st.Mode&0o7777); err != nil && !refused(err) {
-			return &os.PathError{Op: "chmod", Path: at, Err: err}
+		if err := unlessRefused("chmod", at, unix.Chmod(at, st.Mode&0o7777)); err != nil {
+			return err
 		}
 	}
 	return copyTimes(at, st)
 }
 
 func copyTimes(at string, st *unix.Stat_t) error {
-	err := unix.UtimesNanoAt(unix.AT_FDCWD, at, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
-	if err != nil && !refused(err) {
-		return &os.PathError{Op: "utimes", Path: at, Err: err}
-	}
-	return nil
+	return unlessRefused("utimes", at, unix.UtimesNanoAt(unix.AT_FDCWD, at, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 func copyXattrs(path, at string) error {
@@ -197,8 +201,11 @@ func copyXattrs(path, at string) error {
 		if err == nil {
 			err = unix.Lsetxattr(at, name, value[:size], 0)
 		}
-		if err != nil && !refused(err) && !errors.Is(err, unix.ENODATA) {
-			return &os.PathError{Op: "xattr " + name, Path: at, Err: err}
+		if errors.Is(err, unix.ENODATA) { // it has just gone
+			continue
+		}
+		if err := unlessRefused("xattr "+name, at, err); err != nil {
+			return err
 		}
 	}
 	return nil
