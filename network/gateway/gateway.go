@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -78,6 +79,8 @@ type Config struct {
 	Policy Policy
 	// Log is told of what a user should know, from any goroutine; nil drops it.
 	Log func(error)
+
+	nameIdle time.Duration // for a test: the const of this name
 }
 
 // Gateway is a gateway. It implements ether.Link for one device; its other methods can be
@@ -120,6 +123,9 @@ func New(cfg Config) (_ *Gateway, err error) {
 	}
 	if cfg.MTU == 0 {
 		cfg.MTU = DefaultMTU
+	}
+	if cfg.nameIdle == 0 {
+		cfg.nameIdle = nameIdle
 	}
 	if cfg.Log == nil {
 		cfg.Log = func(error) {}

@@ -25,7 +25,7 @@ const (
 	maxQueries   = 256
 	maxNameConns = 256
 	queryTimeout = 5 * time.Second
-	idleTimeout  = 8 * time.Second // of a connection
+	nameIdle     = 8 * time.Second // of a connection
 	nameTTL      = 60              // seconds
 )
 
@@ -106,13 +106,13 @@ func (n *nameServer) serveConn(c net.Conn) {
 	defer c.Close()
 	defer context.AfterFunc(n.g.ctx, func() { c.Close() })()
 	for {
-		c.SetDeadline(time.Now().Add(idleTimeout))
+		c.SetDeadline(time.Now().Add(n.g.cfg.nameIdle))
 		query, err := readMessage(c)
 		if err != nil {
 			return
 		}
 		a := n.answer("tcp", query)
-		c.SetDeadline(time.Now().Add(idleTimeout))
+		c.SetDeadline(time.Now().Add(n.g.cfg.nameIdle))
 		if a == nil || writeMessage(c, a) != nil {
 			return
 		}
