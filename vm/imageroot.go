@@ -236,6 +236,9 @@ func NewRootDisk(path string, free int64) error {
 	}
 	w, err := ext4.NewWriter(f)
 	if err == nil {
+		err = w.AddJournal()
+	}
+	if err == nil {
 		err = w.Close(free)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

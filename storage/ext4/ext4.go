@@ -1,6 +1,6 @@
 // Package ext4 writes new ext4 file systems, from the front of an empty file to its
 // back, while the files come in (Linux, Documentation/filesystems/ext4). They are
-// plain: no journal, no checksums, no backups of the superblock, directories without
+// plain: no checksums, a journal only if it is asked for, no backups of the superblock, directories without
 // hashes. Every group has its own tables at its beginning, so that room behind the
 // files is only more groups.
 package ext4
@@ -52,6 +52,7 @@ type Writer struct {
 	inodes  []*inode // the one with number n is at n-1; nil for reserved and removed ones
 	next    uint32   // the next block to give out, if it is for data
 	removed []extent // blocks of files that later ones replaced
+	journal *inode   // nil if there is none
 	buf     []byte
 }
 

@@ -249,6 +249,29 @@ func TestLarge(t *testing.T) {
 	}
 }
 
+// TestJournal: e2fsprogs and the superblock's copy of the inode find the journal, and it is empty.
+func TestJournal(t *testing.T) {
+	i := newImage(t)
+	i.create("f", Attributes{Mode: file}, "content")
+	if err := i.AddJournal(); err != nil {
+		t.Fatal(err)
+	}
+	i.create("g", Attributes{Mode: file}, strings.Repeat("x", 200<<20)) // so that it is followed by other groups
+	i.finish(1 << 30)
+	for command, wants := range map[string][]string{
+		"show_super_stats -h": {"has_journal", "Journal inode:            8", "Journal backup:           inode blocks"},
+		"stat <8>":            {fmt.Sprintf("Size: %d\n", journalBlocks*blockSize), "Mode:  0600"},
+		"logdump":             {"Journal starts at block 0, transaction 1"},
+	} {
+		got := i.debugfs(command)
+		for _, want := range wants {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in\n%s", command, want, got)
+			}
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

@@ -44,7 +44,10 @@ func (w *Writer) Close(free int64) error {
 	if groups > maxGroups {
 		return ErrTooLarge
 	}
-	s := &super{groups: uint32(groups)}
+	s := &super{groups: uint32(groups), journal: w.journal, uuid: newUUID()}
+	if err := w.writeJournal(s); err != nil {
+		return err
+	}
 	descriptors := make([]byte, roundUp(int(groups)*descriptorSize))
 	s.descriptorBlocks = uint32(len(descriptors) / blockSize)
 	for g := range s.groups {
@@ -137,6 +140,9 @@ func (b bitmap) zeros() (n uint32) {
 // super is what the superblock says of this file system (super.rst).
 type super struct {
 	groups, descriptorBlocks, freeBlocks, freeInodes uint32
+
+	uuid    [16]byte
+	journal *inode // nil if there is none
 }
 
 // Values in the superblock.
@@ -151,7 +157,9 @@ const (
 	noMountLimit  = 0xffff
 	logBlockSize  = 2 // 1 KiB << 2
 	superMagicAt  = 0x38
+	superCompatAt = 0x5c
 	superUUIDAt   = 0x68
+	compatJournal = 0x4
 	compatXattr   = 0x8
 	compatSparse2 = 0x200 // backups of the superblock only where it says: nowhere
 	fileType      = 0x2   // incompatible: the type is in directory entries
@@ -165,22 +173,22 @@ func (s *super) encode() []byte {
 	b := make([]byte, superSize)
 	now := uint32(time.Now().Unix())
 	for at, v := range map[int]uint32{
-		0x00: s.groups * inodesPerGroup,
-		0x04: s.groups * blocksPerGroup,
-		0x0c: s.freeBlocks,
-		0x10: s.freeInodes,
-		0x18: logBlockSize,
-		0x1c: logBlockSize, // of clusters, which are blocks
-		0x20: blocksPerGroup,
-		0x24: blocksPerGroup, // in clusters
-		0x28: inodesPerGroup,
-		0x30: now, // written
-		0x40: now, // checked
-		0x4c: dynamicRev,
-		0x54: firstInode,
-		0x5c: compatXattr | compatSparse2,
-		0x60: fileType | extentTrees,
-		0x64: largeFile | dirLinks | extraSize,
+		0x00:          s.groups * inodesPerGroup,
+		0x04:          s.groups * blocksPerGroup,
+		0x0c:          s.freeBlocks,
+		0x10:          s.freeInodes,
+		0x18:          logBlockSize,
+		0x1c:          logBlockSize, // of clusters, which are blocks
+		0x20:          blocksPerGroup,
+		0x24:          blocksPerGroup, // in clusters
+		0x28:          inodesPerGroup,
+		0x30:          now, // written
+		0x40:          now, // checked
+		0x4c:          dynamicRev,
+		0x54:          firstInode,
+		superCompatAt: compatXattr | compatSparse2,
+		0x60:          fileType | extentTrees,
+		0x64:          largeFile | dirLinks | extraSize,
 	} {
 		le.PutUint32(b[at:], v)
 	}
@@ -195,8 +203,17 @@ func (s *super) encode() []byte {
 	} {
 		le.PutUint16(b[at:], v)
 	}
-	uuid := b[superUUIDAt : superUUIDAt+16]
-	rand.Read(uuid)
-	uuid[6], uuid[8] = uuid[6]&0x0f|0x40, uuid[8]&0x3f|0x80 // RFC 9562, version 4
+	copy(b[superUUIDAt:], s.uuid[:])
+	if s.journal != nil {
+		b[superCompatAt] |= compatJournal
+		s.journal.putJournal(b)
+	}
 	return b
+}
+
+// newUUID returns a random one (RFC 9562, version 4).
+func newUUID() (id [16]byte) {
+	rand.Read(id[:])
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return id
 }
