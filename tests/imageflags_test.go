@@ -2,7 +2,9 @@ package tests
 
 import (
 	"archive/tar"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +28,19 @@ func loadImage(t *testing.T, ref string, image v1.Image) {
 	if out, status := vmm(t, "load", "-i", archive); status != 0 {
 		t.Fatalf("load: status %d\n%s", status, out)
 	}
+}
+
+// waitLog waits until the command of a VM in the background has said something.
+func waitLog(t *testing.T, name, want string) {
+	t.Helper()
+	out := ""
+	for range 600 {
+		if out, _ = vmm(t, "logs", name); strings.Contains(out, want) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("%s did not say %q, but\n%s", name, want, out)
 }
 
 // TestImageFlags has one VM with what an image, and flags for images, say of it.
@@ -79,12 +94,7 @@ func TestImageFlags(t *testing.T) {
 		t.Fatalf("run -d: status %d\n%s", status, out)
 	}
 	defer vmm(t, "rm", "-f", "stopped")
-	for range 600 {
-		if out, _ := vmm(t, "logs", "stopped"); strings.Contains(out, "trapped") {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	waitLog(t, "stopped", "trapped")
 	if out, status := vmm(t, "stop", "stopped"); status != 0 {
 		t.Errorf("stop: status %d\n%s", status, out)
 	}
@@ -102,4 +112,55 @@ func TestImageFlags(t *testing.T) {
 		{"run --stop-signal TERM", 2, "for a command"},
 		{"ps --filter name=x", 2, "label=KEY"},
 	})
+}
+
+// TestRootSize: what is written to a disk is there for the next VM of the name, however the last one ended, until it is
+// removed; and without a name it leaves nothing.
+func TestRootSize(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	ownCache(t)
+	data := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", data)
+	config := v1.Config{Env: []string{"PATH=/bin"}}
+	loadImage(t, "kept:1", containerImage(t, config, baseLayer(t)))
+	loadImage(t, "kept:2", containerImage(t, config, baseLayer(t), imageLayer(t, layerFile{tar.Header{Name: "other", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
+	run := []string{"run", "--image", "kept:1", "--root-size", "1G"}
+	const count = `cat /n 2>/dev/null; echo x >>/n`
+	for _, c := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"the first", append(slices.Clone(run), "--name", "kept", "--", "/bin/sh", "-c", count+"; /bin/busybox df -m / | /bin/busybox awk 'END {print ($2 > 1000)}'"), "1\n"},
+		{"the second", append(slices.Clone(run), "--name", "kept", "--", "/bin/sh", "-c", count), "x\n"},
+		{"of no name", append(slices.Clone(run), "--", "/bin/sh", "-c", count), ""},
+		{"in the background", append(slices.Clone(run), "--name", "kept", "-d", "--", "/bin/sh", "-c", count+"; /bin/busybox sync; echo synced; exec /bin/sleep 100000"), "kept\n"},
+	} {
+		if out, status := vmm(t, c.args...); status != 0 || out != c.want {
+			t.Errorf("%s: status %d, %q, want %q", c.name, status, out, c.want)
+		}
+	}
+	defer vmm(t, "rm", "-f", "kept")
+	waitLog(t, "kept", "x\nx\nsynced\n")
+	if out, status := vmm(t, "kill", "kept"); status != 0 {
+		t.Errorf("kill: status %d\n%s", status, out)
+	}
+	// Its journal has what a machine that was cut off has left.
+	if out, status := vmm(t, append(slices.Clone(run), "--name", "kept", "--", "/bin/sh", "-c", count)...); status != 0 || out != "x\nx\nx\n" {
+		t.Errorf("in the place of the one that was killed: status %d, %q", status, out)
+	}
+	wantRefusals(t, []refusal{
+		{"run --image kept:2 --root-size 1G --name kept -- /bin/true", 125, "belongs to another image, sha256:"},
+		{"run --image kept:1 --root-size 2T -- /bin/true", 125, "larger than 1024 GiB"},
+		{"run --image kept:1 --root-size 0 -- /bin/true", 2, "some room"},
+		{"run --image kept:1 --root-size 1G --read-only -- /bin/true", 2, "nothing is written"},
+		{"run --root-size 1G -- true", 2, "goes with --image"},
+	})
+	if out, status := vmm(t, "rm", "kept"); status != 0 {
+		t.Errorf("rm: status %d\n%s", status, out)
+	}
+	if left, err := os.ReadDir(filepath.Join(data, "vmm", "roots")); err != nil || len(left) != 0 {
+		t.Errorf("%v, %v is left", left, err)
+	}
 }

@@ -415,3 +415,8 @@ func (c *Config) checkPorts() error {
 
 // Commands reports whether the guest is there for commands, which its agent runs.
 func (c *Config) Commands() bool { return c.Root != nil && !c.Root.Boot }
+
+// Outlasted reports whether what the guest writes can outlast it: VM.Sync is of use then.
+func (c *Config) Outlasted() bool {
+	return len(c.Disks)+len(c.Pmems)+len(c.Shares) > 0 || c.Root != nil && c.Root.Image != nil && c.Root.Image.Disk != nil
+}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -13,10 +14,13 @@ import (
 func rmCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm VM...", Short: "Remove VMs that have ended from the list, with their logs", Args: cobra.MinimumNArgs(1),
+		Use: "rm VM...", Short: "Remove VMs that have ended from the list, with their logs and what they wrote to --root-size", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return forEach(cmd, args, func(ctx context.Context, name string) error {
 				vm, err := findVM(name)
+				if errors.Is(err, registry.ErrNotFound) && removeVM(name) == nil { // of one in the foreground, a disk may be left
+					return nil
+				}
 				if err != nil {
 					return err
 				}
@@ -28,7 +32,7 @@ func rmCommand() *cobra.Command {
 						return err
 					}
 				}
-				return registry.User().Remove(vm.Name)
+				return removeVM(vm.Name)
 			})
 		},
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"vmm/internal/bytesize"
 	"vmm/network/gateway"
 	"vmm/storage/oci"
 	"vmm/vm"
@@ -34,6 +35,7 @@ type runImageFlags struct {
 	tmpfs      []string
 	hosts      []string
 	publishAll bool
+	rootSize   bytesize.Size
 	registry   oci.Registry
 }
 
@@ -43,6 +45,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.pull, "pull", pullMissing, "with --image: when to pull it: missing, always or never")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "take environment variables from `FILE`, a line each as --env has them; several are possible")
 	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
+	fl.Var(&f.rootSize, "root-size", "with --image: what is written to the root goes to a disk with `SIZE` of room, such as 8G, which is kept until vmm rm of the VM's name; without --name and -d, it goes with the VM")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "with --image: a file system in the guest's memory at `PATH[:OPTIONS]`, such as /run:size=64m; several are possible")
 	fl.StringArrayVar(&f.hosts, "add-host", nil, "with --image: a name in the guest's /etc/hosts: `NAME:ADDRESS`; several are possible")
 	fl.BoolVarP(&f.publishAll, "publish-all", "P", false, "with --image: publish the ports that the image exposes, each as a free one of the host's (see vmm port ls)")
@@ -50,7 +53,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 }
 
 // ofImage are the flags that say something of an image only.
-var ofImage = []string{"entrypoint", "pull", "read-only", "tmpfs", "add-host", "insecure-registry", "publish-all"}
+var ofImage = []string{"entrypoint", "pull", "read-only", "root-size", "tmpfs", "add-host", "insecure-registry", "publish-all"}
 
 // apply gives a session the image's root, and its command unless there is another, if there is
 // an image.
@@ -64,6 +67,15 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	c := s.Config
 	if c.Root != nil {
 		return usage("--image %s: a guest has one root, and --root or --rootfs is another", f.image)
+	}
+	if fl.Changed("root-size") {
+		switch {
+		case f.readOnly:
+			return usage("--root-size: nothing is written to a root that is --read-only")
+		case f.rootSize == 0:
+			return usage("--root-size 0: some room, such as 8G")
+		}
+		s.RootSize = int64(f.rootSize)
 	}
 	i, err := f.get(ctx)
 	if err != nil {

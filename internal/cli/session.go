@@ -42,6 +42,7 @@ type session struct {
 	// SIGTERM, and what vmm stop says.
 	StopSignal  unix.Signal `json:",omitempty"`
 	StopSeconds *int        `json:",omitempty"`
+	RootSize    int64       `json:",omitempty"` // room for what is written to an image's root, in bytes: on a disk, unless it is 0
 
 	Terminal     bool // the console is this process's standard input and output
 	ConsoleGiven bool // the user has said where the console leads
@@ -60,6 +61,7 @@ type session struct {
 
 	// Of the process that runs it.
 	entry      *registry.Entry
+	rootDisk   *rootDisk // nil if there is none
 	group      *vm.Group // that has the VM's limits; nil if it has none
 	background *background
 	console    *hostConsole
@@ -103,7 +105,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	}
 	v, err := s.prepare(ctx)
 	s.built()
-	if err != nil {
+	if err = errors.Join(err, s.rootDisk.opened(err)); err != nil {
 		return err
 	}
 	defer v.Close()
@@ -134,6 +136,9 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	take := registry.User().ClaimSimilar
 	if s.Named {
 		take = registry.User().Claim
+		if s.RootSize > 0 {
+			take = claimAgain
+		}
 	}
 	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels, StopSeconds: s.StopSeconds,
 		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
@@ -156,7 +161,7 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 		return "", advise(err)
 	}
 	c.Name = s.entry.Name()
-	if err := s.limit(c); err != nil {
+	if err := errors.Join(s.limit(c), s.takeRootDisk(c)); err != nil {
 		return "", err
 	}
 	return c.Name, s.openConsole()
@@ -414,7 +419,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 		return statusFailed, err
 	}
 	s.result.Exited = true
-	if c := v.Config(); len(c.Disks)+len(c.Shares) > 0 {
+	if c := v.Config(); c.Outlasted() {
 		if err := v.Sync(ctx); err != nil && ctx.Err() == nil {
 			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)
 		}

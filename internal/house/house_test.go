@@ -22,7 +22,7 @@ const module = "vmm/"
 var layers = [][]string{
 	{"cmd/vmm"},
 	{"internal/cli"},
-	{"vm/client", "vm/registry", "vm/server", "vm/warm", "vm/spec", "kerneltest/..."},
+	{"vm/client", "vm/registry", "vm/server", "vm/warm", "vm/rootdisk", "vm/spec", "kerneltest/..."},
 	{"vm"},
 	{"machine/..."},
 	{"guest-images/...", "bootloader/...", "devices/...", "virtio/...", "storage/...", "network/..."},

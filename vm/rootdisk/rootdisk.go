@@ -1,0 +1,100 @@
+// Package rootdisk keeps disks for what VMs write to the roots that container images gave them,
+// by the VMs' names.
+//
+// A Store is a directory that any number of processes use, each for names that it has claimed
+// in vm/registry.
+package rootdisk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmm/internal/paths"
+	"vmm/internal/vmname"
+	"vmm/vm"
+)
+
+// ErrOther is the error for a disk that was written over another image.
+var ErrOther = errors.New("belongs to another image")
+
+// Store is the disks of a user.
+type Store struct{ dir string }
+
+// Open returns the store of the user who runs this process. The error is paths.ErrNoHome.
+func Open() (*Store, error) {
+	data, err := paths.Data()
+	if err != nil {
+		return nil, err
+	}
+	return &Store{filepath.Join(data, "roots")}, nil
+}
+
+// A disk's file is called NAME@DIGEST; one on its way, or that is not kept, has this behind it.
+const making = ".new"
+
+// find returns the path of a VM's disk, and the digest of the image that it lies over; "" if there is none.
+func (s *Store) find(name string) (path, digest string, err error) {
+	files, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", "", nil
+	}
+	for _, f := range files {
+		if of, digest, ok := strings.Cut(f.Name(), "@"); ok && of == name && !strings.HasSuffix(digest, making) {
+			return filepath.Join(s.dir, f.Name()), digest, nil
+		}
+	}
+	return "", "", err
+}
+
+// Has reports whether a VM has a disk.
+func (s *Store) Has(name string) bool {
+	path, _, err := s.find(name)
+	return err == nil && path != ""
+}
+
+// Take returns the disk of a VM whose root is the image of a digest, and makes one with size bytes of
+// room if it has none: made says so. The error may be ErrOther, or that of vm.NewRootDisk.
+func (s *Store) Take(name, digest string, size int64) (path string, made bool, err error) {
+	path, of, err := s.find(name)
+	switch {
+	case err != nil:
+		return "", false, err
+	case path != "" && of != digest:
+		return "", false, fmt.Errorf("the disk that VM %s writes to %w, %s", name, ErrOther, of)
+	case path != "":
+		return path, false, nil
+	}
+	made = true
+	if path, err = s.Scratch(name, digest, size); err == nil {
+		kept := strings.TrimSuffix(path, making)
+		path, err = kept, os.Rename(path, kept)
+	}
+	return path, made, err
+}
+
+// Scratch makes a disk that is not kept: whoever has opened it removes it.
+func (s *Store) Scratch(name, digest string, size int64) (path string, err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", err
+	}
+	path = filepath.Join(s.dir, name+"@"+digest+making)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
+		return "", err
+	}
+	return path, vm.NewRootDisk(path, size)
+}
+
+// Remove removes a VM's disk, and reports whether there was one.
+func (s *Store) Remove(name string) (bool, error) {
+	if !vmname.Valid(name) {
+		return false, nil
+	}
+	path, _, err := s.find(name)
+	if err != nil || path == "" {
+		return false, err
+	}
+	return true, os.Remove(path)
+}

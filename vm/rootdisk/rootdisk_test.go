@@ -1,0 +1,55 @@
+package rootdisk
+
+import (
+	"errors"
+	"os"
+	"testing"
+)
+
+func TestStore(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	s, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Has("web") {
+		t.Error("there is a disk before there is a store")
+	}
+	path, made, err := s.Take("web", "sha256:1", 64<<20)
+	if err != nil || !made {
+		t.Fatal(path, made, err)
+	}
+	if again, made, err := s.Take("web", "sha256:1", 1<<30); err != nil || made || again != path {
+		t.Errorf("taken again: %s, %v, %v", again, made, err)
+	}
+	if _, _, err := s.Take("web", "sha256:2", 64<<20); !errors.Is(err, ErrOther) {
+		t.Errorf("another image: %v", err)
+	}
+	if _, _, err := s.Take("we", "sha256:2", 1<<50); err == nil || s.Has("we") {
+		t.Errorf("a disk that is too large: %v, there: %v", err, s.Has("we"))
+	}
+	// What one that was killed has left is no disk, and in nobody's way.
+	left := s.dir + "/we@sha256:2" + making
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s.Has("we") {
+		t.Error("a half-made disk counts")
+	}
+	if _, made, err := s.Take("we", "sha256:2", 64<<20); err != nil || !made {
+		t.Errorf("after one that was killed: %v, %v", made, err)
+	}
+	for _, name := range []string{"web", "we"} {
+		if was, err := s.Remove(name); !was || err != nil {
+			t.Errorf("%s: removed: %v, %v", name, was, err)
+		}
+	}
+	for _, name := range []string{"web", "../x", ""} {
+		if was, err := s.Remove(name); was || err != nil {
+			t.Errorf("%q, which is not there: removed: %v, %v", name, was, err)
+		}
+	}
+	if files, err := os.ReadDir(s.dir); err != nil || len(files) != 0 {
+		t.Errorf("%v, %v is left", files, err)
+	}
+}
