@@ -31,7 +31,7 @@ type Config struct {
 	// Name is the guest's hostname and what its addresses are made of: letters, digits
 	// and dashes, at most 63. DefaultName if empty.
 	Name string `json:"name,omitempty"`
-	// Hostname is the guest's in the place of Name: such names with dots between, at most 64 in all.
+	// Hostname is the guest's in the place of Name, also by DHCP: such names with dots between, at most 64 in all.
 	Hostname string `json:"hostname,omitempty"`
 	// Labels are what others note of the VM.
 	Labels    map[string]string `json:"labels,omitempty"`

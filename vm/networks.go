@@ -103,7 +103,7 @@ func (n *networks) open(i int, cfg Net, mac ether.MAC, c *Config, o *options) er
 			v.opts.Pairs = min(c.CPUs, maxQueues)
 		}
 	}
-	link, err := v.connect(c.Name, o)
+	link, err := v.connect(c, o)
 	if err != nil {
 		return err
 	}
@@ -116,10 +116,10 @@ func (n *networks) open(i int, cfg Net, mac ether.MAC, c *Config, o *options) er
 }
 
 // connect makes what is at the other end of the cable.
-func (v *vmNIC) connect(name string, o *options) (ether.Link, error) {
+func (v *vmNIC) connect(c *Config, o *options) (ether.Link, error) {
 	switch cfg := v.cfg.(type) {
 	case User:
-		return v.openGateway(v.gatewayConfig(&cfg.Gateway, name, o))
+		return v.openGateway(v.gatewayConfig(&cfg.Gateway, c, o))
 	case Tap:
 		l, err := tap.Open(cfg.Interface, v.opts.Pairs)
 		if err != nil {
@@ -129,19 +129,19 @@ func (v *vmNIC) connect(name string, o *options) (ether.Link, error) {
 		return l, nil
 	}
 	s := lan.New()
-	if err := v.plug(s, name, o); err != nil {
+	if err := v.plug(s, c, o); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s.Link(), nil
 }
 
-func (v *vmNIC) gatewayConfig(g *Gateway, name string, o *options) gateway.Config {
+func (v *vmNIC) gatewayConfig(g *Gateway, c *Config, o *options) gateway.Config {
 	hosts := map[string]netip.Addr{}
 	for _, h := range g.Hosts {
 		hosts[strings.ToLower(h.Name)] = h.Address
 	}
-	return gateway.Config{Subnet: g.Subnet, MTU: v.opts.MTU, Guest: v.opts.MAC, Hostname: name,
+	return gateway.Config{Subnet: g.Subnet, MTU: v.opts.MTU, Guest: v.opts.MAC, Hostname: c.GuestName(),
 		Resolvers: g.DNS, Hosts: hosts, Policy: g.Policy, Log: o.log}
 }
 
@@ -156,7 +156,7 @@ func (v *vmNIC) openGateway(c gateway.Config) (ether.Link, error) {
 }
 
 // plug connects a switch with others, and with a gateway if that is wanted.
-func (v *vmNIC) plug(s *lan.Switch, name string, o *options) error {
+func (v *vmNIC) plug(s *lan.Switch, c *Config, o *options) error {
 	switch cfg := v.cfg.(type) {
 	case Datagram:
 		return s.Datagram(cfg.Local, cfg.Remote)
@@ -166,18 +166,18 @@ func (v *vmNIC) plug(s *lan.Switch, name string, o *options) error {
 		}
 		return s.Dial(cfg.Path)
 	case Switch:
-		return v.join(s, &cfg, name, o)
+		return v.join(s, &cfg, c, o)
 	}
 	return fmt.Errorf("no network of kind %T", v.cfg)
 }
 
 // join makes the switch a part of the one that all VMs of a name have.
-func (v *vmNIC) join(s *lan.Switch, cfg *Switch, name string, o *options) error {
+func (v *vmNIC) join(s *lan.Switch, cfg *Switch, c *Config, o *options) error {
 	if o.runtime == "" {
 		return errors.New("a switch needs a directory where its VMs meet (WithRuntimeDir)")
 	}
 	dir := filepath.Join(o.runtime, "switch", cfg.Name)
-	if err := s.Join(dir, lan.Member{Name: name, PID: os.Getpid(), MAC: v.opts.MAC.String()}); err != nil {
+	if err := s.Join(dir, lan.Member{Name: c.Name, PID: os.Getpid(), MAC: v.opts.MAC.String()}); err != nil {
 		return err
 	}
 	if cfg.Listen != "" {
@@ -188,7 +188,7 @@ func (v *vmNIC) join(s *lan.Switch, cfg *Switch, name string, o *options) error 
 	if cfg.Gateway == nil {
 		return nil
 	}
-	g := v.gatewayConfig(cfg.Gateway, name, o)
+	g := v.gatewayConfig(cfg.Gateway, c, o)
 	g.Leases = filepath.Join(dir, "leases")
 	return s.Share(dir, func() (ether.Link, error) { return v.openGateway(g) }, o.log)
 }
