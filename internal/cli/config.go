@@ -26,9 +26,15 @@ const (
 	versionKey = "version" // of the Config; a file without it is of the older form: flags and the command
 )
 
-// runFlagNames are the flags that the table has.
-var runFlagNames = []string{"timeout", "gdb", "detach", "rm", "verbose", "interactive", "tty", "user", "cwd", "env",
-	"pcap", "profile", "result", "cold", "warm", "image", "entrypoint", "pull", "env-file", "insecure-registry", "read-only", "tmpfs", "add-host", "publish-all", "health-cmd", "health-interval", "health-timeout", "health-start-period", "health-retries", "no-healthcheck", "stop-signal", "stop-timeout"}
+// configFlags are the flags of vmm run whose values are in the Config. All others are in the table.
+var configFlags = []string{"append", "boot-entry", "boot-protocol", "console", "console-device", "cpu-limit", "cpus", "disk", "hostname", "huge-pages", "initrd", "io-limit",
+	"kernel", "label", "memory", "memory-limit", "modules", "name", "nested", "net", "no-agent", "on-enospc", "pids-limit", "pmem", "port", "publish", "root", "rootfs", "rw", "share", "virtio", "vsock"}
+
+// inTable reports whether a flag is in the table: where a Config has no word for what it says, too.
+func inTable(f *pflag.Flag) bool {
+	terminal := f.Name == "console" && (f.Value.String() == "serial" || f.Value.String() == "none")
+	return (terminal || !slices.Contains(configFlags, f.Name)) && !slices.Contains(notInFile, f.Name)
+}
 
 // notInFile are flags that mean nothing in a file.
 var notInFile = []string{"config", "help"}
@@ -55,7 +61,7 @@ func (f *runFlags) load(s *session) error {
 		if !ok {
 			return fmt.Errorf("%s: %s: not a table", f.config, runKey)
 		}
-		if err := setFlags(f.config, f.fl, table, runFlagNames); err != nil {
+		if err := setFlags(f.config, f.fl, table, configFlags); err != nil {
 			return err
 		}
 		delete(values, runKey)
@@ -72,16 +78,15 @@ func (f *runFlags) load(s *session) error {
 	return nil
 }
 
-// setFlags sets flags that were not given to what a file says; only those of a list, if
-// that is not nil.
-func setFlags(path string, fl *pflag.FlagSet, values map[string]any, only []string) error {
+// setFlags sets flags that were not given to what a file says, which has no place for those of a list.
+func setFlags(path string, fl *pflag.FlagSet, values map[string]any, not []string) error {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		list, err := texts(values[key])
 		if err != nil {
 			return fmt.Errorf("%s: %s: %w", path, key, err)
 		}
 		flag := fl.Lookup(key)
-		if flag == nil || slices.Contains(notInFile, key) || only != nil && !slices.Contains(only, key) {
+		if flag == nil || slices.Contains(notInFile, key) || slices.Contains(not, key) && key != "console" {
 			return fmt.Errorf("%s: %s: vmm run has no such flag", path, key)
 		}
 		if flag.Changed {
@@ -137,7 +142,7 @@ func writeConfig(w io.Writer, c vm.Config, command []string, fl *pflag.FlagSet) 
 	}
 	run := map[string]any{}
 	fl.Visit(func(f *pflag.Flag) {
-		if !slices.Contains(runFlagNames, f.Name) {
+		if !inTable(f) {
 			return
 		}
 		switch list := f.Value.(type) {

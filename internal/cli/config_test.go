@@ -117,3 +117,48 @@ func TestConfigFile(t *testing.T) {
 		}
 	}
 }
+
+// TestConfigKeeps: whatever vmm run is told, a file of vmm config says too.
+func TestConfigKeeps(t *testing.T) {
+	dir := t.TempDir()
+	written := func(args ...string) string {
+		f, command := runWith(t, args...)
+		s, err := f.read(command)
+		if err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+		var b strings.Builder
+		if err := writeConfig(&b, *s.Config, command, f.fl); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	values := map[string]string{"boot-protocol": "elf", "disk": "x.img", "net": "none", "port": "a=none", "publish": "80", "share": ".:/x", "rw": dir, "label": "a=b", "restart": "always",
+		"console-device": "virtio", "virtio": "mmio", "on-enospc": "pause", "jail": "off", "stop-signal": "INT", "root": dir, "vsock": "x", "io-limit": dir + ":rbps=1M", "console": "none", "env-file": os.DevNull}
+	all, _ := runWith(t, "--", "true")
+	all.fl.VisitAll(func(f *pflag.Flag) {
+		if slices.Contains(notInFile, f.Name) || f.Name == "jail-user" { // which only root has
+			return
+		}
+		value, ok := values[f.Name]
+		switch f.Value.Type() {
+		case "bool":
+			value = "true"
+		case "duration":
+			value = "7s"
+		case "string", "stringArray":
+			if !ok {
+				value = "x"
+			}
+		default:
+			value = "64"
+		}
+		with := []string{"--", "true"}
+		if f.Name == "restart" { // which goes with it
+			with = append([]string{"-d"}, with...)
+		}
+		if written(append([]string{"--" + f.Name + "=" + value}, with...)...) == written(with...) {
+			t.Errorf("--%s=%s is lost", f.Name, value)
+		}
+	})
+}

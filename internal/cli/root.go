@@ -62,7 +62,7 @@ func failed(err error) error {
 // status.
 func Run(args []string) int {
 	root := Command()
-	if len(args) > 0 && args[0] == "run" {
+	if len(args) > 0 && (args[0] == "run" || args[0] == "config") {
 		run, _, _ := root.Find(args[:1]) // it is there
 		args = append(args[:1:1], volumesInShort(run.Flags(), args[1:])...)
 	}
