@@ -80,16 +80,16 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	return "", fmt.Errorf("the VM's process ended: %v", err)
 }
 
-// startBackground starts the process, which says on w when it is ready; in a user namespace
-// if that is of use, and the host allows it.
-func (s *session) startBackground(ctx context.Context, w *os.File) (*exec.Cmd, error) {
+// startBackground starts the process, which says on w when it is ready, and has more files after that; in a user
+// namespace if that is of use, and the host allows it.
+func (s *session) startBackground(ctx context.Context, w *os.File, more ...*os.File) (*exec.Cmd, error) {
 	start := func(a *unix.SysProcAttr) (*exec.Cmd, error) {
 		c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
 		if err != nil {
 			return nil, err
 		}
-		c.Stderr = os.Stderr         // until it is ready
-		c.ExtraFiles = []*os.File{w} // readyFD
+		c.Stderr = os.Stderr                          // until it is ready
+		c.ExtraFiles = append([]*os.File{w}, more...) // from readyFD on
 		c.SysProcAttr = a
 		return c, c.Start()
 	}
@@ -121,7 +121,7 @@ func openBackground(dir *registry.Entry) (*background, error) {
 	return &background{console, output}, nil
 }
 
-// ready lets the one who started this process go, and takes its streams away.
+// ready tells the one who started this process that it can go, and takes its streams away.
 func (b *background) ready(name string) error {
 	for _, fd := range []int{1, 2} {
 		if err := unix.Dup2(int(b.output.file.Fd()), fd); err != nil {
@@ -129,9 +129,8 @@ func (b *background) ready(name string) error {
 		}
 	}
 	isReady.Store(true)
-	w := os.NewFile(readyFD, "ready")
-	_, err := fmt.Fprintln(w, readyWord, name)
-	return errors.Join(err, w.Close())
+	_, err := unix.Write(readyFD, []byte(readyWord+" "+name+"\n"))
+	return err
 }
 
 func (b *background) close() {
@@ -152,8 +151,16 @@ type logWriter struct {
 }
 
 func newLog(path string) (*logWriter, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-	return &logWriter{path: path, file: f}, err
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat() // a VM that was started again goes on with its log
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &logWriter{path: path, file: f, size: st.Size()}, nil
 }
 
 // Write implements io.Writer.

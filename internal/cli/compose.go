@@ -121,7 +121,7 @@ func newUp(ctx context.Context, p *compose.Project, names []string) (*up, error)
 	u := &up{}
 	for i := range list {
 		s := &service{ServiceConfig: &list[i], vm: p.VM(&list[i])}
-		if now, err := registry.User().Look(s.vm); err == nil && now.State == api.Running {
+		if now, err := registry.User().Look(s.vm); err == nil && now.State != api.Exited {
 			s.running = true
 		} else if s.session, err = newServiceSession(ctx, p, s.ServiceConfig); err != nil {
 			return nil, fmt.Errorf("services.%s: %w", s.Name, err)
@@ -230,7 +230,7 @@ func down(ctx context.Context, out io.Writer, p *compose.Project, patience time.
 		if err != nil {
 			continue // it is not there
 		}
-		if now.State == api.Running {
+		if now.State != api.Exited {
 			err = stopVM(ctx, name, patience)
 		}
 		if err == nil {

@@ -57,6 +57,7 @@ func newServiceSession(ctx context.Context, p *compose.Project, s *types.Service
 	set("image", s.Image)
 	given("hostname", s.Hostname)
 	given("stop-signal", s.StopSignal)
+	given("restart", s.Restart)
 	if s.StopGracePeriod != nil {
 		set("stop-timeout", fmt.Sprint(math.Ceil(time.Duration(*s.StopGracePeriod).Seconds())))
 	}
@@ -232,7 +233,7 @@ func (s *service) await(ctx context.Context, condition string) error {
 		if err != nil {
 			return err
 		}
-		if err := registry.User().WaitEnded(ctx, now); err != nil {
+		if err := registry.User().WaitGone(ctx, now); err != nil {
 			return err
 		}
 		now, err = registry.User().Look(s.vm)
@@ -290,7 +291,7 @@ const healthPoll = 200 * time.Millisecond
 func (s *service) healthy(ctx context.Context) error {
 	for {
 		now, err := registry.User().Look(s.vm)
-		if err == nil && now.State != api.Running {
+		if err == nil && now.State == api.Exited {
 			err = fmt.Errorf("it %s", statusText(&now))
 		}
 		if err != nil {

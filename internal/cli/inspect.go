@@ -2,10 +2,12 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 
 	"github.com/spf13/cobra"
 
 	"vmm/vm/api"
+	"vmm/vm/client"
 )
 
 func inspectCommand() *cobra.Command {
@@ -15,11 +17,17 @@ func inspectCommand() *cobra.Command {
 			var out []api.VM
 			for _, name := range args {
 				vm, err := findVM(name)
-				if err == nil && vm.State == api.Running {
-					vm, err = ask(vm).Inspect(cmd.Context())
-				}
 				if err != nil {
 					return failed(err)
+				}
+				if vm.State == api.Running {
+					now, err := ask(vm).Inspect(cmd.Context())
+					switch {
+					case err == nil:
+						vm = now
+					case !errors.Is(err, client.ErrGone): // else it just begins or ends: what is known without it
+						return failed(err)
+					}
 				}
 				out = append(out, vm)
 			}

@@ -69,7 +69,7 @@ func showLog(ctx context.Context, out io.Writer, vm api.VM, path string, follow 
 		if _, err := io.Copy(out, f); err != nil {
 			return err
 		}
-		if !follow || err != nil || now.State != api.Running || !now.Started.Equal(vm.Started) {
+		if !follow || err != nil || registry.Over(vm, now) {
 			return nil
 		}
 		if next, err := os.Open(path); err == nil { // the log may have begun anew

@@ -41,7 +41,7 @@ func psCommand() *cobra.Command {
 			}
 			shown := []api.VM{}
 			for _, vm := range vms {
-				if vm.State != api.Running && !all || !filter.lets(vm.Labels) {
+				if vm.State == api.Exited && !all || !filter.lets(vm.Labels) {
 					continue
 				}
 				shown = append(shown, vm)
@@ -102,7 +102,7 @@ func statusText(vm *api.VM) string {
 	if vm.Status != nil {
 		how = fmt.Sprint(*vm.Status)
 	}
-	return fmt.Sprintf("exited (%s) %v ago", how, time.Since(vm.Ended).Round(time.Second))
+	return fmt.Sprintf("%s (%s) %v ago", vm.State, how, time.Since(vm.Ended).Round(time.Second))
 }
 
 // whatText is the command, or what boots.

@@ -24,11 +24,11 @@ func rmCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if vm.State == api.Running {
+				if vm.State != api.Exited {
 					if !force {
-						return fmt.Errorf("VM %q is running: stop it before, or rm -f", vm.Name)
+						return fmt.Errorf("VM %q is %s: stop it before, or rm -f", vm.Name, vm.State)
 					}
-					if err := killVM(ctx, vm); err != nil {
+					if err := endVM(ctx, vm.Name, killVM); err != nil {
 						return err
 					}
 				}

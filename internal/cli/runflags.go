@@ -39,6 +39,7 @@ type runFlags struct {
 	labels                               []string
 	stopSignal                           string
 	stopSeconds                          int
+	restart                              string
 	noAgent                              bool
 	config                               string
 	sessionFlags
@@ -134,6 +135,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "note `KEY=VALUE` of the VM, for vmm ps --filter and inspect; several are possible")
 	fl.StringVar(&f.stopSignal, "stop-signal", "", "the `SIGNAL` that the command gets from vmm stop: a name or number; the image's, or SIGTERM, if not given")
 	fl.IntVar(&f.stopSeconds, "stop-timeout", 10, "`SECONDS` that vmm stop gives the command")
+	fl.StringVar(&f.restart, "restart", "no", "with -d: when the VM is started again after its end: `"+restartForm+"`; the last two are the same here: not what vmm stop has ended")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)
 	fl.StringArrayVar(&f.pmems, "pmem", nil, pmemUsage)
@@ -221,6 +223,15 @@ func (f *runFlags) read(command []string) (s *session, err error) {
 	f.env = append(env, f.env...)
 	s.Exec, s.Cold, s.Warm = f.execFlags.settings(), f.cold, f.warmConsole
 	s.Named = s.Config.Name != ""
+	if s.Restart, err = readRestart(f.restart); err != nil {
+		return nil, usage("--restart %w", err)
+	}
+	switch {
+	case s.Restart != nil && !s.Detach:
+		return nil, usage("--restart goes with -d; in the foreground, a loop of the shell does it")
+	case s.Restart != nil && s.Remove:
+		return nil, usage("--restart and --rm: a VM is started again, or removed")
+	}
 	return s, f.fillStop(s)
 }
 

@@ -39,6 +39,9 @@ func sessionCommand() *cobra.Command {
 					return err
 				}
 			}
+			if s.Restart != nil && !s.Supervised {
+				return s.superviseVM(cmd.Context())
+			}
 			return s.run(cmd.Context())
 		},
 	}

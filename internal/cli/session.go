@@ -21,7 +21,6 @@ import (
 	guestimages "vmm/guest-images"
 	"vmm/internal/visible"
 	"vmm/vm"
-	"vmm/vm/api"
 	"vmm/vm/registry"
 	"vmm/vm/server"
 	"vmm/vm/warm"
@@ -54,6 +53,8 @@ type session struct {
 	Jail         vm.JailLevel
 	JailUser     *vm.JailUser `json:",omitempty"`
 	Detach       bool
+	Restart      *restartPolicy `json:",omitempty"` // nil is never
+	Supervised   bool           // by a process that has begun this one, and holds the VM's name
 	Remove       bool
 	Verbose      bool
 	Cold         bool // no warm start
@@ -75,7 +76,8 @@ type session struct {
 	builder    *guestimages.Builder
 	built      func() // ends the builder's progress bar
 	killed     atomic.Bool
-	ready      bool // whoever has started it need not be there any more
+	stopped    atomic.Bool // by somebody who has asked for it
+	ready      bool        // whoever has started it need not be there any more
 }
 
 // start runs the session here or in the background.
@@ -110,61 +112,6 @@ func (s *session) run(ctx context.Context) (err error) {
 	}
 	defer v.Close()
 	return s.live(ctx, v)
-}
-
-// leave gives up the VM's name.
-func (s *session) leave(why error) error {
-	if s.console != nil {
-		s.console.restore()
-	}
-	if s.background != nil {
-		s.background.close()
-	}
-	left := s.group.Leave()
-	switch {
-	case s.entry == nil:
-		return left
-	case s.Remove || !s.ready:
-		return errors.Join(left, s.entry.Remove())
-	}
-	return errors.Join(left, s.entry.End(statusOf(failed(why))))
-}
-
-// claim takes the VM's name, or a similar one that is free, and opens what its messages
-// go to.
-func (s *session) claim(c *vm.Config) (name string, err error) {
-	take := registry.User().ClaimSimilar
-	if s.Named {
-		take = registry.User().Claim
-		if s.RootSize > 0 {
-			take = claimAgain
-		}
-	}
-	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels, StopSeconds: s.StopSeconds,
-		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
-	if info.Kernel == "" {
-		info.Kernel = vm.DefaultKernel
-	}
-	if c.Root != nil && c.Root.Image != nil {
-		info.Image, info.ImageDigest = c.Root.Image.Name, c.Root.Image.Digest
-	}
-	for _, d := range c.Disks {
-		info.Disks = append(info.Disks, d.Path)
-	}
-	for _, m := range c.Shares {
-		info.Shares = append(info.Shares, m.Host+":"+m.Guest)
-	}
-	for _, n := range c.Nets {
-		info.Nets = append(info.Nets, n.Mode())
-	}
-	if s.entry, err = take(info); err != nil {
-		return "", advise(err)
-	}
-	c.Name = s.entry.Name()
-	if err := errors.Join(s.limit(c), s.takeRootDisk(c)); err != nil {
-		return "", err
-	}
-	return c.Name, s.openConsole()
 }
 
 // openConsole opens what the console and the command's output go to: a VM in the
@@ -261,7 +208,7 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 		return err
 	}
 	defer debugger.close()
-	local := &server.Local{VM: v, Entry: s.entry.VM, Killed: func() { s.killed.Store(true) },
+	local := &server.Local{VM: v, Entry: s.entry.VM, Ending: s.ending,
 		NoConsole: s.background == nil || s.ConsoleGiven}
 	if s.Sandbox {
 		local.End = s.acceptStops()
@@ -308,6 +255,14 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 	return err
 }
 
+// ending is told that somebody ends the VM.
+func (s *session) ending(atOnce bool) {
+	s.stopped.Store(true)
+	if atOnce {
+		s.killed.Store(true)
+	}
+}
+
 // acceptStops has the command get its signal when the returned function is called.
 func (s *session) acceptStops() (stop func() error) {
 	signals := make(chan os.Signal, maxSignals)
@@ -346,7 +301,11 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 		return vm.Result{}, statusFailed, err
 	}
 	if s.background != nil {
-		if err := s.background.ready(s.entry.Name()); err != nil {
+		err := s.background.ready(s.entry.Name())
+		if !s.Supervised { // who hears of its end, too
+			unix.Close(readyFD)
+		}
+		if err != nil {
 			return vm.Result{}, statusFailed, err
 		}
 	}
@@ -384,6 +343,9 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 			fmt.Fprintln(os.Stderr, "\nvmm:", visible.Text(exit.err.Error()))
 		}
 		return result, exit.status, err
+	}
+	if result.End == vm.EndStopped { // from outside, as for a snapshot
+		s.stopped.Store(true)
 	}
 	if s.Sandbox && result.End != vm.EndCrash && result.End != vm.EndDebugExit {
 		return result, statusFailed, err

@@ -45,13 +45,7 @@ func killCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "kill VM...", Short: "End VMs at once, as pulling the plug does", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return forEach(cmd, args, func(ctx context.Context, name string) error {
-				vm, err := findRunning(name)
-				if err != nil {
-					return err
-				}
-				return killVM(ctx, vm)
-			})
+			return forEach(cmd, args, func(ctx context.Context, name string) error { return endVM(ctx, name, killVM) })
 		},
 	}
 }
@@ -65,25 +59,23 @@ const ownPatience = time.Duration(-1)
 // stopVM shuts a VM down, and ends it if that takes longer than patience; if that is ownPatience,
 // than the VM was said to take, or stopTime.
 func stopVM(ctx context.Context, name string, patience time.Duration) error {
-	vm, err := findRunning(name)
-	if err != nil {
-		return err
-	}
-	if patience == ownPatience {
-		patience = stopTime
-		if vm.StopSeconds != nil {
-			patience = time.Duration(*vm.StopSeconds) * time.Second
+	return endVM(ctx, name, func(ctx context.Context, vm api.VM) error {
+		if patience == ownPatience {
+			patience = stopTime
+			if vm.StopSeconds != nil {
+				patience = time.Duration(*vm.StopSeconds) * time.Second
+			}
 		}
-	}
-	if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
-		return err
-	}
-	wait, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if registry.User().WaitEnded(wait, vm) == nil {
-		return nil
-	}
-	return killVM(ctx, vm)
+		if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
+			return err
+		}
+		wait, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if registry.User().WaitEnded(wait, vm) == nil {
+			return nil
+		}
+		return killVM(ctx, vm)
+	})
 }
 
 func stopCommand() *cobra.Command {

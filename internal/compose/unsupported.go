@@ -19,7 +19,7 @@ const anyName = "*"
 var supported = keys{
 	"name": nil, "version": nil, "include": nil,
 	"services": {anyName: {
-		"image": nil, "command": nil, "entrypoint": nil, "environment": nil, "env_file": nil, "user": nil, "working_dir": nil, "container_name": nil, "hostname": nil, "labels": nil, "stop_signal": nil, "stop_grace_period": nil, "extra_hosts": nil, "expose": nil, "init": nil, "read_only": nil, "tmpfs": nil, "pull_policy": nil,
+		"image": nil, "command": nil, "entrypoint": nil, "environment": nil, "env_file": nil, "user": nil, "working_dir": nil, "container_name": nil, "hostname": nil, "labels": nil, "restart": nil, "stop_signal": nil, "stop_grace_period": nil, "extra_hosts": nil, "expose": nil, "init": nil, "read_only": nil, "tmpfs": nil, "pull_policy": nil,
 		"mem_limit": nil, "cpus": nil, "profiles": nil, "extends": nil, "platform": nil, "network_mode": nil,
 		"ports":       {"target": nil, "published": nil, "protocol": nil, "host_ip": nil, "name": nil, "app_protocol": nil},
 		"volumes":     {"type": nil, "source": nil, "target": nil, "read_only": nil, "bind": {"create_host_path": nil}, "tmpfs": {"size": nil}, "volume": {"nocopy": nil}},

@@ -13,8 +13,9 @@ type State string
 
 // The states of a VM.
 const (
-	Running State = "running" // paused or not
-	Exited  State = "exited"
+	Running    State = "running"    // paused or not
+	Restarting State = "restarting" // it has ended, and is about to be started again
+	Exited     State = "exited"
 )
 
 // VM says which VM it is. It is the answer to [PathVM], and is kept in the VM's
@@ -23,13 +24,18 @@ type VM struct {
 	Name    string    `json:"name"`
 	PID     int       `json:"pid"` // of its process
 	State   State     `json:"state"`
-	Status  *int      `json:"status,omitempty"` // exit status of one that has ended, 0 to 255; nil if it is not known
+	Status  *int      `json:"status,omitempty"` // exit status of one that has ended, or of its last run, 0 to 255; nil if it is not known
 	Detail  string    `json:"detail,omitempty"` // why it ended
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"`
 	// Command is what runs in the guest; empty if that is a system of its own.
 	Command []string          `json:"command,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
+	// Restart says when it is started again after its end ("" is never), Restarts how often it was, and Supervisor
+	// is the process that does so: where it gets SIGTERM, the VM is ended and stays so.
+	Restart    string `json:"restart,omitempty"`
+	Restarts   int    `json:"restarts,omitempty"`
+	Supervisor int    `json:"supervisor,omitempty"`
 	// Image is the container image that is the guest's root, as it was named, and ImageDigest its digest.
 	Image       string `json:"image,omitempty"`
 	ImageDigest string `json:"imageDigest,omitempty"`

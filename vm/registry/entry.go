@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,6 +68,46 @@ func (r *Registry) Claim(vm api.VM) (*Entry, error) {
 	return &Entry{registry: r, lock: lock, vm: vm}, nil
 }
 
+// Adopt is Claim for a process that a supervisor has started, whose lock it has inherited: the VM
+// of a name begins, or begins again.
+func (r *Registry) Adopt(name string, lock *os.File) (*Entry, error) {
+	vm, err := readInfo(r.path(name))
+	if err != nil {
+		return nil, fmt.Errorf("the VM's directory: %w", err)
+	}
+	vm.State, vm.PID, vm.Started = api.Running, os.Getpid(), time.Now()
+	vm.Status, vm.Detail, vm.Ended, vm.Cgroup = nil, "", time.Time{}, ""
+	if err := writeInfo(r.path(name), vm); err != nil {
+		return nil, fmt.Errorf("the VM's directory: %w", err)
+	}
+	return &Entry{registry: r, lock: lock, vm: vm}, nil
+}
+
+// Lock is what holds the name: it does so, too, in a process that inherits it.
+func (e *Entry) Lock() *os.File { return e.lock }
+
+// Leave closes an adopted entry: its supervisor says how the VM has ended.
+func (e *Entry) Leave() error { return e.lock.Close() }
+
+// Killed clears away what a process has left that had adopted the entry, and was killed; it says how that
+// may have come.
+func (e *Entry) Killed() string {
+	vm, err := readInfo(e.Path())
+	if err != nil {
+		vm = e.vm
+	}
+	return killed(vm)
+}
+
+// Restarting notes that the VM has ended, with its exit status and why, and will be started again.
+func (e *Entry) Restarting(status int, detail string) error {
+	os.Remove(e.Socket())
+	e.vm.Restarts++
+	vm := e.now()
+	vm.State, vm.Status, vm.Detail, vm.Ended = api.Restarting, &status, detail, time.Now()
+	return writeInfo(e.Path(), vm)
+}
+
 // ClaimSimilar is Claim, but puts a number behind a name that is taken.
 func (r *Registry) ClaimSimilar(vm api.VM) (*Entry, error) {
 	base := vm.Name
@@ -110,12 +151,21 @@ func (e *Entry) End(status int, detail string) error {
 	if !e.vm.Detached {
 		return e.Remove()
 	}
-	vm := e.vm
+	vm := e.now()
 	vm.State, vm.Status, vm.Detail, vm.Ended = api.Exited, &status, detail, time.Now()
 	vm.Cgroup = ""
 	err := writeInfo(e.registry.path(vm.Name), vm)
 	os.Remove(e.Socket())
 	return errors.Join(err, e.lock.Close())
+}
+
+// now is the VM, which has begun again since if another process has adopted the entry.
+func (e *Entry) now() api.VM {
+	vm := e.vm
+	if now, err := readInfo(e.Path()); err == nil {
+		vm.Started = now.Started
+	}
+	return vm
 }
 
 // Remove lets the name go, and leaves nothing.
@@ -177,4 +227,21 @@ func isAt(f *os.File, name string) bool {
 	a, err := f.Stat()
 	b, err2 := os.Stat(name)
 	return err == nil && err2 == nil && os.SameFile(a, b)
+}
+
+// Supervised reports whether the supervisor that a VM's directory names is who holds the VM's name: the process of
+// the VM can write there too, and must not have others signalled (proc(5), "/proc/locks").
+func (r *Registry) Supervised(vm api.VM) bool {
+	var st unix.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil || unix.Stat(filepath.Join(r.path(vm.Name), lockFile), &st) != nil {
+		return false
+	}
+	for line := range strings.Lines(string(locks)) {
+		f := strings.Fields(line) // such as 1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF
+		if len(f) > 5 && f[1] == "FLOCK" && f[4] == strconv.Itoa(vm.Supervisor) && strings.HasSuffix(f[5], ":"+strconv.FormatUint(st.Ino, 10)) {
+			return true
+		}
+	}
+	return false
 }

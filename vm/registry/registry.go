@@ -154,7 +154,7 @@ func (r *Registry) ConsoleLog(name string) string { return filepath.Join(r.path(
 // OutputLog is the path of what the command of a VM in the background has said.
 func (r *Registry) OutputLog(name string) string { return filepath.Join(r.path(name), outputFile) }
 
-// List returns the VMs, by name: those that run, and those of the background that have
+// List returns the VMs, by name: those that run or will again, and those of the background that have
 // ended. What is left of others is cleared away.
 func (r *Registry) List() ([]api.VM, error) {
 	err := r.check()
@@ -211,7 +211,7 @@ func (r *Registry) look(name string) (api.VM, error) {
 		os.Remove(path) // if it is empty: see Entry.Give
 		return notFound(err)
 	}
-	if vm.State != api.Running {
+	if vm.State == api.Exited {
 		return vm, nil
 	}
 	lock, err := tryLock(path)
@@ -226,14 +226,11 @@ func (r *Registry) look(name string) (api.VM, error) {
 	if vm, err = readInfo(path); err != nil {
 		return notFound(err)
 	}
-	if vm.State != api.Running {
+	if vm.State == api.Exited {
 		return vm, nil
 	}
 	// Its process is gone, and could not say anything any more.
-	how := "its process was killed"
-	if vm.Cgroup != "" && cgroup.Reap(vm.Cgroup) {
-		how += " by the host, for it needed more memory than its limit"
-	}
+	how := killed(vm)
 	if !vm.Detached {
 		os.RemoveAll(path)
 		return api.VM{}, &NotFoundError{Name: name}
@@ -242,6 +239,15 @@ func (r *Registry) look(name string) (api.VM, error) {
 	err = writeInfo(path, vm)
 	os.Remove(r.Socket(name))
 	return vm, err
+}
+
+// killed says how the process of a VM may have ended that could not, and clears its cgroup away.
+func killed(vm api.VM) string {
+	how := "its process was killed"
+	if vm.Cgroup != "" && cgroup.Reap(vm.Cgroup) {
+		how += " by the host, for it needed more memory than its limit"
+	}
+	return how
 }
 
 // Find returns a VM by its name, or by the number of its process if it runs;
@@ -277,12 +283,33 @@ func (r *Registry) FindRunning(name string) (api.VM, error) {
 // waitCheck is how often WaitEnded looks.
 const waitCheck = 20 * time.Millisecond
 
-// WaitEnded returns nil when the process of a VM has ended, or the cause of ctx's end
+// WaitEnded returns nil when a VM does not run any more, or runs anew, or the cause of ctx's end
 // if that comes before.
 func (r *Registry) WaitEnded(ctx context.Context, vm api.VM) error {
+	return r.wait(ctx, vm.Name, func(now api.VM) bool { return now.State != api.Running || !now.Started.Equal(vm.Started) })
+}
+
+// WaitGone is WaitEnded for a VM that is started again: it returns when that will not be any more.
+func (r *Registry) WaitGone(ctx context.Context, vm api.VM) error {
+	return r.wait(ctx, vm.Name, func(now api.VM) bool { return Over(vm, now) })
+}
+
+// Over reports whether a VM, as it was seen before, has ended for good, by what its name is now.
+func Over(before, now api.VM) bool {
+	switch {
+	case now.State == api.Exited:
+		return true
+	case before.Supervisor != 0:
+		return now.Supervisor != before.Supervisor
+	}
+	return !now.Started.Equal(before.Started)
+}
+
+// wait returns when a VM is not listed any more, or ended says so.
+func (r *Registry) wait(ctx context.Context, name string, ended func(now api.VM) bool) error {
 	for {
-		now, err := r.Look(vm.Name)
-		if errors.Is(err, ErrNotFound) || err == nil && (now.State != api.Running || !now.Started.Equal(vm.Started)) {
+		now, err := r.Look(name)
+		if errors.Is(err, ErrNotFound) || err == nil && ended(now) {
 			return nil
 		}
 		if err != nil {
@@ -307,7 +334,7 @@ func (r *Registry) Remove(name string) error {
 		return err
 	}
 	lock, err := tryLock(r.path(name))
-	for end := time.Now().Add(endTime); errors.Is(err, errLocked) && vm.State != api.Running && time.Now().Before(end); {
+	for end := time.Now().Add(endTime); errors.Is(err, errLocked) && vm.State == api.Exited && time.Now().Before(end); {
 		time.Sleep(waitCheck)
 		lock, err = tryLock(r.path(name))
 	}

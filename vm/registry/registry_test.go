@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmm/vm/api"
 )
 
@@ -238,5 +240,65 @@ func TestForeign(t *testing.T) {
 	refused()
 	if _, err := os.Stat(filepath.Join(moved, "vmm", "b")); err == nil {
 		t.Error("a directory was made there")
+	}
+}
+
+// TestAdopt: a VM that is started again keeps its name from the first start to the last end, whichever of its
+// two processes lives.
+func TestAdopt(t *testing.T) {
+	r := temporary(t)
+	supervisor, err := r.Claim(api.VM{Name: "a", PID: 1, Detached: true, Supervisor: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := supervisor.VM()
+	lock, err := unix.Dup(int(supervisor.Lock().Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := r.Adopt("a", os.NewFile(uintptr(lock), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := r.Look("a")
+	if err != nil || now.State != api.Running || now.PID != os.Getpid() || now.Supervisor != 1 || Over(first, now) {
+		t.Errorf("it runs: %+v, %v", now, err)
+	}
+	if err := errors.Join(run.Leave(), supervisor.Restarting(3, "why")); err != nil {
+		t.Fatal(err)
+	}
+	again, err := r.Look("a")
+	if err != nil || again.State != api.Restarting || *again.Status != 3 || again.Restarts != 1 || !again.Started.Equal(now.Started) || Over(first, again) {
+		t.Errorf("between two runs: %+v, %v", again, err)
+	}
+	for pid, want := range map[int]bool{os.Getpid(): true, 1: false} {
+		if again.Supervisor = pid; r.Supervised(again) != want {
+			t.Errorf("its supervisor is %d: %v", pid, !want)
+		}
+	}
+	if err := r.Remove("a"); !errors.Is(err, ErrRunning) {
+		t.Errorf("between two runs, it is removed: %v", err)
+	}
+	if _, err := r.Claim(api.VM{Name: "a"}); !errors.Is(err, ErrTaken) {
+		t.Errorf("between two runs, its name: %v", err)
+	}
+	if err := supervisor.End(4, ""); err != nil {
+		t.Error(err)
+	}
+	if now, err = r.Look("a"); err != nil || now.State != api.Exited || *now.Status != 4 || now.Restarts != 1 || !Over(first, now) {
+		t.Errorf("it has ended: %+v, %v", now, err)
+	}
+	if err := r.Remove("a"); err != nil {
+		t.Error(err)
+	}
+	// A supervisor that was killed between two runs leaves one that has ended.
+	if supervisor, err = r.Claim(api.VM{Name: "a", Detached: true, Supervisor: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(supervisor.Restarting(0, ""), supervisor.lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := r.Look("a"); err != nil || now.State != api.Exited {
+		t.Errorf("its supervisor was killed: %+v, %v", now, err)
 	}
 }

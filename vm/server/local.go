@@ -21,8 +21,8 @@ type Local struct {
 	Entry func() api.VM
 	// End asks the VM to end in the place of its guest; nil asks the guest.
 	End func() error
-	// Killed is told that somebody has ended the VM; nil is told nothing.
-	Killed func()
+	// Ending is told that somebody asks for the VM's end, or for its end at once; nil is told nothing.
+	Ending func(atOnce bool)
 	// Jail tells what the process is confined to; "" if it is not.
 	Jail string
 	// NoConsole keeps the console to where the VM was started.
@@ -91,6 +91,7 @@ func residentBytes() uint64 {
 
 // Stop implements VM.
 func (l *Local) Stop(ctx context.Context) error {
+	l.ending(false)
 	if l.End != nil {
 		return l.End()
 	}
@@ -99,10 +100,14 @@ func (l *Local) Stop(ctx context.Context) error {
 
 // Kill implements VM.
 func (l *Local) Kill() {
-	if l.Killed != nil {
-		l.Killed()
-	}
+	l.ending(true)
 	l.VM.Kill()
+}
+
+func (l *Local) ending(atOnce bool) {
+	if l.Ending != nil {
+		l.Ending(atOnce)
+	}
 }
 
 // Pause implements VM.
