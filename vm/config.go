@@ -100,7 +100,7 @@ const DefaultKernel = "default"
 type Root struct {
 	// Path is a directory, a tar archive, or (unless Boot is set) a disk image.
 	Path string `json:"path,omitempty"`
-	// Image is a container image in the place of Path, for commands.
+	// Image is a container image in the place of Path, for commands or with an init of its own.
 	Image *ImageRoot `json:"image,omitempty"`
 	// Boot hands the guest over to the init that Path has. Without it the guest is
 	// there for commands: its agent runs them, and it ends when it has none.
@@ -125,7 +125,7 @@ func (r *Root) check() error {
 	case r.Path != "":
 		return wrong("Root", "%s and the image %s: a guest has one root", r.Path, r.Image.Name)
 	case r.Boot:
-		return wrong("Root.Boot", "the image %s is for commands", r.Image.Name)
+		return wrong("Root.Boot", "the image %s boots only as its Init says", r.Image.Name)
 	}
 	return r.Image.check()
 }
@@ -304,6 +304,8 @@ func (c *Config) check() error {
 		return wrong("NoAgent", "a health check needs the agent")
 	case c.Commands() && c.NoAgent:
 		return wrong("NoAgent", "a command needs the agent")
+	case c.HandsOver() && c.NoAgent:
+		return wrong("NoAgent", "the agent has the network of an image with an init of its own")
 	}
 	if err := c.Health.check(); err != nil {
 		return err
@@ -414,7 +416,12 @@ func (c *Config) checkPorts() error {
 }
 
 // Commands reports whether the guest is there for commands, which its agent runs.
-func (c *Config) Commands() bool { return c.Root != nil && !c.Root.Boot }
+func (c *Config) Commands() bool { return c.Root != nil && !c.Root.Boot && !c.HandsOver() }
+
+// HandsOver reports whether the guest is handed over to an init of its container image's.
+func (c *Config) HandsOver() bool {
+	return c.Root != nil && c.Root.Image != nil && c.Root.Image.Init != nil
+}
 
 // Outlasted reports whether what the guest writes can outlast it: VM.Sync is of use then.
 func (c *Config) Outlasted() bool {

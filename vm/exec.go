@@ -227,10 +227,11 @@ func (v *VM) news(mounts []guestinit.Mount) *agent.Setup {
 // Agent speaks to the guest's agent, once Ready has returned.
 func (v *VM) Agent() *agent.Client { return v.guest.client() }
 
-// Complaints are what the guest's init has said of why it could not do its work.
+// Complaints are what the guest's init has said of why it could not do its work; of an image with an init of
+// its own, before that has begun.
 func (v *VM) Complaints() []string {
 	var out []string
-	if !v.made() {
+	if !v.made() || v.cfg.HandsOver() && v.guest.greeted() {
 		return out
 	}
 	for _, line := range tail.Lines(v.console.last.String(), tail.Size) {

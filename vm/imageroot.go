@@ -43,6 +43,9 @@ type ImageRoot struct {
 	Volumes []string `json:"volumes,omitempty"`
 	// Hosts are in the guest's /etc/hosts, beside itself.
 	Hosts []HostName `json:"hosts,omitempty"`
+	// Init hands the guest over to a system of the image's own, as its PID 1. Its agent goes on beside that, and the guest ends
+	// when that system does. Nil is a guest for commands.
+	Init *Init `json:"init,omitempty"`
 	// Defaults are what a command of the guest has unless it says otherwise.
 	Defaults Defaults `json:"defaults,omitzero"`
 }
@@ -64,6 +67,13 @@ const ImageBlock = erofs.BlockSize
 // Defaults are the environment of a container image's commands.
 type Defaults = agent.Defaults
 
+// Init is the init of a container image: by its Argv, or the first of InitPrograms that the image has. It has the
+// environment of Defaults, without "container", and is root.
+type Init = guestinit.Init
+
+// InitPrograms are where an image has its init.
+var InitPrograms = guestinit.InitPrograms
+
 // Tmpfs is a file system in the guest's memory.
 type Tmpfs = guestinit.Tmpfs
 
@@ -83,6 +93,9 @@ func (r *ImageRoot) check() error {
 	}
 	if d := r.Defaults.Dir; d != "" && !path.IsAbs(d) {
 		return wrong("Root", "image %s: the directory %q of its commands is not an absolute path", r.Name, d)
+	}
+	if i := r.Init; i != nil && len(i.Argv) > 0 && i.Argv[0] == "" {
+		return wrong("Root.Image.Init", "no program")
 	}
 	for _, t := range r.Tmpfs {
 		if !path.IsAbs(t.Guest) || path.Clean(t.Guest) == "/" {
@@ -108,7 +121,7 @@ func (r *ImageRoot) check() error {
 // guestRoot is what the guest's init is told of an image. Its Disk is the first one that is
 // not the image.
 func (r *ImageRoot) guestRoot() *guestinit.Root {
-	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Volumes: r.Volumes, Defaults: r.Defaults}
+	image := &guestinit.Image{ReadOnly: r.ReadOnly, Tmpfs: r.Tmpfs, Volumes: r.Volumes, Init: r.Init, Defaults: r.Defaults}
 	of, upper := rootDevice, "/dev/vdb"
 	if r.Device == ImageMemory {
 		of, upper = "/dev/pmem0", rootDevice

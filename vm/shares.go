@@ -223,7 +223,7 @@ var ownDirs = []string{"dev", "proc", "run", "sys", "tmp"}
 func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	s := &shares{hide: paths.Names(c.Hide)}
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
-	if c.Commands() && c.Root.Image != nil {
+	if c.Root != nil && c.Root.Image != nil {
 		s.config.Root = c.Root.Image.guestRoot()
 	} else if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {

@@ -1,6 +1,7 @@
 // Command vmm runs Linux virtual machines from the command line.
 //
-// The same binary is the init of its default guest: as PID 1 it is that.
+// The same binary is the init of its default guest: as PID 1 it is that, and as
+// guestinit.AgentName the agent beside another one.
 package main
 
 import (
@@ -13,7 +14,7 @@ import (
 )
 
 func main() {
-	if os.Getpid() == 1 && os.Args[0] == "/init" {
+	if os.Getpid() == 1 && os.Args[0] == "/init" || os.Args[0] == guestinit.AgentName {
 		guestinit.Main()
 	}
 	// Libraries tell the standard logger what guests do wrong: go-fuse of requests

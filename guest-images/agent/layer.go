@@ -81,15 +81,19 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// writeLayer writes the upper directory as a layer.
-func (u *Upper) writeLayer(w io.Writer, pause bool) error {
+// layer sends the upper directory as a layer.
+func (s *Server) layer(l *Link, pause bool) error {
 	if pause {
-		goOn, err := stopOthers()
-		if err != nil {
-			return err
+		if !s.Alone {
+			return errNotAlone
 		}
-		defer goOn()
+		defer stopOthers()()
 	}
+	return answer(l, s.Upper.writeLayer)
+}
+
+// writeLayer writes the upper directory as a layer.
+func (u *Upper) writeLayer(w io.Writer) error {
 	a := newTree(w)
 	err := u.changes(func(c *change) error {
 		dir, base := path.Split(c.path)

@@ -11,15 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errNotInit is the error where the agent cannot stop all others: it would stop what it depends on.
-var errNotInit = errors.New("the agent is not the guest's init, and cannot stop all its processes: --pause=false")
+// errNotAlone is the error where the agent cannot stop all others: it would stop what it depends on.
+var errNotAlone = errors.New("the agent is a service of the guest's, and cannot stop all its processes: --pause=false")
 
-// stopOthers stops all processes but this one, which is the guest's init, until the function
-// that it returns is called. What had been stopped before stays so.
-func stopOthers() (goOn func(), err error) {
-	if os.Getpid() != 1 {
-		return nil, errNotInit
-	}
+// stopOthers stops all processes but this one and the guest's init, until the function that it returns is
+// called. What had been stopped before stays so.
+func stopOthers() (goOn func()) {
 	before := map[int]bool{}
 	for _, pid := range processes() {
 		before[pid] = isStopped(pid)
@@ -32,7 +29,7 @@ func stopOthers() (goOn func(), err error) {
 				unix.Kill(pid, unix.SIGCONT)
 			}
 		}
-	}, nil
+	}
 }
 
 // processes are all but init, in the order of their numbers.

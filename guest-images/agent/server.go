@@ -24,6 +24,8 @@ type Server struct {
 	// Container are the defaults of a guest whose root is a container image. Nil is one that
 	// has users of its own: a command's environment is that of a login.
 	Container *Defaults
+	// Alone is an agent that needs no other process of the guest, and so can stop them all for a while.
+	Alone bool
 	// Upper is where what is written to the root goes; nil where the root is no overlay.
 	Upper *Upper
 }
@@ -124,7 +126,7 @@ func (s *Server) Serve(c conn) {
 	case r.Op == OpChanges:
 		err = answer(l, s.Upper.writeChanges)
 	case r.Op == OpLayer:
-		err = answer(l, func(w io.Writer) error { return s.Upper.writeLayer(w, r.Pause) })
+		err = s.layer(l, r.Pause)
 	case r.Op == OpRoot:
 		err = answer(l, writeRoot)
 	case r.Op == OpTime:

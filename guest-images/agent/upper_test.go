@@ -64,8 +64,8 @@ func TestUpper(t *testing.T) {
 		t.Errorf("changes: %q, want %q", got, want)
 	}
 	var b bytes.Buffer
-	if err := c.GetLayer(t.Context(), io.Discard, true); !errorHas(err, errNotInit.Error()) { // it would stop the test
-		t.Errorf("all others are stopped by who is not init: %v", err)
+	if err := c.GetLayer(t.Context(), io.Discard, true); !errorHas(err, errNotAlone.Error()) { // it would stop the test
+		t.Errorf("all others are stopped by who needs them: %v", err)
 	}
 	if err := c.GetLayer(t.Context(), &b, false); err != nil {
 		t.Fatal(err)

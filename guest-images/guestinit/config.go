@@ -56,9 +56,22 @@ type Image struct {
 	Tmpfs    []Tmpfs  `json:"tmpfs,omitempty"`
 	Volumes  []string `json:"volumes,omitempty"` // directories to write to also in a read-only root
 	Hosts    []string `json:"hosts,omitempty"`   // lines of /etc/hosts
+	// Init hands over to a system of the image's own.
+	Init *Init `json:"init,omitempty"`
 	// Defaults are what its commands have that say nothing else.
 	Defaults agent.Defaults `json:"defaults,omitzero"`
 }
+
+// Init is what becomes PID 1 of the guest in the place of vmm's init, whose agent goes on as a process
+// beside it.
+type Init struct {
+	// Argv is the program, by its path or as PATH finds it, and its arguments. Empty is the first
+	// of InitPrograms that the image has.
+	Argv []string `json:"argv,omitempty"`
+}
+
+// InitPrograms are where an image has its init.
+var InitPrograms = []string{"/sbin/init", "/init"}
 
 // Tmpfs is a file system in the guest's memory.
 type Tmpfs struct {
@@ -78,9 +91,9 @@ type Mount struct {
 }
 
 // readConfig returns the Config, which may be missing.
-func readConfig() (*Config, error) {
+func readConfig(path string) (*Config, error) {
 	c := &Config{}
-	b, err := os.ReadFile(ConfigPath)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}

@@ -103,6 +103,11 @@ func (i *Image) complete() error {
 			return fmt.Errorf("a tmpfs at %s (%s): %w", t.Guest, t.Options, err)
 		}
 	}
+	if i.Init != nil {
+		if err := i.Init.complete(root); err != nil {
+			return err
+		}
+	}
 	if i.ReadOnly {
 		for _, d := range i.Volumes {
 			d = filepath.Join(newRoot, d) // a mount of its own is not concerned by what protects the root

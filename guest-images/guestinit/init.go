@@ -50,8 +50,11 @@ var mounts = []mount{
 // shells open /dev/fd/N for <(command).
 var deviceLinks = map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 
-// Main is PID 1 of the guest. It does not return.
+// Main is PID 1 of the guest, or the agent beside an image's init, if it is called AgentName. It does not return.
 func Main() {
+	if os.Args[0] == AgentName {
+		beside()
+	}
 	os.Setenv("PATH", agent.Path)
 	os.Setenv("HOME", "/root")
 	if os.Getenv("TERM") == "" || os.Getenv("TERM") == "linux" {
@@ -69,7 +72,7 @@ func Main() {
 	reaper = agent.NewReaper()
 	setHostname()
 	ends := make(chan int, 4)
-	cfg, err := readConfig()
+	cfg, err := readConfig(ConfigPath)
 	if err == nil {
 		err = prepare(cfg, ends)
 	}
@@ -109,32 +112,26 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if cfg.Root != nil && cfg.Root.Boot {
 		return bootRoot(cfg)
 	}
-	linkPorts()
-	if len(cfg.Modules) > 0 {
-		go awaitPorts()
-	}
-	startNetwork(cfg.Addresses)
-	if cfg.Root != nil {
-		if err := enterRoot(cfg.Root); err != nil {
+	if cfg.handsOver() {
+		if err := mountRoot(cfg); err != nil {
 			return err
 		}
+		return handOver(cfg)
 	}
-	if err := mountAll(cfg.Mounts); err != nil {
-		return err
-	}
-	if err := protectRoot(); err != nil {
+	connect(cfg)
+	if err := mountRoot(cfg); err != nil {
 		return err
 	}
 	if cfg.NoAgent {
 		return nil
 	}
-	server := &agent.Server{Start: reaper.Start, Finished: reaper.Finished, Shutdown: func(reboot bool) {
+	server := newServer(cfg, func(reboot bool) {
 		command := unix.LINUX_REBOOT_CMD_POWER_OFF
 		if reboot {
 			command = unix.LINUX_REBOOT_CMD_RESTART
 		}
 		ends <- command
-	}, Setup: setup, Container: container(cfg), Upper: upper(cfg.Root)}
+	})
 	go func() {
 		if cfg.WaitNetwork {
 			waitNetwork()
@@ -147,6 +144,34 @@ func prepare(cfg *Config, ends chan<- int) error {
 		}
 	}()
 	return nil
+}
+
+// connect makes the guest's ports and networks work, without waiting for them.
+func connect(cfg *Config) {
+	linkPorts()
+	if len(cfg.Modules) > 0 {
+		go awaitPorts()
+	}
+	startNetwork(cfg.Addresses)
+}
+
+// mountRoot makes the guest's root, and mounts the host's directories in it.
+func mountRoot(cfg *Config) error {
+	if cfg.Root != nil {
+		if err := enterRoot(cfg.Root); err != nil {
+			return err
+		}
+	}
+	if err := mountAll(cfg.Mounts); err != nil {
+		return err
+	}
+	return protectRoot()
+}
+
+// newServer makes the agent.
+func newServer(cfg *Config, shutdown func(reboot bool)) *agent.Server {
+	return &agent.Server{Start: reaper.Start, Finished: reaper.Finished, Shutdown: shutdown, Setup: setup,
+		Container: container(cfg), Upper: upper(cfg.Root), Alone: true}
 }
 
 // setup is what a restored guest's init has to do: its network may have other

@@ -55,6 +55,7 @@ func askDHCP() {
 			continue
 		}
 		c := exec.Command("/bin/udhcpc", "-i", name, "-x", "hostname:"+hostname, "-f", "-t", "10", "-T", "1", "-A", "10", "-s", DHCPScript)
+		inOldRoot(c)
 		if err := reaper.Start(c); err != nil {
 			warn("udhcpc: %v", err)
 			return

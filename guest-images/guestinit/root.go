@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -50,14 +51,22 @@ func enterRoot(r *Root) error {
 		}
 	}
 	for _, m := range mounts {
-		if r.takes(&m) {
-			to := newRoot + m.target
-			if err := os.MkdirAll(to, 0o755); err != nil {
-				return err
-			}
-			if err := unix.Mount(m.target, to, "", unix.MS_MOVE, ""); err != nil {
-				warn("moving %s: %v", m.target, err)
-			}
+		takes := r.takes(&m)
+		if !takes && !r.renews(&m) {
+			continue
+		}
+		to := newRoot + m.target
+		err := os.MkdirAll(to, 0o755)
+		switch {
+		case err != nil:
+			return err
+		case takes:
+			err = unix.Mount(m.target, to, "", unix.MS_MOVE, "")
+		default:
+			err = unix.Mount(m.source, to, m.fstype, m.flags, m.data)
+		}
+		if err != nil {
+			warn("mounting %s: %v", to, err)
 		}
 	}
 	if err := ownFiles(r); err != nil {
@@ -156,6 +165,13 @@ func renewRoot(r *Root) error {
 	return enterRoot(r)
 }
 
+// inOldRoot has a program of the initial RAM disk run there, whatever the root is by now.
+func inOldRoot(c *exec.Cmd) {
+	if oldRoot >= 0 {
+		c.Dir, c.SysProcAttr = "/", &unix.SysProcAttr{Chroot: fmt.Sprintf("/proc/self/fd/%d", oldRoot)}
+	}
+}
+
 // switchRoot makes newRoot the root.
 func switchRoot() error {
 	if oldRoot < 0 {
@@ -220,8 +236,11 @@ func upper(r *Root) *agent.Upper {
 	}
 	u := &agent.Upper{Dir: filepath.Join(writable, "upper"), Lower: filepath.Join(work, filepath.Base(lower)),
 		Own: []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf"}}
+	if r.Image != nil && r.Image.Init != nil {
+		u.Own = append(u.Own, machineID)
+	}
 	for _, m := range mounts {
-		if r.takes(&m) {
+		if r.takes(&m) || r.renews(&m) {
 			u.Own = append(u.Own, m.target[1:])
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"vmm/guest-images/agent"
 )
@@ -42,7 +41,7 @@ func agentCommand() *cobra.Command {
 				return failed(installAgent())
 			}
 			takeSignals(cmd.Context()) // it ends with any
-			s := &agent.Server{Shutdown: shutGuestDown}
+			s := &agent.Server{Shutdown: agent.ShutDown}
 			return failed(s.Run())
 		},
 	}
@@ -70,18 +69,4 @@ func installAgent() error {
 		return fmt.Errorf("systemctl enable vmm-agent: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
-}
-
-// shutGuestDown asks the guest's init to shut down, or does it if there is none to
-// ask.
-func shutGuestDown(reboot bool) {
-	name, command := "poweroff", unix.LINUX_REBOOT_CMD_POWER_OFF
-	if reboot {
-		name, command = "reboot", unix.LINUX_REBOOT_CMD_RESTART
-	}
-	if exec.Command(name).Run() == nil {
-		return
-	}
-	unix.Sync()
-	unix.Reboot(command)
 }

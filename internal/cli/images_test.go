@@ -46,6 +46,22 @@ func TestImageCommandLine(t *testing.T) {
 	}
 }
 
+// TestStartsInit: an init is known by its path, or as systemd, also where an entry point is to start it.
+func TestStartsInit(t *testing.T) {
+	for _, c := range []struct {
+		argv []string
+		want bool
+	}{
+		{nil, false}, {[]string{"/bin/sh"}, false}, {[]string{"init"}, false}, {[]string{"/opt/init"}, false},
+		{[]string{"/sbin/init"}, true}, {[]string{"/init"}, true}, {[]string{"/usr/sbin/init"}, true}, {[]string{"/usr/local/sbin/init"}, true},
+		{[]string{"/lib/systemd/systemd", "--unit=rescue.target"}, true}, {[]string{"systemd"}, true}, {[]string{"/entry.sh", "/sbin/init"}, true},
+	} {
+		if got := startsInit(c.argv); got != c.want {
+			t.Errorf("%q: %v", c.argv, got)
+		}
+	}
+}
+
 // TestPublishExposed: what an image exposes is published once, by a free port.
 func TestPublishExposed(t *testing.T) {
 	given, err := gateway.ParsePublications("8080:80")

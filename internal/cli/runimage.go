@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -29,6 +30,7 @@ const (
 type runImageFlags struct {
 	image      string
 	entrypoint string
+	systemd    bool
 	pull       string
 	envFiles   []string
 	readOnly   bool
@@ -42,6 +44,7 @@ type runImageFlags struct {
 func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.image, "image", "", "a container `IMAGE` as the guest's root, such as debian:12; it is pulled if it is not here (see vmm images)")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "with --image: the `PROGRAM` to run in the place of the image's entry point")
+	fl.BoolVar(&f.systemd, "systemd", false, "with --image: PID 1 of the guest is the image's init, such as systemd: its command if that is one, or COMMAND, else /sbin/init or /init")
 	fl.StringVar(&f.pull, "pull", pullMissing, "with --image: when to pull it: missing, always or never")
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "take environment variables from `FILE`, a line each as --env has them; several are possible")
 	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
@@ -53,7 +56,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 }
 
 // ofImage are the flags that say something of an image only.
-var ofImage = []string{"entrypoint", "pull", "read-only", "root-size", "tmpfs", "add-host", "insecure-registry", "publish-all"}
+var ofImage = []string{"entrypoint", "systemd", "pull", "read-only", "root-size", "tmpfs", "add-host", "insecure-registry", "publish-all"}
 
 // apply gives a session the image's root, and its command unless there is another, if there is
 // an image.
@@ -92,7 +95,7 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	}
 	root.Volumes = slices.Sorted(maps.Keys(settings.Volumes))
 	c.Root = &vm.Root{Image: root}
-	if s.StopSignal == 0 && settings.StopSignal != "" {
+	if s.StopSignal == 0 && settings.StopSignal != "" && !f.systemd {
 		if s.StopSignal, err = readSignal(settings.StopSignal); err != nil {
 			return failed(fmt.Errorf("the image %s: its signal to stop: %w", f.image, err))
 		}
@@ -108,11 +111,29 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 			return failed(fmt.Errorf("the image %s: %w", f.image, err))
 		}
 	}
+	given := len(s.Command) > 0 || fl.Changed("entrypoint")
 	s.Command = imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
+	if f.systemd {
+		root.Defaults.Env = append(slices.Clone(settings.Env), s.Exec.Env...)
+		root.Init = &vm.Init{}
+		if given || startsInit(s.Command) {
+			root.Init.Argv = s.Command
+		}
+		s.Command = nil
+		return nil
+	}
 	if len(s.Command) == 0 {
 		return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)
 	}
 	return nil
+}
+
+// inits are programs that podman takes for an init, too (podman-run(1), --systemd).
+var inits = append([]string{"/usr/sbin/init", "/usr/local/sbin/init"}, vm.InitPrograms...)
+
+// startsInit reports whether a command is an init, or an image's entry point that is to start one.
+func startsInit(argv []string) bool {
+	return slices.ContainsFunc(argv, func(s string) bool { return slices.Contains(inits, s) || path.Base(s) == "systemd" })
 }
 
 // mergeLabels are the labels of an image, and those that the user gives, which win.

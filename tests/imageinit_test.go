@@ -1,0 +1,93 @@
+package tests
+
+import (
+	"archive/tar"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// inittab has busybox's init keep what it finds when it starts, and say a word at its end.
+const inittab = `::sysinit:/bin/sh -c "/bin/busybox cp /etc/resolv.conf /at-start; echo begun"
+::shutdown:/bin/sh -c "echo good""bye"
+`
+
+// TestImageInit runs images whose PID 1 is an init of their own, with the agent beside it.
+func TestImageInit(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	ownCache(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	base := baseLayer(t)
+	init := imageLayer(t,
+		layerFile{tar.Header{Name: "sbin/init", Typeflag: tar.TypeSymlink, Linkname: "/bin/busybox", Mode: 0o777}, ""},
+		layerFile{tar.Header{Name: "etc/inittab", Typeflag: tar.TypeReg, Mode: 0o644}, inittab},
+		layerFile{tar.Header{Name: "own", Typeflag: tar.TypeReg, Mode: 0o755}, "#!/bin/sh\necho PID $$ of $1; exec /bin/busybox poweroff -f\n"})
+	config := v1.Config{Entrypoint: []string{"/sbin/init"}, User: "joe", Env: []string{"PATH=/bin", "container=docker", "GREETING=hi"}, StopSignal: "SIGRTMIN+3", WorkingDir: "/work"}
+	loadImage(t, "init:1", containerImage(t, config, base, init))
+	loadImage(t, "init:none", containerImage(t, v1.Config{Cmd: []string{"/bin/sh"}}, base))
+	dir := t.TempDir()
+	if out, status := vmm(t, "run", "-d", "--name", "whole", "--image", "init:1", "--systemd", "-e", "EXTRA=more", "--share", dir+":/shared", "--stop-timeout", "60"); status != 0 {
+		t.Fatalf("run -d: status %d\n%s", status, out)
+	}
+	defer vmm(t, "rm", "-f", "whole")
+	exec := func(vm, script, want string) {
+		t.Helper()
+		if out, status := vmm(t, "exec", "-u", "0", vm, "/bin/sh", "-c", script); status != 0 || out != want {
+			t.Errorf("%s: status %d, %q, want %q", script, status, out, want)
+		}
+	}
+	exec("whole", "cat /proc/1/comm; /bin/busybox tr '\\0' '\\n' </proc/1/environ | grep -E 'GREETING|EXTRA|container' | sort", "init\nEXTRA=more\nGREETING=hi\n")
+	exec("whole", "hostname; grep -c nameserver /at-start; mount | grep -c ' /run type tmpfs'; grep -cE '^[0-9a-f]{32}$' /etc/machine-id; ls /run", "whole\n1\n1\n1\n")
+	exec("whole", "echo from the guest >/shared/file; echo written >/new; ls -l /proc/1/exe >/dev/null && mount | grep -c ' / type overlay'", "1\n")
+	if out, status := vmm(t, "exec", "whole", "/bin/sh", "-c", "id -u; pwd; echo $GREETING $EXTRA"); status != 0 || out != "1001\n/work\nhi more\n" {
+		t.Errorf("exec: status %d, %q", status, out)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "from the guest\n" {
+		t.Errorf("what was written to the host's directory: %q, %v", b, err)
+	}
+	if out, status := vmm(t, "cp", "whole:/new", dir+"/copied"); status != 0 {
+		t.Errorf("cp: status %d\n%s", status, out)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "copied")); err != nil || string(b) != "written\n" {
+		t.Errorf("what was copied: %q, %v", b, err)
+	}
+	if out, status := vmm(t, "diff", "whole"); status != 0 || out != "A /at-start\nA /new\nA /shared\nA /work\n" {
+		t.Errorf("diff: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "commit", "whole", "init:2"); status != 0 {
+		t.Errorf("commit: status %d\n%s", status, out)
+	}
+	waitLog(t, "whole", "begun")
+	if out, status := vmm(t, "stop", "whole"); status != 0 {
+		t.Errorf("stop: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "logs", "whole"); status != 0 || !strings.Contains(out, "goodbye") {
+		t.Errorf("it was not shut down in order: status %d\n%s", status, out)
+	}
+	if out, _ := vmm(t, "ps", "-a"); !regexp.MustCompile(`whole .*exited \(0\)`).MatchString(out) {
+		t.Errorf("ps:\n%s", out)
+	}
+	t.Run("another init, and a root for reading", func(t *testing.T) {
+		out, status := vmm(t, "run", "--image", "init:2", "--systemd", "--read-only", "--timeout", bootLimit, "--entrypoint", "/own", "--", "all")
+		if status != 0 || !strings.Contains(out, "PID 1 of all") {
+			t.Errorf("status %d\n%s", status, out)
+		}
+	})
+	t.Run("none", func(t *testing.T) {
+		out, status := vmm(t, "run", "--image", "init:none", "--systemd", "--timeout", bootLimit)
+		if status != 125 || !strings.Contains(out, "there is neither /sbin/init nor /init in it") {
+			t.Errorf("status %d\n%s", status, out)
+		}
+	})
+	wantRefusals(t, []refusal{
+		{"run --systemd", 2, "goes with --image"},
+		{"run --image init:1 --systemd --no-agent", 2, "--no-agent"},
+		{"run --image init:1 --systemd -u joe", 2, "are for a command"},
+		{"run --image init:1 --systemd --stop-signal TERM", 2, "are for a command"},
+	})
+}

@@ -1,0 +1,30 @@
+package vm
+
+import (
+	"errors"
+	"testing"
+)
+
+// TestImageInit: a guest with an init of its image's is none for commands, and needs the agent.
+func TestImageInit(t *testing.T) {
+	for name, c := range map[string]struct {
+		config          Config
+		field           string
+		commands, hands bool
+	}{
+		"for commands":      {config: Config{Root: &Root{Image: &ImageRoot{Segments: []string{"x"}}}}, commands: true},
+		"an init":           {config: Config{Root: &Root{Image: &ImageRoot{Segments: []string{"x"}, Init: &Init{}}}}, hands: true},
+		"without an agent":  {config: Config{NoAgent: true, Root: &Root{Image: &ImageRoot{Segments: []string{"x"}, Init: &Init{}}}}, hands: true, field: "NoAgent"},
+		"an empty program":  {config: Config{Root: &Root{Image: &ImageRoot{Segments: []string{"x"}, Init: &Init{Argv: []string{""}}}}}, hands: true, field: "Root.Image.Init"},
+		"a disk that boots": {config: Config{Root: &Root{Path: "x", Boot: true}}},
+	} {
+		var config *ConfigError
+		err := c.config.Check()
+		if errors.As(err, &config) != (c.field != "") || config != nil && config.Field != c.field {
+			t.Errorf("%s: %v", name, err)
+		}
+		if c.config.Commands() != c.commands || c.config.HandsOver() != c.hands {
+			t.Errorf("%s: for commands %v, handed over %v", name, c.config.Commands(), c.config.HandsOver())
+		}
+	}
+}
