@@ -35,30 +35,41 @@ type Progress func(layer v1.Hash, done, total int64)
 // parallelLayers is how many layers come at once.
 const parallelLayers = 3
 
-// add takes an image into the store under a name.
-func (s *Store) add(ctx context.Context, from source, whole string, progress Progress) (*Image, error) {
-	if progress == nil {
-		progress = func(v1.Hash, int64, int64) {}
-	}
-	var image *Image
-	err := s.locked(ctx, usersLock, unix.LOCK_SH, func() error {
-		d, err := s.addContents(ctx, from, progress)
-		if err != nil {
-			return err
-		}
-		d.Annotations = map[string]string{refName: whole}
-		if image, err = s.open(d); err != nil {
-			return err
-		}
-		if _, err := image.Segments(); err != nil { // layers may not fit upon each other
-			return err
-		}
-		return s.setName(ctx, whole, d)
+// making has something made in the store, in which nobody cleans up meanwhile.
+func (s *Store) making(ctx context.Context, run func() (*Image, error)) (image *Image, err error) {
+	err = s.locked(ctx, usersLock, unix.LOCK_SH, func() error {
+		image, err = run()
+		return err
 	})
 	if errors.Is(err, unix.ENOSPC) {
 		err = fmt.Errorf("there is no room for it in %s: %w", s.dir, err)
 	}
 	return image, err
+}
+
+// add takes an image into the store under a name.
+func (s *Store) add(ctx context.Context, from source, whole string, progress Progress) (*Image, error) {
+	return s.making(ctx, func() (*Image, error) { return s.addNamed(ctx, from, whole, progress) })
+}
+
+// addNamed is add within making.
+func (s *Store) addNamed(ctx context.Context, from source, whole string, progress Progress) (*Image, error) {
+	if progress == nil {
+		progress = func(v1.Hash, int64, int64) {}
+	}
+	d, err := s.addContents(ctx, from, progress)
+	if err != nil {
+		return nil, err
+	}
+	d.Annotations = map[string]string{refName: whole}
+	image, err := s.open(d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := image.Segments(); err != nil { // layers may not fit upon each other
+		return nil, err
+	}
+	return image, s.setName(ctx, whole, d)
 }
 
 func (s *Store) addContents(ctx context.Context, from source, progress Progress) (v1.Descriptor, error) {

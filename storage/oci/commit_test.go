@@ -1,13 +1,17 @@
 package oci
 
 import (
+	"archive/tar"
 	"errors"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"vmm/internal/tarfile"
 )
 
 // TestCommit puts a layer on an image.
@@ -69,8 +73,44 @@ func TestCommit(t *testing.T) {
 		if _, err := s.Get("bad"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := s.Prune(ctx); err != nil {
-			t.Fatal(err)
+		if after := contentsOf(t, s.dir); !slices.Equal(before, after) {
+			t.Errorf("%s: %q before, %q after", name, before, after)
+		}
+	}
+}
+
+// TestCommitLimits: a guest that sends without end is stopped while it sends, and nothing is left
+// of what has come.
+func TestCommitLimits(t *testing.T) {
+	s, ctx := newStore(t, Limits{Bytes: 1 << 30, Entries: 100, Names: 100 << 10}), t.Context()
+	base, err := s.add(ctx, memory{Image: imageOf(t, layerOf(t, text("old", "1")))}, "docker.io/library/base:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	errUnstopped := errors.New("it was not stopped")
+	for name, header := range map[string]tar.Header{
+		"files":      {},
+		"names":      {Linkname: strings.Repeat("n", 3000), Typeflag: tar.TypeSymlink},
+		"attributes": {PAXRecords: map[string]string{tarfile.XattrRecord + "user.x": strings.Repeat("v", 3000)}},
+		"contents":   {Size: 1 << 40},
+	} {
+		before := contentsOf(t, s.dir)
+		_, err := s.Commit(ctx, base, Commit{Name: "bad"}, func(w io.Writer) error {
+			to := tar.NewWriter(w)
+			for n := range 10000 {
+				h := header
+				h.Format, h.Name = tar.FormatPAX, strconv.Itoa(n)
+				if err := to.WriteHeader(&h); err != nil {
+					return err
+				}
+				if _, err := io.Copy(to, io.LimitReader(zeros{}, min(h.Size, 1<<20))); err != nil {
+					return err
+				}
+			}
+			return errUnstopped
+		})
+		if !errors.Is(err, ErrLimit) || errors.Is(err, errUnstopped) {
+			t.Errorf("%s: %v", name, err)
 		}
 		if after := contentsOf(t, s.dir); !slices.Equal(before, after) {
 			t.Errorf("%s: %q before, %q after", name, before, after)

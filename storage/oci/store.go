@@ -112,15 +112,21 @@ func (s *Store) place(f *os.File, err error, path string) error {
 // make has a directory of the store made by a function, whole or not at all. It does nothing
 // where the directory is.
 func (s *Store) make(path string, fill func(dir string) error) error {
-	if _, err := os.Stat(path); err == nil {
+	if isThere(path) {
 		return nil
 	}
+	return s.makeNamed(func(dir string) (string, error) { return path, fill(dir) })
+}
+
+// makeNamed does the same with one whose path is known only when it has been made.
+func (s *Store) makeNamed(fill func(dir string) (path string, err error)) error {
 	dir, err := os.MkdirTemp(s.dir, makingName)
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := fill(dir); err != nil {
+	path, err := fill(dir)
+	if err != nil {
 		return err
 	}
 	if err := syncAll(dir); err != nil {
