@@ -215,9 +215,7 @@ func (a *treeWriter) add(e *entry, name string) (err error) {
 		return err
 	}
 	for key, value := range ofFile(attributes) {
-		if !strings.Contains(key, "=") { // which no archive can have
-			h.PAXRecords[tarfile.XattrRecord+key] = value
-		}
+		h.PAXRecords[tarfile.XattrKey(key)] = value
 	}
 	switch kind {
 	case tar.TypeReg:

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/tarfile"
 )
 
 // TestUpper tells what is in an upper directory, and makes a layer of it.
@@ -44,7 +46,7 @@ func TestUpper(t *testing.T) {
 		os.Link(dir+"/upper/one", dir+"/upper/two"),
 		os.Symlink("nowhere", dir+"/upper/link"),
 		os.Chmod(dir+"/upper/mode", 0o700),
-		unix.Setxattr(dir+"/upper/one", "user.x", []byte("a\x00b"), 0),
+		unix.Setxattr(dir+"/upper/one", "user.x=y", []byte("a\x00b"), 0),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -80,7 +82,7 @@ func TestUpper(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(r)
-		got = append(got, fmt.Sprintf("%c %s %o %s %q %s", h.Typeflag, h.Name, h.Mode, h.Linkname, h.PAXRecords["SCHILY.xattr.user.x"], body))
+		got = append(got, fmt.Sprintf("%c %s %o %s %q %s", h.Typeflag, h.Name, h.Mode, h.Linkname, tarfile.Xattrs(h)["user.x=y"], body))
 	}
 	want = []string{`0 file 644  "" upper/file`, `0 .wh.gone 600  "" `, `2 link 777 nowhere "" `, `5 mode/ 700  "" `, "0 na\xffme 644  \"\" upper/na\xffme", `0 one 644  "a\x00b" upper/one`,
 		`5 opaque/ 755  "" `, `0 opaque/.wh..wh..opq 600  "" `, `0 opaque/both 644  "" upper/opaque/both`, `5 opaque/sub/ 755  "" `, `0 opaque/sub/new 644  "" upper/opaque/sub/new`,

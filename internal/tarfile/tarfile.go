@@ -18,12 +18,28 @@ var Types = map[byte]uint16{
 // XattrRecord is what the PAX records of extended attributes begin with.
 const XattrRecord = "SCHILY.xattr."
 
+// A record's key ends at its first '=', which an attribute's name may have. GNU tar (1.29 and
+// later) writes it otherwise, and what it writes it with; it reads nothing else so.
+var (
+	escapeXattr   = strings.NewReplacer("%", "%25", "=", "%3D")
+	unescapeXattr = strings.NewReplacer("%25", "%", "%3D", "=")
+)
+
+// XattrKey is the key of an extended attribute's record. A name is changed only if it has to be:
+// most readers take it as it is.
+func XattrKey(name string) string {
+	if strings.Contains(name, "=") || unescapeXattr.Replace(name) != name {
+		name = escapeXattr.Replace(name)
+	}
+	return XattrRecord + name
+}
+
 // Xattrs returns the extended attributes of an entry.
 func Xattrs(h *tar.Header) map[string]string {
 	out := map[string]string{}
 	for key, value := range h.PAXRecords {
 		if name, ok := strings.CutPrefix(key, XattrRecord); ok {
-			out[name] = value
+			out[unescapeXattr.Replace(name)] = value
 		}
 	}
 	return out

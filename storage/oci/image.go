@@ -248,7 +248,7 @@ func (i *Image) ref() string {
 }
 
 // treeVersion is in the name of the metadata: it grows when what is written changes.
-const treeVersion = 2
+const treeVersion = 3
 
 // chain is the digest of all of the image's layers together.
 func (i *Image) chain() v1.Hash {
@@ -267,6 +267,7 @@ func (i *Image) writeTree(path string, sizes []int64) error {
 			return err
 		}
 	}
+	dropWhiteouts(m.root)
 	f, err := os.CreateTemp(i.store.dir, makingName)
 	if err != nil {
 		return err

@@ -293,4 +293,17 @@ func targetParts(target string) (parts []string) {
 	return parts
 }
 
+// dropWhiteouts removes the devices that an overlay over the image takes for whiteouts (Linux,
+// filesystems/overlayfs.rst): nothing of theirs would show, and they are no whiteouts of layers.
+func dropWhiteouts(dir *erofs.Inode) {
+	for base, n := range dir.Entries {
+		switch {
+		case isDir(n):
+			dropWhiteouts(n)
+		case n.Mode&unix.S_IFMT == unix.S_IFCHR && n.Major == 0 && n.Minor == 0:
+			delete(dir.Entries, base)
+		}
+	}
+}
+
 func isDir(n *erofs.Inode) bool { return n != nil && n.Mode&unix.S_IFMT == unix.S_IFDIR }

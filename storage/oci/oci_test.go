@@ -214,11 +214,13 @@ func TestLayers(t *testing.T) {
 		"of below a file": {[][]file{{text("a", "1")}, {text("a/.wh.b", ""), text("a/c/.wh..wh..opq", "")}}, []string{"a = 1"}},
 		"dir renewed":     {[][]file{{dirs("d"), text("d/old", "1")}, {dirs("d"), text("d/new", "2"), text(".wh.d", "")}}, []string{"d/", "d/new = 2"}},
 		"opaque":          {[][]file{{dirs("d/e"), text("d/e/old", "1"), text("d/old", "1")}, {text("d/new", "2"), dirs("d/e"), text("d/.wh..wh..opq", "")}}, []string{"d/", "d/e/", "d/new = 2"}},
-		"aufs":            {[][]file{{text(".wh..wh.plnk/1.2", "x"), text(".wh..wh.aufs", "")}}, nil},
-		"through links":   {[][]file{{dirs("usr/lib"), symlink("lib", "usr/lib"), symlink("abs", "/usr")}, {text("lib/a", "1"), text("abs/lib/b", "2")}}, []string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/a = 1", "usr/lib/b = 2"}},
-		"never out":       {[][]file{{symlink("up", "../../../etc"), text("up/a", "1")}}, []string{"etc/", "etc/a = 1", "up -> ../../../etc"}},
-		"link across":     {[][]file{{text("a", "1")}, {link("b", "a"), text(".wh.a", "")}}, []string{"b = 1"}},
-		"contents":        {[][]file{{text("a", big), text("b", "2"), text("e", "")}, {text("c", big+"c"), text("z", strings.Repeat("\x00", 20000))}}, []string{"a = " + big, "b = 2", "c = " + big + "c", "e = ", "z = " + strings.Repeat("\x00", 20000)}},
+		"overlay's": {[][]file{{text("a", "1"), text("b", "1"), dirs("d"), text("d/c", "1")}, {{name: "a", kind: tar.TypeChar}, link("l", "a"), {name: "d/c", kind: tar.TypeChar}, {name: "d/k", kind: tar.TypeBlock}},
+			{text("d/new", "1")}}, []string{"b = 1", "d/", "d/k", "d/new = 1"}},
+		"aufs":          {[][]file{{text(".wh..wh.plnk/1.2", "x"), text(".wh..wh.aufs", "")}}, nil},
+		"through links": {[][]file{{dirs("usr/lib"), symlink("lib", "usr/lib"), symlink("abs", "/usr")}, {text("lib/a", "1"), text("abs/lib/b", "2")}}, []string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/a = 1", "usr/lib/b = 2"}},
+		"never out":     {[][]file{{symlink("up", "../../../etc"), text("up/a", "1")}}, []string{"etc/", "etc/a = 1", "up -> ../../../etc"}},
+		"link across":   {[][]file{{text("a", "1")}, {link("b", "a"), text(".wh.a", "")}}, []string{"b = 1"}},
+		"contents":      {[][]file{{text("a", big), text("b", "2"), text("e", "")}, {text("c", big+"c"), text("z", strings.Repeat("\x00", 20000))}}, []string{"a = " + big, "b = 2", "c = " + big + "c", "e = ", "z = " + strings.Repeat("\x00", 20000)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var layers []v1.Layer

@@ -181,7 +181,7 @@ func xattrs(path string) map[string]string {
 	for _, name := range split(names[:n]) {
 		v := make([]byte, 4096)
 		if n, err := unix.Lgetxattr(path, name, v); err == nil {
-			out[tarfile.XattrRecord+name] = string(v[:n])
+			out[tarfile.XattrKey(name)] = string(v[:n])
 		}
 	}
 	return out
