@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -32,8 +33,12 @@ type source interface {
 // the store has. It is called from several goroutines.
 type Progress func(layer v1.Hash, done, total int64)
 
-// parallelLayers is how many layers come at once.
-const parallelLayers = 3
+// How many layers come and are unpacked at once, and how many with those of which only the disk
+// does not have all yet: it takes many files in little more time than one.
+const (
+	parallelLayers = 3
+	unsyncedLayers = 32
+)
 
 // making has something made in the store, in which nobody cleans up meanwhile.
 func (s *Store) making(ctx context.Context, run func() (*Image, error)) (image *Image, err error) {
@@ -106,12 +111,16 @@ func (s *Store) addContents(ctx context.Context, from source, progress Progress)
 		return d, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
+	g.SetLimit(unsyncedLayers)
+	coming := make(chan struct{}, parallelLayers)
 	seen := map[v1.Hash]bool{}
 	for n, layer := range m.Layers {
 		if diffID := c.RootFS.DiffIDs[n]; !seen[diffID] {
 			seen[diffID] = true
-			g.Go(func() error { return s.addLayer(ctx, from, layer, diffID, progress) })
+			coming <- struct{}{}
+			g.Go(func() error {
+				return s.addLayer(ctx, from, layer, diffID, progress, sync.OnceFunc(func() { <-coming }))
+			})
 		}
 	}
 	if err := g.Wait(); err != nil {
@@ -131,8 +140,10 @@ func runsHere(c *v1.ConfigFile) error {
 // platform is what images are for.
 var platform = &v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// addLayer has the blob and the files of a layer in the store.
-func (s *Store) addLayer(ctx context.Context, from source, d v1.Descriptor, diffID v1.Hash, progress Progress) error {
+// addLayer has the blob and the files of a layer in the store. It calls came when all of it has
+// come, or nothing more will.
+func (s *Store) addLayer(ctx context.Context, from source, d v1.Descriptor, diffID v1.Hash, progress Progress, came func()) error {
+	defer came()
 	if !d.MediaType.IsDistributable() {
 		return fmt.Errorf("%v: a layer that may not be passed on (%s)", d.Digest, d.MediaType)
 	}
@@ -148,7 +159,10 @@ func (s *Store) addLayer(ctx context.Context, from source, d v1.Descriptor, diff
 	if err != nil {
 		return fmt.Errorf("layer %v: %w", d.Digest, err)
 	}
-	err = s.make(dir, func(dir string) error { return unpackBlob(blob, dir, diffID, s.limits) })
+	err = s.make(dir, func(dir string) error {
+		defer came()
+		return unpackBlob(blob, dir, diffID, s.limits)
+	})
 	if err == nil {
 		_, err = io.Copy(io.Discard, blob) // where the files were there already
 	}
