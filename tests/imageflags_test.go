@@ -164,3 +164,52 @@ func TestRootSize(t *testing.T) {
 		t.Errorf("%v, %v is left", left, err)
 	}
 }
+
+// TestRootDir: what is written is in a directory of the host, for one VM of one image at a time, and can be committed.
+func TestRootDir(t *testing.T) {
+	needKVM(t)
+	if os.Getuid() != 0 {
+		t.Skip("only root can have such a directory")
+	}
+	runtimeDirFor(t)
+	ownCache(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	config := v1.Config{Env: []string{"PATH=/bin"}}
+	old := imageLayer(t, layerFile{tar.Header{Name: "old/a", Typeflag: tar.TypeReg, Mode: 0o644}, "a"}, layerFile{tar.Header{Name: "old/b", Typeflag: tar.TypeReg, Mode: 0o640}, "b"})
+	loadImage(t, "dir:1", containerImage(t, config, baseLayer(t), old))
+	loadImage(t, "dir:2", containerImage(t, config, baseLayer(t)))
+	dir := filepath.Join(t.TempDir(), "written")
+	run := []string{"run", "--image", "dir:1", "--root-dir", dir}
+	const change = "echo new >/new; busybox chown 7:8 /new; busybox rm -r /old; busybox mkdir /old; echo c >/old/c"
+	if out, status := vmm(t, append(run, "--", "/bin/sh", "-c", change)...); status != 0 {
+		t.Fatalf("status %d\n%s", status, out)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "layer", "upper", "new")); err != nil || string(b) != "new\n" {
+		t.Errorf("on the host: %q, %v", b, err)
+	}
+	if out, status := vmm(t, append(run, "-d", "--name", "dir", "--", "/bin/sleep", "100000")...); status != 0 {
+		t.Fatalf("run -d: status %d\n%s", status, out)
+	}
+	defer vmm(t, "rm", "-f", "dir")
+	const see = "cat /new; busybox stat -c '%u %g' /new; cd /old; echo *"
+	const seen = "new\n7 8\nc\n"
+	if out, status := vmm(t, "exec", "dir", "/bin/sh", "-c", see); status != 0 || out != seen {
+		t.Errorf("the next one: status %d, %q", status, out)
+	}
+	if out, status := vmm(t, "diff", "dir"); status != 0 || out != "A /new\nC /old\nD /old/a\nD /old/b\nA /old/c\n" {
+		t.Errorf("diff: status %d\n%s", status, out)
+	}
+	wantRefusals(t, []refusal{
+		{"run --image dir:1 --root-dir " + dir + " -- /bin/true", 125, "another VM has it"},
+		{"run --image dir:2 --root-dir " + dir + " -- /bin/true", 125, "belongs to another image"},
+		{"run --image dir:1 --root-dir " + t.TempDir() + "/.. -- /bin/true", 125, "is not empty"},
+		{"run --image dir:1 --read-only --root-dir " + dir + " -- /bin/true", 2, "--read-only"},
+		{"run --root-dir x -- true", 2, "goes with --image"},
+	})
+	if out, status := vmm(t, "commit", "dir", "dir:3"); status != 0 {
+		t.Fatalf("commit: status %d\n%s", status, out)
+	}
+	if out, status := vmm(t, "run", "--image", "dir:3", "--", "/bin/sh", "-c", see); status != 0 || out != seen {
+		t.Errorf("of what was committed: status %d, %q", status, out)
+	}
+}

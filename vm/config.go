@@ -179,6 +179,12 @@ type Share struct {
 // ErrShareGone is in the error for a Share whose Lock somebody has, or has removed.
 var ErrShareGone = errors.New("somebody is removing it")
 
+// ErrNeedsRoot is in the error for an ImageRoot.Dir where this process is not root's.
+var ErrNeedsRoot = errors.New("only root can give a guest a directory for what it writes to its root")
+
+// ErrShareBusy is in the error for an ImageRoot.Dir that another VM has.
+var ErrShareBusy = errors.New("another VM has it")
+
 // Owner is a user and group of the guest; the zero value is root.
 type Owner struct {
 	UID uint32 `json:"uid"`
@@ -425,5 +431,5 @@ func (c *Config) HandsOver() bool {
 
 // Outlasted reports whether what the guest writes can outlast it: VM.Sync is of use then.
 func (c *Config) Outlasted() bool {
-	return len(c.Disks)+len(c.Pmems)+len(c.Shares) > 0 || c.Root != nil && c.Root.Image != nil && c.Root.Image.Disk != nil
+	return len(c.Disks)+len(c.Pmems)+len(c.Shares) > 0 || c.Root != nil && c.Root.Image != nil && (c.Root.Image.Disk != nil || c.Root.Image.Dir != "")
 }

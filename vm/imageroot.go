@@ -35,6 +35,10 @@ type ImageRoot struct {
 	// Disk, if it is there, takes what the guest writes: an ext4 file system as NewRootDisk
 	// makes it, which outlasts the VM. Without one that goes to the guest's memory.
 	Disk *Disk `json:"disk,omitempty"`
+	// Dir, if it is not empty, is a directory of the host that takes what the guest writes, in the place of both: the upper
+	// directory of an overlay (Linux, filesystems/overlayfs.rst, "User xattr") in upper, and its work. No two VMs have it at a
+	// time. Only root can have one: an overlay works in a directory without permissions, as the owner of which another fails.
+	Dir string `json:"dir,omitempty"`
 	// ReadOnly lets nobody write to the root. Volumes and Tmpfs can be written to all the same.
 	ReadOnly bool    `json:"readOnly,omitempty"`
 	Tmpfs    []Tmpfs `json:"tmpfs,omitempty"`
@@ -112,6 +116,9 @@ func (r *ImageRoot) check() error {
 			return wrong("Root.Image.Hosts", "%q at %v: a name and an address", h.Name, h.Address)
 		}
 	}
+	if r.Disk != nil && r.Dir != "" {
+		return wrong("Root.Image.Dir", "%s: what is written goes to a disk", r.Dir)
+	}
 	if r.Disk != nil {
 		return of("Root.Image.Disk", r.Disk.check())
 	}
@@ -126,8 +133,11 @@ func (r *ImageRoot) guestRoot() *guestinit.Root {
 	if r.Device == ImageMemory {
 		of, upper = "/dev/pmem0", rootDevice
 	}
-	if r.Disk != nil {
+	switch {
+	case r.Disk != nil:
 		image.Upper = upper
+	case r.Dir != "":
+		image.UpperTag = upperTag
 	}
 	for _, h := range r.Hosts {
 		image.Hosts = append(image.Hosts, h.Address.String()+" "+h.Name)

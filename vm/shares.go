@@ -23,6 +23,9 @@ import (
 // rootTag is the tag of the guest's root; other shares are numbered.
 const rootTag = "root"
 
+// upperTag is the tag of what is written to the root, if that goes to a directory.
+const upperTag = "upper"
+
 // shares are the host's directories that the guest has.
 type shares struct {
 	devices []virtio.Device
@@ -159,6 +162,20 @@ func (s *shares) lock(dir, file string) error {
 	return err
 }
 
+// lockDir locks a directory that no other VM may have, until close.
+func (s *shares) lockDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	s.locks = append(s.locks, f)
+	err = flock.Current(f, unix.LOCK_EX)
+	if errors.Is(err, flock.ErrBusy) {
+		return fmt.Errorf("%s: %w", dir, ErrShareBusy)
+	}
+	return err
+}
+
 // hidden are those of the paths that lie below a directory, which is free of symbolic
 // links, from there. One that the directory itself is in is not: who shares that wants it.
 func hidden(dir string, list []string) []string {
@@ -204,6 +221,9 @@ func restoreShares(saved []savedShare, log func(error)) (*shares, error) {
 	s := &shares{}
 	for _, o := range saved {
 		err := s.lock(o.Dir, o.Lock)
+		if o.Tag == upperTag {
+			err = s.lockDir(o.Dir)
+		}
 		if err == nil {
 			err = s.add(o.Tag, o.Dir, o.Options, log)
 		}
@@ -225,6 +245,15 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 	options := share.Options{GuestUID: c.ShareOwner.UID, GuestGID: c.ShareOwner.GID}
 	if c.Root != nil && c.Root.Image != nil {
 		s.config.Root = c.Root.Image.guestRoot()
+		if dir := c.Root.Image.Dir; dir != "" {
+			// The files are the guest's root's, whoever runs the commands.
+			if os.Geteuid() != 0 {
+				return s, of("Root.Image.Dir", ErrNeedsRoot)
+			}
+			if err := errors.Join(s.lockDir(dir), s.add(upperTag, dir, share.Options{}, log)); err != nil {
+				return s, of("Root.Image.Dir", err)
+			}
+		}
 	} else if c.Commands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {
 			return s, of("Root", err)

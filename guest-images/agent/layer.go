@@ -94,7 +94,10 @@ func (s *Server) layer(l *Link, pause bool) error {
 
 // writeLayer writes the upper directory as a layer.
 func (u *Upper) writeLayer(w io.Writer) error {
-	a := newTree(w)
+	if u == nil {
+		return errNoUpper
+	}
+	a := newTree(w, u.xattrs())
 	err := u.changes(func(c *change) error {
 		dir, base := path.Split(c.path)
 		gone := c.kind == Deleted || c.kind == Changed && c.at.kind() == unix.S_IFSOCK
@@ -127,7 +130,7 @@ func writeRoot(w io.Writer) error {
 		return err
 	}
 	defer root.Close()
-	a := newTree(w)
+	a := newTree(w, TrustedXattrs)
 	return errors.Join(a.below(root, ""), a.close())
 }
 
@@ -137,13 +140,15 @@ type treeWriter struct {
 	buf   *bufio.Writer
 	to    *tar.Writer
 	links map[inode]string
+	// hidden begins the names of attributes that are not of the files.
+	hidden string
 }
 
 type inode struct{ device, number uint64 }
 
-func newTree(w io.Writer) *treeWriter {
+func newTree(w io.Writer, hidden string) *treeWriter {
 	b := bufio.NewWriterSize(w, MaxFrame)
-	return &treeWriter{buf: b, to: tar.NewWriter(b), links: map[inode]string{}}
+	return &treeWriter{buf: b, to: tar.NewWriter(b), links: map[inode]string{}, hidden: hidden}
 }
 
 func (a *treeWriter) close() error { return errors.Join(a.to.Close(), a.buf.Flush()) }
@@ -214,7 +219,7 @@ func (a *treeWriter) add(e *entry, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	for key, value := range ofFile(attributes) {
+	for key, value := range without(attributes, a.hidden) {
 		h.PAXRecords[tarfile.XattrKey(key)] = value
 	}
 	switch kind {
@@ -254,11 +259,11 @@ func (a *treeWriter) contents(e *entry, h *tar.Header) error {
 	return copyExactly(a.to, f, h.Size, h.Name)
 }
 
-// ofFile are the extended attributes without the overlay's.
-func ofFile(attributes map[string]string) map[string]string {
+// without are the extended attributes but for those whose names begin so.
+func without(attributes map[string]string, prefix string) map[string]string {
 	out := map[string]string{}
 	for key, value := range attributes {
-		if !strings.HasPrefix(key, overlayXattrs) {
+		if !strings.HasPrefix(key, prefix) {
 			out[key] = value
 		}
 	}

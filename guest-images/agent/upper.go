@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,7 +19,11 @@ type Upper struct {
 	// Own are files and directories that the guest's init has made, from the root on without
 	// a slash before: files of the guest's and not of its image's, and empty directories.
 	Own []string
+	// Xattrs begins the names of the attributes that the overlay keeps: TrustedXattrs, if it is empty, or UserXattrs.
+	Xattrs string
 }
+
+func (u *Upper) xattrs() string { return cmp.Or(u.Xattrs, TrustedXattrs) }
 
 // errNoUpper is the error where the root is no overlay.
 var errNoUpper = errors.New("the guest's root is neither a container image nor a directory for reading: what has changed in it is not known")
@@ -32,10 +37,12 @@ const (
 
 // What an overlay keeps beside its files (Linux, filesystems/overlayfs.rst).
 const (
-	overlayXattrs   = "trusted.overlay."
-	overlayOpaque   = overlayXattrs + "opaque"   // "y": nothing of this directory shows that is below
-	overlayRedirect = overlayXattrs + "redirect" // a directory that is elsewhere below
-	overlayMetacopy = overlayXattrs + "metacopy" // a file whose contents are below
+	TrustedXattrs = "trusted.overlay."
+	UserXattrs    = "user.overlay." // with its option userxattr
+
+	overlayOpaque   = "opaque"   // "y": nothing of this directory shows that is below
+	overlayRedirect = "redirect" // a directory that is elsewhere below
+	overlayMetacopy = "metacopy" // a file whose contents are below
 )
 
 // change is a file of an upper directory that is not as it is below.
@@ -216,7 +223,7 @@ func (u *Upper) name(l *layer, base string, each func(*change) error) error {
 	if err != nil {
 		return err
 	}
-	if attributes[overlayRedirect] != "" || hasKey(attributes, overlayMetacopy) {
+	if attributes[u.xattrs()+overlayRedirect] != "" || hasKey(attributes, u.xattrs()+overlayMetacopy) {
 		return fmt.Errorf("/%s was renamed or changed in a way that this guest's overlay keeps apart: copy it to another name", file)
 	}
 	if !above.isDir() {
@@ -234,11 +241,11 @@ func (u *Upper) name(l *layer, base string, each func(*change) error) error {
 		}
 		defer next.lower.Close()
 	}
-	c.opaque = merged && !l.cut && attributes[overlayOpaque] == "y"
+	c.opaque = merged && !l.cut && attributes[u.xattrs()+overlayOpaque] == "y"
 	next.change, next.cut = c, l.cut || c.opaque
 	same := own
 	if merged && !next.cut {
-		if same, err = sameDirectory(&above, &below, attributes); err != nil {
+		if same, err = u.sameDirectory(&above, &below, attributes); err != nil {
 			return err
 		}
 	}
@@ -255,11 +262,11 @@ func hasKey(m map[string]string, key string) bool { _, ok := m[key]; return ok }
 
 // sameDirectory reports whether a directory is in the upper directory only because of what is
 // in it. As with docker its time does not count.
-func sameDirectory(above, below *entry, attributes map[string]string) (bool, error) {
+func (u *Upper) sameDirectory(above, below *entry, attributes map[string]string) (bool, error) {
 	before, err := below.xattrs()
 	if err != nil {
 		return false, err
 	}
 	a, b := &above.st, &below.st
-	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && maps.Equal(ofFile(attributes), ofFile(before)), nil
+	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && maps.Equal(without(attributes, u.xattrs()), without(before, u.xattrs())), nil
 }

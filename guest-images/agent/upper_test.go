@@ -36,7 +36,7 @@ func TestUpper(t *testing.T) {
 	}
 	write("lower/same/in", "lower/gone", "lower/file", "lower/opaque/old", "lower/opaque/sub/old", "lower/opaque/both", "lower/socket", "lower/mode/x",
 		"upper/etc/hosts", "upper/proc/", "upper/file", "upper/same/new", "upper/opaque/both", "upper/opaque/sub/new", "upper/untouched/", "lower/untouched/x", "upper/mode/", "upper/one", "upper/na\xffme")
-	if err := unix.Setxattr(dir+"/upper/opaque", overlayOpaque, []byte("y"), 0); err != nil {
+	if err := unix.Setxattr(dir+"/upper/opaque", TrustedXattrs+overlayOpaque, []byte("y"), 0); err != nil {
 		t.Skip(err)
 	}
 	for _, err := range []error{

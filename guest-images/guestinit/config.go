@@ -51,6 +51,8 @@ type Image struct {
 	// Upper is a disk with an ext4 file system for what is written, in the place of the
 	// guest's memory.
 	Upper string `json:"upper,omitempty"`
+	// UpperTag is of a virtio-fs device for it, in the place of both.
+	UpperTag string `json:"upperTag,omitempty"`
 	// ReadOnly lets nobody write to the root, once what is mounted in it is.
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Tmpfs    []Tmpfs  `json:"tmpfs,omitempty"`

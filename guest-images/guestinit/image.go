@@ -20,22 +20,31 @@ const upperDir = workDir + "/upper"
 // image has a /tmp and a /run of its own, with files in them.
 func (r *Root) takes(m *mount) bool { return m.moves && !(m.scratch && r.Image != nil) }
 
-// mountImage mounts a container image below the root, and the disk for what is written, if
-// there is one, with both as the new root.
+// keeps reports whether what is written to the root goes elsewhere than to memory.
+func (r *Root) keeps() bool { return r.Image != nil && (r.Image.Upper != "" || r.Image.UpperTag != "") }
+
+// mountImage mounts a container image below the root, and what takes that which is written, if
+// it is not memory, with both as the new root.
 func mountImage(r *Root) error {
 	if err := mountLayers(r.Disk); err != nil {
 		return err
 	}
-	if r.Image.Upper == "" {
+	if !r.keeps() {
 		return nil
 	}
 	if err := os.MkdirAll(upperDir, 0o755); err != nil {
 		return err
 	}
+	if tag := r.Image.UpperTag; tag != "" {
+		if err := mountShare(tag, upperDir, 0); err != nil {
+			return err
+		}
+		return overlay(lower, newRoot, upperDir, ",userxattr") // only the host's root could set others there
+	}
 	if err := mountDevice(r.Image.Upper, upperDir, "ext4", "CONFIG_EXT4_FS", 0, ""); err != nil {
 		return err
 	}
-	return overlay(lower, newRoot, upperDir)
+	return overlay(lower, newRoot, upperDir, "")
 }
 
 // appears bounds how long the kernel may take to find persistent memory, which it looks for

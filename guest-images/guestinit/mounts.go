@@ -161,18 +161,18 @@ func mountOverlay(work, from, to, name string) error {
 			return fmt.Errorf("memory for an overlay: %w (CONFIG_TMPFS)", err)
 		}
 	}
-	return overlay(from, to, filepath.Join(memory, name))
+	return overlay(from, to, filepath.Join(memory, name), "")
 }
 
 // overlay mounts a directory so that what is written goes to another one.
-func overlay(from, to, writable string) error {
+func overlay(from, to, writable, options string) error {
 	upper, atWork := filepath.Join(writable, "upper"), filepath.Join(writable, "work")
 	for _, d := range []string{upper, atWork} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	err := unix.Mount("overlay", to, "overlay", 0, "lowerdir="+from+",upperdir="+upper+",workdir="+atWork)
+	err := unix.Mount("overlay", to, "overlay", 0, "lowerdir="+from+",upperdir="+upper+",workdir="+atWork+options)
 	if errors.Is(err, unix.ENODEV) {
 		return errors.New("this kernel has no overlays (CONFIG_OVERLAY_FS)")
 	}

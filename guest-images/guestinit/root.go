@@ -45,7 +45,7 @@ func enterRoot(r *Root) error {
 	if err != nil {
 		return err
 	}
-	if r.Image == nil || r.Image.Upper == "" {
+	if !r.keeps() {
 		if err := mountOverlay(workDir, lower, newRoot, "root"); err != nil {
 			return err
 		}
@@ -231,13 +231,16 @@ func upper(r *Root) *agent.Upper {
 		return nil // and enterRoot has failed
 	}
 	writable := filepath.Join(work, memory, "root")
-	if r.Image != nil && r.Image.Upper != "" {
+	if r.keeps() {
 		writable = filepath.Join(work, filepath.Base(upperDir))
 	}
 	u := &agent.Upper{Dir: filepath.Join(writable, "upper"), Lower: filepath.Join(work, filepath.Base(lower)),
 		Own: []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf"}}
 	if r.Image != nil && r.Image.Init != nil {
 		u.Own = append(u.Own, machineID)
+	}
+	if r.Image != nil && r.Image.UpperTag != "" {
+		u.Xattrs = agent.UserXattrs
 	}
 	for _, m := range mounts {
 		if r.takes(&m) || r.renews(&m) {

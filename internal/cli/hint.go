@@ -12,6 +12,7 @@ import (
 	"vmm/storage/image"
 	"vmm/storage/oci"
 	"vmm/storage/qcow2"
+	"vmm/vm"
 )
 
 // hints are what to do about errors of the library, which knows no flag.
@@ -25,6 +26,7 @@ var hints = []struct {
 	{storage.ErrNoDirectIO, "use cache=writeback"},
 	{storage.ErrMasquerade, "give format=raw to allow it"},
 	{oci.ErrInsecure, "--insecure (vmm run: --insecure-registry) allows it all the same"},
+	{vm.ErrNeedsRoot, "--root-size has a disk for that"},
 	{lan.ErrAddressTaken, "give this VM another --name, or mac="},
 }
 

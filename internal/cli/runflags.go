@@ -156,7 +156,7 @@ func usage(format string, args ...any) error {
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
 	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
-	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
+	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Image.Dir": "--root-dir", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent", "Health": "--health-cmd",
 	"Limits.CPUs": "--cpu-limit", "Limits.Memory": "--memory-limit", "Limits.PIDs": "--pids-limit", "Limits.IO": "--io-limit",

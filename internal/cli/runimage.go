@@ -13,9 +13,11 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmm/internal/bytesize"
+	"vmm/internal/paths"
 	"vmm/network/gateway"
 	"vmm/storage/oci"
 	"vmm/vm"
+	"vmm/vm/rootdisk"
 	"vmm/vm/spec"
 )
 
@@ -38,6 +40,7 @@ type runImageFlags struct {
 	hosts      []string
 	publishAll bool
 	rootSize   bytesize.Size
+	rootDir    string
 	registry   oci.Registry
 }
 
@@ -49,6 +52,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.envFiles, "env-file", nil, "take environment variables from `FILE`, a line each as --env has them; several are possible")
 	fl.BoolVar(&f.readOnly, "read-only", false, "with --image: nobody can write to the root, but to what is mounted in it")
 	fl.Var(&f.rootSize, "root-size", "with --image: what is written to the root goes to a disk with `SIZE` of room, such as 8G, which is kept until vmm rm of the VM's name; without --name and -d, it goes with the VM")
+	fl.StringVar(&f.rootDir, "root-dir", "", "with --image: what is written to the root goes to a `DIRECTORY` of the host, which is made if it is not there")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "with --image: a file system in the guest's memory at `PATH[:OPTIONS]`, such as /run:size=64m; several are possible")
 	fl.StringArrayVar(&f.hosts, "add-host", nil, "with --image: a name in the guest's /etc/hosts: `NAME:ADDRESS`; several are possible")
 	fl.BoolVarP(&f.publishAll, "publish-all", "P", false, "with --image: publish the ports that the image exposes, each as a free one of the host's (see vmm port ls)")
@@ -56,7 +60,7 @@ func (f *runImageFlags) add(fl *pflag.FlagSet) {
 }
 
 // ofImage are the flags that say something of an image only.
-var ofImage = []string{"entrypoint", "systemd", "pull", "read-only", "root-size", "tmpfs", "add-host", "insecure-registry", "publish-all"}
+var ofImage = []string{"entrypoint", "systemd", "pull", "read-only", "root-size", "root-dir", "tmpfs", "add-host", "insecure-registry", "publish-all"}
 
 // apply gives a session the image's root, and its command unless there is another, if there is
 // an image.
@@ -80,6 +84,9 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 		}
 		s.RootSize = int64(f.rootSize)
 	}
+	if f.rootDir != "" && (f.readOnly || s.RootSize > 0) {
+		return usage("--root-dir goes with neither --root-size nor --read-only")
+	}
 	i, err := f.get(ctx)
 	if err != nil {
 		return failed(err)
@@ -92,6 +99,15 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 	err = errors.Join(parse("tmpfs", f.tmpfs, spec.Tmpfs, &root.Tmpfs), parse("add-host", f.hosts, spec.HostName, &root.Hosts))
 	if err != nil {
 		return err
+	}
+	if f.rootDir != "" {
+		dir, err := paths.Abs(f.rootDir)
+		if err == nil {
+			root.Dir, err = rootdisk.TakeDir(dir, root.Digest)
+		}
+		if err != nil {
+			return failed(fmt.Errorf("--root-dir: %w", err))
+		}
 	}
 	root.Volumes = slices.Sorted(maps.Keys(settings.Volumes))
 	c.Root = &vm.Root{Image: root}

@@ -1,5 +1,5 @@
-// Package rootdisk keeps disks for what VMs write to the roots that container images gave them,
-// by the VMs' names.
+// Package rootdisk keeps what VMs write to the roots that container images gave them: on disks, by the VMs'
+// names, or in directories.
 //
 // A Store is a directory that any number of processes use, each for names that it has claimed
 // in vm/registry.
@@ -97,4 +97,42 @@ func (s *Store) Remove(name string) (bool, error) {
 		return false, err
 	}
 	return true, os.Remove(path)
+}
+
+// The files of a directory for what is written.
+const (
+	digestFile = "image" // the digest of the image that it lies over
+	layerDir   = "layer" // vm.ImageRoot.Dir
+)
+
+// TakeDir makes a directory ready for what is written over the image of a digest, and returns what vm.ImageRoot.Dir is
+// then. It need not be there; else it is one that was made so, or empty. The error may be ErrOther or vm.ErrNeedsRoot.
+func TakeDir(dir, digest string) (string, error) {
+	layer := filepath.Join(dir, layerDir)
+	if os.Geteuid() != 0 { // said before anything is made
+		return "", vm.ErrNeedsRoot
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	of, err := os.ReadFile(filepath.Join(dir, digestFile))
+	switch {
+	case err == nil && string(of) != digest+"\n":
+		return "", fmt.Errorf("what is in %s %w, %s", dir, ErrOther, strings.TrimSpace(string(of)))
+	case err == nil:
+		return layer, nil
+	case !errors.Is(err, os.ErrNotExist):
+		return "", err
+	}
+	files, err := os.ReadDir(dir)
+	if err == nil && len(files) > 0 {
+		err = fmt.Errorf("%s is not empty, and has nothing that a VM has written to its root", dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(layer, 0o755); err != nil {
+		return "", err
+	}
+	return layer, os.WriteFile(filepath.Join(dir, digestFile), []byte(digest+"\n"), 0o644)
 }

@@ -3,6 +3,7 @@ package rootdisk
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -51,5 +52,27 @@ func TestStore(t *testing.T) {
 	}
 	if files, err := os.ReadDir(s.dir); err != nil || len(files) != 0 {
 		t.Errorf("%v, %v is left", files, err)
+	}
+}
+
+func TestTakeDir(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can have such a directory")
+	}
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	for range 2 {
+		layer, err := TakeDir(dir, "sha256:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(layer, "upper"), 0o755); err != nil { // as a guest does
+			t.Fatal(err)
+		}
+	}
+	if _, err := TakeDir(dir, "sha256:2"); !errors.Is(err, ErrOther) {
+		t.Errorf("another image: %v", err)
+	}
+	if _, err := TakeDir(filepath.Dir(dir), "sha256:1"); err == nil {
+		t.Error("a directory of somebody's files is taken")
 	}
 }

@@ -115,6 +115,7 @@ func possible(c *vm.Config) error {
 		{c.Boot.Modules != "", "modules of its kernel"}, {c.HugePages, "huge pages"}, {c.Nested, "nested virtualization"},
 		{c.ConsoleDevice == vm.VirtioConsole, "a virtio console"}, {c.Root.Image == nil && !c.Root.IsDir(), "a root that is no directory"},
 		{c.Root.Image != nil && c.Root.Image.Disk != nil, "a disk for what is written to its root"},
+		{c.Root.Image != nil && c.Root.Image.Dir != "", "a directory for what is written to its root"},
 		{slices.ContainsFunc(c.Nets, leadsOut), "a network beside the gateway's"},
 	} {
 		if own.is {
