@@ -10,12 +10,19 @@ import (
 	"time"
 )
 
-// receiver starts vmm receive, by a command in front of it if there is one, and
-// returns the address and the key for the source.
+// receiver starts vmm receive, by a command in front of it if there is one, which takes all
+// that a VM opens, and returns the key for the source.
 func receiver(t *testing.T, name, address string, before ...string) (key string) {
 	t.Helper()
+	return receiverWith(t, name, address, before, "--trust")
+}
+
+// receiverWith is receiver with flags.
+func receiverWith(t *testing.T, name, address string, before []string, flags ...string) (key string) {
+	t.Helper()
 	keyFile := filepath.Join(t.TempDir(), "key")
-	argv := append(before, vmmPath, "receive", "--console", "none", "--name", name, "--key-file", keyFile, "--trust", address)
+	argv := append(before, vmmPath, "receive", "--console", "none", "--name", name, "--key-file", keyFile)
+	argv = append(append(argv, flags...), address)
 	c := exec.Command(argv[0], argv[1:]...)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
@@ -75,6 +82,11 @@ func TestMigration(t *testing.T) {
 		wrong = key[:len(key)-1] + "Q"
 	}
 	wantRefusal(t, []string{"migrate", "--key", wrong, "moving", "tcp://127.0.0.1:45871"}, 125, "the key is another one's")
+	// Over TCP it is another's word what the VM opens there.
+	key = receiverWith(t, "never", "tcp://127.0.0.1:45870", nil)
+	if out, status := vmm(t, "migrate", "--key", key, "moving", "tcp://127.0.0.1:45870"); status != 125 || !strings.Contains(out, "was not saved by you on this host") || !strings.Contains(out, "load.qcow2") {
+		t.Errorf("to who trusts nobody: status %d\n%s", status, out)
+	}
 	// A name that is taken there, which shows when all is sent.
 	receiver(t, "moving", "unix:"+dir+"/taken")
 	wantRefusal(t, []string{"migrate", "moving", "unix:" + dir + "/taken"}, 125, "running already")
