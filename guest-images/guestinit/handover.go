@@ -43,7 +43,7 @@ func (r *Root) renews(m *mount) bool {
 
 // handOver makes PID 1 the init of the image that is the root. It returns only if it cannot.
 func handOver(cfg *Config) error {
-	image := cfg.Root.Image
+	image, own := cfg.Root.Image, os.Environ()
 	for _, v := range image.Defaults.Env {
 		// Images for systemd in containers say so by a variable, and this is a machine.
 		if name, value, ok := strings.Cut(v, "="); ok && name != "container" {
@@ -54,7 +54,7 @@ func handOver(cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	beside, link, err := startAgent()
+	beside, link, err := startAgent(own)
 	if err != nil {
 		return fmt.Errorf("starting the agent: %w", err)
 	}
@@ -87,9 +87,9 @@ func (i *Init) find() (path string, argv []string, err error) {
 	return "", nil, fmt.Errorf("the image has no init of its own: there is neither %s in it", strings.Join(InitPrograms, " nor "))
 }
 
-// startAgent starts the agent beside PID 1. On the link comes a byte from it when the network is there; the
+// startAgent starts the agent beside PID 1, with an environment. On the link comes a byte from it when the network is there; the
 // link's end tells it that the image's init has begun.
-func startAgent() (*exec.Cmd, *os.File, error) {
+func startAgent(env []string) (*exec.Cmd, *os.File, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
@@ -97,7 +97,7 @@ func startAgent() (*exec.Cmd, *os.File, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "link")
 	defer theirs.Close()
 	ram := os.NewFile(uintptr(oldRoot), "the initial RAM disk")
-	c := &exec.Cmd{Path: "/proc/self/exe", Args: []string{AgentName}, Stdin: nil, Stdout: os.Stdout, Stderr: os.Stderr,
+	c := &exec.Cmd{Path: "/proc/self/exe", Args: []string{AgentName}, Env: env, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles: []*os.File{ram, theirs}, SysProcAttr: &unix.SysProcAttr{Setsid: true}}
 	return c, ours, reaper.Start(c)
 }
@@ -175,7 +175,7 @@ func consoleWithoutUdev(root *os.Root) error {
 		wants     = runtime + "system/getty.target.wants/"
 	)
 	has := func(name string) bool {
-		_, err := root.Stat(units + name)
+		_, err := root.Lstat(units + name)
 		return err == nil
 	}
 	if has("systemd-udevd") || !has(login) || !has(generator) {

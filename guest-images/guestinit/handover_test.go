@@ -73,7 +73,7 @@ func TestConsoleWithoutUdev(t *testing.T) {
 	} {
 		files := map[string]string{}
 		for _, f := range c.has {
-			files[f] = ""
+			files[f] = "->/usr/bin/elsewhere" // as udev's is, which leads nowhere in the root that is made
 		}
 		root := tree(t, files)
 		if err := consoleWithoutUdev(root); err != nil {

@@ -44,6 +44,10 @@ func (s *session) claim(c *vm.Config) (name string, err error) {
 	return c.Name, s.openConsole()
 }
 
+// initStopSeconds is how long an image's init may take to shut down, unless the user says otherwise: as long as systemd
+// gives a service of its (systemd-system.conf(5), DefaultTimeoutStopSec).
+const initStopSeconds = 90
+
 // take takes the VM's name, or a similar one that is free, unless a supervisor has it for this process.
 func (s *session) take(c *vm.Config) (err error) {
 	if s.Supervised {
@@ -74,6 +78,9 @@ func (s *session) take(c *vm.Config) (err error) {
 	}
 	for _, n := range c.Nets {
 		info.Nets = append(info.Nets, n.Mode())
+	}
+	if s.StopSeconds == nil && c.HandsOver() {
+		info.StopSeconds = new(initStopSeconds)
 	}
 	if s.Restart != nil {
 		info.Restart, info.Supervisor = s.Restart.Text, os.Getpid()

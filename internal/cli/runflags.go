@@ -134,7 +134,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.hostname, "hostname", "", "the guest's host `NAME` in the place of the VM's, with dots if it has a domain")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "note `KEY=VALUE` of the VM, for vmm ps --filter and inspect; several are possible")
 	fl.StringVar(&f.stopSignal, "stop-signal", "", "the `SIGNAL` that the command gets from vmm stop: a name or number; the image's, or SIGTERM, if not given")
-	fl.IntVar(&f.stopSeconds, "stop-timeout", 10, "`SECONDS` that vmm stop gives the command")
+	fl.IntVar(&f.stopSeconds, "stop-timeout", 10, "`SECONDS` that vmm stop gives the command; 90 if not given, of an init of --systemd")
 	fl.StringVar(&f.restart, "restart", "no", "with -d: when the VM is started again after its end: `"+restartForm+"`; the last two are the same here: not what vmm stop has ended")
 	fl.StringVar(&f.protocol, "boot-protocol", string(bootloader.Auto), "force how the kernel is entered: auto, bzimage, elf or pvh")
 	fl.StringArrayVar(&f.disks, "disk", nil, diskUsage)

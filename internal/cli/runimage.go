@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/pflag"
 
 	"vmm/internal/bytesize"
@@ -127,20 +128,25 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 			return failed(fmt.Errorf("the image %s: %w", f.image, err))
 		}
 	}
+	return f.command(s, &settings, fl)
+}
+
+// command gives a session of an image what runs in it: a command, or the image's init.
+func (f *runImageFlags) command(s *session, settings *v1.Config, fl *pflag.FlagSet) error {
 	given := len(s.Command) > 0 || fl.Changed("entrypoint")
-	s.Command = imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
-	if f.systemd {
-		root.Defaults.Env = append(slices.Clone(settings.Env), s.Exec.Env...)
-		root.Init = &vm.Init{}
-		if given || startsInit(s.Command) {
-			root.Init.Argv = s.Command
+	argv := imageCommandLine(settings.Entrypoint, settings.Cmd, s.Command, f.entrypoint, fl.Changed("entrypoint"))
+	if !f.systemd {
+		if s.Command = argv; len(argv) == 0 {
+			return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)
 		}
-		s.Command = nil
 		return nil
 	}
-	if len(s.Command) == 0 {
-		return usage("the image %s says no command: give one: vmm run --image %s -- COMMAND", f.image, f.image)
+	root := s.Config.Root.Image
+	root.Init, s.Command = &vm.Init{}, nil
+	if given || startsInit(argv) {
+		root.Init.Argv = argv
 	}
+	root.Defaults.Env = append(slices.Clone(settings.Env), s.Exec.Env...)
 	return nil
 }
 
