@@ -66,6 +66,17 @@ func TestImageInit(t *testing.T) {
 		t.Errorf("commit: status %d\n%s", status, out)
 	}
 	waitLog(t, "whole", "begun")
+	t.Run("a copy", func(t *testing.T) {
+		saved := filepath.Join(t.TempDir(), "saved")
+		if out, status := vmm(t, "snapshot", "whole", saved); status != 0 {
+			t.Fatalf("snapshot: status %d\n%s", status, out)
+		}
+		if out, status := vmm(t, "restore", "-d", "--name", "twin", saved); status != 0 {
+			t.Fatalf("restore: status %d\n%s", status, out)
+		}
+		defer vmm(t, "rm", "-f", "twin")
+		exec("twin", "cat /proc/1/comm; hostname; cat /new; /bin/busybox ps | grep -c 'udhcpc.*[h]ostname:twin'", "init\ntwin\nwritten\n1\n")
+	})
 	if out, status := vmm(t, "stop", "whole"); status != 0 {
 		t.Errorf("stop: status %d\n%s", status, out)
 	}
