@@ -67,7 +67,7 @@ func copyTo(w io.Writer) func(io.Reader) error {
 
 // writeChanges writes each change as its kind, its path and a zero.
 func (u *Upper) writeChanges(w io.Writer) error {
-	b := bufio.NewWriterSize(w, MaxFrame)
+	b := bufio.NewWriterSize(w, packetFrame)
 	err := u.changes(func(c *change) error {
 		_, err := fmt.Fprintf(b, "%c/%s\x00", c.kind, c.path)
 		return err
@@ -139,6 +139,7 @@ func writeRoot(w io.Writer) error {
 type treeWriter struct {
 	buf   *bufio.Writer
 	to    *tar.Writer
+	part  []byte // of a file's contents
 	links map[inode]string
 	// hidden begins the names of attributes that are not of the files.
 	hidden string
@@ -147,8 +148,8 @@ type treeWriter struct {
 type inode struct{ device, number uint64 }
 
 func newTree(w io.Writer, hidden string) *treeWriter {
-	b := bufio.NewWriterSize(w, MaxFrame)
-	return &treeWriter{buf: b, to: tar.NewWriter(b), links: map[inode]string{}, hidden: hidden}
+	b := bufio.NewWriterSize(w, packetFrame)
+	return &treeWriter{buf: b, to: tar.NewWriter(b), part: make([]byte, packetFrame), links: map[inode]string{}, hidden: hidden}
 }
 
 func (a *treeWriter) close() error { return errors.Join(a.to.Close(), a.buf.Flush()) }
@@ -215,16 +216,15 @@ func (a *treeWriter) add(e *entry, name string) (err error) {
 		}
 		a.links[key] = name
 	}
+	if kind == tar.TypeReg {
+		return a.contents(e, h)
+	}
 	attributes, err := e.xattrs()
 	if err != nil {
 		return err
 	}
-	for key, value := range without(attributes, a.hidden) {
-		h.PAXRecords[tarfile.XattrKey(key)] = value
-	}
+	a.addXattrs(h, attributes)
 	switch kind {
-	case tar.TypeReg:
-		return a.contents(e, h)
 	case tar.TypeSymlink:
 		b := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(e.dir.Fd()), e.base, b)
@@ -240,23 +240,50 @@ func (a *treeWriter) add(e *entry, name string) (err error) {
 
 // contents adds a file with what is in it, as large as it is when it is opened.
 func (a *treeWriter) contents(e *entry, h *tar.Header) error {
-	f, err := e.open(0)
+	fd, err := e.openFD(0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s has become something else than a file", h.Name)
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return e.failed(err)
 	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("%s has become something else than a file", h.Name)
+	}
+	attributes, err := e.xattrsOf(fd)
 	if err != nil {
 		return err
 	}
-	h.Size = info.Size()
+	a.addXattrs(h, attributes)
+	h.Size = st.Size
 	if err := a.to.WriteHeader(h); err != nil {
 		return err
 	}
-	return copyExactly(a.to, f, h.Size, h.Name)
+	for left := st.Size; left > 0; {
+		n, err := unix.Read(fd, a.part[:min(left, int64(len(a.part)))])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return e.failed(err)
+		case n == 0:
+			return fmt.Errorf("%s became shorter while it was read", h.Name)
+		}
+		if _, err := a.to.Write(a.part[:n]); err != nil {
+			return err
+		}
+		left -= int64(n)
+	}
+	return nil
+}
+
+// addXattrs gives an entry the extended attributes that are the file's.
+func (a *treeWriter) addXattrs(h *tar.Header, attributes map[string]string) {
+	for key, value := range without(attributes, a.hidden) {
+		h.PAXRecords[tarfile.XattrKey(key)] = value
+	}
 }
 
 // without are the extended attributes but for those whose names begin so.

@@ -224,6 +224,10 @@ func (l *Link) ReceiveJSON(kind byte, v any) error {
 	return nil
 }
 
+// packetFrame is the payload of a frame that is one packet of Linux's vsock with its header, and
+// not two.
+const packetFrame = 64<<10 - frameHeader
+
 // writer sends what is written as frames of one kind.
 type writer struct {
 	l    *Link
@@ -233,7 +237,7 @@ type writer struct {
 // Write implements io.Writer.
 func (w writer) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
-		k := min(len(p)-n, MaxFrame)
+		k := min(len(p)-n, packetFrame)
 		if err = w.l.Send(w.kind, p[n:n+k]); err == nil {
 			n += k
 		}

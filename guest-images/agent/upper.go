@@ -88,32 +88,54 @@ func (e *entry) failed(err error) error {
 	return &os.PathError{Op: "reading", Path: e.base, Err: err}
 }
 
-// open opens a file or a directory for reading, and nothing else than that.
+// openFD opens a file or a directory for reading, and nothing else than that.
+func (e *entry) openFD(flags int) (fd int, err error) {
+	fd, err = unix.Openat(int(e.dir.Fd()), e.base, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	return fd, e.failed(err)
+}
+
+// open is openFD with a file that can do more, which takes more system calls.
 func (e *entry) open(flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(e.dir.Fd()), e.base, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	fd, err := e.openFD(flags)
 	if err != nil {
-		return nil, e.failed(err)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), e.base), nil
 }
 
 // xattrs returns the extended attributes.
 func (e *entry) xattrs() (map[string]string, error) {
+	return e.xattrsBy(func(b []byte) (int, error) { return unix.Llistxattr(e.path(), b) },
+		func(name string, b []byte) (int, error) { return unix.Lgetxattr(e.path(), name, b) })
+}
+
+// xattrsOf returns the extended attributes of the entry, which is open: that is less work for
+// the kernel than to look up its path.
+func (e *entry) xattrsOf(fd int) (map[string]string, error) {
+	return e.xattrsBy(func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
+}
+
+func (e *entry) xattrsBy(list func(names []byte) (int, error), get func(name string, value []byte) (int, error)) (map[string]string, error) {
 	read := func(get func([]byte) (int, error)) ([]byte, error) {
-		buf := make([]byte, 64<<10) // XATTR_SIZE_MAX, XATTR_LIST_MAX
+		buf := make([]byte, 256) // which nearly always is enough
 		n, err := get(buf)
+		if errors.Is(err, unix.ERANGE) {
+			buf = make([]byte, 64<<10) // XATTR_SIZE_MAX, XATTR_LIST_MAX
+			n, err = get(buf)
+		}
 		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENODATA) {
 			return nil, nil
 		}
 		return buf[:max(n, 0)], e.failed(err)
 	}
-	list, err := read(func(b []byte) (int, error) { return unix.Llistxattr(e.path(), b) })
-	if err != nil || len(list) == 0 {
+	names, err := read(list)
+	if err != nil || len(names) == 0 {
 		return nil, err
 	}
 	out := map[string]string{}
-	for name := range bytes.SplitSeq(bytes.TrimRight(list, "\x00"), []byte{0}) {
-		value, err := read(func(b []byte) (int, error) { return unix.Lgetxattr(e.path(), string(name), b) })
+	for name := range bytes.SplitSeq(bytes.TrimRight(names, "\x00"), []byte{0}) {
+		value, err := read(func(b []byte) (int, error) { return get(string(name), b) })
 		if err != nil {
 			return nil, err
 		}
