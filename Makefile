@@ -46,9 +46,9 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 # What the tests compare with and look at disks with, as program:package.
 TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
 	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.erofs:erofs-utils mkfs.vfat:dosfstools mcopy:mtools \
-	fio:fio gdb:gdb git:git docker-registry:docker-registry skopeo:skopeo umoci:umoci
+	fio:fio gdb:gdb git:git docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
 # The same for make bench and make test-stock.
-BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common podman:podman
+BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
 STOCK_TOOLS := debootstrap:debootstrap objcopy:binutils depmod:kmod
 # What the emulated host is built with and runs on.
 HARDWARE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap depmod:kmod

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,14 +120,30 @@ func TestCommit(t *testing.T) {
 	if out, status := vmm(t, "inspect-image", "made:1"); status != 0 || !strings.Contains(out, "A=1") || !strings.Contains(out, "y z") || !strings.Contains(out, "all kinds") {
 		t.Errorf("inspect-image: status %d\n%s", status, out)
 	}
+	if out, status := vmm(t, "save", "-o", dir+"/made.tar", "made:1"); status != 0 {
+		t.Fatalf("save: status %d\n%s", status, out)
+	}
+	t.Run("podman reads it", func(t *testing.T) {
+		run, pushed := podman(t), strings.Replace(base, "base", "made", 1)
+		for _, args := range [][]string{{"tag", "made:1", pushed}, {"push", pushed}} {
+			if out, status := vmm(t, args...); status != 0 {
+				t.Fatalf("%v: status %d\n%s", args, status, out)
+			}
+		}
+		run("load", "-q", "-i", dir+"/made.tar")
+		run("pull", "-q", "--tls-verify=false", pushed)
+		want := strings.TrimSpace(strings.TrimPrefix(id, "sha256:")) + " Ann [PATH=/bin A=1] map[x:y z] [/bin/cat /app/added] 3\n"
+		for _, ref := range []string{"made:1", pushed} {
+			if got := run("image", "inspect", "--format", "{{.Id}} {{.Author}} {{.Config.Env}} {{.Config.Labels}} {{.Config.Cmd}} {{len .RootFS.Layers}}", ref); got != want {
+				t.Errorf("podman sees %s in %s, want %s", got, ref, want)
+			}
+		}
+	})
 	t.Run("others read it", func(t *testing.T) {
 		for _, tool := range []string{"skopeo", "umoci"} {
 			if _, err := exec.LookPath(tool); err != nil {
 				t.Skip("there is no " + tool)
 			}
-		}
-		if out, status := vmm(t, "save", "-o", dir+"/made.tar", "made:1"); status != 0 {
-			t.Fatalf("save: status %d\n%s", status, out)
 		}
 		must(t, "skopeo", "copy", "--insecure-policy", "oci-archive:"+dir+"/made.tar", "oci:"+dir+"/layout:made")
 		if os.Getuid() != 0 {
@@ -148,4 +165,24 @@ func TestCommit(t *testing.T) {
 		{"commit nobody", 125, "nobody"},
 		{"diff nobody", 125, "nobody"},
 	})
+}
+
+// podman returns a function that runs podman as root, with a store of its own. It does so in a
+// mount namespace, with which goes what it mounts.
+func podman(t *testing.T) func(args ...string) string {
+	t.Helper()
+	for _, tool := range []string{"podman", "unshare"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("there is no " + tool)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("the store of another user's podman needs newuidmap")
+	}
+	dir := t.TempDir()
+	options := []string{"--mount", "podman", "--log-level", "error", "--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp"}
+	return func(args ...string) string {
+		t.Helper()
+		return must(t, "unshare", append(slices.Clone(options), args...)...)
+	}
 }
