@@ -1,13 +1,23 @@
 package tests
 
 import (
+	"archive/tar"
 	"errors"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	guestimages "vmm/guest-images"
 )
@@ -36,6 +46,87 @@ func TestNotRoot(t *testing.T) {
 	out, err := asUser(t, ":", userScript)
 	if want := "root\nkept\nLinux\n1\nLinux\n1\n"; out != want {
 		t.Errorf("%v, %q, want %q", err, out, want)
+	}
+}
+
+// imageScript is what a user who is not root does with images, of which the registry at REGISTRY
+// has one and image.tar another.
+const imageScript = `set -e
+quietly() { "$@" > log 2>&1 || { cat log; exit 1; }; }
+quietly "$1" pull REGISTRY/base:1
+quietly "$1" load -i image.tar --name loaded:1
+"$1" images -q | wc -l
+"$1" run --cold --image REGISTRY/base:1 -- id -u
+"$1" volume create data
+quietly "$1" run -d --name mine --image loaded:1 -v data:/data -- sleep 100000
+"$1" exec mine -- stat -c '%u:%g %A %t %n' /app/device /app/tool
+"$1" exec mine -- sh -c 'echo kept >/data/kept; echo new >/etc/new; busybox chown 7:8 /etc/new; busybox chmod 4755 /etc/new; busybox rm /etc/gone'
+"$1" diff mine
+quietly "$1" commit mine made:1
+"$1" export -o all.tar mine
+tar -tvf all.tar --numeric-owner etc/new app/device | cut -c 1-14
+quietly "$1" rm -f mine
+quietly "$1" tag made:1 REGISTRY/made:1
+quietly "$1" push REGISTRY/made:1
+"$1" save -o made.tar made:1
+quietly "$1" rmi made:1 REGISTRY/made:1
+quietly "$1" load -i made.tar
+"$1" run --cold --image made:1 -v data:/data -- sh -c 'stat -c "%u:%g %A %n" /etc/new; cat /etc/new /data/kept; ls /etc/gone 2>&1; true'
+"$1" history made:1 | wc -l
+"$1" inspect-image made:1 | grep -c '"architecture": "amd64"'
+quietly "$1" prune
+quietly "$1" prune --all --force
+"$1" images -q | wc -l
+"$1" volume rm data
+find "$HOME/.local/share/vmm/images" -type f ! -name '*lock' ! -name oci-layout ! -name index.json
+`
+
+// imageScriptSays is what it prints.
+const imageScriptSays = `2
+0
+data
+0:0 crw-r--r-- 1 /app/device
+5:6 -rwsr-xr-x 0 /app/tool
+A /data
+C /etc
+D /etc/gone
+A /etc/new
+crw-r--r-- 0/0
+-rwsr-xr-x 7/8
+7:8 -rwsr-xr-x /etc/new
+new
+kept
+ls: /etc/gone: No such file or directory
+4
+1
+0
+data
+`
+
+// TestNotRootImages uses images as a user who is not root: files of others and devices are in
+// them all the same.
+func TestNotRootImages(t *testing.T) {
+	needKVM(t)
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	base := baseLayer(t)
+	r, err := name.ParseReference(host + "/base:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(r, containerImage(t, v1.Config{Env: []string{"PATH=/bin"}}, base)); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	if err := tarball.WriteToFile(archive, r, containerImage(t, v1.Config{Env: []string{"PATH=/bin"}}, base, imageLayer(t,
+		layerFile{tar.Header{Name: "app/device", Typeflag: tar.TypeChar, Mode: 0o644, Devmajor: 1, Devminor: 3}, ""},
+		layerFile{tar.Header{Name: "app/tool", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 5, Gid: 6}, "tool\n"}))); err != nil {
+		t.Fatal(err)
+	}
+	out, err := asUser(t, "install -m 644 "+archive+` "$0/work"`, strings.ReplaceAll(imageScript, "REGISTRY", host))
+	if err != nil || out != imageScriptSays {
+		t.Errorf("%v\n%s\nwant\n%s", err, out, imageScriptSays)
 	}
 }
 
