@@ -31,8 +31,9 @@ type JailUser = jail.User
 type Confinement struct {
 	Level JailLevel
 	// What the program itself needs still, beside what the VM does: directories with all
-	// below them, or files. Unlink are directories in which it only removes.
-	Read, Write, Unlink []string
+	// below them, or files. Files are directories in which it makes files and sockets, but no links, directories
+	// or pipes; Unlink are those in which it only removes.
+	Read, Write, Files, Unlink []string
 	// User is who the process becomes, which needs JailFull and a host that allows
 	// namespaces. Only root can. Nil is who it is.
 	User *JailUser
@@ -86,7 +87,7 @@ func (v *VM) Narrow(c Confinement) error {
 func (v *VM) rules(c *Confinement) jail.Rules {
 	r := v.needs()
 	r.User = c.User
-	for access, paths := range map[jail.Access][]string{jail.Read: c.Read, jail.Write: c.Write, jail.Unlink: c.Unlink} {
+	for access, paths := range map[jail.Access][]string{jail.Read: c.Read, jail.Write: c.Write, jail.Files: c.Files, jail.Unlink: c.Unlink} {
 		for _, p := range paths {
 			r.Paths = append(r.Paths, jail.Path{Path: p, Access: access})
 		}

@@ -151,7 +151,7 @@ type logWriter struct {
 }
 
 func newLog(path string) (*logWriter, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := registry.Open(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (l *logWriter) Write(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	if l.size += int64(len(p)); l.size > logSize {
 		if err := os.Rename(l.path, l.path+registry.OldLog); err == nil {
-			if f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600); err == nil {
+			if f, err := registry.Open(l.path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND); err == nil {
 				l.file.Close()
 				l.file, l.size = f, int64(len(p))
 			}

@@ -69,7 +69,7 @@ func (s *session) narrow(v *vm.VM) {
 
 // confinement is what this process needs beside the VM.
 func (s *session) confinement() vm.Confinement {
-	c := vm.Confinement{Level: s.Jail, User: s.JailUser, Write: []string{s.entry.Path()}, Violation: s.violation}
+	c := vm.Confinement{Level: s.Jail, User: s.JailUser, Files: []string{s.entry.Path()}, Violation: s.violation}
 	if s.JailUser == nil { // who could not remove it
 		c.Unlink = []string{registry.User().Dir()}
 	}

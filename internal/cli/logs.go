@@ -53,13 +53,13 @@ func showLog(ctx context.Context, out io.Writer, vm api.VM, path string, follow 
 		defer w.Flush()
 		out = w
 	}
-	if old, err := os.Open(path + registry.OldLog); err == nil {
+	if old, err := registry.Open(path+registry.OldLog, os.O_RDONLY); err == nil {
 		_, err = io.Copy(out, old)
 		if err = errors.Join(err, old.Close()); err != nil {
 			return err
 		}
 	}
-	f, err := os.Open(path)
+	f, err := registry.Open(path, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func showLog(ctx context.Context, out io.Writer, vm api.VM, path string, follow 
 		if !follow || err != nil || registry.Over(vm, now) {
 			return nil
 		}
-		if next, err := os.Open(path); err == nil { // the log may have begun anew
+		if next, err := registry.Open(path, os.O_RDONLY); err == nil { // the log may have begun anew
 			a, _ := f.Stat()
 			b, _ := next.Stat()
 			if os.SameFile(a, b) {

@@ -81,6 +81,7 @@ func askState(ctx context.Context, vms []api.VM) {
 	}
 	for i, a := range askAll(ctx, running, (*client.Client).Inspect) {
 		if a.err == nil {
+			a.got.Name = vms[at[i]].Name // whoever answers
 			vms[at[i]] = a.got
 		}
 	}
@@ -102,7 +103,7 @@ func statusText(vm *api.VM) string {
 	if vm.Status != nil {
 		how = fmt.Sprint(*vm.Status)
 	}
-	return fmt.Sprintf("%s (%s) %v ago", vm.State, how, time.Since(vm.Ended).Round(time.Second))
+	return fmt.Sprintf("%s (%s) %v ago", visible.Line(string(vm.State)), how, time.Since(vm.Ended).Round(time.Second))
 }
 
 // whatText is the command, or what boots.

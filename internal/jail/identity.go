@@ -47,7 +47,7 @@ func (r *Rules) capabilities() (keep uint64) {
 		if err := unix.Stat(p.Path, &st); err != nil || int(st.Uid) == uid && !p.Others {
 			continue
 		}
-		keep |= map[Access]uint64{Read: searchOthers, Write: changeOthers, Unlink: removeOthers}[p.Access]
+		keep |= map[Access]uint64{Read: searchOthers, Write: changeOthers, Files: changeOthers, Unlink: removeOthers}[p.Access]
 	}
 	return keep
 }

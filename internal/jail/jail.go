@@ -37,6 +37,7 @@ type Access int
 const (
 	Read   Access = iota
 	Write         // and read, and whatever else changes a tree
+	Files         // and read, and make and remove files and sockets, but nothing that leads elsewhere: who is outside opens them by name
 	Unlink        // only list and remove what is below a directory
 )
 

@@ -55,7 +55,7 @@ func enter(dir string, internet bool) error {
 
 func rules(dir string, internet bool) Rules {
 	r := Rules{Internet: internet}
-	for name, access := range map[string]Access{"ro": Read, "rw": Write, "entries": Unlink, "entries/own": Write, "file": Write, "nowhere": Read} {
+	for name, access := range map[string]Access{"ro": Read, "rw": Write, "entries": Unlink, "entries/own": Files, "file": Write, "nowhere": Read} {
 		r.Paths = append(r.Paths, Path{Path: filepath.Join(dir, name), Access: access})
 	}
 	return r
@@ -164,6 +164,12 @@ func tryFiles(dir string) error {
 		{"write of a file", write("file"), false},
 		{"a file beside it", read("secret"), true},
 		{"write beside it", write("secret"), true},
+		{"a file in the own entry", write("entries/own/new"), false},
+		{"a rename in the own entry", os.Rename(at("entries/own/new"), at("entries/own/renamed")), false},
+		{"a symbolic link in the own entry", os.Symlink(at("secret"), at("entries/own/link")), true},
+		{"a symbolic link moved to the own entry", os.Rename(at("rw/link"), at("entries/own/link")), true},
+		{"a pipe in the own entry", unix.Mkfifo(at("entries/own/pipe"), 0o600), true},
+		{"a directory in the own entry", os.Mkdir(at("entries/own/dir"), 0o700), true},
 		{"remove of an entry", os.RemoveAll(at("entries/dir")), false},
 		{"remove of the own entry", os.RemoveAll(at("entries/own")), false},
 		{"read of an entry", read("entries/other"), true},

@@ -22,15 +22,15 @@ func landlockABI() int {
 
 // Rights by Access (landlock(7)). A right that the kernel does not know is left out.
 const (
-	read  = ll.AccessFSReadFile | ll.AccessFSReadDir
-	write = read | ofFile | unlink | ll.AccessFSRefer | ll.AccessFSMakeChar | ll.AccessFSMakeDir | ll.AccessFSMakeReg |
-		ll.AccessFSMakeSock | ll.AccessFSMakeFifo | ll.AccessFSMakeSym
+	read   = ll.AccessFSReadFile | ll.AccessFSReadDir
+	files  = read | ofFile | unlink | ll.AccessFSMakeReg | ll.AccessFSMakeSock
+	write  = files | ll.AccessFSRefer | ll.AccessFSMakeChar | ll.AccessFSMakeDir | ll.AccessFSMakeFifo | ll.AccessFSMakeSym
 	unlink = ll.AccessFSRemoveFile | ll.AccessFSRemoveDir | ll.AccessFSReadDir // to find what there is
 	// ofFile are the rights that a file can have, and not only a directory.
 	ofFile = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSIoctlDev
 )
 
-var rights = map[Access]landlock.AccessFSSet{Read: read, Write: write, Unlink: unlink}
+var rights = map[Access]landlock.AccessFSSet{Read: read, Write: write, Files: files, Unlink: unlink}
 
 // restrictFiles leaves the process the paths of the rules, TCP if it has the internet,
 // and only its own abstract sockets. Signals are left to seccomp: before Linux 6.15

@@ -203,7 +203,7 @@ var errLocked = errors.New("locked")
 // file, or the process.
 func tryLock(path string) (*os.File, error) {
 	name := filepath.Join(path, lockFile)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := Open(name, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +225,7 @@ func tryLock(path string) (*os.File, error) {
 // isAt reports whether an open file is the one of a name.
 func isAt(f *os.File, name string) bool {
 	a, err := f.Stat()
-	b, err2 := os.Stat(name)
+	b, err2 := os.Lstat(name)
 	return err == nil && err2 == nil && os.SameFile(a, b)
 }
 
@@ -234,7 +234,7 @@ func isAt(f *os.File, name string) bool {
 func (r *Registry) Supervised(vm api.VM) bool {
 	var st unix.Stat_t
 	locks, err := os.ReadFile("/proc/locks")
-	if err != nil || unix.Stat(filepath.Join(r.path(vm.Name), lockFile), &st) != nil {
+	if err != nil || unix.Lstat(filepath.Join(r.path(vm.Name), lockFile), &st) != nil {
 		return false
 	}
 	for line := range strings.Lines(string(locks)) {

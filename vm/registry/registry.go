@@ -5,7 +5,6 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -346,25 +345,4 @@ func (r *Registry) Remove(name string) error {
 	}
 	defer lock.Close()
 	return os.RemoveAll(r.path(name))
-}
-
-func readInfo(path string) (vm api.VM, err error) {
-	b, err := os.ReadFile(filepath.Join(path, infoFile))
-	if err != nil {
-		return vm, err
-	}
-	return vm, json.Unmarshal(b, &vm)
-}
-
-// writeInfo writes the file in the place of the old one at once.
-func writeInfo(path string, vm api.VM) error {
-	b, err := json.Marshal(vm)
-	if err != nil {
-		return err
-	}
-	tmp := filepath.Join(path, infoFile+".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(path, infoFile))
 }
