@@ -65,9 +65,15 @@ func (f *healthFlags) apply(c *vm.Config, fl *pflag.FlagSet) error {
 		to     *time.Duration
 		wanted time.Duration
 	}{{"health-interval", &check.Interval, f.check.Interval}, {"health-timeout", &check.Timeout, f.check.Timeout}, {"health-start-period", &check.StartPeriod, f.check.StartPeriod}} {
+		if v.wanted < 0 {
+			return usage("--%s %v: a time cannot be negative", v.flag, v.wanted)
+		}
 		if fl.Changed(v.flag) {
 			*v.to = v.wanted
 		}
+	}
+	if f.check.Retries < 0 {
+		return usage("--health-retries %d: a number cannot be negative", f.check.Retries)
 	}
 	if fl.Changed("health-retries") {
 		check.Retries = f.check.Retries

@@ -30,6 +30,10 @@ func TestHealthFlags(t *testing.T) {
 			&vm.HealthCheck{Command: []string{"/bin/sh", "-c", "true"}, Interval: 2 * time.Second, Timeout: 3 * time.Second, StartPeriod: 4 * time.Second}, false},
 		{nil, []string{"--health-interval", "2s"}, nil, true},
 		{image, []string{"--no-healthcheck", "--health-interval", "2s"}, nil, true},
+		{image, []string{"--health-interval", "-2s"}, nil, true},
+		{image, []string{"--health-timeout", "-2s"}, nil, true},
+		{image, []string{"--health-start-period", "-2s"}, nil, true},
+		{image, []string{"--health-retries", "-1"}, nil, true},
 		{&v1.HealthConfig{Test: []string{"CMD"}}, nil, nil, true},
 		{&v1.HealthConfig{Test: []string{"ODD", "x"}}, nil, nil, true},
 	} {

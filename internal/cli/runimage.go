@@ -85,7 +85,10 @@ func (f *runImageFlags) apply(ctx context.Context, s *session, fl *pflag.FlagSet
 		}
 		s.RootSize = int64(f.rootSize)
 	}
-	if f.rootDir != "" && (f.readOnly || s.RootSize > 0) {
+	switch {
+	case fl.Changed("root-dir") && f.rootDir == "":
+		return usage("--root-dir: no directory")
+	case f.rootDir != "" && (f.readOnly || s.RootSize > 0):
 		return usage("--root-dir goes with neither --root-size nor --read-only")
 	}
 	i, err := f.get(ctx)
