@@ -121,7 +121,11 @@ func newUp(ctx context.Context, p *compose.Project, names []string) (*up, error)
 	u := &up{}
 	for i := range list {
 		s := &service{ServiceConfig: &list[i], vm: p.VM(&list[i])}
-		if now, err := registry.User().Look(s.vm); err == nil && now.State != api.Exited {
+		now, err := registry.User().Look(s.vm)
+		if err == nil && !belongs(&now, p, s.ServiceConfig) {
+			return nil, failed(fmt.Errorf("services.%s: there is a VM %q that is not this service's: vmm rm it, or give the service another container_name", s.Name, s.vm))
+		}
+		if err == nil && now.State != api.Exited {
 			s.running = true
 		} else if s.session, err = newServiceSession(ctx, p, s.ServiceConfig); err != nil {
 			return nil, fmt.Errorf("services.%s: %w", s.Name, err)
@@ -137,6 +141,11 @@ type service struct {
 	vm      string
 	running bool
 	session *session
+}
+
+// belongs reports whether a VM is a service's, and not only has its name.
+func belongs(now *api.VM, p *compose.Project, s *types.ServiceConfig) bool {
+	return now.Labels[projectLabel] == p.Name && now.Labels[serviceLabel] == s.Name
 }
 
 // start starts the services, each when what it depends on is as it wants it.
@@ -227,7 +236,7 @@ func down(ctx context.Context, out io.Writer, p *compose.Project, patience time.
 	for _, s := range slices.Backward(p.Order) {
 		name := p.VM(&s)
 		now, err := registry.User().Look(name)
-		if err != nil {
+		if err != nil || !belongs(&now, p, &s) {
 			continue // it is not there
 		}
 		if now.State != api.Exited {

@@ -1,14 +1,57 @@
 package cli
 
 import (
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/spf13/pflag"
 
+	"vmm/internal/compose"
 	"vmm/network/gateway"
+	"vmm/vm/api"
+	"vmm/vm/registry"
 )
+
+// TestNotItsOwn: a VM that only has the name of a service stays as it is.
+func TestNotItsOwn(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	if err := os.WriteFile(file, []byte("name: shop\nservices: {db: {image: db, container_name: dev}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := compose.Load(t.Context(), compose.Options{Files: []string{file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, labels := range map[string]map[string]string{"without labels": nil, "another project's": {projectLabel: "other", serviceLabel: "db"},
+		"another service's": {projectLabel: "shop", serviceLabel: "web"}} {
+		e, err := registry.User().Claim(api.VM{Name: "dev", Detached: true, Labels: labels})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ends := range []bool{false, true} {
+			if ends {
+				if err := e.End(0, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := newUp(t.Context(), p, nil); err == nil || !strings.Contains(err.Error(), `"dev"`) {
+				t.Errorf("%s, ended %v: up: %v", what, ends, err)
+			}
+			if err := down(t.Context(), io.Discard, p, 0, false); err != nil {
+				t.Errorf("%s, ended %v: down: %v", what, ends, err)
+			}
+			if _, err := registry.User().Look("dev"); err != nil {
+				t.Errorf("%s, ended %v: %v", what, ends, err)
+			}
+		}
+		registry.User().Remove("dev")
+	}
+}
 
 // TestPublished writes ports as --publish reads them.
 func TestPublished(t *testing.T) {
