@@ -106,13 +106,13 @@ const (
 )
 
 // TakeDir makes a directory ready for what is written over the image of a digest, and returns what vm.ImageRoot.Dir is
-// then. It need not be there; else it is one that was made so, or empty. The error may be ErrOther or vm.ErrNeedsRoot.
+// then. It need not be there; else it is one that was made so, or empty. It is for its owner alone then. The error may be ErrOther or vm.ErrNeedsRoot.
 func TakeDir(dir, digest string) (string, error) {
 	layer := filepath.Join(dir, layerDir)
 	if os.Geteuid() != 0 { // said before anything is made
 		return "", vm.ErrNeedsRoot
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
 	of, err := os.ReadFile(filepath.Join(dir, digestFile))
@@ -120,7 +120,7 @@ func TakeDir(dir, digest string) (string, error) {
 	case err == nil && string(of) != digest+"\n":
 		return "", fmt.Errorf("what is in %s %w, %s", dir, ErrOther, strings.TrimSpace(string(of)))
 	case err == nil:
-		return layer, nil
+		return layer, os.MkdirAll(layer, 0o755) // who began may have been killed
 	case !errors.Is(err, os.ErrNotExist):
 		return "", err
 	}
@@ -131,8 +131,13 @@ func TakeDir(dir, digest string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.Mkdir(layer, 0o755); err != nil {
+	// A guest makes programs there that run as root, whoever starts them: other users of the host do not get there.
+	if err := os.Chmod(dir, 0o700); err != nil {
 		return "", err
 	}
-	return layer, os.WriteFile(filepath.Join(dir, digestFile), []byte(digest+"\n"), 0o644)
+	image := filepath.Join(dir, digestFile)
+	if err := os.WriteFile(image, []byte(digest+"\n"), 0o644); err != nil {
+		return "", errors.Join(err, os.Remove(image))
+	}
+	return layer, os.Mkdir(layer, 0o755)
 }

@@ -69,6 +69,30 @@ func TestTakeDir(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What setuid programs a guest makes there is out of the reach of others.
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := TakeDir(empty, "sha256:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range []string{dir, empty} {
+		if st, err := os.Stat(made); err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", made, st.Mode(), err)
+		}
+	}
+	// One that was killed in between is gone on with.
+	if err := os.Remove(layer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := TakeDir(empty, "sha256:1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(layer); err != nil {
+		t.Error(err)
+	}
 	if _, err := TakeDir(dir, "sha256:2"); !errors.Is(err, ErrOther) {
 		t.Errorf("another image: %v", err)
 	}
