@@ -128,7 +128,7 @@ func newUp(ctx context.Context, p *compose.Project, names []string) (*up, error)
 		if err == nil && now.State != api.Exited {
 			s.running = true
 		} else if s.session, err = newServiceSession(ctx, p, s.ServiceConfig); err != nil {
-			return nil, fmt.Errorf("services.%s: %w", s.Name, err)
+			return nil, inService(s.Name, err)
 		}
 		u.services = append(u.services, s)
 	}
@@ -141,6 +141,15 @@ type service struct {
 	vm      string
 	running bool
 	session *session
+}
+
+// inService is an error about a service, which keeps its exit status.
+func inService(name string, err error) error {
+	var exit *exitError
+	if errors.As(err, &exit) && exit.err != nil {
+		return &exitError{exit.status, fmt.Errorf("services.%s: %w", name, exit.err)}
+	}
+	return fmt.Errorf("services.%s: %w", name, err)
 }
 
 // belongs reports whether a VM is a service's, and not only has its name.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -50,6 +51,24 @@ func TestNotItsOwn(t *testing.T) {
 			}
 		}
 		registry.User().Remove("dev")
+	}
+}
+
+// TestInService: what is wrong with a service is said with its name.
+func TestInService(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	if err := os.WriteFile(file, []byte("name: shop\nservices: {db: {build: .}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	p, err := compose.Load(t.Context(), compose.Options{Files: []string{file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = newUp(t.Context(), p, nil)
+	var exit *exitError
+	if !errors.As(err, &exit) || exit.status != statusUsage || !strings.Contains(exit.err.Error(), "services.db: no image") {
+		t.Errorf("%v", err)
 	}
 }
 

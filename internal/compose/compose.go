@@ -57,6 +57,7 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	p.Project, err = options.LoadProject(ctx)
 	stop()
 	if err != nil {
+		err = errors.New(strings.Join(strings.Fields(err.Error()), " ")) // the reader's own may have several lines
 		if file := filepath.Base(options.ConfigPaths[0]); !strings.Contains(err.Error(), file) {
 			err = fmt.Errorf("%s: %w", file, err)
 		}

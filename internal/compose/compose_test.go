@@ -121,3 +121,17 @@ func FuzzUnsupported(f *testing.F) {
 		unsupported(write(t, dir, "compose.yaml", text))
 	})
 }
+
+// TestOneLine: what is wrong with a file is said in one line.
+func TestOneLine(t *testing.T) {
+	for what, text := range map[string]string{
+		"includes itself": "name: x\ninclude: [compose.yaml]\nservices: {a: {image: a}}\n",
+		"aliases":         "x-a: &a [1, 2]\nx-b: *c\n",
+		"kinds":           "name: x\nservices: {a: {image: [1], ports: {}}, b: 1}\n",
+	} {
+		file := write(t, t.TempDir(), "compose.yaml", text)
+		if _, err := Load(t.Context(), Options{Files: []string{file}}); err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
