@@ -68,8 +68,8 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	if err != nil && err != io.EOF {
 		return "", err
 	}
-	if name, ok := strings.CutPrefix(said, readyWord+" "); ok {
-		return strings.TrimSpace(name), nil
+	if name, ok := strings.CutPrefix(strings.TrimSpace(said), readyWord+" "); ok && registry.ValidName(name) {
+		return name, nil
 	}
 	// It has told why on standard error.
 	err = c.Wait()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -33,6 +34,9 @@ func (f *volumeFlags) apply(c *vm.Config) error {
 
 // addVolumes gives a VM volumes, which are made if they are not there.
 func addVolumes(c *vm.Config, list []spec.Volume) error {
+	if err := checkVolumes(*c, list); err != nil {
+		return err
+	}
 	for _, v := range list {
 		switch v.Kind {
 		case spec.TmpfsVolume:
@@ -59,6 +63,25 @@ func addVolumes(c *vm.Config, list []spec.Volume) error {
 				return failed(err)
 			}
 			c.Shares = append(c.Shares, vm.Share{Host: there.Data(), Guest: v.Guest, ReadOnly: v.ReadOnly, Fill: !v.NoCopy, Lock: there.LockFile()})
+		}
+	}
+	return nil
+}
+
+// checkVolumes refuses places in the guest before anything is made for them.
+func checkVolumes(c vm.Config, list []spec.Volume) error {
+	if c.Check() != nil {
+		return nil // whoever completes it says so
+	}
+	c.Shares = slices.Clone(c.Shares)
+	for _, v := range list {
+		if v.Kind == spec.TmpfsVolume {
+			continue
+		}
+		c.Shares = append(c.Shares, vm.Share{Host: v.Source, Guest: v.Guest})
+		var config *vm.ConfigError
+		if err := c.Check(); errors.As(err, &config) {
+			return usage("the volume at %s: %w", v.Guest, config.Err)
 		}
 	}
 	return nil

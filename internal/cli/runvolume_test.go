@@ -3,6 +3,10 @@ package cli
 import (
 	"strings"
 	"testing"
+
+	"vmm/storage/volume"
+	"vmm/vm"
+	"vmm/vm/spec"
 )
 
 // TestVolumesInShort: -v is a volume where one follows, as docker has it, and else --verbose.
@@ -30,5 +34,25 @@ func TestVolumesInShort(t *testing.T) {
 		if got := strings.Join(volumesInShort(run.Flags(), strings.Fields(args)), " "); got != want {
 			t.Errorf("%s: %s, want %s", args, got, want)
 		}
+	}
+}
+
+// TestRefusedVolumes: nothing is made for volumes at places where none can be.
+func TestRefusedVolumes(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	for want, list := range map[string][]spec.Volume{
+		"the guest's root": {{Kind: spec.NamedVolume, Source: "a", Guest: "/"}},
+		"a and b are both": {{Kind: spec.NamedVolume, Source: "a", Guest: "/x"}, {Kind: spec.NamedVolume, Source: "b", Guest: "/x"}},
+	} {
+		if err := addVolumes(&vm.Config{}, list); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", list, err)
+		}
+	}
+	store, err := volume.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := store.List(); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v is left", list, err)
 	}
 }

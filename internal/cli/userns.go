@@ -17,9 +17,9 @@ import (
 // canIsolate reports whether a user namespace is of use to the process of a VM in the
 // background: in it, one who is not root has the rights that the jail's other namespaces
 // take. Files of others would be nobody's there, so a VM that shows the guest files of the
-// host stays without; and of one that was saved that is not known yet.
+// host stays without; and of one that was saved that is not known yet. A supervisor has no guest.
 func (s *session) canIsolate() bool {
-	return s.Jail == vm.JailFull && os.Getuid() != 0 && s.Config != nil && !s.Config.Commands() && len(s.Config.Shares) == 0
+	return (s.Restart == nil || s.Supervised) && s.Jail == vm.JailFull && os.Getuid() != 0 && s.Config != nil && !s.Config.Commands() && len(s.Config.Shares) == 0
 }
 
 // isolated are the attributes of a process in the background that begins in a user

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -52,6 +53,11 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	if len(options.ConfigPaths) == 0 {
 		return nil, ErrNoFile
 	}
+	for _, file := range options.ConfigPaths {
+		if err := readable(file); err != nil {
+			return nil, err
+		}
+	}
 	p := &Project{}
 	stop := listen(func(warning string) { p.Warnings = append(p.Warnings, warning) })
 	p.Project, err = options.LoadProject(ctx)
@@ -71,6 +77,23 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 		p.Warnings = append(p.Warnings, warnings...)
 	}
 	return p, p.order()
+}
+
+// maxFile bounds a file, in bytes: the reader takes all of it into memory.
+const maxFile = 16 << 20
+
+// readable refuses what the reader would not come to the end of.
+func readable(file string) error {
+	st, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s: it is read twice, and so has to be a file", file)
+	case st.Size() > maxFile:
+		return fmt.Errorf("%s: larger than %d MiB", file, maxFile>>20)
+	}
+	return nil
 }
 
 // order fills in Order.

@@ -135,3 +135,20 @@ func TestOneLine(t *testing.T) {
 		}
 	}
 }
+
+// TestReadable: what does not end is not read.
+func TestReadable(t *testing.T) {
+	large := filepath.Join(t.TempDir(), "large.yaml")
+	f, err := os.Create(large)
+	if err == nil {
+		err = errors.Join(f.Truncate(maxFile+1), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{"/dev/zero": "has to be a file", t.TempDir(): "has to be a file", large: "larger than 16 MiB"} {
+		if _, err := Load(t.Context(), Options{Files: []string{file}}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}

@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -229,19 +229,20 @@ func isAt(f *os.File, name string) bool {
 	return err == nil && err2 == nil && os.SameFile(a, b)
 }
 
-// Supervised reports whether the supervisor that a VM's directory names is who holds the VM's name: the process of
-// the VM can write there too, and must not have others signalled (proc(5), "/proc/locks").
+// Supervised reports whether the supervisor that a VM's directory names is who claimed the VM's name: it has the lock open. The
+// process of the VM can write in the directory too, and must not have others signalled.
 func (r *Registry) Supervised(vm api.VM) bool {
-	var st unix.Stat_t
-	locks, err := os.ReadFile("/proc/locks")
-	if err != nil || unix.Lstat(filepath.Join(r.path(vm.Name), lockFile), &st) != nil {
+	lock, err := os.Lstat(filepath.Join(r.path(vm.Name), lockFile))
+	if err != nil || vm.Supervisor <= 0 {
 		return false
 	}
-	for line := range strings.Lines(string(locks)) {
-		f := strings.Fields(line) // such as 1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF
-		if len(f) > 5 && f[1] == "FLOCK" && f[4] == strconv.Itoa(vm.Supervisor) && strings.HasSuffix(f[5], ":"+strconv.FormatUint(st.Ino, 10)) {
-			return true
-		}
+	open := fmt.Sprintf("/proc/%d/fd", vm.Supervisor)
+	fds, err := os.ReadDir(open)
+	if err != nil {
+		return false
 	}
-	return false
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+		st, err := os.Stat(filepath.Join(open, fd.Name()))
+		return err == nil && os.SameFile(st, lock)
+	})
 }
