@@ -214,7 +214,7 @@ func (u *up) follow(ctx context.Context, out io.Writer) error {
 				defer lines.Unlock()
 				io.WriteString(out, line)
 			}, prefix: fmt.Sprintf("%-*s | ", width, s.Name)}
-			showLog(ctx, w, now, registry.User().OutputLog(s.vm), true)
+			showLog(ctx, w, now, registry.User().OutputLog(s.vm), allLines, true)
 			w.end()
 		})
 	}

@@ -1,15 +1,22 @@
 package bench
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
 
 	guestimages "vmm/guest-images"
 	"vmm/vm"
@@ -125,4 +132,90 @@ func TestCompareImageMemory(t *testing.T) {
 		return out
 	}
 	ratio(t, fmt.Sprintf("memory for %d MiB of an image", imageFile), own(vm.ImageMemory), own(vm.ImageDisk), "MiB")
+}
+
+// sharers is how many VMs TestCompareImageShared has of one image.
+const sharers = 10
+
+// TestCompareImageShared compares what VMs of one image, all of which have read the file, take of
+// the host's memory for that with the file's size.
+func TestCompareImageShared(t *testing.T) {
+	if !*compare {
+		t.Skip("make bench runs this")
+	}
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	ref := strings.TrimPrefix(server.URL, "http://") + "/large:1"
+	pushImage(t, ref, largeArchive(t))
+	vmm, dir := buildVMM(t), t.TempDir()
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	t.Setenv("XDG_DATA_HOME", filepath.Join(dir, "data"))
+	run := func(args ...string) []byte {
+		t.Helper()
+		out, err := exec.Command(vmm, args...).Output()
+		if err != nil {
+			t.Fatalf("vmm %v: %v", args, err)
+		}
+		return out
+	}
+	run("pull", "-q", ref)
+	var vms []string
+	for i := range sharers {
+		name := fmt.Sprint("sharer", i)
+		run("run", "-d", "--name", name, "-m", "256M", "--image", ref, "--", "/bin/sleep", "100000")
+		t.Cleanup(func() { exec.Command(vmm, "rm", "-f", name).Run() })
+		run("exec", name, "--", "/bin/sh", "-c", ":")
+		vms = append(vms, name)
+	}
+	var pids []struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal(run(append([]string{"inspect"}, vms...)...), &pids); err != nil {
+		t.Fatal(err)
+	}
+	memory := func(field string) (mib float64) {
+		for _, p := range pids {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.PID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, b, _ = bytes.Cut(b, []byte("\n"+field+":"))
+			kib, err := strconv.ParseFloat(string(bytes.Fields(b)[0]), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mib += kib / 1024
+		}
+		return mib
+	}
+	// What processes share is in each one's part (proc_pid_smaps(5), Pss), and so once in all.
+	pss, private := memory("Pss"), memory("Private_Dirty")
+	for _, name := range vms {
+		run("exec", name, "--", "/bin/dd", "if=/large", "of=/dev/null", "bs=1M")
+	}
+	ratio(t, fmt.Sprintf("%d VMs, %d MiB of an image", sharers, imageFile), []float64{memory("Pss") - pss}, []float64{imageFile}, "MiB")
+	ratio(t, "of that, of each VM its own", []float64{(memory("Private_Dirty") - private) / sharers}, []float64{imageFile}, "MiB")
+}
+
+// largeArchive has a shell, dd and a file of imageFile.
+func largeArchive(t *testing.T) []byte {
+	t.Helper()
+	busybox, err := (&guestimages.Builder{Log: os.Stderr}).Busybox(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, content := range map[string][]byte{"bin/sh": busybox, "bin/sleep": busybox, "bin/dd": busybox, "large": bytes.Repeat([]byte("0123456789abcdef"), imageFile<<16)} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
