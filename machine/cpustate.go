@@ -223,7 +223,6 @@ func (in *interpreter) load(s *CPUState) error {
 	in.entered = s.MPState != kvm.MPStateUninitialized
 	in.halted = s.MPState == kvm.MPStateHalted
 	in.window = true // an interrupt may be waiting
-	in.stale = true
 	for _, msr := range []uint32{ring0.MSRLStar, ring0.MSRStar, ring0.MSRTSC} {
 		if err := in.wrote(msr); err != nil {
 			return err

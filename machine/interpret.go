@@ -33,10 +33,6 @@ type interpreter struct {
 	entered bool
 	// halted is set while the guest sleeps in HLT.
 	halted bool
-	// stale is set from when the vCPU was loaded until KVM has run it. Only then is the page of the guest's kvm-clock
-	// what it is now: a guest that reads it before finds itself ahead by the time since it was saved, and stands still
-	// for as long.
-	stale bool
 	// refused is the address of an instruction that KVM could not execute, to
 	// be tried by the executor: what an interrupt or exception led to.
 	refused uint64
@@ -149,7 +145,7 @@ func (in *interpreter) run() error {
 	switch {
 	case in.cpu.User():
 		return in.user()
-	case in.halted, in.delivering(), in.stale:
+	case in.halted, in.delivering():
 		return in.step()
 	case in.cpu.CanExecute():
 		return in.kernel()
@@ -320,7 +316,7 @@ func (in *interpreter) enter() error {
 	// give them back would raise it again. Events tells of it too.
 	in.shared.Sregs.InterruptBitmap = [4]uint64{}
 	in.cpu.Load(&in.shared.Regs, &in.shared.Sregs)
-	in.halted, in.stale = in.halted && err != nil, in.stale && err != nil
+	in.halted = in.halted && err != nil
 	in.cpu.InNMI = in.shared.Events.NMI.Masked != 0
 	return err
 }
