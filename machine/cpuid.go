@@ -14,7 +14,6 @@ const (
 	cpuidTopologyV2   = 0x1f
 	cpuidKVMFeatures  = 0x40000001
 	cpuidAMDFeatures  = 0x80000001
-	cpuidPower        = 0x80000007
 	cpuidAMDSizes     = 0x80000008
 	cpuidSVM          = 0x8000000a
 	cpuidAMDTopology  = 0x8000001e
@@ -29,7 +28,6 @@ const (
 	featureDeadline   = 1 << 24 // leaf 1, ECX
 	featureHTT        = 1 << 28 // leaf 1, EDX
 	featureSVM        = 1 << 2  // leaf 0x80000001, ECX
-	invariantTSC      = 1 << 8  // leaf 0x80000007, EDX
 	// PerfCtrExtCore, PerfCtrExtNB and PerfCtrExtLLC of leaf 0x80000001, ECX.
 	featurePerfCtr = 1<<23 | 1<<24 | 1<<28
 )
@@ -76,12 +74,6 @@ func (o *cpuOffer) cpuid(host []kvm.CPUIDEntry, id int) []kvm.CPUIDEntry {
 			}
 			if !o.perfmon {
 				e.ECX &^= featurePerfCtr
-			}
-		case cpuidPower:
-			if o.interpreted {
-				// User mode runs natively and sees the host's TSC, which nobody can set: in a guest that was saved it
-				// has jumped. So the guest is to take KVM's clock, which goes on from where it was.
-				e.EDX &^= invariantTSC
 			}
 		case cpuidSVM:
 			if !o.nested {

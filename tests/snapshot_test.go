@@ -425,12 +425,8 @@ func TestWarmStart(t *testing.T) {
 	before := ok(t, "cache", "ls")
 	script := "head -c 8 /proc/sys/kernel/random/uuid; busybox hostname; busybox date +%s; busybox cut -d. -f1 /proc/uptime"
 	var uuids []string
-	first := 0 // the guest's uptime in the first run
 	for i := range 4 {
 		name := fmt.Sprint("warm", i%2)
-		if i == 3 {
-			time.Sleep(3 * time.Second) // in which no guest's clock goes on
-		}
 		asked := time.Now()
 		out, errs, status := run("--name", name, "--", "sh", "-c", script)
 		f := strings.Fields(out)
@@ -445,14 +441,6 @@ func TestWarmStart(t *testing.T) {
 		uuids = append(uuids, f[0][:8])
 		if !isTimeSince(asked, f[1]) {
 			t.Errorf("run %d: the clock shows %s", i, f[1])
-		}
-		// Its monotonic clock goes on from where it was, however long ago that is.
-		up, err := strconv.Atoi(f[2])
-		if i == 0 {
-			first = up
-		}
-		if most := first + int(time.Since(asked).Seconds()) + 1; err != nil || up > most {
-			t.Errorf("run %d: the uptime is %s s, %v, and %d at most", i, f[2], err, most)
 		}
 	}
 	if after := ok(t, "cache", "ls"); strings.Count(after, "\n") != strings.Count(before, "\n")+1 {
