@@ -60,9 +60,7 @@ C /tofile
 // TestCommit changes a guest of an image in all ways, and has the image that is made of it run.
 func TestCommit(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
-	ownCache(t)
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ownImages(t)
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	base := strings.TrimPrefix(server.URL, "http://") + "/base:1"

@@ -126,9 +126,7 @@ tool
 // TestContainerImage pulls images with layers in common from a registry, and runs them.
 func TestContainerImage(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
-	ownCache(t)
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ownImages(t)
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")

@@ -14,6 +14,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
+// ownImages gives a test VMs, snapshots and images of its own, and returns where its data are.
+func ownImages(t *testing.T) (data string) {
+	t.Helper()
+	runtimeDirFor(t)
+	ownCache(t)
+	data = t.TempDir()
+	t.Setenv("XDG_DATA_HOME", data)
+	return data
+}
+
 // loadImage makes an image known to vmm.
 func loadImage(t *testing.T, ref string, image v1.Image) {
 	t.Helper()
@@ -46,9 +56,7 @@ func waitLog(t *testing.T, name, want string) {
 // TestImageFlags has one VM with what an image, and flags for images, say of it.
 func TestImageFlags(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
-	ownCache(t)
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ownImages(t)
 	loadImage(t, "flags:1", containerImage(t, v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/vol": {}}, Labels: map[string]string{"a": "image", "b": "image"}, StopSignal: "SIGUSR1", Healthcheck: &v1.HealthConfig{Test: []string{"CMD-SHELL", "test ! -e /vol/ill"}, Interval: 200 * time.Millisecond, Retries: 2},
 		ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}}}, baseLayer(t),
 		imageLayer(t, layerFile{tar.Header{Name: "vol/there", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
@@ -118,10 +126,7 @@ func TestImageFlags(t *testing.T) {
 // removed; and without a name it leaves nothing.
 func TestRootSize(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
-	ownCache(t)
-	data := t.TempDir()
-	t.Setenv("XDG_DATA_HOME", data)
+	data := ownImages(t)
 	config := v1.Config{Env: []string{"PATH=/bin"}}
 	loadImage(t, "kept:1", containerImage(t, config, baseLayer(t)))
 	loadImage(t, "kept:2", containerImage(t, config, baseLayer(t), imageLayer(t, layerFile{tar.Header{Name: "other", Typeflag: tar.TypeReg, Mode: 0o644}, ""})))
@@ -171,9 +176,7 @@ func TestRootDir(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can have such a directory")
 	}
-	runtimeDirFor(t)
-	ownCache(t)
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ownImages(t)
 	config := v1.Config{Env: []string{"PATH=/bin"}}
 	old := imageLayer(t, layerFile{tar.Header{Name: "old/a", Typeflag: tar.TypeReg, Mode: 0o644}, "a"}, layerFile{tar.Header{Name: "old/b", Typeflag: tar.TypeReg, Mode: 0o640}, "b"})
 	loadImage(t, "dir:1", containerImage(t, config, baseLayer(t), old))

@@ -21,9 +21,7 @@ const inittab = `::sysinit:/bin/sh -c "/bin/busybox cp /etc/resolv.conf /at-star
 // TestImageInit runs images whose PID 1 is an init of their own, with the agent beside it.
 func TestImageInit(t *testing.T) {
 	needKVM(t)
-	runtimeDirFor(t)
-	ownCache(t)
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	ownImages(t)
 	base := baseLayer(t)
 	init := imageLayer(t,
 		layerFile{tar.Header{Name: "sbin/init", Typeflag: tar.TypeSymlink, Linkname: "/bin/busybox", Mode: 0o777}, ""},

@@ -1,7 +1,6 @@
 package tests
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,27 +14,16 @@ import (
 	"vmm/vm/api"
 )
 
-// inspect is what vmm inspect says of a VM.
-func inspect(t *testing.T, name string) (vm api.VM) {
-	t.Helper()
-	out, status := vmm(t, "inspect", name)
-	var list []api.VM
-	if err := json.Unmarshal([]byte(out), &list); status != 0 || err != nil || len(list) != 1 {
-		t.Fatalf("inspect %s: status %d, %v\n%s", name, status, err, out)
-	}
-	return list[0]
-}
-
 // lookUntil looks at a VM until it is as the caller wants it.
 func lookUntil(t *testing.T, name string, is func(api.VM) bool) api.VM {
 	t.Helper()
 	for range 1200 {
-		if vm := inspect(t, name); is(vm) {
+		if vm := inspected(t, name); is(vm) {
 			return vm
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	vm := inspect(t, name)
+	vm := inspected(t, name)
 	t.Fatalf("%s stays as it is: %+v", name, vm)
 	return vm
 }
@@ -59,13 +47,13 @@ func TestRestart(t *testing.T) {
 	if out, status := vmm(t, "logs", "-f", "fails"); status != 0 || out != strings.Repeat("begins\n", 3) {
 		t.Errorf("logs -f: status %d\n%s", status, out)
 	}
-	if vm := inspect(t, "fails"); !exited(vm) || vm.Restarts != 2 || vm.Status == nil || *vm.Status != 3 {
+	if vm := inspected(t, "fails"); !exited(vm) || vm.Restarts != 2 || vm.Status == nil || *vm.Status != 3 {
 		t.Errorf("it has failed three times: %+v", vm)
 	}
 
 	start("lives", "always", "echo begins; exec sleep 100000")
 	waitLog(t, "lives", "begins\n")
-	first := inspect(t, "lives")
+	first := inspected(t, "lives")
 	if err := unix.Kill(first.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -85,14 +73,14 @@ func TestRestart(t *testing.T) {
 	if got, want := <-waited, "0: 3\n143\n"; got != want {
 		t.Errorf("wait: %q, want %q", got, want)
 	}
-	if vm := inspect(t, "lives"); !exited(vm) || vm.Restarts != 1 {
+	if vm := inspected(t, "lives"); !exited(vm) || vm.Restarts != 1 {
 		t.Errorf("it was stopped: %+v", vm)
 	}
 	processGone(t, first.Supervisor)
 
 	// Whose supervisor was killed goes on, and says itself how it ends.
 	start("alone", "always", "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 5")
-	alone := inspect(t, "alone")
+	alone := inspected(t, "alone")
 	if err := unix.Kill(alone.Supervisor, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +100,7 @@ func TestRestart(t *testing.T) {
 	if out, status := vmm(t, "stop", "ends"); status != 0 {
 		t.Errorf("stop: status %d\n%s", status, out)
 	}
-	if vm := inspect(t, "ends"); !exited(vm) {
+	if vm := inspected(t, "ends"); !exited(vm) {
 		t.Errorf("it was stopped between two runs: %+v", vm)
 	}
 	processGone(t, between.Supervisor)

@@ -25,13 +25,18 @@ func fragmentsOf(id uint16, datagram []byte, cuts ...int) [][]byte {
 			flags = header.IPv4FlagMoreFragments
 		}
 		ip.SetID(id)
-		ip.SetFlagsFragmentOffset(flags, uint16(from))
-		ip.SetChecksum(0)
-		ip.SetChecksum(^ip.CalculateChecksum())
+		setFragment(ip, flags, uint16(from))
 		frames = append(frames, frame)
 		from = to
 	}
 	return frames
+}
+
+// setFragment says which piece of a datagram a packet is; offset is in bytes.
+func setFragment(ip header.IPv4, flags uint8, offset uint16) {
+	ip.SetFlagsFragmentOffset(flags, offset)
+	ip.SetChecksum(0)
+	ip.SetChecksum(^ip.CalculateChecksum())
 }
 
 // TestFragments: a datagram in pieces arrives as one, in whatever order they come; pieces of what never becomes whole, and
@@ -96,9 +101,7 @@ func TestFragments(t *testing.T) {
 			send(over[0])
 			ip := header.IPv4(over[1][ether.FrameHeader:])
 			for _, at := range []uint16{24, 65528} {
-				ip.SetFlagsFragmentOffset(0, at)
-				ip.SetChecksum(0)
-				ip.SetChecksum(^ip.CalculateChecksum())
+				setFragment(ip, 0, at)
 				send(over[1])
 			}
 		}
