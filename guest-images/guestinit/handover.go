@@ -31,15 +31,11 @@ const (
 )
 
 // handsOver reports whether the guest is handed over to an init of its image's.
-func (c *Config) handsOver() bool {
-	return c.Root != nil && c.Root.Image != nil && c.Root.Image.Init != nil
-}
+func (r *Root) handsOver() bool { return r != nil && r.Image != nil && r.Image.Init != nil }
 
 // renews reports whether the root gets a file system of this kind anew: an init takes it for granted
 // that nothing is in /run.
-func (r *Root) renews(m *mount) bool {
-	return m.target == "/run" && r.Image != nil && r.Image.Init != nil
-}
+func (r *Root) renews(m *mount) bool { return m.target == "/run" && r.handsOver() }
 
 // handOver makes PID 1 the init of the image that is the root. It returns only if it cannot.
 func handOver(cfg *Config) error {

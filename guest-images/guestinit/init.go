@@ -112,7 +112,7 @@ func prepare(cfg *Config, ends chan<- int) error {
 	if cfg.Root != nil && cfg.Root.Boot {
 		return bootRoot(cfg)
 	}
-	if cfg.handsOver() {
+	if cfg.Root.handsOver() {
 		if err := mountRoot(cfg); err != nil {
 			return err
 		}

@@ -236,7 +236,7 @@ func upper(r *Root) *agent.Upper {
 	}
 	u := &agent.Upper{Dir: filepath.Join(writable, "upper"), Lower: filepath.Join(work, filepath.Base(lower)),
 		Own: []string{"etc", "etc/hostname", "etc/hosts", "etc/resolv.conf"}}
-	if r.Image != nil && r.Image.Init != nil {
+	if r.handsOver() {
 		u.Own = append(u.Own, machineID)
 	}
 	if r.Image != nil && r.Image.UpperTag != "" {

@@ -27,13 +27,15 @@ const (
 )
 
 // configFlags are the flags of vmm run whose values are in the Config. All others are in the table.
-var configFlags = []string{"append", "boot-entry", "boot-protocol", "console", "console-device", "cpu-limit", "cpus", "disk", "hostname", "huge-pages", "initrd", "io-limit",
+var configFlags = []string{"append", "boot-entry", "boot-protocol", "console-device", "cpu-limit", "cpus", "disk", "hostname", "huge-pages", "initrd", "io-limit",
 	"kernel", "label", "memory", "memory-limit", "modules", "name", "nested", "net", "no-agent", "on-enospc", "pids-limit", "pmem", "port", "publish", "root", "rootfs", "rw", "share", "virtio", "vsock"}
 
 // inTable reports whether a flag is in the table: where a Config has no word for what it says, too.
 func inTable(f *pflag.Flag) bool {
-	terminal := f.Name == "console" && (f.Value.String() == "serial" || f.Value.String() == "none")
-	return (terminal || !slices.Contains(configFlags, f.Name)) && !slices.Contains(notInFile, f.Name)
+	if to := f.Value.String(); f.Name == "console" && to != "serial" && to != "none" {
+		return false
+	}
+	return !slices.Contains(configFlags, f.Name) && !slices.Contains(notInFile, f.Name)
 }
 
 // notInFile are flags that mean nothing in a file.
@@ -86,7 +88,7 @@ func setFlags(path string, fl *pflag.FlagSet, values map[string]any, not []strin
 			return fmt.Errorf("%s: %s: %w", path, key, err)
 		}
 		flag := fl.Lookup(key)
-		if flag == nil || slices.Contains(notInFile, key) || slices.Contains(not, key) && key != "console" {
+		if flag == nil || slices.Contains(notInFile, key) || slices.Contains(not, key) {
 			return fmt.Errorf("%s: %s: vmm run has no such flag", path, key)
 		}
 		if flag.Changed {

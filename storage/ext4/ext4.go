@@ -52,7 +52,6 @@ type Writer struct {
 	inodes  []*inode // the one with number n is at n-1; nil for reserved and removed ones
 	next    uint32   // the next block to give out, if it is for data
 	removed []extent // blocks of files that later ones replaced
-	journal *inode   // nil if there is none
 	buf     []byte
 }
 

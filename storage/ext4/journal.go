@@ -31,13 +31,12 @@ func (w *Writer) AddJournal() error {
 		n.extend(at, count)
 		left -= count
 	}
-	w.journal = n
 	return w.placeTree(n)
 }
 
-// writeJournal writes the journal's first block; all others are zero.
+// writeJournal writes the first block of a superblock's journal, if it has one; all others are zero.
 func (w *Writer) writeJournal(s *super) error {
-	if w.journal == nil {
+	if s.journal == nil {
 		return nil
 	}
 	b := make([]byte, blockSize)
@@ -54,7 +53,7 @@ func (w *Writer) writeJournal(s *super) error {
 	}
 	copy(b[0x30:], s.uuid[:])
 	copy(b[0x100:], s.uuid[:]) // the one that uses it
-	return w.writeBlocks(w.journal.extents[0].physical, b)
+	return w.writeBlocks(s.journal.extents[0].physical, b)
 }
 
 // putJournal says in a superblock where the journal is.

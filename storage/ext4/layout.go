@@ -44,7 +44,7 @@ func (w *Writer) Close(free int64) error {
 	if groups > maxGroups {
 		return ErrTooLarge
 	}
-	s := &super{groups: uint32(groups), journal: w.journal, uuid: newUUID()}
+	s := &super{groups: uint32(groups), journal: w.inodes[journalInode-1], uuid: newUUID()}
 	if err := w.writeJournal(s); err != nil {
 		return err
 	}

@@ -101,11 +101,21 @@ func (e *Entry) Killed() string {
 
 // Restarting notes that the VM has ended, with its exit status and why, and will be started again.
 func (e *Entry) Restarting(status int, detail string) error {
-	os.Remove(e.Socket())
 	e.vm.Restarts++
-	vm := e.now()
-	vm.State, vm.Status, vm.Detail, vm.Ended = api.Restarting, &status, detail, time.Now()
-	return writeInfo(e.Path(), vm)
+	return e.note(api.Restarting, status, detail)
+}
+
+// note writes down that the VM has ended, and how.
+func (e *Entry) note(state api.State, status int, detail string) error {
+	vm := e.vm
+	if now, err := readInfo(e.Path()); err == nil { // another process may have adopted the entry
+		vm.Started = now.Started
+	}
+	vm.State, vm.Status, vm.Detail, vm.Ended = state, &status, detail, time.Now()
+	vm.Cgroup = ""
+	err := writeInfo(e.Path(), vm)
+	os.Remove(e.Socket())
+	return err
 }
 
 // ClaimSimilar is Claim, but puts a number behind a name that is taken.
@@ -151,21 +161,7 @@ func (e *Entry) End(status int, detail string) error {
 	if !e.vm.Detached {
 		return e.Remove()
 	}
-	vm := e.now()
-	vm.State, vm.Status, vm.Detail, vm.Ended = api.Exited, &status, detail, time.Now()
-	vm.Cgroup = ""
-	err := writeInfo(e.registry.path(vm.Name), vm)
-	os.Remove(e.Socket())
-	return errors.Join(err, e.lock.Close())
-}
-
-// now is the VM, which has begun again since if another process has adopted the entry.
-func (e *Entry) now() api.VM {
-	vm := e.vm
-	if now, err := readInfo(e.Path()); err == nil {
-		vm.Started = now.Started
-	}
-	return vm
+	return errors.Join(e.note(api.Exited, status, detail), e.lock.Close())
 }
 
 // Remove lets the name go, and leaves nothing.
