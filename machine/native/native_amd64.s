@@ -1,0 +1,131 @@
+#include "go_asm.h"
+#include "textflag.h"
+
+// Offsets into Context; layout_test.go holds them to it.
+#define ctxGPR(n) (8*n)(R15)
+#define ctxFlags 128(R15)
+#define ctxSP 136(R15)
+#define ctxBP 144(R15)
+#define ctxReturn 152(R15)
+#define ctxMask 176(R15)
+#define ctxAVX 184(R15)
+#define ctxMXCSR 188(R15)
+#define ctxXSave 512(R15)
+
+// func enter(ctx, code uintptr)
+//
+// It loads all of ctx but RAX and R15, which the piece itself loads first, and jumps
+// to the piece. The piece comes back by leave, with R15 pointing to ctx again.
+TEXT ·enter(SB), NOSPLIT|NOFRAME, $0-16
+	MOVQ ctx+0(FP), R15
+	MOVQ code+8(FP), R14
+	MOVQ SP, ctxSP
+	MOVQ BP, ctxBP
+	LEAQ ·leave(SB), AX
+	MOVQ AX, ctxReturn
+	MOVL ctxMask, AX
+	XORL DX, DX
+	XRSTOR64 ctxXSave
+	PUSHQ ctxFlags
+	POPFQ
+	MOVQ R14, AX
+	MOVQ ctxGPR(1), CX
+	MOVQ ctxGPR(2), DX
+	MOVQ ctxGPR(3), BX
+	MOVQ ctxGPR(4), SP
+	MOVQ ctxGPR(5), BP
+	MOVQ ctxGPR(6), SI
+	MOVQ ctxGPR(7), DI
+	MOVQ ctxGPR(8), R8
+	MOVQ ctxGPR(9), R9
+	MOVQ ctxGPR(10), R10
+	MOVQ ctxGPR(11), R11
+	MOVQ ctxGPR(12), R12
+	MOVQ ctxGPR(13), R13
+	MOVQ ctxGPR(14), R14
+	JMP AX
+
+// leave is where a piece goes when it is done, and where the signal handler sends
+// one that has trapped. R15 points to the context, in which R15 is saved already.
+TEXT ·leave(SB), NOSPLIT|NOFRAME, $0-0
+	MOVQ AX, ctxGPR(0)
+	MOVQ CX, ctxGPR(1)
+	MOVQ DX, ctxGPR(2)
+	MOVQ BX, ctxGPR(3)
+	MOVQ SP, ctxGPR(4)
+	MOVQ BP, ctxGPR(5)
+	MOVQ SI, ctxGPR(6)
+	MOVQ DI, ctxGPR(7)
+	MOVQ R8, ctxGPR(8)
+	MOVQ R9, ctxGPR(9)
+	MOVQ R10, ctxGPR(10)
+	MOVQ R11, ctxGPR(11)
+	MOVQ R12, ctxGPR(12)
+	MOVQ R13, ctxGPR(13)
+	MOVQ R14, ctxGPR(14)
+	MOVQ ctxSP, SP
+	MOVQ ctxBP, BP
+	PUSHFQ
+	POPQ ctxFlags
+	MOVL ctxMask, AX
+	XORL DX, DX
+	XSAVE64 ctxXSave
+	CMPL ctxAVX, $0
+	JEQ  sse
+	VZEROUPPER
+sse:
+	LDMXCSR ctxMXCSR
+	RET
+
+// handler is the process's handler of the signals that traps become. One in a piece
+// ends the piece; any other goes to the handler that was there before.
+TEXT ·handler(SB), NOSPLIT|NOFRAME|TOPFRAME, $0
+	// DI: the signal, DX: struct ucontext, whose registers begin at 40
+	MOVQ 168(DX), AX // RIP
+	MOVQ AX, R9
+	SUBQ ·codeBase(SB), R9
+	CMPQ R9, $const_codeSize
+	JAE  other
+	SHRQ $const_unitShift, R9
+	SHLQ $const_contextShift, R9
+	ADDQ ·contextBase(SB), R9
+	MOVQ AX, 168(R9) // Context.trapAt
+	MOVQ 200(DX), AX // the trap's number
+	INCQ AX
+	MOVQ AX, 160(R9) // Context.trap
+	MOVQ 96(DX), AX  // R15
+	MOVQ AX, 120(R9)
+	MOVQ R9, 96(DX)
+	LEAQ ·leave(SB), AX
+	MOVQ AX, 168(DX)
+	RET
+other:
+	LEAQ ·previous(SB), R8
+	MOVQ (R8)(DI*8), AX
+	JMP  AX
+
+// func handlerAddress() uintptr
+TEXT ·handlerAddress(SB), NOSPLIT, $0-8
+	LEAQ ·handler(SB), AX
+	MOVQ AX, ret+0(FP)
+	RET
+
+// func cpuid(leaf, sub uint32) (a, b, c, d uint32)
+TEXT ·cpuid(SB), NOSPLIT, $0-24
+	MOVL leaf+0(FP), AX
+	MOVL sub+4(FP), CX
+	CPUID
+	MOVL AX, a+8(FP)
+	MOVL BX, b+12(FP)
+	MOVL CX, c+16(FP)
+	MOVL DX, d+20(FP)
+	RET
+
+// func xgetbv() uint64
+TEXT ·xgetbv(SB), NOSPLIT, $0-8
+	XORL CX, CX
+	XGETBV
+	SHLQ $32, DX
+	ORQ  DX, AX
+	MOVQ AX, ret+0(FP)
+	RET

@@ -1,0 +1,273 @@
+package native
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of the mappings: code of all units, then a context for each.
+const (
+	units        = 512
+	unitShift    = 15 // 32 KiB of code a unit
+	contextShift = 12
+	codeSize     = units << unitShift
+
+	slotSize = 256 // a piece with what surrounds it
+	slots    = 1 << unitShift / slotSize
+
+	// MaxCode is the size of a piece, in bytes.
+	MaxCode = slotSize - prologueSize - epilogueSize
+)
+
+// Components of the extended state that a piece can use (SDM 1, 13.1): x87, SSE, AVX
+// and AVX-512. Others, such as the rights to pages (PKRU), stay this process's.
+const Components = 1<<0 | 1<<1 | 1<<2 | 1<<5 | 1<<6 | 1<<7
+
+// XSaveSize is the size of Context.XSave in bytes: all of Components in the standard
+// format (SDM 1, 13.4.3).
+const XSaveSize = 2688
+
+// Context is what a unit's pieces compute with.
+type Context struct {
+	// GPR are the general registers, by number.
+	GPR [16]uint64
+	// Flags is RFLAGS, of which only the arithmetic flags are taken.
+	Flags uint64
+
+	hostSP, hostBP uint64
+	returnTo       uint64
+	trap           uint64 // the number plus one; 0: none
+	trapAt         uint64
+	mask           uint64 // of components
+	avx            uint32
+	mxcsr          uint32 // the host's
+	_              [64]byte
+
+	// Scratch is memory for a piece's operand.
+	Scratch [ScratchSize]byte
+	// XSave is the extended state as XSAVE lays it out. Its header is the unit's.
+	XSave [XSaveSize]byte
+}
+
+// ScratchSize is the size of Context.Scratch, which is aligned to it.
+const ScratchSize = 256
+
+// Where a piece finds Scratch: a displacement from its own first byte.
+const scratchOffset = 256
+
+// Unit executes pieces, one at a time. It belongs to one goroutine.
+type Unit struct {
+	*Context
+	number int
+	code   []byte // for writing
+	run    uintptr
+	// held says what each slot holds, so that it need not be written again.
+	held [slots][]byte
+}
+
+// Trap is how a piece ended before its end.
+type Trap struct {
+	// Vector is the exception's number (SDM 3, 6.3.1).
+	Vector uint8
+	// Offset is of the instruction that trapped, in the piece.
+	Offset int
+}
+
+// ErrNoMemory is the error for more units at once than there is room for.
+var ErrNoMemory = errors.New("no room for another unit of native code")
+
+// ErrNoXSave is the error for a CPU without XSAVE.
+var ErrNoXSave = errors.New("this CPU has no XSAVE, which native code needs")
+
+// What the assembly needs.
+var (
+	codeBase, contextBase uintptr
+	previous              [32]uintptr // handlers by signal
+)
+
+var shared struct {
+	sync.Mutex
+	ready    bool
+	code     []byte // for writing
+	contexts []byte
+	inUse    [units]bool
+}
+
+// New makes a unit. Close gives it back. Safe for concurrent use. The first call maps
+// memory and takes over SIGILL, SIGBUS, SIGFPE and SIGSEGV, for good: what is not a piece's
+// goes on to the runtime's handler.
+func New() (*Unit, error) {
+	shared.Lock()
+	defer shared.Unlock()
+	if !shared.ready {
+		if err := prepare(); err != nil {
+			return nil, err
+		}
+		shared.ready = true
+	}
+	for n := range shared.inUse {
+		if shared.inUse[n] {
+			continue
+		}
+		shared.inUse[n] = true
+		u := &Unit{number: n, code: shared.code[n<<unitShift : (n+1)<<unitShift], run: codeBase + uintptr(n)<<unitShift}
+		u.Context = (*Context)(unsafe.Pointer(&shared.contexts[n<<contextShift]))
+		*u.Context = Context{mask: Components & xgetbv(), mxcsr: defaultMXCSR}
+		if u.mask&(1<<2) != 0 {
+			u.avx = 1
+		}
+		return u, nil
+	}
+	return nil, ErrNoMemory
+}
+
+const defaultMXCSR = 0x1f80
+
+// Close gives the unit back; it must not be used after that.
+func (u *Unit) Close() error {
+	shared.Lock()
+	defer shared.Unlock()
+	shared.inUse[u.number] = false
+	return nil
+}
+
+// prepare maps the memory and sets the handlers.
+func prepare() error {
+	const osxsave = 1 << 27
+	if _, _, c, _ := cpuid(1, 0); c&osxsave == 0 {
+		return ErrNoXSave
+	}
+	fd, err := unix.MemfdCreate("native code", unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, codeSize); err != nil {
+		return err
+	}
+	const rw = unix.PROT_READ | unix.PROT_WRITE
+	if shared.code, err = unix.Mmap(fd, 0, codeSize, rw, unix.MAP_SHARED); err != nil {
+		return err
+	}
+	// One reservation, so that a piece finds its context by a displacement.
+	const all = codeSize + units<<contextShift
+	run, err := unix.Mmap(-1, 0, all, rw, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err == nil {
+		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
+	}
+	if err != nil {
+		unix.Munmap(shared.code)
+		return fmt.Errorf("executable memory: %w", err)
+	}
+	shared.contexts = run[codeSize:]
+	codeBase = uintptr(unsafe.Pointer(&run[0]))
+	contextBase = codeBase + codeSize
+	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV} {
+		if err := takeSignal(sig); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ScratchDisplacement is what an instruction that ends end bytes behind its piece's
+// first byte has to add to its RIP to address Scratch; u's pieces are at codeSlot.
+func (u *Unit) scratchDisplacement(slot, end int) int32 {
+	from := u.run + uintptr(slot*slotSize+prologueSize+end)
+	return int32(uintptr(unsafe.Pointer(u.Context)) + scratchOffset - from)
+}
+
+// Piece is code for Run. Its instructions are register-only, but for one, which may
+// have an operand in Scratch.
+type Piece struct {
+	Code []byte // at most MaxCode bytes
+	// ScratchAt is where in Code the 32-bit displacement, relative to RIP, of the
+	// operand is, which Run fills in; 0 if there is none. It holds an offset into Scratch.
+	ScratchAt int
+	// ScratchEnd is where the instruction with that operand ends.
+	ScratchEnd int
+}
+
+// Run executes a piece with the registers and the extended state in u's Context. It
+// reports whether it ran to its end; else the context is as it was when the instruction
+// in Trap began.
+func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
+	slot := int(hash(p.Code) % slots)
+	if !bytes.Equal(u.held[slot], p.Code) {
+		u.write(slot, p)
+	}
+	u.Flags &= arithmeticFlags
+	u.trap = 0
+	binary.LittleEndian.PutUint64(u.XSave[xsaveHeader:], u.mask)
+	clear(u.XSave[xsaveHeader+8 : xsaveHeader+64])
+	le := binary.LittleEndian
+	le.PutUint32(u.XSave[xsaveMXCSR:], le.Uint32(u.XSave[xsaveMXCSR:])&0xffff) // others may not be set
+	start := u.run + uintptr(slot*slotSize)
+	enter(uintptr(unsafe.Pointer(u.Context)), start)
+	if u.trap != 0 {
+		return Trap{uint8(u.trap - 1), int(uintptr(u.trapAt) - start - prologueSize)}, false
+	}
+	return Trap{}, true
+}
+
+// Places in an XSAVE area (SDM 1, 13.4.1 and 13.4.2).
+const (
+	xsaveMXCSR  = 24
+	xsaveHeader = 512
+)
+
+// arithmeticFlags are CF, PF, AF, ZF, SF and OF.
+const arithmeticFlags = 0x8d5
+
+// write puts a piece into a slot.
+func (u *Unit) write(slot int, p *Piece) {
+	u.held[slot] = append(u.held[slot][:0], p.Code...)
+	b := u.code[slot*slotSize : (slot+1)*slotSize]
+	base := u.run + uintptr(slot*slotSize)
+	ctx := uintptr(unsafe.Pointer(u.Context))
+	relative := func(to uintptr, end int) uint32 { return uint32(to - base - uintptr(end)) }
+	le := binary.LittleEndian
+	n := copy(b, []byte{0x48, 0x8b, 0x05, 0, 0, 0, 0, 0x4c, 0x8b, 0x3d, 0, 0, 0, 0}) // mov rax, [GPR 0]; mov r15, [GPR 15]
+	le.PutUint32(b[3:], relative(ctx, 7))
+	le.PutUint32(b[10:], relative(ctx+15*8, 14))
+	code := b[n : n+copy(b[n:], p.Code)]
+	if p.ScratchAt != 0 {
+		at := code[p.ScratchAt:]
+		le.PutUint32(at, le.Uint32(at)+uint32(u.scratchDisplacement(slot, p.ScratchEnd)))
+	}
+	n += len(p.Code)
+	copy(b[n:], []byte{0x4c, 0x89, 0x3d, 0, 0, 0, 0, 0x4c, 0x8d, 0x3d, 0, 0, 0, 0, 0x41, 0xff, 0xa7, 152, 0, 0, 0}) // mov [GPR 15], r15; lea r15, [ctx]; jmp [r15+152]
+	le.PutUint32(b[n+3:], relative(ctx+15*8, n+7))
+	le.PutUint32(b[n+10:], relative(ctx, n+14))
+}
+
+const (
+	prologueSize = 14
+	epilogueSize = 21
+)
+
+// hash is FNV-1a.
+func hash(b []byte) uint32 {
+	h := uint32(2166136261)
+	for _, c := range b {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	return h
+}
+
+func enter(ctx, code uintptr)
+func handlerAddress() uintptr
+func cpuid(leaf, sub uint32) (a, b, c, d uint32)
+func xgetbv() uint64
+
+// CPUID executes the instruction (SDM 2, CPUID).
+func CPUID(leaf, sub uint32) [4]uint32 {
+	a, b, c, d := cpuid(leaf, sub)
+	return [4]uint32{a, b, c, d}
+}
