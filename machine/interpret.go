@@ -23,7 +23,6 @@ type interpreter struct {
 
 	lstar, star uint64
 	tscOffset   uint64
-	area        []byte // extended state on its way to the helper and back
 	// changed is set while the executor's state is newer than KVM's.
 	changed bool
 	// window makes the executor stop as soon as interrupts are possible: one
@@ -43,7 +42,7 @@ type interpreter struct {
 const budget = 10000
 
 func newInterpreter(v *vcpu) (*interpreter, error) {
-	in := &interpreter{v: v, shared: v.kvm.Shared(), area: make([]byte, v.kvm.XSaveSize())}
+	in := &interpreter{v: v, shared: v.kvm.Shared()}
 	in.shared.ValidRegs = kvm.SyncRegs | kvm.SyncSregs | kvm.SyncEvents
 	if err := v.kvm.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
 		return nil, err
@@ -52,8 +51,14 @@ func newInterpreter(v *vcpu) (*interpreter, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.cpu = ring0.New(in, v.m.tables, xsaveLayout(ids))
-	return in, in.readTSCOffset()
+	if in.cpu, err = ring0.New(in, v.m.tables, xsaveLayout(ids)); err != nil {
+		return nil, err
+	}
+	if err := in.readTSCOffset(); err != nil {
+		in.cpu.Close()
+		return nil, err
+	}
+	return in, nil
 }
 
 // xsaveLayout reads CPUID leaf 0xd (SDM 1, 13.2).
@@ -93,21 +98,6 @@ func (in *interpreter) MSR(index uint32) (uint64, error) {
 	}
 	return in.v.kvm.MSR(index)
 }
-
-// Native implements ring0.Host.
-func (in *interpreter) Native(n *ring0.Native) error {
-	xcr0, err := in.XCR0()
-	if err != nil {
-		return err
-	}
-	if err := in.v.kvm.XSave(in.area); err != nil {
-		return err
-	}
-	return in.v.m.helper.native(n, in.area, xcr0)
-}
-
-// NativeDone implements ring0.Host.
-func (in *interpreter) NativeDone() error { return in.v.kvm.SetXSave(in.area) }
 
 // TSC implements ring0.Host.
 func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
@@ -213,9 +203,6 @@ func (in *interpreter) kernel() error {
 		in.inject(in.cpu.Inject)
 		return in.step()
 	case ring0.StopUnknown:
-		if errors.Is(in.cpu.Failure, errAbandoned) {
-			return nil
-		}
 		return errors.Join(in.v.unknownInstruction(in.cpu.Code()), in.cpu.Failure)
 	}
 	return nil
@@ -297,6 +284,9 @@ func (in *interpreter) store() {
 func (in *interpreter) flush() error {
 	if !in.changed {
 		return nil
+	}
+	if err := in.cpu.StoreExtended(); err != nil {
+		return err
 	}
 	in.store()
 	if gs, changed := in.cpu.KernelGSBase(); changed {

@@ -103,7 +103,12 @@ func (v *vcpu) enter(e *bootloader.Entry) error {
 	return v.kvm.SetRegs(&e.Regs)
 }
 
-func (v *vcpu) close() error { return v.kvm.Close() }
+func (v *vcpu) close() error {
+	if v.in != nil {
+		return errors.Join(v.in.cpu.Close(), v.kvm.Close())
+	}
+	return v.kvm.Close()
+}
 
 // kickSignal interrupts KVM_RUN. Go uses it for preemption and ignores it
 // where it comes unexpected.

@@ -24,6 +24,7 @@ import (
 
 	"vmm/internal/x86"
 	"vmm/kvm"
+	"vmm/machine/native"
 )
 
 // Register numbers as instructions encode them.
@@ -84,11 +85,6 @@ type Host interface {
 	XCR0() (uint64, error)
 	// MSR reads a model-specific register.
 	MSR(index uint32) (uint64, error)
-	// Native has the host's CPU execute n.Code with the vCPU's extended state
-	// and the registers in n, which it updates; NativeDone then makes the
-	// extended state the vCPU's.
-	Native(n *Native) error
-	NativeDone() error
 	// TSC returns the guest's time-stamp counter.
 	TSC() uint64
 }
@@ -120,9 +116,18 @@ type CPU struct {
 
 	host       Host
 	components [64]Component
-	xarea      []byte // the vCPU's extended state
 	garea      []byte // the guest's XSAVE area
-	native     Native
+	vector     vectorCode
+
+	// The extended state; extended.go says where it is.
+	xarea       []byte
+	xLoaded     bool // xarea is not older than the host's
+	xChanged    bool // it is newer
+	unit        *native.Unit
+	unitHas     bool // the unit's is not older than xarea
+	unitChanged bool // it is newer
+	xcr0Value   uint64
+	xcr0Known   bool
 
 	tlb     [tlbSize]tlbEntry
 	itlb    [itlbSize]itlbEntry
@@ -177,18 +182,27 @@ type pageFault struct {
 // Exception vectors (SDM 3, 6.3.1).
 const (
 	vectorBP = 3
+	vectorUD = 6
 	vectorGP = 13
 	vectorPF = 14
+	vectorAC = 17
 )
 
-// New returns an executor. components come from CPUID leaf 0xd; tables is
+// New returns an executor, to be closed. components come from CPUID leaf 0xd; tables is
 // shared by all vCPUs of a VM.
-func New(host Host, tables *Tables, components [64]Component) *CPU {
-	c := &CPU{host: host, tables: tables, components: components,
+func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
+	unit, err := native.New()
+	if err != nil {
+		return nil, err
+	}
+	c := &CPU{unit: unit, host: host, tables: tables, components: components,
 		cache: make([]cached, cacheSize), xarea: make([]byte, host.XSaveSize())}
 	tables.join(c)
-	return c
+	return c, nil
 }
+
+// Close frees what New has taken. The executor must not be used after it.
+func (c *CPU) Close() error { return c.unit.Close() }
 
 // Load takes the state that KVM left after an exit. IA32_KERNEL_GS_BASE is kept
 // from earlier: only kernel mode changes it.
@@ -204,6 +218,9 @@ func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 	}
 	c.sregs = *sregs
 	c.sregsDirty = false
+	if !c.xChanged && !c.unitChanged {
+		c.xLoaded, c.unitHas = false, false
+	}
 	c.base[segFS], c.base[segGS] = sregs.FS.Base, sregs.GS.Base
 	c.setFlags(regs.RFLAGS)
 }

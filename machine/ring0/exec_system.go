@@ -37,6 +37,7 @@ func execHLT(*CPU, *inst) status { return halt }
 // execHandOverFlush is for what KVM does and the TLB must know of.
 func execHandOverFlush(c *CPU, _ *inst) status {
 	c.FlushTLB()
+	c.xcr0Known = false // it may be an XSETBV
 	return handOver
 }
 

@@ -40,7 +40,7 @@ func TestOwn(t *testing.T) {
 		{"fwait", []byte{0x9b}, nil, nil, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cpu := fuzzCPU(append(c.code, 0xcc))
+			cpu := fuzzCPU(t, append(c.code, 0xcc))
 			cpu.kernelGSBase = 0x5000
 			cpu.sregs.GDT = kvm.DTable{Base: 0x9800, Limit: 15}
 			cpu.store(0x9808, 0x0041f30000002345, 8) // data, of 0x12345 bytes and one
@@ -76,7 +76,7 @@ func TestXSave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			restore := []byte{0x48, 0x0f, 0xae, 0x2f} // xrstor [rdi]
-			cpu := fuzzCPU(append(append(append([]byte{}, save...), restore...), 0xcc))
+			cpu := fuzzCPU(t, append(append(append([]byte{}, save...), restore...), 0xcc))
 			cpu.r[rAX], cpu.r[rDX], cpu.r[rDI] = 0xe7, 0, 0xa000 // the stack's page, and the next
 			h := cpu.host.(*fuzzHost)
 			for i := range h.area[:2432] {
@@ -91,8 +91,12 @@ func TestXSave(t *testing.T) {
 				t.Fatal("the save was not executed")
 			}
 			h.area = [4096]byte{}
+			clear(cpu.xarea)
 			if _, stop := cpu.Execute(5, false, new(atomic.Bool)); stop != StopInject || cpu.Inject.Vector != vectorBP {
 				t.Fatalf("stopped by %v, %+v", stop, cpu.Inject)
+			}
+			if err := cpu.StoreExtended(); err != nil {
+				t.Fatal(err)
 			}
 			for i := range 2432 {
 				if i >= xEndXMM && i < xEndHeader || i >= xOffMXCSR+4 && i < xOffX87Regs {
@@ -109,7 +113,7 @@ func TestXSave(t *testing.T) {
 // TestFaultOfOwn wants a page fault where an instruction that KVM does not
 // know reads what is not mapped.
 func TestFaultOfOwn(t *testing.T) {
-	cpu := fuzzCPU([]byte{0xf3, 0x48, 0x0f, 0xb8, 0x02}) // popcnt rax, [rdx]
+	cpu := fuzzCPU(t, []byte{0xf3, 0x48, 0x0f, 0xb8, 0x02}) // popcnt rax, [rdx]
 	cpu.r[rDX] = 0x7000000
 	rip := cpu.RIP()
 	_, stop := cpu.Execute(5, false, new(atomic.Bool))
@@ -122,7 +126,7 @@ func TestFaultOfOwn(t *testing.T) {
 // fault, and no harm to the host.
 func TestTablesBeyondRAM(t *testing.T) {
 	for _, cr3 := range []uint64{0x7000000, 0xffffffffff000, ^uint64(0)} {
-		cpu := fuzzCPU([]byte{0x90})
+		cpu := fuzzCPU(t, []byte{0x90})
 		cpu.sregs.CR3 = cr3
 		cpu.FlushTLB()
 		cpu.EnterUser()
@@ -131,7 +135,7 @@ func TestTablesBeyondRAM(t *testing.T) {
 			t.Errorf("CR3 %#x: %v", cr3, stop)
 		}
 	}
-	cpu := fuzzCPU([]byte{0x90})
+	cpu := fuzzCPU(t, []byte{0x90})
 	page := cpu.tables.mem.Page(0x1000)
 	le.PutUint64(page[8:], 0xffffffffff000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
 	cpu.EnterUser()
@@ -141,7 +145,7 @@ func TestTablesBeyondRAM(t *testing.T) {
 // TestTables wants stores to the tables of user mode to be left to KVM, and
 // many of them to end that.
 func TestTables(t *testing.T) {
-	cpu := fuzzCPU([]byte{0x48, 0x89, 0x02, 0xeb, 0xfb}) // mov [rdx], rax; jmp back
+	cpu := fuzzCPU(t, []byte{0x48, 0x89, 0x02, 0xeb, 0xfb}) // mov [rdx], rax; jmp back
 	poked := 0
 	cpu.tables.poke = func(gpa uint64) error {
 		if gpa != 0x4000 {
@@ -171,5 +175,70 @@ func TestTables(t *testing.T) {
 	cpu.LeaveUser()
 	if _, stop := cpu.Execute(4, false, new(atomic.Bool)); stop != StopKVM {
 		t.Errorf("after user mode: %v", stop)
+	}
+}
+
+// TestVector executes instructions of SSE and the x87 with operands in the guest's
+// memory, also where a store faults behind one that does not.
+func TestVector(t *testing.T) {
+	run := func(t *testing.T, code []byte) *CPU {
+		cpu := fuzzCPU(t, append(code, 0xcc))
+		le.PutUint32(cpu.host.(*fuzzHost).area[xOffMXCSR:], defaultMXCSR)
+		cpu.store(0x9000, 0x1111, 8)
+		cpu.store(0x9008, 0x2222, 8)
+		cpu.Execute(20, false, new(atomic.Bool))
+		return cpu
+	}
+	paddq := []byte{0xf3, 0x0f, 0x6f, 0x00, 0x66, 0x0f, 0xd4, 0xc0} // movdqu xmm0, [rax]; paddq xmm0, xmm0
+	t.Run("store", func(t *testing.T) {
+		cpu := run(t, append(paddq, 0xf3, 0x0f, 0x7f, 0x40, 0x20)) // movdqu [rax+32], xmm0
+		lo, _ := cpu.load(0x9020, 8)
+		hi, _ := cpu.load(0x9028, 8)
+		if lo != 0x2222 || hi != 0x4444 || cpu.Inject.Vector != vectorBP {
+			t.Errorf("stored %#x %#x, %+v", lo, hi, cpu.Inject)
+		}
+	})
+	t.Run("a fault loses nothing", func(t *testing.T) {
+		cpu := run(t, append(paddq, 0x0f, 0x11, 0x04, 0x25, 0, 0, 0x10, 0)) // movups [0x100000], xmm0
+		if cpu.Inject.Vector != vectorPF || cpu.Inject.CR2 != 0x100000 {
+			t.Fatalf("%+v", cpu.Inject)
+		}
+		if err := cpu.StoreExtended(); err != nil {
+			t.Fatal(err)
+		}
+		area := cpu.host.(*fuzzHost).area
+		if lo := le.Uint64(area[xOffXMM:]); lo != 0x2222 || le.Uint64(area[xOffHeader:])&xSSE == 0 {
+			t.Errorf("XMM0 is %#x", lo)
+		}
+	})
+	t.Run("an exception", func(t *testing.T) {
+		cpu := run(t, append(paddq, 0x0f, 0x28, 0x48, 0x08)) // movaps xmm1, [rax+8]
+		if cpu.Inject.Vector != vectorGP || cpu.RIP() != 0x8008 {
+			t.Errorf("%+v at %#x", cpu.Inject, cpu.RIP())
+		}
+	})
+	t.Run("not enabled", func(t *testing.T) {
+		cpu := fuzzCPU(t, []byte{0xc5, 0xf8, 0x77}) // vzeroupper
+		cpu.xcr0Value, cpu.xcr0Known = xX87|xSSE, true
+		if cpu.Execute(1, false, new(atomic.Bool)); cpu.Inject.Vector != vectorUD || cpu.RIP() != 0x8000 {
+			t.Errorf("%+v at %#x", cpu.Inject, cpu.RIP())
+		}
+	})
+}
+
+// TestNotVector wants instructions left alone that access memory which their ModRM does
+// not tell: the host's, if its CPU did them.
+func TestNotVector(t *testing.T) {
+	for name, code := range map[string][]byte{
+		"maskmovq": {0x0f, 0xf7, 0xc1}, "maskmovdqu": {0x66, 0x0f, 0xf7, 0xc1}, "vmaskmovdqu": {0xc5, 0xf9, 0xf7, 0xc1},
+		"movdir64b": {0x66, 0x0f, 0x38, 0xf8, 0x01}, "enqcmd": {0xf2, 0x0f, 0x38, 0xf8, 0x01}, "movdiri": {0x0f, 0x38, 0xf9, 0x01},
+		"vpgatherdd": {0xc4, 0xe2, 0x69, 0x90, 0x04, 0x08}, "vpscatterdd": {0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x08},
+		"tileloadd": {0xc4, 0xe2, 0x7b, 0x4b, 0x04, 0x08}, "ldtilecfg": {0xc4, 0xe2, 0x78, 0x49, 0x00},
+		"xlat": {0xd7}, "syscall": {0x0f, 0x05}, "wrpkru": {0x0f, 0x01, 0xef},
+	} {
+		var in inst
+		if decode(append(code, make([]byte, 8)...), &in) && in.form != (vectorForm{}) {
+			t.Errorf("%s is executed natively", name)
+		}
 	}
 }

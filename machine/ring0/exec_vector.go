@@ -2,41 +2,34 @@ package ring0
 
 import (
 	"unsafe"
+
+	"vmm/machine/native"
 )
 
-// SSE, AVX, AVX-512 and x87 instructions are not emulated: the host's CPU
-// executes them, in user mode of a helper vCPU that holds nothing but them and
-// their operand (Host.Native). A memory operand is replaced by one in the
-// helper's scratch memory, which is copied in before and out after.
+// SSE, AVX, AVX-512 and x87 instructions are not emulated: the host's CPU executes
+// them (package native), with the guest's extended state and registers. A memory
+// operand is replaced by one in memory of its own, which is copied in before and out
+// after.
 
-// Native is a piece of code for Host.Native: register-only instructions, of
-// which the first may access Scratch.
-type Native struct {
-	Code [nativeCode]byte
-	Len  int
-	// GPR are the general registers by number.
-	GPR [16]uint64
-	// Flags are the arithmetic flags.
-	Flags uint64
-	// Scratch is the memory operand, with the alignment that it has in the
-	// guest.
-	Scratch [NativeScratch]byte
+// vectorCode is a piece of code for package native: register-only instructions, of
+// which the first may access memory.
+type vectorCode struct {
+	code  [native.MaxCode]byte
+	piece native.Piece
+	// ends are where the instructions end, in code and in the guest's.
+	ends []instEnd
+}
+
+type instEnd struct {
+	code int
+	rip  uint64
 }
 
 const (
-	nativeCode = 512
-	// NativeScratch is the size of Native.Scratch: the largest operand (of
-	// FNSAVE) behind the largest misalignment.
-	NativeScratch = 256
 	scratchAlign  = 64
 	maxVector     = 64
 	maxX87        = 108
 	maxVectorInst = 15
-	// NativeScratchAddr is where the helper maps Scratch, so that displacements are
-	// known here.
-	NativeScratchAddr = 0x2000
-	// NativeCodeAddr is where it maps Code.
-	NativeCodeAddr = 0x1000
 )
 
 // vectorForm is how to rewrite an instruction: where its ModRM is and what
@@ -45,6 +38,8 @@ type vectorForm struct {
 	modrm int // position, 0 where there is none
 	imm   int // bytes behind the address
 	bytes int // the largest memory operand
+	// needs are the components that must be enabled in XCR0.
+	needs uint64
 }
 
 // vectorOpcode reports whether 0x0f op is an SSE or MMX instruction, and the
@@ -54,7 +49,7 @@ func vectorOpcode(op uint8) (imm int, ok bool) {
 	case op == 0x77: // EMMS has no ModRM and is not vector
 		return 0, false
 	case op >= 0x10 && op <= 0x17, op >= 0x28 && op <= 0x2f, op >= 0x50 && op <= 0x6f,
-		op >= 0x74 && op <= 0x76, op >= 0x7c && op <= 0x7f, op >= 0xd0 && op != 0xff:
+		op >= 0x74 && op <= 0x76, op >= 0x7c && op <= 0x7f, op >= 0xd0 && op != 0xf7 && op != 0xff: // 0xf7, MASKMOVQ, stores at rDI
 		return 0, true
 	case op >= 0x70 && op <= 0x73, op == 0xc2, op == 0xc4, op == 0xc5, op == 0xc6:
 		return 1, true
@@ -68,7 +63,9 @@ func (d *decoder) vector(op uint8) {
 	f := vectorForm{bytes: 16}
 	switch op {
 	case 0x38:
-		d.u8()
+		if sub := d.u8(); sub >= 0xf0 && sub != 0xf6 {
+			return // MOVDIR64B, ENQCMD: memory that a register addresses
+		}
 	case 0x3a:
 		d.u8()
 		f.imm = 1
@@ -102,7 +99,7 @@ func (d *decoder) native(f vectorForm) {
 
 // vex decodes a VEX instruction (SDM 2, 2.3); op is 0xc4 or 0xc5.
 func (d *decoder) vex(op uint8) {
-	f := vectorForm{bytes: 32}
+	f := vectorForm{bytes: 32, needs: xSSE | xAVX}
 	opmap := uint8(1)
 	p := d.u8()
 	d.rex = ^p >> 5 & 4 // R
@@ -126,7 +123,7 @@ func (d *decoder) evex() {
 		d.bad = true
 		return
 	}
-	f := vectorForm{bytes: maxVector}
+	f := vectorForm{bytes: maxVector, needs: xSSE | xAVX | xAVX512}
 	d.evexDisp = true
 	d.vexOpcode(p0&7, f)
 }
@@ -136,18 +133,33 @@ func (d *decoder) vexOpcode(opmap uint8, f vectorForm) {
 	switch opmap {
 	case 1:
 		if op == 0x77 { // VZEROUPPER, VZEROALL
-			d.in.form, d.in.own, d.in.exec = vectorForm{}, true, execVector
+			d.in.form, d.in.own, d.in.exec = f, true, execVector
 			return
 		}
 		if op >= 0x70 && op <= 0x73 || op == 0xc2 || op >= 0xc4 && op <= 0xc6 {
 			f.imm = 1
 		}
+		if op == 0xf7 || op == 0xae {
+			return // VMASKMOVDQU, which stores at rDI; VLDMXCSR and VSTMXCSR
+		}
+		if op >= 0x41 && op <= 0x4b || op >= 0x90 && op <= 0x99 {
+			f.needs |= xAVX512 // on mask registers
+		}
 	case 2:
+		if op >= 0x49 && op <= 0x4b || op >= 0x5c && op <= 0x5e || op >= 0x6c && op <= 0x6e {
+			return // of AMX, with rows of memory
+		}
+		if op >= 0xf0 && op <= 0xf7 {
+			f.needs = 0 // BMI, on general registers
+		}
 		if op >= 0x90 && op <= 0x93 || op >= 0xa0 && op <= 0xa3 || op == 0xc6 || op == 0xc7 {
 			return // gathers and scatters
 		}
 	case 3:
 		f.imm = 1
+		if op == 0xf0 {
+			f.needs = 0 // RORX
+		}
 	default:
 		return
 	}
@@ -160,48 +172,89 @@ func (d *decoder) x87() { d.native(vectorForm{bytes: maxX87}) }
 // execVector has the host's CPU execute the instruction, together with the
 // register-only ones behind it.
 func execVector(c *CPU, in *inst) status {
-	n := &c.native
-	n.Len = 0
+	if in.evexDisp && in.mem {
+		return unknown // a compressed displacement that could not be read
+	}
+	enabled, _ := c.xcr0()
+	if in.form.needs&^enabled != 0 {
+		return c.undefined(in)
+	}
+	if !c.unitState() {
+		return unknown
+	}
+	v, u := &c.vector, c.unit
 	start := c.r[rIP] - uint64(in.len)
-	var code [maxVectorInst]byte
-	if !c.codeAt(start, code[:in.len]) {
+	if !c.codeAt(start, v.code[:in.len]) {
 		return handOver
 	}
-	var addr uint64
+	v.piece = native.Piece{Code: v.code[:in.len]}
+	var addr, at uint64
 	size := 0
 	if in.mem {
-		if in.evexDisp {
-			return unknown // a compressed displacement that could not be read
-		}
 		addr = c.address(in)
-		size = c.scratchIn(addr, in.form.bytes)
-		if size == 0 {
+		at = addr & (scratchAlign - 1)
+		if size = c.scratchIn(addr, in.form.bytes); size == 0 {
 			return handOver
 		}
-		n.rewrite(code[:in.len], in, addr&(scratchAlign-1))
-	} else {
-		n.Len = copy(n.Code[:], code[:in.len])
-	}
-	end := c.follow(n)
-	copy(n.GPR[:], c.r[:16])
-	n.Flags = c.flags() & arithFlags
-	before := n.Scratch
-	if c.Failure = c.host.Native(n); c.Failure != nil {
-		return unknown
-	}
-	at := addr & (scratchAlign - 1)
-	if from, to := difference(before[at:at+uint64(size)], n.Scratch[at:at+uint64(size)]); from < to {
-		if !c.write(addr+uint64(from), n.Scratch[at+uint64(from):at+uint64(to)]) {
-			return handOver // nothing has changed but the helper
+		v.rewrite(in, at)
+		if !c.writesSurely(addr, size) && !c.extended() { // xarea has what to go back to
+			return unknown
 		}
 	}
-	if c.Failure = c.host.NativeDone(); c.Failure != nil {
-		return unknown
+	v.ends = append(v.ends[:0], instEnd{len(v.piece.Code), c.r[rIP]})
+	c.follow(enabled)
+	copy(u.GPR[:], c.r[:16])
+	u.Flags = c.flags()
+	before := u.Scratch
+	trap, ok := u.Run(&v.piece)
+	if !ok && trap.Offset == 0 {
+		c.r[rIP] = start
+		return c.trapped(trap.Vector)
 	}
-	copy(c.r[:16], n.GPR[:])
-	c.setArith(n.Flags)
-	c.r[rIP] = end
-	return done
+	if from, to := difference(before[at:at+uint64(size)], u.Scratch[at:at+uint64(size)]); from < to {
+		if !c.write(addr+uint64(from), u.Scratch[at+uint64(from):at+uint64(to)]) {
+			c.unitHas = false // the state from before is in xarea
+			return handOver
+		}
+	}
+	c.unitChanged = true
+	copy(c.r[:16], u.GPR[:])
+	c.setArith(u.Flags)
+	c.r[rIP] = v.ends[len(v.ends)-1].rip
+	if ok {
+		return done
+	}
+	for i, e := range v.ends {
+		if e.code == trap.Offset {
+			c.r[rIP] = v.ends[i].rip
+		}
+	}
+	return c.trapped(trap.Vector)
+}
+
+// writesSurely reports whether a write is known to succeed.
+func (c *CPU) writesSurely(addr uint64, size int) bool {
+	for _, vpn := range [2]uint64{addr >> 12, (addr + uint64(size) - 1) >> 12} {
+		if e := &c.tlb[vpn%tlbSize]; e.write != vpn+1 || e.user && c.noUser {
+			return false
+		}
+	}
+	return true
+}
+
+// trapped raises the exception that the host's CPU has raised at RIP.
+func (c *CPU) trapped(vector uint8) status {
+	c.Inject = Exception{Vector: vector}
+	if vector == vectorGP || vector == vectorAC {
+		c.Inject.HasError = true
+	}
+	return inject
+}
+
+// undefined raises #UD for an instruction that is not enabled.
+func (c *CPU) undefined(in *inst) status {
+	c.r[rIP] -= uint64(in.len)
+	return c.trapped(vectorUD)
 }
 
 // codeAt reads instruction bytes.
@@ -217,52 +270,48 @@ func (c *CPU) codeAt(addr uint64, to []byte) bool {
 // many could be read: those of the next page may not exist.
 func (c *CPU) scratchIn(addr uint64, size int) int {
 	at := addr & (scratchAlign - 1)
-	if c.read(addr, c.native.Scratch[at:at+uint64(size)]) {
+	if c.read(addr, c.unit.Scratch[at:at+uint64(size)]) {
 		return size
 	}
 	size = min(size, int(pageSize-addr&pageMask))
-	if !c.read(addr, c.native.Scratch[at:at+uint64(size)]) {
+	if !c.read(addr, c.unit.Scratch[at:at+uint64(size)]) {
 		return 0
 	}
 	return size
 }
 
-// rewrite puts the instruction into Code with its memory operand replaced by
-// one in Scratch, addressed relative to RIP.
-func (n *Native) rewrite(code []byte, in *inst, at uint64) {
+// rewrite replaces the memory operand by one in the unit's scratch memory.
+func (v *vectorCode) rewrite(in *inst, at uint64) {
 	f := in.form
-	k := copy(n.Code[:], code[:f.modrm])
-	for i := range k { // segment overrides are not for the scratch memory
-		if i < 4 && (n.Code[i] == 0x64 || n.Code[i] == 0x65) {
-			n.Code[i] = 0x3e
-			continue
+	var imm [1]byte
+	copy(imm[:], v.code[int(in.len)-f.imm:in.len])
+	for i := range min(f.modrm, 4) { // segment overrides are not for the scratch memory
+		if v.code[i] != 0x64 && v.code[i] != 0x65 {
+			break
 		}
-		break
+		v.code[i] = 0x3e
 	}
-	n.Code[k] = in.modrm&0x38 | 5
-	end := k + 5 + f.imm
-	le.PutUint32(n.Code[k+1:], uint32(NativeScratchAddr+at-(NativeCodeAddr+uint64(end))))
-	copy(n.Code[k+5:end], code[len(code)-f.imm:])
-	n.Len = end
+	v.code[f.modrm] = in.modrm&0x38 | 5 // relative to RIP
+	le.PutUint32(v.code[f.modrm+1:], uint32(at))
+	end := f.modrm + 5 + copy(v.code[f.modrm+5:], imm[:f.imm])
+	v.piece = native.Piece{Code: v.code[:end], ScratchAt: f.modrm + 1, ScratchEnd: end}
 }
 
-// follow appends the register-only vector instructions at RIP and returns the
-// address behind them.
-func (c *CPU) follow(n *Native) uint64 {
+// follow appends the register-only vector instructions at RIP.
+func (c *CPU) follow(enabled uint64) {
 	rip := c.r[rIP]
 	var next inst
-	for n.Len+maxVectorInst <= nativeCode-16 {
-		if rip>>12+1 != c.code.tag {
-			break
-		}
+	v := &c.vector
+	for len(v.piece.Code)+maxVectorInst <= len(v.code) && rip>>12+1 == c.code.tag {
 		b := unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:]
-		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem {
+		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem || next.form.needs&^enabled != 0 {
 			break
 		}
-		n.Len += copy(n.Code[n.Len:], b[:next.len])
+		n := len(v.piece.Code)
+		v.piece.Code = v.code[:n+copy(v.code[n:], b[:next.len])]
 		rip += uint64(next.len)
+		v.ends = append(v.ends, instEnd{len(v.piece.Code), rip})
 	}
-	return rip
 }
 
 // difference returns the range in which a and b differ.

@@ -10,6 +10,8 @@ const (
 	xX87 = 1 << 0
 	xSSE = 1 << 1
 	xAVX = 1 << 2
+	// xAVX512 is the registers of masks, the upper halves of ZMM0 to 15, and the rest.
+	xAVX512 = 1<<5 | 1<<6 | 1<<7
 
 	xOffMXCSR   = 24
 	xOffX87Regs = 32
@@ -20,6 +22,7 @@ const (
 	xCompacted  = 1 << 63
 
 	defaultMXCSR = 0x1f80
+	mxcsrMask    = 0xffff // MXCSR_MASK: the others are reserved
 	defaultFCW   = 0x37f
 
 	msrXSS = 0xda0
@@ -36,8 +39,8 @@ var le = binary.LittleEndian
 
 // requested is the RFBM of an XSAVE or XRSTOR.
 func (c *CPU) requested(supervisor bool) (uint64, bool) {
-	x, err := c.host.XCR0()
-	if err != nil {
+	x, ok := c.xcr0()
+	if !ok {
 		return 0, false
 	}
 	if supervisor {
@@ -92,7 +95,7 @@ func (c *CPU) area(n int) []byte {
 // Components in their initial state are written too where that is allowed.
 func execXSave(c *CPU, in *inst) status {
 	rfbm, ok := c.requested(in.op == saveSupervisor)
-	if !ok || c.host.XSave(c.xarea) != nil {
+	if !ok || !c.extended() {
 		return handOver
 	}
 	addr := c.address(in)
@@ -144,7 +147,7 @@ func execXSave(c *CPU, in *inst) status {
 func execXRstor(c *CPU, in *inst) status {
 	supervisor := in.reg&7 == 3
 	rfbm, ok := c.requested(supervisor)
-	if !ok || c.host.XSave(c.xarea) != nil {
+	if !ok || !c.extended() {
 		return handOver
 	}
 	addr := c.address(in)
@@ -190,6 +193,9 @@ func execXRstor(c *CPU, in *inst) status {
 		if xcomp != 0 && load&(xSSE|xAVX) == 0 {
 			mxcsr = defaultMXCSR
 		}
+		if mxcsr&^mxcsrMask != 0 {
+			return c.raise(vectorGP, 0)
+		}
 		le.PutUint32(std[xOffMXCSR:], mxcsr)
 		if mxcsr != defaultMXCSR {
 			inUse |= xSSE // else KVM would not take MXCSR over
@@ -207,15 +213,13 @@ func execXRstor(c *CPU, in *inst) status {
 		}
 	}
 	le.PutUint64(std[xOffHeader:], inUse)
-	if c.host.SetXSave(std) != nil {
-		return c.raise(vectorGP, 0)
-	}
+	c.xModified()
 	return done
 }
 
 // execFXSave and execFXRstor handle the legacy region alone (SDM 2).
 func execFXSave(c *CPU, in *inst) status {
-	if c.host.XSave(c.xarea) != nil {
+	if !c.extended() {
 		return handOver
 	}
 	return stored(c.write(c.address(in), c.xarea[:xEndXMM]))
@@ -223,8 +227,11 @@ func execFXSave(c *CPU, in *inst) status {
 
 func execFXRstor(c *CPU, in *inst) status {
 	var area [xEndXMM]byte
-	if !c.read(c.address(in), area[:]) || c.host.XSave(c.xarea) != nil {
+	if !c.read(c.address(in), area[:]) || !c.extended() {
 		return handOver
+	}
+	if le.Uint32(area[xOffMXCSR:])&^mxcsrMask != 0 {
+		return c.raise(vectorGP, 0)
 	}
 	copy(c.xarea, area[:])
 	return c.setLegacy()
@@ -233,31 +240,32 @@ func execFXRstor(c *CPU, in *inst) status {
 // setLegacy writes xarea back with x87 and SSE in use.
 func (c *CPU) setLegacy() status {
 	le.PutUint64(c.xarea[xOffHeader:], le.Uint64(c.xarea[xOffHeader:])|xX87|xSSE)
-	if c.host.SetXSave(c.xarea) != nil {
-		return c.raise(vectorGP, 0)
-	}
+	c.xModified()
 	return done
 }
 
 func execLDMXCSR(c *CPU, in *inst) status {
 	v, ok := c.load(c.address(in), 4)
-	if !ok || c.host.XSave(c.xarea) != nil {
+	if !ok || !c.extended() {
 		return handOver
+	}
+	if v&^mxcsrMask != 0 {
+		return c.raise(vectorGP, 0)
 	}
 	le.PutUint32(c.xarea[xOffMXCSR:], uint32(v))
 	return c.setLegacy()
 }
 
 func execSTMXCSR(c *CPU, in *inst) status {
-	if c.host.XSave(c.xarea) != nil {
+	if !c.extended() {
 		return handOver
 	}
 	return stored(c.store(c.address(in), uint64(le.Uint32(c.xarea[xOffMXCSR:])), 4))
 }
 
 func execXGetBV(c *CPU, _ *inst) status {
-	v, err := c.host.XCR0()
-	if err != nil || uint32(c.r[rCX]) != 0 {
+	v, ok := c.xcr0()
+	if !ok || uint32(c.r[rCX]) != 0 {
 		return handOver
 	}
 	c.r[rAX], c.r[rDX] = uint64(uint32(v)), v>>32

@@ -82,12 +82,11 @@ func (h *fuzzHost) XSaveSize() int             { return len(h.area) }
 func (h *fuzzHost) XCR0() (uint64, error)      { return 0xe7, nil }
 func (h *fuzzHost) MSR(uint32) (uint64, error) { return 0x0023001000000000, nil }
 func (h *fuzzHost) TSC() uint64                { return 0 }
-func (h *fuzzHost) Native(*Native) error       { return nil }
-func (h *fuzzHost) NativeDone() error          { return nil }
 
 // fuzzCPU returns an executor in front of code, with all of its memory mapped
 // to itself, tables included: the guest may do its worst to itself.
-func fuzzCPU(code []byte) *CPU {
+func fuzzCPU(t testing.TB, code []byte) *CPU {
+	t.Helper()
 	mem := make(fuzzMemory, fuzzPages)
 	le.PutUint64(mem[1][:], 0x2000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
 	le.PutUint64(mem[2][:], 0x3000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser)
@@ -96,8 +95,12 @@ func fuzzCPU(code []byte) *CPU {
 		le.PutUint64(mem[4][8*i:], i<<12|x86.PTEPresent|x86.PTEWritable|i%3/2*x86.PTEUser)
 	}
 	copy(mem[8][:], code)
-	c := New(&fuzzHost{}, NewTables(mem, func(uint64) error { return nil }), [64]Component{
+	c, err := New(&fuzzHost{}, NewTables(mem, func(uint64) error { return nil }), [64]Component{
 		2: {Offset: 576, Size: 256}, 5: {Offset: 832, Size: 64}, 6: {Offset: 896, Size: 512}, 7: {Offset: 1408, Size: 1024}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
 	c.Load(&kvm.Regs{RIP: 0x8000, RSP: 0xa000, RAX: 0x9000, RBX: 0x9080, RCX: 3, RSI: 0x9100, RDI: 0x9200, RFLAGS: 2},
 		&kvm.Sregs{CR3: 0x1000, CR0: x86.CR0PG | x86.CR0WP | 1, CR4: x86.CR4PAE | x86.CR4SMAP, EFER: x86.EFERLMA | x86.EFERNXE,
 			CS: flatSegment(0x10, true, 0), SS: flatSegment(0x18, false, 0)})
@@ -110,7 +113,7 @@ func FuzzExecute(f *testing.F) {
 	f.Add([]byte{0x48, 0x0f, 0xae, 0x23, 0x48, 0x0f, 0xae, 0x2b, 0xf0, 0x48, 0x0f, 0xc7, 0x0b})
 	f.Add([]byte{0xc5, 0xfa, 0x6f, 0x07, 0xcf, 0x48, 0xcf, 0x48, 0x0f, 0x07})
 	f.Fuzz(func(t *testing.T, code []byte) {
-		c := fuzzCPU(code[:min(len(code), 64)])
+		c := fuzzCPU(t, code[:min(len(code), 64)])
 		c.EnterUser()
 		c.LeaveUser()
 		for range 4 {
@@ -130,7 +133,7 @@ func FuzzExecute(f *testing.F) {
 
 // BenchmarkExecute measures a loop of loads, stores, arithmetic and a jump.
 func BenchmarkExecute(b *testing.B) {
-	c := fuzzCPU([]byte{
+	c := fuzzCPU(b, []byte{
 		0x48, 0x8b, 0x03, // mov rax, [rbx]
 		0x48, 0xff, 0xc0, // inc rax
 		0x48, 0x89, 0x03, // mov [rbx], rax

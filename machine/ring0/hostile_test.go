@@ -22,7 +22,7 @@ func TestStoreAcrossTheEnd(t *testing.T) {
 		{"fxsave, first page unmapped", []byte{0x0f, 0xae, 0x03}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cpu := fuzzCPU(c.code)
+			cpu := fuzzCPU(t, c.code)
 			mem := cpu.tables.mem.(fuzzMemory)
 			// The last linear page is RAM page 9, the first one page 10 or nothing.
 			le.PutUint64(mem[1][8*511:], 0x5000|present)
@@ -66,7 +66,7 @@ func (m *countedMemory) Page(gpa uint64) *[pageSize]byte {
 func TestTablesInCircles(t *testing.T) {
 	const entry = x86.PTEPresent | x86.PTEWritable | x86.PTEUser
 	for _, tables := range []int{1, 2, fuzzPages - 1} {
-		c := fuzzCPU([]byte{0xcc})
+		c := fuzzCPU(t, []byte{0xcc})
 		mem := &countedMemory{fuzzMemory: c.tables.mem.(fuzzMemory)}
 		c.tables.mem = mem
 		for i := range tables {

@@ -37,8 +37,6 @@ func (noHost) XSaveSize() int             { return 4096 }
 func (noHost) XCR0() (uint64, error)      { return 0, unix.ENOTSUP }
 func (noHost) MSR(uint32) (uint64, error) { return 0, unix.ENOTSUP }
 func (noHost) TSC() uint64                { return 0 }
-func (noHost) Native(*ring0.Native) error { return unix.ENOTSUP }
-func (noHost) NativeDone() error          { return unix.ENOTSUP }
 
 // oracle is a vCPU of KVM beside an executor on the same memory.
 type oracle struct {
@@ -63,8 +61,13 @@ func newMemory(t testing.TB) ram {
 	return mem
 }
 
-func newCPU(mem ram) *ring0.CPU {
-	return ring0.New(noHost{}, ring0.NewTables(mem, func(uint64) error { return nil }), [64]ring0.Component{})
+func newCPU(t *testing.T, mem ram) *ring0.CPU {
+	cpu, err := ring0.New(noHost{}, ring0.NewTables(mem, func(uint64) error { return nil }), [64]ring0.Component{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cpu.Close() })
+	return cpu
 }
 
 func newOracle(t *testing.T) *oracle {
@@ -122,7 +125,7 @@ func newOracle(t *testing.T) *oracle {
 	if err := o.vcpu.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
 		t.Fatal(err)
 	}
-	o.cpu = newCPU(o.mem)
+	o.cpu = newCPU(t, o.mem)
 	return o
 }
 
