@@ -12,7 +12,7 @@
 #define ctxMXCSR 188(R15)
 #define ctxXSave 512(R15)
 
-// func enter(ctx, code uintptr)
+// func enter(ctx *Context, code uintptr)
 //
 // It loads all of ctx but RAX and R15, which the piece itself loads first, and jumps
 // to the piece. The piece comes back by leave, with R15 pointing to ctx again.

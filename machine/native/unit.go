@@ -176,8 +176,8 @@ func prepare() error {
 	return nil
 }
 
-// ScratchDisplacement is what an instruction that ends end bytes behind its piece's
-// first byte has to add to its RIP to address Scratch; u's pieces are at codeSlot.
+// scratchDisplacement is what an instruction that ends end bytes behind the first byte of
+// a slot's piece has to add to its RIP to address Scratch.
 func (u *Unit) scratchDisplacement(slot, end int) int32 {
 	from := u.run + uintptr(slot*slotSize+prologueSize+end)
 	return int32(uintptr(unsafe.Pointer(u.Context)) + scratchOffset - from)
@@ -209,7 +209,7 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 	le := binary.LittleEndian
 	le.PutUint32(u.XSave[xsaveMXCSR:], le.Uint32(u.XSave[xsaveMXCSR:])&0xffff) // others may not be set
 	start := u.run + uintptr(slot*slotSize)
-	enter(uintptr(unsafe.Pointer(u.Context)), start)
+	enter(u.Context, start)
 	if u.trap != 0 {
 		return Trap{uint8(u.trap - 1), int(uintptr(u.trapAt) - start - prologueSize)}, false
 	}
@@ -261,7 +261,7 @@ func hash(b []byte) uint32 {
 	return h
 }
 
-func enter(ctx, code uintptr)
+func enter(ctx *Context, code uintptr)
 func handlerAddress() uintptr
 func cpuid(leaf, sub uint32) (a, b, c, d uint32)
 func xgetbv() uint64
