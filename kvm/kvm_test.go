@@ -70,6 +70,15 @@ func TestPermissionHint(t *testing.T) {
 	}
 }
 
+// TestAbsent tells a host without KVM from one that does not let this user in.
+func TestAbsent(t *testing.T) {
+	for errno, absent := range map[unix.Errno]bool{unix.ENOENT: true, unix.ENODEV: true, unix.ENXIO: true, unix.EACCES: false, unix.EPERM: false, unix.EBUSY: false} {
+		if err := error(&openError{errno, "hint"}); errors.Is(err, ErrAbsent) != absent || !errors.Is(err, errno) {
+			t.Errorf("%v: absent is %v", err, !absent)
+		}
+	}
+}
+
 func TestInstructionBytes(t *testing.T) {
 	e := &InternalError{Suberror: InternalErrorEmulation, NData: 4}
 	e.Data[0] = 1

@@ -27,6 +27,10 @@ var (
 	reqGetSupportedCPID = iowr[[2]uint32]("KVM_GET_SUPPORTED_CPUID", 0x05)
 )
 
+// ErrAbsent is in the error of Open on a host that has no KVM: no /dev/kvm, or one with
+// nothing behind it.
+var ErrAbsent = errors.New("no KVM")
+
 // openError adds to an error of open(2) on /dev/kvm what its user can do.
 type openError struct {
 	err  error
@@ -35,6 +39,12 @@ type openError struct {
 
 func (e *openError) Error() string { return fmt.Sprintf("%s: %v: %s", DevicePath, e.err, e.hint) }
 func (e *openError) Unwrap() error { return e.err }
+
+// Is finds ErrAbsent. A node without its driver is what udev makes where there is a
+// module, also for a CPU that this is not for.
+func (e *openError) Is(target error) bool {
+	return target == ErrAbsent && (errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, unix.ENODEV) || errors.Is(e.err, unix.ENXIO))
+}
 
 // deviceGroup is the name of the group that may open /dev/kvm; "" if none may.
 func deviceGroup() string {

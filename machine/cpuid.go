@@ -38,14 +38,16 @@ type cpuOffer struct {
 	// tscDeadline tells that the in-kernel APIC has that timer, of which KVM's list
 	// is silent.
 	tscDeadline bool
-	interpreted bool
-	nested      bool
-	perfmon     bool
+	// noHypercalls tells that the guest can make none: a KVM that interprets never
+	// comes back from them, and the software engine has none.
+	noHypercalls bool
+	nested       bool
+	perfmon      bool
 }
 
 // cpuOffer is what this machine offers.
-func (m *Machine) cpuOffer(interpreted bool) cpuOffer {
-	return cpuOffer{cpus: m.cfg.CPUs, tscDeadline: m.kvm.Has(kvm.CapTSCDeadlineTimer), interpreted: interpreted,
+func (m *Machine) cpuOffer() cpuOffer {
+	return cpuOffer{cpus: m.cfg.CPUs, tscDeadline: m.engine.Has(kvm.CapTSCDeadlineTimer), noHypercalls: m.slowKernel(),
 		nested: m.cfg.Nested, perfmon: m.perfmon}
 }
 
@@ -90,9 +92,8 @@ func (o *cpuOffer) cpuid(host []kvm.CPUIDEntry, id int) []kvm.CPUIDEntry {
 		case cpuidAMDTopology: // APM 3, E.4.16
 			e.EAX, e.EBX, e.ECX = uint32(id), uint32(id), 0
 		case cpuidKVMFeatures:
-			if o.interpreted {
-				// Such hosts never come back from a hypercall, so only the
-				// features that need none are left: the clocks.
+			if o.noHypercalls {
+				// The clocks need none.
 				const clocks = 1<<0 | 1<<3 | 1<<24
 				e.EAX &= clocks
 			}
@@ -117,12 +118,12 @@ var legacyCounters = []kvm.MSRFilterRange{
 // offerPerfmon decides whether the guest has performance counters: as a whole, or
 // not at all. A guest's access to one that it does not have is a fault then, as on
 // a CPU without it; KVM would take it for a mistake, and log it.
-func (m *Machine) offerPerfmon(cpuid []kvm.CPUIDEntry, interpreted bool) error {
-	if leaf(cpuid, cpuidPerfmon, 0)[0]&0xff != 0 || leaf(cpuid, cpuidAMDFeatures, 0)[2]&featurePerfCtr != 0 || m.kvm.Has(kvm.CapPMUCapability) {
+func (m *Machine) offerPerfmon(cpuid []kvm.CPUIDEntry) error {
+	if leaf(cpuid, cpuidPerfmon, 0)[0]&0xff != 0 || leaf(cpuid, cpuidAMDFeatures, 0)[2]&featurePerfCtr != 0 || m.engine.Has(kvm.CapPMUCapability) {
 		m.perfmon = true
 		return nil
 	}
-	if interpreted || !m.kvm.Has(kvm.CapX86MSRFilter) {
+	if m.interpreted || !m.engine.Has(kvm.CapX86MSRFilter) {
 		return nil
 	}
 	return m.vm.RefuseMSRs(legacyCounters)

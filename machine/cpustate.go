@@ -26,7 +26,7 @@ func (v *vcpu) settle() error {
 	}
 	defer v.attention.hold()()
 	for {
-		err := v.kvm.Run()
+		err := v.engine.Run()
 		if err != nil && interruptedRun(err) {
 			return nil
 		}
@@ -50,38 +50,38 @@ func (in *interpreter) settle() error {
 
 // save returns the vCPU's state; it stands at the gate.
 func (v *vcpu) save(indices []uint32) (*CPUState, error) {
-	s := &CPUState{CPUID: slices.Clone(v.cpuid), XSave: make([]byte, v.kvm.XSaveSize())}
+	s := &CPUState{CPUID: slices.Clone(v.cpuid), XSave: make([]byte, v.engine.XSaveSize())}
 	if v.in != nil {
 		if err := v.in.flush(); err != nil {
 			return nil, err
 		}
 	}
 	var errs [8]error
-	s.Features, errs[0] = v.kvm.CPUID()
-	s.Regs, errs[1] = v.kvm.Regs()
-	s.Sregs, errs[2] = v.kvm.Sregs()
-	s.Events, errs[3] = v.kvm.Events()
+	s.Features, errs[0] = v.engine.CPUID()
+	s.Regs, errs[1] = v.engine.Regs()
+	s.Sregs, errs[2] = v.engine.Sregs()
+	s.Events, errs[3] = v.engine.Events()
 	if v.in != nil && v.in.entered { // KVM takes these with the next entry
 		s.Regs, s.Sregs, s.Events = v.in.shared.Regs, v.in.shared.Sregs, v.in.shared.Events
 	}
-	errs[4] = v.kvm.XSave(s.XSave)
-	lapic, err := v.kvm.LAPIC()
+	errs[4] = v.engine.XSave(s.XSave)
+	lapic, err := v.engine.LAPIC()
 	errs[5], s.LAPIC = err, lapic.Regs[:]
-	mp, err := v.kvm.MPState()
+	mp, err := v.engine.MPState()
 	errs[6], s.MPState = err, mp.State
-	s.DebugRegs, errs[7] = v.kvm.DebugRegs()
+	s.DebugRegs, errs[7] = v.engine.DebugRegs()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	if v.m.kvm.Has(kvm.CapXCRS) {
-		xcrs, err := v.kvm.XCRs()
+	if v.m.engine.Has(kvm.CapXCRS) {
+		xcrs, err := v.engine.XCRs()
 		if err != nil {
 			return nil, err
 		}
 		s.XCRs = xcrs.XCR[:min(int(xcrs.Count), len(xcrs.XCR))]
 	}
 	if offersNested(v.cpuid) {
-		if s.Nested, err = v.kvm.NestedState(); err != nil {
+		if s.Nested, err = v.engine.NestedState(); err != nil {
 			return nil, fmt.Errorf("this host's KVM cannot save the VMs that the guest has of its own: %w", err)
 		}
 	}
@@ -97,7 +97,7 @@ func (v *vcpu) saveMSRs(indices []uint32) ([]kvm.MSREntry, error) {
 	}
 	var out []kvm.MSREntry
 	for len(list) > 0 {
-		n, err := v.kvm.SomeMSRs(list)
+		n, err := v.engine.SomeMSRs(list)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +111,7 @@ func (v *vcpu) saveMSRs(indices []uint32) ([]kvm.MSREntry, error) {
 // already, or none.
 func (v *vcpu) loadMSRs(list []kvm.MSREntry) error {
 	for len(list) > 0 {
-		n, err := v.kvm.SetSomeMSRs(list)
+		n, err := v.engine.SetSomeMSRs(list)
 		if err != nil {
 			return err
 		}
@@ -119,7 +119,7 @@ func (v *vcpu) loadMSRs(list []kvm.MSREntry) error {
 			return nil
 		}
 		if m := list[n]; m.Data != 0 {
-			if now, err := v.kvm.MSR(m.Index); err != nil || now != m.Data {
+			if now, err := v.engine.MSR(m.Index); err != nil || now != m.Data {
 				return fmt.Errorf("this host's KVM does not take the value %#x for MSR %#x", m.Data, m.Index)
 			}
 		}
@@ -153,35 +153,35 @@ func (v *vcpu) load(s *CPUState) error {
 	}
 	xcrs := &kvm.XCRs{Count: uint32(len(s.XCRs))}
 	copy(xcrs.XCR[:], s.XCRs)
-	area := make([]byte, max(v.kvm.XSaveSize(), len(s.XSave)))
+	area := make([]byte, max(v.engine.XSaveSize(), len(s.XSave)))
 	copy(area, s.XSave)
 	lapic := &kvm.LAPICState{}
 	copy(lapic.Regs[:], s.LAPIC)
 	control, first, last := splitMSRs(s.MSRs)
 	steps := []func() error{
-		func() error { return v.kvm.SetMPState(kvm.MPState{State: s.MPState}) },
-		func() error { return v.kvm.SetRegs(&s.Regs) },
-		func() error { return v.kvm.SetSregs(&s.Sregs) },
+		func() error { return v.engine.SetMPState(kvm.MPState{State: s.MPState}) },
+		func() error { return v.engine.SetRegs(&s.Regs) },
+		func() error { return v.engine.SetSregs(&s.Sregs) },
 		// Behind EFER.SVME, and what allows VMXON.
 		func() error { return v.loadMSRs(control) },
 		func() error {
 			if s.Nested == nil {
 				return nil
 			}
-			return v.kvm.SetNestedState(s.Nested)
+			return v.engine.SetNestedState(s.Nested)
 		},
 		func() error {
 			if xcrs.Count == 0 { // of a CPU without XSAVE
 				return nil
 			}
-			return v.kvm.SetXCRs(xcrs)
+			return v.engine.SetXCRs(xcrs)
 		},
-		func() error { return v.kvm.SetXSave(area) },
-		func() error { return v.kvm.SetDebugRegs(&s.DebugRegs) },
+		func() error { return v.engine.SetXSave(area) },
+		func() error { return v.engine.SetDebugRegs(&s.DebugRegs) },
 		func() error { return v.loadMSRs(first) },
-		func() error { return v.kvm.SetLAPIC(lapic) },
+		func() error { return v.engine.SetLAPIC(lapic) },
 		func() error { return v.loadMSRs(last) },
-		func() error { return v.kvm.SetEvents(&s.Events) },
+		func() error { return v.engine.SetEvents(&s.Events) },
 	}
 	for _, do := range steps {
 		if err := do(); err != nil {
@@ -190,7 +190,7 @@ func (v *vcpu) load(s *CPUState) error {
 	}
 	// The guest's watchdogs must not take the gap for a hang. It needs a clock
 	// that the guest may not have.
-	v.kvm.KVMClockCtrl()
+	v.engine.KVMClockCtrl()
 	if v.in != nil {
 		return v.in.load(s)
 	}
@@ -228,7 +228,7 @@ func (in *interpreter) load(s *CPUState) error {
 			return err
 		}
 	}
-	gs, err := in.v.kvm.MSR(ring0.MSRKernelGSBase)
+	gs, err := in.v.engine.MSR(ring0.MSRKernelGSBase)
 	if err != nil {
 		return err
 	}
@@ -260,14 +260,14 @@ var comparedLeaves = []struct {
 // checkCPU compares the features that the guest has seen with the host's.
 func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
 	v := m.cpus[0]
-	if err := v.kvm.SetCPUID(host); err != nil {
+	if err := v.engine.SetCPUID(host); err != nil {
 		return err
 	}
-	have, err := v.kvm.CPUID()
+	have, err := v.engine.CPUID()
 	if err != nil {
 		return err
 	}
-	if err := v.kvm.SetCPUID(v.cpuid); err != nil {
+	if err := v.engine.SetCPUID(v.cpuid); err != nil {
 		return err
 	}
 	want := s.CPUs[0].Features
@@ -334,14 +334,14 @@ func vendor(ids []kvm.CPUIDEntry) string {
 // checkTSC refuses a host whose TSC runs at another speed and cannot be told
 // otherwise; small differences are those of measuring it.
 func (v *vcpu) checkTSC(khz int) error {
-	now, err := v.kvm.TSCKHz()
+	now, err := v.engine.TSCKHz()
 	if err != nil || khz <= 0 || now <= 0 {
 		return nil
 	}
 	if d := now - khz; d*d <= (khz/4000)*(khz/4000) {
 		return nil
 	}
-	if err := v.kvm.SetTSCKHz(khz); err != nil && !errors.Is(err, unix.ENOTTY) {
+	if err := v.engine.SetTSCKHz(khz); err != nil && !errors.Is(err, unix.ENOTTY) {
 		return fmt.Errorf("the guest's TSC runs at %d kHz, this host's at %d, and cannot be made to: %w", khz, now, err)
 	}
 	return nil

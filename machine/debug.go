@@ -184,7 +184,7 @@ func (v *vcpu) arm(a *armed, step bool) error {
 	v.stepping.Store(step)
 	if v.in == nil {
 		g := a.guestDebug(step)
-		return v.kvm.SetGuestDebug(&g)
+		return v.engine.SetGuestDebug(&g)
 	}
 	v.in.cpu.Breakpoints = nil
 	if len(a.at) > 0 && !step {
@@ -196,7 +196,7 @@ func (v *vcpu) arm(a *armed, step bool) error {
 // debugExit deals with an exception for whose sake KVM came back: it is the
 // debugger's, or the guest's own.
 func (v *vcpu) debugExit(e *kvm.DebugExit) error {
-	regs, err := v.kvm.DebugRegs()
+	regs, err := v.engine.DebugRegs()
 	if err != nil {
 		return err
 	}
@@ -205,13 +205,13 @@ func (v *vcpu) debugExit(e *kvm.DebugExit) error {
 	if to.inject != 0 {
 		if to.inject == kvm.GuestDebugInjectDB {
 			regs.DR6 = regs.DR6&^dr6Breakpoints | to.causes
-			if err := v.kvm.SetDebugRegs(&regs); err != nil {
+			if err := v.engine.SetDebugRegs(&regs); err != nil {
 				return err
 			}
 		}
 		g := a.guestDebug(stepping)
 		g.Control |= to.inject
-		if err := v.kvm.SetGuestDebug(&g); err != nil {
+		if err := v.engine.SetGuestDebug(&g); err != nil {
 			return err
 		}
 	}
@@ -292,11 +292,11 @@ func (d *Debugger) registers(cpu int) (kvm.Regs, kvm.Sregs, error) {
 		v.in.store()
 		return v.in.shared.Regs, v.in.shared.Sregs, nil
 	}
-	r, err := v.kvm.Regs()
+	r, err := v.engine.Regs()
 	if err != nil {
 		return r, kvm.Sregs{}, err
 	}
-	s, err := v.kvm.Sregs()
+	s, err := v.engine.Sregs()
 	return r, s, err
 }
 
@@ -309,7 +309,7 @@ func (d *Debugger) SetRegisters(cpu int, r kvm.Regs) error {
 		return err
 	}
 	if v.in == nil || !v.in.entered {
-		return v.kvm.SetRegs(&r)
+		return v.engine.SetRegs(&r)
 	}
 	v.in.store()
 	v.in.shared.Regs = r

@@ -90,7 +90,7 @@ func newDebugGuest(t *testing.T) (*Machine, debugPlaces) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := m.cpus[0].kvm.Sregs()
+	s, err := m.cpus[0].engine.Sregs()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func needIntercepts(t *testing.T) {
 		if m.Interpreted() {
 			t.Skip("this host interprets the guest's kernel mode, and has no such breakpoints")
 		}
-		v := m.cpus[0].kvm
+		v := m.cpus[0].engine
 		if err := v.SetGuestDebug(&c.g); err != nil {
 			t.Fatal(err)
 		}

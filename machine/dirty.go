@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"vmm/kvm"
+	"vmm/machine/engine"
 	"vmm/machine/ring0"
 )
 
@@ -87,7 +87,7 @@ func (m *Memory) track() {
 // takeDirty returns the pages that were written to since the last time, or since
 // track. What is written meanwhile is in this set or in the next one. tables is
 // nil on hardware.
-func (m *Memory) takeDirty(vm *kvm.VM, tables *ring0.Tables) (Bitmap, error) {
+func (m *Memory) takeDirty(vm engine.VM, tables *ring0.Tables) (Bitmap, error) {
 	out := make(Bitmap, len(m.dirty.bits))
 	for i := range m.dirty.bits {
 		out[i] = atomic.SwapUint64(&m.dirty.bits[i], 0)

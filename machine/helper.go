@@ -11,6 +11,7 @@ import (
 
 	"vmm/bootloader"
 	"vmm/kvm"
+	"vmm/machine/engine"
 )
 
 // helper is a vCPU that the guest does not know, on interpreting hosts, with memory
@@ -19,7 +20,7 @@ import (
 // helper ORs 0 to one, in kernel mode.
 type helper struct {
 	mu  sync.Mutex
-	kvm *kvm.VCPU
+	kvm engine.VCPU
 	mem []byte
 	// wanted reports whether the vCPUs are to stand still, or to end.
 	wanted func() bool
@@ -48,7 +49,7 @@ var pokeInstruction = []byte{0xf0, 0x80, 0x0f, 0x00}
 
 // newHelper makes the helper's memory, for a guest with RAM below limit; start
 // makes its vCPU.
-func newHelper(vm *kvm.VM, limit uint64, wanted func() bool) (_ *helper, err error) {
+func newHelper(vm engine.VM, limit uint64, wanted func() bool) (_ *helper, err error) {
 	h := &helper{wanted: wanted}
 	gigs := (max(limit, highRAM) + 1<<30 - 1) >> 30 // the helper's code lies below 4 GiB
 	size := (hpPD + gigs) * pageSize
@@ -80,7 +81,7 @@ func (h *helper) fillTables(gigs uint64) {
 }
 
 // start makes the vCPU.
-func (h *helper) start(vm *kvm.VM, cpuid []kvm.CPUIDEntry) (err error) {
+func (h *helper) start(vm engine.VM, cpuid []kvm.CPUIDEntry) (err error) {
 	if h.kvm, err = vm.CreateVCPU(helperID); err != nil {
 		return err
 	}

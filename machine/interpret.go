@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/kvm"
+	"vmm/machine/engine"
 	"vmm/machine/ring0"
 )
 
@@ -42,12 +43,12 @@ type interpreter struct {
 const budget = 10000
 
 func newInterpreter(v *vcpu) (*interpreter, error) {
-	in := &interpreter{v: v, shared: v.kvm.Shared()}
+	in := &interpreter{v: v, shared: v.engine.Shared()}
 	in.shared.ValidRegs = kvm.SyncRegs | kvm.SyncSregs | kvm.SyncEvents
-	if err := v.kvm.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
+	if err := v.engine.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
 		return nil, err
 	}
-	ids, err := v.kvm.CPUID()
+	ids, err := v.engine.CPUID()
 	if err != nil {
 		return nil, err
 	}
@@ -74,17 +75,17 @@ func xsaveLayout(ids []kvm.CPUIDEntry) (c [64]ring0.Component) {
 // The methods of ring0.Host.
 
 // XSave implements ring0.Host.
-func (in *interpreter) XSave(area []byte) error { return in.v.kvm.XSave(area) }
+func (in *interpreter) XSave(area []byte) error { return in.v.engine.XSave(area) }
 
 // SetXSave implements ring0.Host.
-func (in *interpreter) SetXSave(area []byte) error { return in.v.kvm.SetXSave(area) }
+func (in *interpreter) SetXSave(area []byte) error { return in.v.engine.SetXSave(area) }
 
 // XSaveSize implements ring0.Host.
-func (in *interpreter) XSaveSize() int { return in.v.kvm.XSaveSize() }
+func (in *interpreter) XSaveSize() int { return in.v.engine.XSaveSize() }
 
 // XCR0 implements ring0.Host.
 func (in *interpreter) XCR0() (uint64, error) {
-	x, err := in.v.kvm.XCRs()
+	x, err := in.v.engine.XCRs()
 	if err != nil || x.Count == 0 {
 		return 0, errors.Join(err, unix.ENOTSUP)
 	}
@@ -96,7 +97,7 @@ func (in *interpreter) MSR(index uint32) (uint64, error) {
 	if index == ring0.MSRStar {
 		return in.star, nil
 	}
-	return in.v.kvm.MSR(index)
+	return in.v.engine.MSR(index)
 }
 
 // TSC implements ring0.Host.
@@ -106,15 +107,15 @@ func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
 // behind: the guest adds the time since KVM has noted the TSC for its clock, and less
 // than none is centuries.
 func (in *interpreter) readTSCOffset() (err error) {
-	if in.tscOffset, err = in.v.kvm.TSCOffset(); err != nil {
-		in.tscOffset, err = measureTSCOffset(in.v.kvm)
+	if in.tscOffset, err = in.v.engine.TSCOffset(); err != nil {
+		in.tscOffset, err = measureTSCOffset(in.v.engine)
 	}
 	return err
 }
 
 // measureTSCOffset is kvm.VCPU.TSCOffset for hosts that do not tell it: what it returns
 // is the offset, or a little more.
-func measureTSCOffset(v *kvm.VCPU) (offset uint64, err error) {
+func measureTSCOffset(v engine.VCPU) (offset uint64, err error) {
 	shortest := ^uint64(0)
 	for range 16 { // the thread may lose its CPU on the way
 		before := rdtsc()
@@ -192,7 +193,7 @@ func (in *interpreter) kernel() error {
 		// HLT under single-stepping does not sleep, so KVM is told that the
 		// CPU does.
 		in.halted = true
-		if err := in.v.kvm.SetMPState(kvm.MPState{State: kvm.MPStateHalted}); err != nil {
+		if err := in.v.engine.SetMPState(kvm.MPState{State: kvm.MPStateHalted}); err != nil {
 			return err
 		}
 		return in.step()
@@ -259,9 +260,9 @@ func (in *interpreter) step() error {
 func (in *interpreter) wrote(msr uint32) (err error) {
 	switch msr {
 	case ring0.MSRLStar:
-		in.lstar, err = in.v.kvm.MSR(msr)
+		in.lstar, err = in.v.engine.MSR(msr)
 	case ring0.MSRStar:
-		in.star, err = in.v.kvm.MSR(msr)
+		in.star, err = in.v.engine.MSR(msr)
 	case ring0.MSRTSC, ring0.MSRTSCAdjust:
 		err = in.readTSCOffset()
 	}
@@ -290,7 +291,7 @@ func (in *interpreter) flush() error {
 	}
 	in.store()
 	if gs, changed := in.cpu.KernelGSBase(); changed {
-		return in.v.kvm.SetMSR(ring0.MSRKernelGSBase, gs)
+		return in.v.engine.SetMSR(ring0.MSRKernelGSBase, gs)
 	}
 	return nil
 }
@@ -300,7 +301,7 @@ func (in *interpreter) enter() error {
 	if err := in.flush(); err != nil {
 		return err
 	}
-	err := in.v.kvm.Run()
+	err := in.v.engine.Run()
 	in.entered = true
 	// KVM sets bits for an interrupt in hand and never clears them here; to
 	// give them back would raise it again. Events tells of it too.

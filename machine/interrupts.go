@@ -6,6 +6,7 @@ import (
 
 	"vmm/devices"
 	"vmm/kvm"
+	"vmm/machine/engine"
 	"vmm/virtio"
 )
 
@@ -69,7 +70,7 @@ func (m *Machine) line(n int) *sharedLine {
 // routingTable is KVM's table from GSIs to interrupts: the chips' pins, and above
 // them a message each.
 type routingTable struct {
-	vm *kvm.VM
+	vm engine.VM
 
 	mu     sync.Mutex
 	routes []kvm.IRQRoutingEntry // of the pins, then of GSI ioapicPins + i
@@ -84,7 +85,7 @@ type msi struct {
 	bound bool // to the GSI: only once it has a route
 }
 
-func newRoutingTable(vm *kvm.VM) *routingTable {
+func newRoutingTable(vm engine.VM) *routingTable {
 	t := &routingTable{vm: vm}
 	for pin := range uint32(ioapicPins) {
 		if pin < picPins {

@@ -112,8 +112,8 @@ func (m *Machine) release() error {
 	if m.mem != nil {
 		errs = append(errs, m.mem.close())
 	}
-	if m.kvm != nil {
-		errs = append(errs, m.kvm.Close())
+	if m.engine != nil {
+		errs = append(errs, m.engine.Close())
 	}
 	return errors.Join(errs...)
 }

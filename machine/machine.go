@@ -21,6 +21,7 @@ import (
 	"vmm/bootloader"
 	"vmm/devices"
 	"vmm/kvm"
+	"vmm/machine/engine"
 	"vmm/machine/ring0"
 	"vmm/virtio"
 )
@@ -33,6 +34,7 @@ type Config struct {
 	CPUs      int    // at most MaxCPUs; 1 if 0
 	Memory    uint64 // bytes, whole pages, from MinMemory to MaxMemory; DefaultMemory if 0
 	HugePages bool   // of the host's pool if that has enough, else transparent ones
+	Engine    Engine // AutoEngine if empty
 	Nested    bool   // the guest may have VMs of its own
 	Kernel    *bootloader.Kernel
 	Initrd    []byte // initial RAM disk, as it is; nil if there is none
@@ -104,8 +106,13 @@ type Machine struct {
 	cfg  Config
 	life life         // who uses what follows does so in its use, but for vCPUs
 	free func() error // release, once
-	kvm  *kvm.System
-	vm   *kvm.VM
+
+	engine engine.System
+	// Which engine that is, and whether it is a KVM that interprets kernel mode.
+	kind        Engine
+	interpreted bool
+
+	vm   engine.VM
 	mem  *Memory
 	cpus []*vcpu
 
@@ -183,15 +190,16 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, &StateError{err}
 		}
 	}
-	if m.kvm, err = kvm.Open(); err != nil {
+	if m.engine, m.kind, err = cfg.Engine.Open(); err != nil {
 		return nil, err
 	}
-	if n, err := m.kvm.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {
-		return nil, fmt.Errorf("%d CPUs: this host's KVM allows %d", cfg.CPUs, n)
+	if n, err := m.engine.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {
+		return nil, fmt.Errorf("%d CPUs: the engine %s allows %d on this host", cfg.CPUs, m.kind, n)
 	}
-	interpreted, err := interpretsRing0(m.kvm, cfg.HostNotes)
-	if err != nil {
-		return nil, err
+	if m.kind == KVMEngine {
+		if m.interpreted, err = interpretsRing0(m.engine, cfg.HostNotes); err != nil {
+			return nil, err
+		}
 	}
 	if m.mem != nil && m.mem.size != cfg.Memory {
 		return nil, fmt.Errorf("%d bytes of memory were received, not %d", m.mem.size, cfg.Memory)
@@ -207,7 +215,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if len(cfg.Prefetch) > 0 {
 		m.life.users.Go(func() { m.mem.prefetch(cfg.Prefetch) })
 	}
-	if err = m.createVM(interpreted); err != nil {
+	if err = m.createVM(); err != nil {
 		return nil, err
 	}
 	if err = m.addPlatform(); err != nil {
@@ -216,29 +224,29 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.addVirtio(); err != nil {
 		return nil, err
 	}
-	cpuid, err := m.kvm.SupportedCPUID()
+	cpuid, err := m.engine.SupportedCPUID()
 	if err != nil {
 		return nil, err
 	}
 	if err = m.mapDevices(cpuid); err != nil {
 		return nil, err
 	}
-	if err = m.offerPerfmon(cpuid, interpreted); err != nil {
+	if err = m.offerPerfmon(cpuid); err != nil {
 		return nil, err
 	}
-	if interpreted {
+	if m.interpreted {
 		if err = m.helper.start(m.vm, cpuid); err != nil {
 			return nil, err
 		}
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
 	}
 	if cfg.State != nil {
-		if err = m.restore(cpuid, interpreted); err != nil {
+		if err = m.restore(cpuid); err != nil {
 			return nil, &StateError{err}
 		}
 		return m, nil
 	}
-	return m, m.boot(cpuid, interpreted)
+	return m, m.boot(cpuid)
 }
 
 // newMachine makes a machine that has nothing yet.
@@ -263,9 +271,8 @@ func (m *Machine) addCPUs(ids func(id int) []kvm.CPUIDEntry) error {
 }
 
 // boot makes the machine enter its kernel.
-func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
-	if interpreted {
-		// The guest's own decompressor would run in interpreted mode.
+func (m *Machine) boot(cpuid []kvm.CPUIDEntry) error {
+	if m.slowKernel() { // the guest's own decompressor takes longer than this process
 		if p := m.cfg.Protocol; p == "" || p == bootloader.Auto {
 			if err := m.cfg.Kernel.Unpack(); err != nil {
 				return err
@@ -278,7 +285,7 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 		return err
 	}
 	m.cfg.Kernel, m.cfg.Initrd = nil, nil // the guest has them; here they are memory that nobody needs
-	offer := m.cpuOffer(interpreted)
+	offer := m.cpuOffer()
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(cpuid, id) }); err != nil {
 		return err
 	}
@@ -286,9 +293,9 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 }
 
 // restore makes the machine go on from Config.State.
-func (m *Machine) restore(cpuid []kvm.CPUIDEntry, interpreted bool) error {
+func (m *Machine) restore(cpuid []kvm.CPUIDEntry) error {
 	s := m.cfg.State
-	offer := m.cpuOffer(interpreted)
+	offer := m.cpuOffer()
 	offer.nested, offer.perfmon = true, true // as far as the host has them
 	host := offer.cpuid(cpuid, 0)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return s.CPUs[id].CPUID }); err != nil {
@@ -297,9 +304,9 @@ func (m *Machine) restore(cpuid []kvm.CPUIDEntry, interpreted bool) error {
 	return m.loadState(s, host)
 }
 
-// createVM makes the VM with its memory and the chips that KVM emulates.
-func (m *Machine) createVM(interpreted bool) (err error) {
-	if m.vm, err = m.kvm.CreateVM(); err != nil {
+// createVM makes the VM with its memory and the chips that the engine emulates.
+func (m *Machine) createVM() (err error) {
+	if m.vm, err = m.engine.CreateVM(); err != nil {
 		return err
 	}
 	if err = m.vm.SetIdentityMapAddr(identityPg); err != nil {
@@ -313,7 +320,7 @@ func (m *Machine) createVM(interpreted bool) (err error) {
 	if err = m.mem.register(m.vm); err != nil {
 		return err
 	}
-	if interpreted {
+	if m.interpreted {
 		if m.helper, err = newHelper(m.vm, m.mem.Size(), m.gate.closed.Load); err != nil {
 			return err
 		}
@@ -434,8 +441,14 @@ func (m *Machine) end(r Result) {
 // taken them: io.ErrClosedPipe if the machine ends before that.
 func (m *Machine) Input(p []byte) error { return m.uart.Receive(p) }
 
-// Interpreted reports whether this host's KVM interprets guest kernel mode.
-func (m *Machine) Interpreted() bool { return m.tables != nil }
+// Engine returns what executes the guest: KVMEngine or SoftwareEngine.
+func (m *Machine) Engine() Engine { return m.kind }
+
+// Interpreted reports whether the engine is a KVM that interprets guest kernel mode.
+func (m *Machine) Interpreted() bool { return m.interpreted }
+
+// slowKernel reports whether kernel mode is far from as fast as this process is.
+func (m *Machine) slowKernel() bool { return m.interpreted || m.kind == SoftwareEngine }
 
 // CPUTimes returns how long the thread of each vCPU has been running, nil if the
 // machine has ended.

@@ -285,7 +285,7 @@ func TestGuestCPUID(t *testing.T) {
 		{Function: 0x40000001, EAX: 0xffffffff}, {Function: 0x80000008, ECX: 0xffff}, {Function: 0x80000001, ECX: 1<<2 | 1<<23},
 		{Function: 0x8000000a, EAX: 1, EBX: 8, EDX: 1}, {Function: 0xa, EAX: 0x08300402}}
 	for _, interpreted := range []bool{false, true} {
-		offer := cpuOffer{cpus: 6, tscDeadline: true, interpreted: interpreted}
+		offer := cpuOffer{cpus: 6, tscDeadline: true, noHypercalls: interpreted}
 		ids := offer.cpuid(host, 5)
 		if e := ids[0]; e.EBX != 0x05060800 || e.ECX != 1<<31|1<<24 || e.EDX != 1<<28 {
 			t.Errorf("leaf 1: %+v", e)

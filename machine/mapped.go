@@ -6,6 +6,7 @@ import (
 
 	"vmm/internal/vmem"
 	"vmm/kvm"
+	"vmm/machine/engine"
 	"vmm/virtio"
 )
 
@@ -59,7 +60,7 @@ func physicalBits(cpuid []kvm.CPUIDEntry) uint {
 
 // addMapping gives the guest memory that is not RAM. What it writes where it may only
 // read is an exit to nobody.
-func (m *Memory) addMapping(vm *kvm.VM, p mapping) error {
+func (m *Memory) addMapping(vm engine.VM, p mapping) error {
 	flags := uint32(0)
 	if p.readOnly {
 		flags = kvm.MemReadonly

@@ -11,6 +11,7 @@ import (
 	"vmm/internal/iovec"
 	"vmm/internal/vmem"
 	"vmm/kvm"
+	"vmm/machine/engine"
 )
 
 // The guest's physical address space. RAM fills it from 0 up to the PCI hole
@@ -179,7 +180,7 @@ func (m *Memory) close() error {
 }
 
 // register gives the RAM to a VM, a slot a region.
-func (m *Memory) register(vm *kvm.VM) error {
+func (m *Memory) register(vm engine.VM) error {
 	flags := uint32(0)
 	if m.dirty.on.Load() {
 		flags = kvm.MemLogDirtyPages

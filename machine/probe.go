@@ -13,6 +13,7 @@ import (
 
 	"vmm/bootloader"
 	"vmm/kvm"
+	"vmm/machine/engine"
 )
 
 // A host whose KVM interprets guest kernel mode is found by what an iteration of a
@@ -78,7 +79,7 @@ var probed struct {
 
 // interpretsRing0 probes the host, once for the process. notes is a file that keeps
 // what was found out until the host boots again; "" if there is none.
-func interpretsRing0(sys *kvm.System, notes string) (bool, error) {
+func interpretsRing0(sys engine.System, notes string) (bool, error) {
 	probed.Lock()
 	defer probed.Unlock()
 	if probed.done {
@@ -181,12 +182,12 @@ func writeNote(path, id string, v verdict) {
 
 // probe is a VM that runs a loop.
 type probe struct {
-	vm  *kvm.VM
+	vm  engine.VM
 	mem *Memory
-	cpu *kvm.VCPU
+	cpu engine.VCPU
 }
 
-func newProbe(sys *kvm.System) (_ *probe, err error) {
+func newProbe(sys engine.System) (_ *probe, err error) {
 	p := &probe{}
 	defer func() {
 		if err != nil {
@@ -226,32 +227,41 @@ func (p *probe) close() error {
 	return errors.Join(errs...)
 }
 
-// Speed is how fast KVM runs a guest.
+// Speed is how fast an engine runs a guest.
 type Speed struct {
 	Ring0, Ring3 float64 // million instructions per second
-	Interpreted  bool
+	Interpreted  bool    // Ring0, by KVM
 	// Exit is what it costs to leave the guest and enter it again.
 	Exit time.Duration
 }
 
 // MeasureSpeed measures both of the guest's modes; it takes some tens of
-// milliseconds.
-func MeasureSpeed(sys *kvm.System) (speed Speed, err error) {
-	if speed.Interpreted, err = interpretsRing0(sys, ""); err != nil {
+// milliseconds. The error is Engine.Open's, or that of an engine that does not run.
+func MeasureSpeed(e Engine) (speed Speed, err error) {
+	sys, e, err := e.Open()
+	if err != nil {
 		return speed, err
+	}
+	defer sys.Close()
+	if e == KVMEngine {
+		if speed.Interpreted, err = interpretsRing0(sys, ""); err != nil {
+			return speed, err
+		}
 	}
 	p, err := newProbe(sys)
 	if err != nil {
 		return speed, err
 	}
 	defer p.close()
-	const many = 20e6
-	loops0 := uint64(many)
-	if speed.Interpreted {
+	loops0, loops3 := uint64(20e6), uint64(20e6)
+	switch {
+	case speed.Interpreted:
 		loops0 = 20e3
+	case e == SoftwareEngine:
+		loops0, loops3 = 500e3, 500e3
 	}
 	if speed.Ring0, _, err = p.speed(loops0, false); err == nil {
-		speed.Ring3, speed.Exit, err = p.speed(many, true)
+		speed.Ring3, speed.Exit, err = p.speed(loops3, true)
 	}
 	return speed, err
 }
@@ -307,10 +317,10 @@ func (p *probe) run(e *bootloader.Entry, n uint64) (time.Duration, error) {
 	}
 	d := time.Since(start)
 	if err == nil && p.cpu.Shared().ExitReason != kvm.ExitMMIO {
-		err = errors.New("the guest ended with KVM exit " + p.cpu.Shared().ExitReason.String())
+		err = errors.New("the guest ended with exit " + p.cpu.Shared().ExitReason.String())
 	}
 	if err != nil {
-		return 0, fmt.Errorf("probing the speed of KVM: %w", err)
+		return 0, fmt.Errorf("probing the speed of guests: %w", err)
 	}
 	// KVM completes the write, so that the next run starts afresh.
 	p.cpu.Shared().SetImmediateExit(true)

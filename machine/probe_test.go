@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"vmm/kvm"
 )
 
 // TestJudge decides for all kinds of host by what they took: one iteration, and
@@ -88,7 +86,7 @@ func TestNotes(t *testing.T) {
 // BenchmarkProbe is what finding out about the host costs a process.
 func BenchmarkProbe(b *testing.B) {
 	needKVM(b)
-	sys, err := kvm.Open()
+	sys, _, err := KVMEngine.Open()
 	if err != nil {
 		b.Fatal(err)
 	}

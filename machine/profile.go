@@ -61,7 +61,7 @@ func (p *profiler) add(v *vcpu) {
 	var rip uint64
 	if v.in != nil {
 		rip = v.in.cpu.RIP()
-	} else if r, err := v.kvm.Regs(); err == nil {
+	} else if r, err := v.engine.Regs(); err == nil {
 		rip = r.RIP
 	}
 	p.mu.Lock()

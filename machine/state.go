@@ -78,7 +78,7 @@ func (m *Machine) save() (*State, error) {
 		return nil, err
 	}
 	s.Clock = clock.Clock
-	indices, err := m.kvm.MSRIndexList()
+	indices, err := m.engine.MSRIndexList()
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (m *Machine) save() (*State, error) {
 		s.CPUs = append(s.CPUs, *c)
 	}
 	alignTSC(s.CPUs)
-	s.TSCKHz, _ = m.cpus[0].kvm.TSCKHz() // 0 where nobody knows
+	s.TSCKHz, _ = m.cpus[0].engine.TSCKHz() // 0 where nobody knows
 	for _, id := range chips {
 		c, err := m.vm.IRQChip(id)
 		if err != nil {

@@ -13,15 +13,17 @@ import (
 	"vmm/bootloader"
 	"vmm/internal/x86"
 	"vmm/kvm"
+	"vmm/machine/engine"
 )
 
 // vcpu runs one virtual CPU on an OS thread of its own.
 type vcpu struct {
-	id  int
-	m   *Machine
-	kvm *kvm.VCPU
-	in  *interpreter // nil on hardware
-	// cpuid is what KVM was told that the guest sees.
+	id     int
+	m      *Machine
+	engine engine.VCPU
+	kicker engine.Kicker // the same; nil if a signal is enough
+	in     *interpreter  // nil unless KVM interprets kernel mode
+	// cpuid is what the engine was told that the guest sees.
 	cpuid []kvm.CPUIDEntry
 
 	mu        sync.Mutex
@@ -47,12 +49,13 @@ const (
 )
 
 func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
-	k, err := m.vm.CreateVCPU(id)
+	e, err := m.vm.CreateVCPU(id)
 	if err != nil {
 		return nil, err
 	}
-	v := &vcpu{id: id, m: m, kvm: k, cpuid: cpuid, attention: attention{exit: k.Shared()}}
-	err = k.SetCPUID(cpuid)
+	v := &vcpu{id: id, m: m, engine: e, cpuid: cpuid, attention: attention{exit: e.Shared()}}
+	v.kicker, _ = e.(engine.Kicker)
+	err = e.SetCPUID(cpuid)
 	if err == nil {
 		err = v.initFirmwareState()
 	}
@@ -60,7 +63,7 @@ func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
 		v.in, err = newInterpreter(v)
 	}
 	if err != nil {
-		k.Close()
+		e.Close()
 		return nil, err
 	}
 	return v, nil
@@ -68,7 +71,7 @@ func (m *Machine) newVCPU(id int, cpuid []kvm.CPUIDEntry) (*vcpu, error) {
 
 // initFirmwareState leaves the CPU as a BIOS does.
 func (v *vcpu) initFirmwareState() error {
-	l, err := v.kvm.LAPIC()
+	l, err := v.engine.LAPIC()
 	if err != nil {
 		return err
 	}
@@ -81,33 +84,33 @@ func (v *vcpu) initFirmwareState() error {
 			l.Regs[e.reg+i] = byte(e.mode >> (8 * i))
 		}
 	}
-	if err := v.kvm.SetLAPIC(&l); err != nil {
+	if err := v.engine.SetLAPIC(&l); err != nil {
 		return err
 	}
 	// Best effort: not every host lets these be set, and Linux copes.
-	v.kvm.SetMSR(msrMiscEnable, miscFastString)
-	v.kvm.SetMSR(msrMTRRDefType, mtrrEnable|mtrrWriteBack)
+	v.engine.SetMSR(msrMiscEnable, miscFastString)
+	v.engine.SetMSR(msrMTRRDefType, mtrrEnable|mtrrWriteBack)
 	return nil
 }
 
 // enter puts the CPU into the kernel's entry state.
 func (v *vcpu) enter(e *bootloader.Entry) error {
-	s, err := v.kvm.Sregs()
+	s, err := v.engine.Sregs()
 	if err != nil {
 		return err
 	}
 	e.Apply(&s)
-	if err := v.kvm.SetSregs(&s); err != nil {
+	if err := v.engine.SetSregs(&s); err != nil {
 		return err
 	}
-	return v.kvm.SetRegs(&e.Regs)
+	return v.engine.SetRegs(&e.Regs)
 }
 
 func (v *vcpu) close() error {
 	if v.in != nil {
-		return errors.Join(v.in.cpu.Close(), v.kvm.Close())
+		return errors.Join(v.in.cpu.Close(), v.engine.Close())
 	}
-	return v.kvm.Close()
+	return v.engine.Close()
 }
 
 // kickSignal interrupts KVM_RUN. Go uses it for preemption and ignores it
@@ -121,6 +124,9 @@ func (v *vcpu) kick() {
 		defer v.mu.Unlock()
 		if v.tid != 0 {
 			unix.Tgkill(unix.Getpid(), v.tid, kickSignal)
+		}
+		if v.kicker != nil {
+			v.kicker.Kick()
 		}
 	})
 }
@@ -189,7 +195,7 @@ func (v *vcpu) run() error {
 
 // runNative enters the guest once and handles the exit.
 func (v *vcpu) runNative() error {
-	switch err := v.kvm.Run(); {
+	switch err := v.engine.Run(); {
 	case err == nil:
 		return v.handleExit()
 	case interruptedRun(err):
@@ -207,14 +213,14 @@ func interruptedRun(err error) bool {
 
 // countExit counts the exit that just happened.
 func (v *vcpu) countExit() {
-	if r := v.kvm.Shared().ExitReason; r < kvm.NumExitReasons {
+	if r := v.engine.Shared().ExitReason; r < kvm.NumExitReasons {
 		v.m.exits[r].Add(1)
 	}
 }
 
 // handleExit does what the guest waits for.
 func (v *vcpu) handleExit() error {
-	run := v.kvm.Shared()
+	run := v.engine.Shared()
 	v.countExit()
 	switch run.ExitReason {
 	case kvm.ExitIO:
@@ -248,7 +254,7 @@ func (v *vcpu) handleExit() error {
 
 // portIO serves an IN or OUT, also of a string instruction.
 func (v *vcpu) portIO(e *kvm.IOExit) {
-	data, size := v.kvm.IOData(), int(e.Size)
+	data, size := v.engine.IOData(), int(e.Size)
 	for size > 0 && len(data) >= size {
 		v.m.ports.access(e.Port, data[:size], e.Direction == kvm.IOOut)
 		data = data[size:]
@@ -268,11 +274,11 @@ func (v *vcpu) systemEvent(e *kvm.SystemEvent) {
 
 // where says for an error message where the guest is.
 func (v *vcpu) where() string {
-	r, err := v.kvm.Regs()
+	r, err := v.engine.Regs()
 	if err != nil {
 		return err.Error()
 	}
-	s, err := v.kvm.Sregs()
+	s, err := v.engine.Sregs()
 	if err != nil {
 		return err.Error()
 	}

@@ -25,7 +25,7 @@ func hostDebugging(t *testing.T) debugging {
 		t.Fatal(err)
 	}
 	defer sys.Close()
-	speed, err := machine.MeasureSpeed(sys)
+	speed, err := machine.MeasureSpeed(machine.KVMEngine)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -129,7 +129,7 @@ func (d *diagnosis) examineKVM() error {
 			return fmt.Errorf("this KVM has no %v, which vmm needs: the host's kernel is too old or built without it", c.cap)
 		}
 	}
-	speed, err := machine.MeasureSpeed(sys)
+	speed, err := machine.MeasureSpeed(machine.KVMEngine)
 	if err != nil {
 		return err
 	}

@@ -82,7 +82,7 @@ func newOracle(t *testing.T) *oracle {
 	// A CPU is another oracle than KVM's interpreter, in whose place the executor is:
 	// what the architecture leaves undefined it does in its own way, and an emulated
 	// one does not even step each instruction.
-	if speed, err := machine.MeasureSpeed(sys); err != nil || !speed.Interpreted {
+	if speed, err := machine.MeasureSpeed(machine.KVMEngine); err != nil || !speed.Interpreted {
 		sys.Close()
 		t.Skipf("this host runs guest kernel mode on hardware, and the executor is compared with a KVM that interprets it (%v)", err)
 	}
