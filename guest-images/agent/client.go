@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -107,6 +108,9 @@ func (c *Client) Exec(ctx context.Context, e Exec, s Streams) (Exit, error) {
 		case FrameExit:
 			var x Exit
 			err := json.Unmarshal(b, &x)
+			if x.Error != "" {
+				x.Error = said(x.Error).Error()
+			}
 			return x, err
 		case FrameReply: // it would not even look at it
 			return Exit{}, refusal(b)
@@ -128,10 +132,21 @@ func lost(err error) error {
 // refusal is the error in a Reply that comes in the place of something else.
 func refusal(b []byte) error {
 	var r Reply
-	if err := json.Unmarshal(b, &r); err != nil {
-		return err
+	if json.Unmarshal(b, &r) != nil || r.Error == "" {
+		return errFrame
 	}
-	return errors.New(r.Error)
+	return said(r.Error)
+}
+
+// maxSaid bounds what is shown of a guest's words, in bytes.
+const maxSaid = 1000
+
+// said is an error in the words of a guest, who may want them to look like several.
+func said(words string) error {
+	if len(words) > maxSaid {
+		words = words[:maxSaid] + "…"
+	}
+	return errors.New(strings.Join(strings.Fields(words), " "))
 }
 
 // sendInput sends what is read, a window of frames at a time.
@@ -186,7 +201,7 @@ func reply(l *Link) (Reply, error) {
 		return r, lost(err)
 	}
 	if r.Error != "" {
-		return r, errors.New(r.Error)
+		return r, said(r.Error)
 	}
 	return r, nil
 }

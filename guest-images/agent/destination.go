@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/paths"
+	"vmm/internal/room"
 )
 
 // destination is where the top of an archive comes to be.
@@ -122,9 +123,10 @@ func (x *extraction) openRoot(dir, as string) error {
 	}
 	defer open.Close()
 	if x.fits && (x.through == "" || x.regular) {
-		if x.limit, err = room(open); err != nil {
+		if x.limit, err = room.Of(open); err != nil {
 			return err
 		}
+		x.limit = max(block, x.limit) // for 0 is no limit
 	}
 	x.as = as
 	x.root, err = rootOf(open)

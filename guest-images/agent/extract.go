@@ -253,15 +253,3 @@ func (x *extraction) makeWay(name string) error {
 	}
 	return x.root.Remove(name)
 }
-
-// reserve is what a copy leaves free on a file system, if it has that much.
-const reserve = 64 << 20
-
-// room is how much may come to a directory: what is free there, but for the reserve.
-func room(dir *os.File) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
-		return 0, err
-	}
-	return max(block, int64(st.Bavail)*st.Bsize-reserve), nil
-}

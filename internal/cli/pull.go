@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"vmm/internal/output"
+	"vmm/internal/room"
 	"vmm/internal/visible"
 	"vmm/storage/oci"
 )
@@ -142,7 +143,7 @@ func saveCommand() *cobra.Command {
 }
 
 // writeArchive has a command write an archive to a file, or with "-" to standard output. Of one
-// that was not written whole no file is left. guest are directories that a guest can write to.
+// that was not written whole no file is left, and some room stays free. guest are directories that a guest can write to.
 func writeArchive(command, to string, guest []string, write func(io.Writer) error) error {
 	if to == stdStream {
 		if term.IsTerminal(int(os.Stdout.Fd())) {
@@ -154,7 +155,11 @@ func writeArchive(command, to string, guest []string, write func(io.Writer) erro
 	if err != nil {
 		return failed(err)
 	}
-	if err := write(f); err != nil {
+	var out io.Writer = f
+	if f.Regular() {
+		out = room.Writer{File: f.File}
+	}
+	if err := write(out); err != nil {
 		return failed(errors.Join(err, f.Abandon()))
 	}
 	return failed(f.Close())

@@ -30,9 +30,8 @@ var ErrLink = errors.New("it is a symbolic link, which a guest may have left the
 // File is an output. It is for one goroutine at a time.
 type File struct {
 	*os.File
-	path    string // if it was made here, and nothing was written to it
-	real    string // where it is, if it is regular
-	regular bool
+	path string // if it was made here, and nothing was written to it
+	real string // where it is, if it is regular
 }
 
 // Open opens a file for writing, and makes it with a mode if it is not there; one that is
@@ -77,11 +76,14 @@ func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 	if st, err = f.Stat(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if f.regular = st.Mode().IsRegular(); f.regular {
+	if st.Mode().IsRegular() {
 		f.real = real
 	}
 	return f, nil
 }
+
+// Regular reports whether the output is a file on a disk.
+func (f *File) Regular() bool { return f.real != "" }
 
 // Create opens a file as Open does, and empties it.
 func Create(path string, mode fs.FileMode, guest []string) (*File, error) {
@@ -98,7 +100,7 @@ func Create(path string, mode fs.FileMode, guest []string) (*File, error) {
 // begin empties the file, which stays from now on.
 func (f *File) begin() error {
 	f.path = ""
-	if !f.regular {
+	if !f.Regular() {
 		return nil
 	}
 	return f.Truncate(0)

@@ -41,7 +41,7 @@ type Inode struct {
 	Target   string    // of a symbolic link
 	Major    uint32    // of a device
 	Minor    uint32    // of a device
-	Xattrs   []Xattr   // as SetXattr keeps them
+	Xattrs   []Xattr   // as SetXattrs keeps them
 	Entries  Directory // of a directory
 
 	place place
@@ -57,21 +57,15 @@ type Extent struct {
 	Block   uint32 // in the segment
 }
 
-// SetXattr adds an extended attribute, or replaces it. It reports whether EROFS can have it:
-// those of users, security, trusted ones and POSIX ACLs, and no others, which it leaves out.
-func (n *Inode) SetXattr(name, value string) bool {
-	x, ok := newXattr(name, value)
-	if !ok {
-		return false
-	}
-	for i := range n.Xattrs {
-		if n.Xattrs[i].prefix == x.prefix && n.Xattrs[i].suffix == x.suffix {
-			n.Xattrs[i] = x
-			return true
+// SetXattrs gives a file its extended attributes, by their names, in the place of those before. EROFS can
+// have those of users, security, trusted ones and POSIX ACLs; others are left out.
+func (n *Inode) SetXattrs(values map[string]string) {
+	n.Xattrs = nil
+	for name, value := range values {
+		if x, ok := newXattr(name, value); ok {
+			n.Xattrs = append(n.Xattrs, x)
 		}
 	}
-	n.Xattrs = append(n.Xattrs, x)
-	return true
 }
 
 // check finds what the format cannot hold in one file.

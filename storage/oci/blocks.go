@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"vmm/internal/room"
 	"vmm/storage/erofs"
 )
 
@@ -59,6 +60,9 @@ func (b *blocks) flush() error {
 			at += erofs.BlockSize
 		}
 		if !zero {
+			if err := room.For(b.f, at-from); err != nil {
+				return err
+			}
 			if _, err := b.f.WriteAt(b.buf[from:at], start+int64(from)); err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -181,12 +182,9 @@ func (m *merger) set(n *erofs.Inode, h *tar.Header) {
 		n.Mode |= 0o777
 	}
 	n.UID, n.GID, n.Modified = uint32(h.Uid), uint32(h.Gid), h.ModTime
-	n.Xattrs = nil
-	for x, value := range tarfile.Xattrs(h) {
-		if !strings.HasPrefix(x, overlayXattrs) {
-			n.SetXattr(x, value) // what EROFS cannot have is left out, as other file systems do
-		}
-	}
+	xattrs := tarfile.Xattrs(h)
+	maps.DeleteFunc(xattrs, func(x, _ string) bool { return strings.HasPrefix(x, overlayXattrs) })
+	n.SetXattrs(xattrs) // without what EROFS cannot have, as other file systems do
 }
 
 // hide removes what lower layers have under a name.
