@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/xattr"
 )
 
 // Upper is what was written to a root that is an overlay.
@@ -105,43 +106,18 @@ func (e *entry) open(flags int) (*os.File, error) {
 
 // xattrs returns the extended attributes.
 func (e *entry) xattrs() (map[string]string, error) {
-	return e.xattrsBy(func(b []byte) (int, error) { return unix.Llistxattr(e.path(), b) },
-		func(name string, b []byte) (int, error) { return unix.Lgetxattr(e.path(), name, b) })
+	out, err := xattr.Of(e.path())
+	if err != nil {
+		err = e.failed(errors.Unwrap(err))
+	}
+	return out, err
 }
 
 // xattrsOf returns the extended attributes of the entry, which is open: that is less work for
 // the kernel than to look up its path.
 func (e *entry) xattrsOf(fd int) (map[string]string, error) {
-	return e.xattrsBy(func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
-		func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
-}
-
-func (e *entry) xattrsBy(list func(names []byte) (int, error), get func(name string, value []byte) (int, error)) (map[string]string, error) {
-	read := func(get func([]byte) (int, error)) ([]byte, error) {
-		buf := make([]byte, 256) // which nearly always is enough
-		n, err := get(buf)
-		if errors.Is(err, unix.ERANGE) {
-			buf = make([]byte, 64<<10) // XATTR_SIZE_MAX, XATTR_LIST_MAX
-			n, err = get(buf)
-		}
-		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENODATA) {
-			return nil, nil
-		}
-		return buf[:max(n, 0)], e.failed(err)
-	}
-	names, err := read(list)
-	if err != nil || len(names) == 0 {
-		return nil, err
-	}
-	out := map[string]string{}
-	for name := range bytes.SplitSeq(bytes.TrimRight(names, "\x00"), []byte{0}) {
-		value, err := read(func(b []byte) (int, error) { return get(string(name), b) })
-		if err != nil {
-			return nil, err
-		}
-		out[string(name)] = string(value)
-	}
-	return out, nil
+	out, err := xattr.OfFile(fd)
+	return out, e.failed(err)
 }
 
 // names are what is in a directory, in order.

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/xattr"
 )
 
 // mountFilled mounts a directory of the host that is first given what is in its place, if it is
@@ -188,23 +190,12 @@ func copyTimes(at string, st *unix.Stat_t) error {
 }
 
 func copyXattrs(path, at string) error {
-	names := make([]byte, 64<<10) // XATTR_LIST_MAX
-	n, err := unix.Llistxattr(path, names)
+	attributes, err := xattr.Of(path)
 	if err != nil {
-		return nil // there are none here
+		return err
 	}
-	for len(names[:n]) > 0 {
-		name := unix.ByteSliceToString(names[:n])
-		names, n = names[len(name)+1:], n-len(name)-1
-		value := make([]byte, 64<<10) // XATTR_SIZE_MAX
-		size, err := unix.Lgetxattr(path, name, value)
-		if err == nil {
-			err = unix.Lsetxattr(at, name, value[:size], 0)
-		}
-		if errors.Is(err, unix.ENODATA) { // it has just gone
-			continue
-		}
-		if err := unlessRefused("xattr "+name, at, err); err != nil {
+	for name, value := range attributes {
+		if err := unlessRefused("xattr "+name, at, unix.Lsetxattr(at, name, []byte(value), 0)); err != nil {
 			return err
 		}
 	}

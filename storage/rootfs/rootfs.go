@@ -13,11 +13,10 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"vmm/internal/ctxio"
 	"vmm/internal/decompress"
 	"vmm/internal/tarfile"
+	"vmm/internal/xattr"
 	"vmm/storage/ext4"
 )
 
@@ -156,7 +155,14 @@ func add(t *tar.Writer, path, name string, links map[[2]uint64]string) error {
 		}
 		links[id] = name
 	}
-	h.PAXRecords = xattrs(path)
+	attributes, err := xattr.Of(path)
+	if err != nil {
+		return err
+	}
+	h.PAXRecords = map[string]string{}
+	for key, value := range attributes { // capabilities are among them
+		h.PAXRecords[tarfile.XattrKey(key)] = value
+	}
 	if err := t.WriteHeader(h); err != nil || !info.Mode().IsRegular() {
 		return err
 	}
@@ -167,34 +173,4 @@ func add(t *tar.Writer, path, name string, links map[[2]uint64]string) error {
 	defer f.Close()
 	_, err = io.Copy(t, f)
 	return err
-}
-
-// xattrs returns a file's extended attributes as PAX records: capabilities are
-// among them.
-func xattrs(path string) map[string]string {
-	names := make([]byte, 4096)
-	n, err := unix.Llistxattr(path, names)
-	if err != nil || n == 0 {
-		return nil
-	}
-	out := map[string]string{}
-	for _, name := range split(names[:n]) {
-		v := make([]byte, 4096)
-		if n, err := unix.Lgetxattr(path, name, v); err == nil {
-			out[tarfile.XattrKey(name)] = string(v[:n])
-		}
-	}
-	return out
-}
-
-// split cuts a list of strings that end in zero bytes.
-func split(b []byte) (out []string) {
-	start := 0
-	for i, c := range b {
-		if c == 0 {
-			out = append(out, string(b[start:i]))
-			start = i + 1
-		}
-	}
-	return out
 }

@@ -108,3 +108,27 @@ func TestBuildContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBuildLargeXattr: an extended attribute that ext4 has no room for is an error with the file's name, and not left out.
+func TestBuildLargeXattr(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("a file system of its own is for root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(file, "user.x", make([]byte, 5000), 0); err != nil {
+		t.Skipf("tmpfs takes no attributes of users: %v", err)
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := Build(t.Context(), dir, out, 0); err == nil || !strings.Contains(err.Error(), "file: extended attributes of more than") {
+		t.Errorf("%v", err)
+	}
+}
