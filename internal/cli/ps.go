@@ -99,6 +99,9 @@ func statusText(vm *api.VM) string {
 		}
 		return up
 	}
+	if vm.State == api.Broken {
+		return "broken"
+	}
 	how := "killed"
 	if vm.Status != nil {
 		how = fmt.Sprint(*vm.Status)
@@ -108,7 +111,10 @@ func statusText(vm *api.VM) string {
 
 // whatText is the command, or what boots.
 func whatText(vm *api.VM) string {
-	if len(vm.Command) == 0 {
+	switch {
+	case vm.State == api.Broken:
+		return visible.Line(vm.Detail)
+	case len(vm.Command) == 0:
 		return "(" + visible.Line(vm.Kernel) + ")"
 	}
 	const most = 40

@@ -35,7 +35,11 @@ func killVM(ctx context.Context, vm api.VM) error {
 	err := ask(vm).Kill(ctx)
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
-	if registry.User().WaitEnded(ctx, vm) != nil {
+	switch waited := registry.User().WaitEnded(ctx, vm); {
+	case waited == nil:
+	case vm.PID == 0:
+		return errors.Join(fmt.Errorf("VM %q does not end, and its process is not known", vm.Name), err)
+	default:
 		return errors.Join(fmt.Errorf("VM %q does not end: kill -9 %d", vm.Name, vm.PID), err)
 	}
 	return nil

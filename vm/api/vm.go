@@ -16,6 +16,8 @@ const (
 	Running    State = "running"    // paused or not
 	Restarting State = "restarting" // it has ended, and is about to be started again
 	Exited     State = "exited"
+	// Broken is one whose process lives, but has left nothing readable of itself: its name and its process are known.
+	Broken State = "broken"
 )
 
 // VM says which VM it is. It is the answer to [PathVM], and is kept in the VM's

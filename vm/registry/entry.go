@@ -229,16 +229,36 @@ func isAt(f *os.File, name string) bool {
 // process of the VM can write in the directory too, and must not have others signalled.
 func (r *Registry) Supervised(vm api.VM) bool {
 	lock, err := os.Lstat(filepath.Join(r.path(vm.Name), lockFile))
-	if err != nil || vm.Supervisor <= 0 {
-		return false
+	return err == nil && vm.Supervisor > 0 && hasOpen(vm.Supervisor, lock)
+}
+
+// holder is the process that has a VM's lock open; 0 if there is none that this one can look at.
+func (r *Registry) holder(name string) int {
+	lock, err := os.Lstat(filepath.Join(r.path(name), lockFile))
+	if err != nil {
+		return 0
 	}
-	open := fmt.Sprintf("/proc/%d/fd", vm.Supervisor)
+	processes, err := filepath.Glob("/proc/[1-9]*")
+	if err != nil {
+		return 0
+	}
+	for _, p := range processes {
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && hasOpen(pid, lock) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// hasOpen reports whether a process has a file open.
+func hasOpen(pid int, file os.FileInfo) bool {
+	open := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(open)
 	if err != nil {
 		return false
 	}
 	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
 		st, err := os.Stat(filepath.Join(open, fd.Name()))
-		return err == nil && os.SameFile(st, lock)
+		return err == nil && os.SameFile(st, file)
 	})
 }

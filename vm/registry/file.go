@@ -47,15 +47,30 @@ func Open(path string, flag int) (*os.File, error) {
 // maxInfo bounds what is known of a VM, in bytes.
 const maxInfo = 4 << 20
 
-// readInfo reads what is known of a VM, whose name is that of its directory.
+// unreadableError is the error for what is known of a VM where that is no description of one.
+type unreadableError struct{ cause error }
+
+// Error implements error.
+func (e *unreadableError) Error() string {
+	return fmt.Sprintf("what its process says of itself cannot be read (%v)", e.cause)
+}
+
+// Unwrap implements the interface of errors.Is.
+func (e *unreadableError) Unwrap() error { return e.cause }
+
+// readInfo reads what is known of a VM, whose name is that of its directory. The error may be an
+// *unreadableError.
 func readInfo(path string) (vm api.VM, err error) {
 	f, err := Open(filepath.Join(path, infoFile), os.O_RDONLY)
+	if errors.Is(err, ErrNoFile) {
+		err = &unreadableError{err}
+	}
 	if err != nil {
 		return vm, err
 	}
 	defer f.Close()
 	if err := json.NewDecoder(io.LimitReader(f, maxInfo)).Decode(&vm); err != nil {
-		return api.VM{}, fmt.Errorf("%s: %w", f.Name(), err)
+		return api.VM{}, &unreadableError{fmt.Errorf("%s: %w", f.Name(), err)}
 	}
 	vm.Name = filepath.Base(path)
 	if vm.State != api.Exited && vm.State != api.Restarting {

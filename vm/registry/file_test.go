@@ -3,6 +3,7 @@ package registry
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -83,5 +84,51 @@ func TestOddInfo(t *testing.T) {
 	}
 	if r.Supervised(api.VM{Name: "a", Supervisor: os.Getpid()}) {
 		t.Error("who holds another VM's lock counts as the supervisor")
+	}
+}
+
+// TestBroken has the process of a VM leave nothing readable of itself: the VM is listed all the same, until it has ended and
+// was removed.
+func TestBroken(t *testing.T) {
+	garbage := map[string]func(path, elsewhere string) error{
+		"garbage": func(path, _ string) error { return os.WriteFile(path, []byte("{\x1b"), 0o600) },
+		"nothing": func(path, _ string) error { return os.WriteFile(path, nil, 0o600) },
+		"endless": func(path, _ string) error {
+			return os.WriteFile(path, append([]byte(`{"name":"`), make([]byte, maxInfo)...), 0o600)
+		},
+	}
+	maps.Copy(garbage, odd)
+	for what, put := range garbage {
+		t.Run(what, func(t *testing.T) {
+			r := temporary(t)
+			e := begin(t, r, "a", true)
+			info := filepath.Join(r.path("a"), infoFile)
+			if err := errors.Join(os.Remove(info), put(info, "/etc/passwd")); err != nil {
+				t.Fatal(err)
+			}
+			list, err := r.List()
+			if err != nil || len(list) != 1 || list[0].Name != "a" || list[0].State != api.Broken || list[0].PID != os.Getpid() || list[0].Detail == "" {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			if _, err := r.FindRunning("a"); !errors.Is(err, ErrNotRunning) {
+				t.Errorf("%v", err)
+			}
+			if Over(api.VM{Name: "a"}, list[0]) {
+				t.Error("it counts as over")
+			}
+			if err := r.Remove("a"); !errors.Is(err, ErrRunning) {
+				t.Errorf("it was removed: %v", err)
+			}
+			e.lock.Close() // as when it is killed
+			if vm, err := r.Look("a"); err != nil || vm.State != api.Exited || !vm.Detached {
+				t.Errorf("ended: %+v, %v", vm, err)
+			}
+			if err := r.Remove("a"); err != nil {
+				t.Error(err)
+			}
+			if list, err := r.List(); err != nil || len(list) != 0 {
+				t.Errorf("removed: %+v, %v", list, err)
+			}
+		})
 	}
 }

@@ -208,16 +208,21 @@ func (r *Registry) look(name string) (api.VM, error) {
 	vm, err := readInfo(path)
 	if err != nil {
 		os.Remove(path) // if it is empty: see Entry.Give
+		if errors.As(err, new(*unreadableError)) {
+			return r.lookUnreadable(name, err)
+		}
 		return notFound(err)
 	}
 	if vm.State == api.Exited {
 		return vm, nil
 	}
 	lock, err := tryLock(path)
-	if errors.Is(err, errLocked) {
+	switch {
+	case errors.Is(err, errLocked):
 		return vm, nil
-	}
-	if err != nil {
+	case errors.Is(err, ErrNoFile):
+		return r.lookUnreadable(name, err)
+	case err != nil:
 		return notFound(err)
 	}
 	defer lock.Close()
@@ -238,6 +243,22 @@ func (r *Registry) look(name string) (api.VM, error) {
 	err = writeInfo(path, vm)
 	os.Remove(r.Socket(name))
 	return vm, err
+}
+
+// lookUnreadable is look for a VM of which nothing can be read but its name: one that is Broken, or has ended.
+func (r *Registry) lookUnreadable(name string, why error) (api.VM, error) {
+	vm := api.VM{Name: name, Detached: true, Detail: why.Error()}
+	lock, err := tryLock(r.path(name))
+	switch {
+	case errors.Is(err, errLocked) || errors.Is(err, ErrNoFile):
+		vm.State, vm.PID = api.Broken, r.holder(name)
+		return vm, nil
+	case err != nil:
+		return vm, err
+	}
+	defer lock.Close()
+	vm.State, vm.Ended = api.Exited, time.Now()
+	return vm, nil
 }
 
 // killed says how the process of a VM may have ended that could not, and clears its cgroup away.
@@ -270,10 +291,14 @@ func (r *Registry) Find(name string) (api.VM, error) {
 	return api.VM{}, &NotFoundError{Name: name, Names: names}
 }
 
-// FindRunning is Find for a VM that runs; ErrNotRunning if it has ended.
+// FindRunning is Find for a VM that runs; ErrNotRunning if it has ended, or is Broken.
 func (r *Registry) FindRunning(name string) (api.VM, error) {
 	vm, err := r.Find(name)
-	if err == nil && vm.State != api.Running {
+	switch {
+	case err != nil:
+	case vm.State == api.Broken:
+		err = fmt.Errorf("VM %q %w as it should: %s", vm.Name, ErrNotRunning, vm.Detail)
+	case vm.State != api.Running:
 		err = fmt.Errorf("VM %q %w", vm.Name, ErrNotRunning)
 	}
 	return vm, err
@@ -285,7 +310,9 @@ const waitCheck = 20 * time.Millisecond
 // WaitEnded returns nil when a VM does not run any more, or runs anew, or the cause of ctx's end
 // if that comes before.
 func (r *Registry) WaitEnded(ctx context.Context, vm api.VM) error {
-	return r.wait(ctx, vm.Name, func(now api.VM) bool { return now.State != api.Running || !now.Started.Equal(vm.Started) })
+	return r.wait(ctx, vm.Name, func(now api.VM) bool {
+		return now.State != api.Broken && (now.State != api.Running || !now.Started.Equal(vm.Started))
+	})
 }
 
 // WaitGone is WaitEnded for a VM that is started again: it returns when that will not be any more.
@@ -298,6 +325,8 @@ func Over(before, now api.VM) bool {
 	switch {
 	case now.State == api.Exited:
 		return true
+	case now.State == api.Broken:
+		return false
 	case before.Supervisor != 0:
 		return now.Supervisor != before.Supervisor
 	}
