@@ -365,7 +365,17 @@ func (c *Config) GuestName() string {
 // guestsOwn are where the guest has file systems that it cannot do without.
 var guestsOwn = []string{"/proc", "/sys", "/dev"}
 
-// checkShares refuses what the guest could not see of a share.
+// guestsOwnAt is the one of guestsOwn that something at a place, clean, would be in the way of; "" for none.
+func guestsOwnAt(place string) string {
+	for _, own := range guestsOwn {
+		if place == own || own != "/dev" && paths.Below(place, own) {
+			return own
+		}
+	}
+	return ""
+}
+
+// checkShares refuses what the guest could not see of a share, or of a tmpfs.
 func (c *Config) checkShares() error {
 	at := map[string]string{}
 	for _, s := range c.Shares {
@@ -376,15 +386,23 @@ func (c *Config) checkShares() error {
 		if place == "/" {
 			return wrong("Shares", "%s at /: that is the guest's root; share it somewhere below", s.Host)
 		}
-		for _, own := range guestsOwn {
-			if place == own || own != "/dev" && paths.Below(place, own) {
-				return wrong("Shares", "%s at %s: the guest has a %s of its own", s.Host, s.Guest, own)
-			}
+		if own := guestsOwnAt(place); own != "" {
+			return wrong("Shares", "%s at %s: the guest has a %s of its own", s.Host, s.Guest, own)
 		}
 		if other, ok := at[place]; ok {
 			return wrong("Shares", "%s and %s are both to be %s in the guest, which sees one directory there", other, s.Host, place)
 		}
 		at[place] = s.Host
+	}
+	if c.Root == nil || c.Root.Image == nil {
+		return nil
+	}
+	for _, t := range c.Root.Image.Tmpfs {
+		place := path.Clean(t.Guest)
+		if other, ok := at[place]; ok {
+			return wrong("Root.Image.Tmpfs", "%s is also to be %s in the guest, which sees one directory there", place, other)
+		}
+		at[place] = "a tmpfs"
 	}
 	return nil
 }

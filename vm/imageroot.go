@@ -105,6 +105,9 @@ func (r *ImageRoot) check() error {
 		if !path.IsAbs(t.Guest) || path.Clean(t.Guest) == "/" {
 			return wrong("Root.Image.Tmpfs", "%q: an absolute path below /", t.Guest)
 		}
+		if own := guestsOwnAt(path.Clean(t.Guest)); own != "" {
+			return wrong("Root.Image.Tmpfs", "%s: the guest has a %s of its own", t.Guest, own)
+		}
 	}
 	for _, dir := range r.Volumes {
 		if !path.IsAbs(dir) || path.Clean(dir) == "/" {

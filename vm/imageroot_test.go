@@ -28,3 +28,18 @@ func TestImageInit(t *testing.T) {
 		}
 	}
 }
+
+// TestTmpfs: memory of the guest's is where it is seen, and in the way of nothing that the guest needs.
+func TestTmpfs(t *testing.T) {
+	for guest, refused := range map[string]bool{
+		"/run": false, "/tmp/x": false, "/dev/shm": false, "/processes": false,
+		"x": true, "/": true, "/proc": true, "/proc/": true, "/x/../proc/sys": true, "/sys/fs": true, "/dev": true, "/share": true, "/twice": true,
+	} {
+		err := (&Config{Shares: []Share{{Host: "/srv", Guest: "/share"}},
+			Root: &Root{Image: &ImageRoot{Segments: []string{"x"}, Tmpfs: []Tmpfs{{Guest: "/twice"}, {Guest: guest}}}}}).Check()
+		var config *ConfigError
+		if refused != (err != nil) || refused && (!errors.As(err, &config) || config.Field != "Root.Image.Tmpfs") {
+			t.Errorf("%s: %v", guest, err)
+		}
+	}
+}

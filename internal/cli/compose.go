@@ -27,7 +27,7 @@ import (
 type composeFlags struct{ compose.Options }
 
 func (f *composeFlags) add(fl *pflag.FlagSet) {
-	fl.StringArrayVarP(&f.Files, "file", "f", nil, "the compose `FILE`; several are read one over the other; compose.yaml of this directory, or of one above it, if not given")
+	fl.StringArrayVarP(&f.Files, "file", "f", nil, "the compose `FILE`; several are read one over the other, - is standard input; compose.yaml of this directory, or of one above it, if not given")
 	fl.StringVarP(&f.Name, "project-name", "p", "", "the project's `NAME`, which its VMs' names begin with; the directory's if not given")
 	fl.StringVar(&f.Dir, "project-directory", "", "the `DIRECTORY` that paths in the file are from; the file's if not given")
 	fl.StringArrayVar(&f.EnvFiles, "env-file", nil, "take what stands for variables in the file from `FILE`, in the place of .env")
@@ -35,8 +35,9 @@ func (f *composeFlags) add(fl *pflag.FlagSet) {
 }
 
 // load reads the files, and says what of them has no effect.
-func (f *composeFlags) load(ctx context.Context, warn bool) (*compose.Project, error) {
-	p, err := compose.Load(ctx, f.Options)
+func (f *composeFlags) load(cmd *cobra.Command, warn bool) (*compose.Project, error) {
+	f.Input = cmd.InOrStdin()
+	p, err := compose.Load(cmd.Context(), f.Options)
 	if err != nil {
 		return nil, &exitError{statusUsage, err}
 	}
@@ -59,7 +60,7 @@ func upCommand() *cobra.Command {
 			"here is said, by its line (see docs/compose.md).",
 		Example: "  vmm up\n  vmm up -d -f compose.yaml web",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := f.load(cmd.Context(), true)
+			p, err := f.load(cmd, true)
 			if err != nil {
 				return err
 			}
@@ -87,7 +88,7 @@ func downCommand() *cobra.Command {
 		Use: "down [flags]", Short: "Stop and remove the VMs of a compose file", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.Profiles = []string{"*"}
-			p, err := f.load(cmd.Context(), false)
+			p, err := f.load(cmd, false)
 			if err != nil {
 				return err
 			}

@@ -22,10 +22,11 @@ import (
 // Options say what is read.
 type Options struct {
 	// Files are read in this order, each over those before it; without one, the file that
-	// there is in the directory or above it.
+	// there is in the directory or above it. One of them may be FromInput.
 	Files []string
-	Dir   string // the project's; that of the first file if empty
-	Name  string // the project's; what the file or its directory is called if empty
+	Input io.Reader // what FromInput stands for
+	Dir   string    // the project's; that of the first file if empty
+	Name  string    // the project's; what the file or its directory is called if empty
 	// EnvFiles are in the place of the project's .env.
 	EnvFiles []string
 	Profiles []string
@@ -43,8 +44,47 @@ type Project struct {
 // ErrNoFile is the error where there is nothing to read.
 var ErrNoFile = errors.New("there is no compose.yaml in this directory or above it")
 
+// FromInput is the name of a file that is read from standard input. Its paths are from the current directory.
+const FromInput = "-"
+
 // Load reads the files. The error is ErrNoFile, or says what is wrong with them.
 func Load(ctx context.Context, o Options) (*Project, error) {
+	at := slices.Index(o.Files, FromInput)
+	if at < 0 {
+		return loadFiles(ctx, o)
+	}
+	dir, err := os.MkdirTemp("", "vmm-compose-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "standard-input")
+	if err := keep(o.Input, file); err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	if o.Dir == "" && at == 0 {
+		o.Dir = "."
+	}
+	o.Files = slices.Clone(o.Files)
+	o.Files[at] = file
+	p, err := loadFiles(ctx, o)
+	if err != nil {
+		err = errors.New(strings.ReplaceAll(err.Error(), file, filepath.Base(file)))
+	}
+	return p, err
+}
+
+// keep writes what is read to a new file, since the reader of compose files reads one twice.
+func keep(r io.Reader, file string) error {
+	b, err := io.ReadAll(io.LimitReader(r, maxFile+1)) // one byte more than readable lets pass
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, b, 0o600)
+}
+
+// loadFiles is Load of files that are on the disk.
+func loadFiles(ctx context.Context, o Options) (*Project, error) {
 	options, err := cli.NewProjectOptions(o.Files, cli.WithWorkingDirectory(o.Dir), cli.WithOsEnv, cli.WithEnvFiles(o.EnvFiles...), cli.WithDotEnv,
 		cli.WithConfigFileEnv, cli.WithDefaultConfigPath, cli.WithName(o.Name), cli.WithProfiles(o.Profiles), cli.WithDefaultProfiles(o.Profiles...))
 	if err != nil {

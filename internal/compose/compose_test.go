@@ -2,12 +2,14 @@ package compose
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // write makes a file, and returns its path.
@@ -151,4 +153,42 @@ func TestReadable(t *testing.T) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
+}
+
+// TestFromInput reads a file from standard input, twice as any other, with paths from the current directory.
+func TestFromInput(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "shop")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	over := write(t, t.TempDir(), "over.yaml", "services: {a: {image: b}}")
+	for _, files := range [][]string{{FromInput}, {FromInput, over}} {
+		p, err := Load(t.Context(), Options{Files: files, Input: strings.NewReader("services:\n  a:\n    image: a\n    privileged: true\n    volumes: [./x:/x]\n")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "standard-input:4: services.a.privileged has no effect here"; !slices.Equal(p.Warnings, []string{want}) {
+			t.Errorf("%q", p.Warnings)
+		}
+		if v := p.Services["a"].Volumes; p.Name != "shop" || len(v) != 1 || p.Path(v[0].Source) != filepath.Join(dir, "x") {
+			t.Errorf("%s, %+v", p.Name, v)
+		}
+	}
+	for what, input := range map[string]io.Reader{"no YAML": strings.NewReader("services: ["), "another shape": strings.NewReader("services: 5"),
+		"endless": io.LimitReader(spaces{}, 1<<40), "an error": iotest.ErrReader(errors.New("broken"))} {
+		if _, err := Load(t.Context(), Options{Files: []string{FromInput}, Input: input}); err == nil || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "/tmp") || !strings.Contains(err.Error(), "standard") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+type spaces struct{}
+
+// Read implements io.Reader.
+func (spaces) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
 }

@@ -34,12 +34,8 @@ var supported = keys{
 // maxDepth bounds how deep a file is looked at: an alias may be in what it stands for.
 const maxDepth = 32
 
-// unsupported returns a line for each key of a file that has no effect. One that is read from
-// standard input is not looked at again.
+// unsupported returns a line for each key of a file that has no effect.
 func unsupported(file string) ([]string, error) {
-	if file == "-" {
-		return nil, nil
-	}
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
