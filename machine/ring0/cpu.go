@@ -108,7 +108,7 @@ type CPU struct {
 	pv         uint8  // the byte whose even parity is PF
 	sys        uint64 // all other bits of RFLAGS
 
-	base         [3]uint64 // segment bases by segNone, segFS, segGS
+	base         [numSegs]uint64 // of segments, by segNone, segFS, ...
 	kernelGSBase uint64
 	knownGSBase  uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
 	sregs        kvm.Sregs
@@ -129,16 +129,36 @@ type CPU struct {
 	xcr0Value   uint64
 	xcr0Known   bool
 
-	tlb     [tlbSize]tlbEntry
-	itlb    [itlbSize]itlbEntry
-	code    itlbEntry
-	noUser  bool // SMAP forbids data accesses to user pages now
-	tables  *Tables
-	seen    uint64 // the generation of tables that the TLB knows
-	running running
-	fault   pageFault
-	blocked uint64 // the table page that the last refused store hit
-	bypass  bool   // stores to tables are not refused
+	tlb        *tlb // the one in use
+	kernelTLB  *tlb
+	userTLB    *tlb // nil where user mode is KVM's
+	code       itlbEntry
+	noUser     bool   // SMAP forbids data accesses to user pages now
+	userAccess uint32 // pfUser at privilege level 3
+	tables     *Tables
+	seen       uint64 // the generation of tables that the TLB knows
+	running    running
+	fault      pageFault
+	blocked    uint64 // the table page that the last refused store hit
+	bypass     bool   // stores to tables are not refused
+
+	// Of a complete CPU (board.go); board is nil for one that KVM has the rest of.
+	board        Board
+	cpl          uint8
+	mode         uint8
+	attention    atomic.Uint32
+	slow         bool // the instruction is tried once more, in the slow ways
+	notCanonical bool // the last access failed for that
+	onDevice     bool // the last access failed at device, which is no memory
+	device       uint64
+	deviceData   [8]byte
+	supplied     []suppliedRead
+	used         int
+	exits        bool
+	debug        [8]uint64
+	// Exit is the access of a StopExit, Shut what a StopShutdown could not deliver.
+	Exit Exit
+	Shut Exception
 
 	journal *Trial // records what is written, while one is made
 
@@ -170,6 +190,8 @@ type Exception struct {
 	HasError bool
 	Error    uint32
 	CR2      uint64 // for #PF
+	Soft     bool   // by an INT instruction
+	external bool
 }
 
 // pageFault is why the last access failed.
@@ -195,7 +217,8 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &CPU{unit: unit, host: host, tables: tables, components: components,
+	kernel := new(tlb)
+	c := &CPU{unit: unit, tlb: kernel, kernelTLB: kernel, host: host, tables: tables, components: components,
 		cache: make([]cached, cacheSize), xarea: make([]byte, host.XSaveSize())}
 	tables.join(c)
 	return c, nil
@@ -222,6 +245,7 @@ func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 		c.xLoaded, c.unitHas = false, false
 	}
 	c.base[segFS], c.base[segGS] = sregs.FS.Base, sregs.GS.Base
+	c.setMode()
 	c.setFlags(regs.RFLAGS)
 }
 
@@ -288,6 +312,9 @@ func (c *CPU) setFlags(f uint64) {
 	c.sys = f &^ (arithFlags | flagOne)
 	c.setArith(f)
 	c.updateSMAP()
+	if f&flagTF != 0 {
+		c.attention.Or(attendTrace)
+	}
 }
 
 func (c *CPU) setArith(f uint64) {
@@ -304,7 +331,7 @@ func (c *CPU) setArith(f uint64) {
 
 // updateSMAP follows CR4.SMAP and RFLAGS.AC (SDM 3, 4.6.1).
 func (c *CPU) updateSMAP() {
-	c.noUser = c.sregs.CR4&x86.CR4SMAP != 0 && c.sys&flagAC == 0
+	c.noUser = c.sregs.CR4&x86.CR4SMAP != 0 && c.sys&flagAC == 0 && c.userAccess == 0
 }
 
 func parityEven(b uint8) bool {

@@ -5,6 +5,11 @@ const (
 	segNone = iota
 	segFS
 	segGS
+	segES
+	segCS
+	segSS
+	segDS
+	numSegs
 )
 
 // status is how an instruction ended.
@@ -56,8 +61,10 @@ type inst struct {
 	seg   uint8
 	mem   bool // ModRM.rm is memory
 	lock  bool
-	addr4 bool // 32-bit addresses
-	own   bool // KVM cannot do it on such hosts: faults are injected from here
+	addr4 bool  // 32-bit addresses
+	addr2 bool  // 16-bit addresses
+	priv  uint8 // levels, of bits 0 and 1, that may not: level0 for all but 0
+	own   bool  // KVM cannot do it on such hosts: faults are injected from here
 	rep   uint8
 	count bool // rep counts with rCX
 	// form and modrm are for instructions that the host's CPU executes.
@@ -81,6 +88,8 @@ type decoder struct {
 	// evexDisp is set while an 8-bit displacement is in units of the operand.
 	evexDisp bool
 	ext      uint8 // ModRM.reg without REX: the operation of a group
+	mode     uint8
+	complete bool // for a complete CPU
 }
 
 func (d *decoder) u8() uint8 {
@@ -108,7 +117,7 @@ func (d *decoder) sizeV() uint8 {
 	switch {
 	case d.rex&8 != 0:
 		return 8
-	case d.op2:
+	case d.op2 != (d.mode == mode16):
 		return 2
 	}
 	return 4
@@ -116,6 +125,9 @@ func (d *decoder) sizeV() uint8 {
 
 // size64 is the operand size of those that default to 64 bits.
 func (d *decoder) size64() uint8 {
+	if d.mode != mode64 {
+		return d.sizeV()
+	}
 	if d.op2 && d.rex&8 == 0 {
 		return 2
 	}
@@ -142,6 +154,13 @@ func (d *decoder) modRM() {
 		return
 	}
 	in.mem = true
+	if d.mode != mode64 {
+		defer d.defaultSegment()
+		if in.addr2 {
+			d.modRM16(rm, mod)
+			return
+		}
+	}
 	in.base, in.index = rm|d.rex&1<<3, rZero
 	switch {
 	case rm == 4:
@@ -158,7 +177,9 @@ func (d *decoder) modRM() {
 			return
 		}
 	case rm == 5 && mod == 0:
-		in.base = rIP
+		if in.base = rIP; d.mode != mode64 {
+			in.base = rZero
+		}
 		in.disp = d.immediate(4)
 		return
 	}
@@ -168,6 +189,17 @@ func (d *decoder) modRM() {
 		in.evexDisp = d.evexDisp
 	case 2:
 		in.disp = d.immediate(4)
+	}
+}
+
+// defaultSegment is the stack's where the base is one of its registers, else the data's.
+func (d *decoder) defaultSegment() {
+	switch in := d.in; {
+	case in.seg != segNone:
+	case in.base == rBP || in.base == rSP:
+		in.seg = segSS
+	default:
+		in.seg = segDS
 	}
 }
 
@@ -199,15 +231,24 @@ func (d *decoder) modRMw(op uint8) {
 // decode reads the instruction at b into in. It returns false, with in
 // unusable, for what this package leaves to KVM.
 func decode(b []byte, in *inst) bool {
+	return decodeAs(&decoder{b: b[:min(len(b), 15)], in: in})
+}
+
+func decodeAs(d *decoder) bool {
+	in := d.in
 	*in = inst{base: rZero, index: rZero}
-	d := &decoder{b: b[:min(len(b), 15)], in: in}
+	if d.mode != mode64 {
+		in.addr4, in.addr2 = d.mode == mode32, d.mode == mode16
+	}
 prefixes:
 	for !d.bad {
 		switch p := d.u8(); {
 		case p == 0x66:
 			d.op2, d.rex = true, 0
 		case p == 0x67:
-			in.addr4, d.rex = true, 0
+			if in.addr4, d.rex = true, 0; d.mode != mode64 {
+				in.addr4, in.addr2 = d.mode == mode16, d.mode == mode32
+			}
 		case p == 0xf0:
 			in.lock, d.rex = true, 0
 		case p == repNE || p == repE:
@@ -217,8 +258,10 @@ prefixes:
 		case p == 0x65:
 			in.seg, d.rex = segGS, 0
 		case p == 0x2e || p == 0x36 || p == 0x3e || p == 0x26:
-			d.rex = 0 // without meaning in 64-bit mode
-		case p&0xf0 == 0x40:
+			if d.rex = 0; d.mode != mode64 { // without meaning in 64-bit mode
+				in.seg = [...]uint8{segES, segCS, segSS, segDS}[p>>3&3]
+			}
+		case p&0xf0 == 0x40 && d.mode == mode64:
 			d.rex = p
 		case p == 0x0f:
 			d.twoByte()
@@ -239,6 +282,7 @@ prefixes:
 func (d *decoder) oneByte(op uint8) {
 	in := d.in
 	switch {
+	case d.complete && d.completeByte(op):
 	case op < 0x40 && op&7 < 6:
 		in.op = op >> 3
 		d.alu(op & 7)
@@ -432,6 +476,8 @@ func (d *decoder) oneByteRest(op uint8) {
 		switch {
 		case in.op < 2:
 			in.exec = execIncDec
+		case op == 0xff && (in.op == 2 || in.op == 4) && d.mode != mode64:
+			in.exec = execCallJmpNarrow
 		case op == 0xff && (in.op == 2 || in.op == 4):
 			in.size, in.exec = 8, execCallJmpRM
 		case op == 0xff && in.op == 6:

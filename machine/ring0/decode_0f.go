@@ -5,11 +5,12 @@ func (d *decoder) twoByte() {
 	in := d.in
 	op := d.u8()
 	switch {
+	case d.complete && d.completeTwo(op):
 	case op&0xf0 == 0x40:
 		d.modRMv()
 		in.op, in.exec = op&15, execCMov
 	case op&0xf0 == 0x80:
-		in.op, in.imm, in.exec = op&15, d.immediate(4), execJcc
+		in.op, in.imm, in.exec = op&15, d.immediate(d.jumpSize()), execJcc
 	case op&0xf0 == 0x90:
 		d.modRMb()
 		in.op, in.exec = op&15, execSetcc
@@ -18,6 +19,14 @@ func (d *decoder) twoByte() {
 	default:
 		d.twoByteRest(op)
 	}
+}
+
+// jumpSize is the size of a near jump's displacement in bytes.
+func (d *decoder) jumpSize() uint8 {
+	if d.mode == mode64 {
+		return 4
+	}
+	return d.sizeV()
 }
 
 func (d *decoder) twoByteRest(op uint8) {

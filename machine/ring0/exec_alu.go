@@ -41,6 +41,8 @@ func (c *CPU) offset(in *inst) uint64 {
 	a := c.r[in.base&31] + c.r[in.index&31]<<in.scale + in.disp
 	if in.addr4 {
 		a = uint64(uint32(a))
+	} else if in.addr2 {
+		a = uint64(uint16(a))
 	}
 	return a
 }
@@ -86,6 +88,9 @@ func (c *CPU) modify(in *inst, f func(c *CPU, in *inst, old uint64) uint64) stat
 }
 
 func (c *CPU) modifyAt(in *inst, addr uint64, f func(c *CPU, in *inst, old uint64) uint64) status {
+	if c.slow {
+		return c.modifySlowly(in, addr, f)
+	}
 	if addr&pageMask > pageSize-uint64(in.size) || in.lock && !lockable(addr, in.size) {
 		return handOver
 	}
@@ -105,6 +110,26 @@ func (c *CPU) modifyAt(in *inst, addr uint64, f func(c *CPU, in *inst, old uint6
 			return done
 		}
 	}
+}
+
+// modifySlowly is modifyAt across pages, and on devices. With a lock prefix it keeps
+// others of its kind out, as a bus lock does, but not the fast ones.
+func (c *CPU) modifySlowly(in *inst, addr uint64, f func(c *CPU, in *inst, old uint64) uint64) status {
+	c.tables.split.Lock()
+	defer c.tables.split.Unlock()
+	if addr&pageMask > pageSize-uint64(in.size) && (c.writable(addr) == nil || c.writable(addr+uint64(in.size)-1) == nil) {
+		return handOver
+	}
+	old, ok := c.load(addr, in.size)
+	if !ok {
+		return handOver
+	}
+	before := c.flags()
+	if !c.store(addr, f(c, in, old), in.size) {
+		c.setArith(before)
+		return handOver
+	}
+	return done
 }
 
 // result sets ZF, SF and PF of a result.
@@ -268,7 +293,7 @@ func execGroup3(c *CPU, in *inst) status {
 	case 5:
 		c.imul(v, in.size)
 	default:
-		return c.div(v, in.size, in.op == 7)
+		return c.div(in, v, in.op == 7)
 	}
 	return done
 }
@@ -353,8 +378,17 @@ func execIMul3(c *CPU, in *inst) status {
 	return done
 }
 
-// div divides rDX:rAX. What would raise #DE is left to KVM.
-func (c *CPU) div(v uint64, size uint8, signed bool) status {
+// divideError raises #DE, where KVM does not.
+func (c *CPU) divideError(in *inst) status {
+	if c.board == nil {
+		return handOver
+	}
+	return c.faultAt(in, vectorDE)
+}
+
+// div divides rDX:rAX.
+func (c *CPU) div(in *inst, v uint64, signed bool) status {
+	size := in.size
 	lo, hi := c.get(rAX, size), c.get(rDX, size)
 	if size == 1 {
 		lo, hi = c.get(rAX, 2)&0xff, c.get(rAX, 2)>>8
@@ -371,14 +405,14 @@ func (c *CPU) div(v uint64, size uint8, signed bool) status {
 	if signed {
 		var ok bool
 		if q, r, ok = idiv128(hi, lo, signExtend(v, size)); !ok || signExtend(q, size) != q {
-			return handOver
+			return c.divideError(in)
 		}
 	} else {
 		if v == 0 || hi >= v {
-			return handOver
+			return c.divideError(in)
 		}
 		if q, r = bits.Div64(hi, lo, v); q&^sizeMask(size) != 0 {
-			return handOver
+			return c.divideError(in)
 		}
 	}
 	if size == 1 {

@@ -183,6 +183,13 @@ func execSetcc(c *CPU, in *inst) status {
 
 // push writes below the stack pointer and moves it.
 func (c *CPU) push(v uint64, size uint8) status {
+	if c.mode != mode64 {
+		if !c.store(c.stackTop(-uint64(size)), v, size) {
+			return handOver
+		}
+		c.setSP(c.stackOffset(-uint64(size)))
+		return done
+	}
 	sp := c.r[rSP] - uint64(size)
 	if !c.store(sp, v, size) {
 		return handOver
@@ -203,11 +210,11 @@ func execPushRM(c *CPU, in *inst) status {
 }
 
 func execPop(c *CPU, in *inst) status {
-	v, ok := c.load(c.r[rSP], in.size)
+	v, ok := c.load(c.stackTop(0), in.size)
 	if !ok {
 		return handOver
 	}
-	c.r[rSP] += uint64(in.size)
+	c.setSP(c.stackOffset(uint64(in.size)))
 	c.set(in.reg, in.size, v)
 	return done
 }
@@ -291,18 +298,24 @@ func execCall(c *CPU, in *inst) status {
 func execRet(c *CPU, in *inst) status {
 	v, ok := c.load(c.r[rSP], 8)
 	if !ok || !canonical(v) {
-		return handOver
+		return c.noTarget(ok)
 	}
 	c.r[rSP] += 8 + in.imm
 	c.r[rIP] = v
 	return done
 }
 
+// noTarget ends a transfer whose target could not be read, or is no address.
+func (c *CPU) noTarget(read bool) status {
+	c.notCanonical = c.notCanonical || read
+	return handOver
+}
+
 // execCallJmpRM is the indirect CALL (2) and JMP (4).
 func execCallJmpRM(c *CPU, in *inst) status {
 	v, ok := c.source(in)
 	if !ok || !canonical(v) {
-		return handOver
+		return c.noTarget(ok)
 	}
 	if in.op == 2 {
 		if s := c.push(c.r[rIP], 8); s != done {

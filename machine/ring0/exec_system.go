@@ -9,10 +9,15 @@ import (
 
 // MSRs (SDM 4).
 const (
+	MSREFER         = 0xc0000080
+	MSRSysenterCS   = 0x174
+	MSRSysenterESP  = 0x175
+	MSRSysenterEIP  = 0x176
 	MSRTSC          = 0x10
 	MSRTSCAdjust    = 0x3b
 	MSRStar         = 0xc0000081
 	MSRLStar        = 0xc0000082
+	MSRCStar        = 0xc0000083
 	MSRSFMask       = 0xc0000084
 	MSRFSBase       = 0xc0000100
 	MSRGSBase       = 0xc0000101
@@ -86,6 +91,9 @@ func execSwapGS(c *CPU, _ *inst) status {
 
 // execFSGSBase is RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE.
 func execFSGSBase(c *CPU, in *inst) status {
+	if c.board != nil && c.sregs.CR4&cr4FSGSBase == 0 {
+		return c.faultAt(in, vectorUD)
+	}
 	seg := segFS + int(in.op&1)
 	if in.op < 2 {
 		c.set(in.rm, in.size, c.base[seg])
@@ -109,6 +117,9 @@ func execRDMSR(c *CPU, _ *inst) status {
 	case MSRKernelGSBase:
 		v = c.kernelGSBase
 	default:
+		if c.board != nil {
+			return c.readMSR()
+		}
 		return handOver
 	}
 	c.r[rAX], c.r[rDX] = uint64(uint32(v)), v>>32
@@ -118,8 +129,12 @@ func execRDMSR(c *CPU, _ *inst) status {
 func execWRMSR(c *CPU, _ *inst) status {
 	v := c.r[rDX]<<32 | c.get(rAX, 4)
 	c.WrittenMSR = uint32(c.r[rCX])
-	if !canonical(v) {
+	if !canonical(v) && c.board == nil {
 		return handOver
+	}
+	switch index := uint32(c.r[rCX]); {
+	case c.board != nil && !canonical(v) && (index >= MSRFSBase && index <= MSRKernelGSBase || index == MSRLStar || index == MSRCStar):
+		return c.gp0()
 	}
 	switch uint32(c.r[rCX]) {
 	case MSRFSBase:
@@ -129,6 +144,9 @@ func execWRMSR(c *CPU, _ *inst) status {
 	case MSRKernelGSBase:
 		c.kernelGSBase = v
 	default:
+		if c.board != nil {
+			return c.writeMSR(v)
+		}
 		return handOver
 	}
 	return done

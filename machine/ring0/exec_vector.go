@@ -172,12 +172,12 @@ func (d *decoder) x87() { d.native(vectorForm{bytes: maxX87}) }
 // execVector has the host's CPU execute the instruction, together with the
 // register-only ones behind it.
 func execVector(c *CPU, in *inst) status {
-	if in.evexDisp && in.mem {
-		return unknown // a compressed displacement that could not be read
-	}
 	enabled, _ := c.xcr0()
 	if in.form.needs&^enabled != 0 {
 		return c.undefined(in)
+	}
+	if in.evexDisp && in.mem {
+		return unknown // a compressed displacement that could not be read
 	}
 	if !c.unitState() {
 		return unknown
@@ -235,7 +235,7 @@ func execVector(c *CPU, in *inst) status {
 // writesSurely reports whether a write is known to succeed.
 func (c *CPU) writesSurely(addr uint64, size int) bool {
 	for _, vpn := range [2]uint64{addr >> 12, (addr + uint64(size) - 1) >> 12} {
-		if e := &c.tlb[vpn%tlbSize]; e.write != vpn+1 || e.user && c.noUser {
+		if e := &c.tlb.data[vpn%tlbSize]; e.write != vpn+1 || e.user && c.noUser {
 			return false
 		}
 	}
@@ -274,6 +274,7 @@ func (c *CPU) scratchIn(addr uint64, size int) int {
 		return size
 	}
 	size = min(size, int(pageSize-addr&pageMask))
+	c.forgetFailure()
 	if !c.read(addr, c.unit.Scratch[at:at+uint64(size)]) {
 		return 0
 	}

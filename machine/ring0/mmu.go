@@ -15,10 +15,17 @@ const (
 	itlbSize = 256
 )
 
+// tlb holds the translations of one privilege: kernel mode's, or user mode's.
+type tlb struct {
+	data [tlbSize]tlbEntry
+	code [itlbSize]itlbEntry
+}
+
 // Bits of a page fault's error code (SDM 3, 4.7).
 const (
 	pfPresent = 1 << 0
 	pfWrite   = 1 << 1
+	pfUser    = 1 << 2
 	pfFetch   = 1 << 4
 )
 
@@ -54,8 +61,10 @@ type itlbEntry struct {
 
 // FlushTLB forgets all translations.
 func (c *CPU) FlushTLB() {
-	clear(c.tlb[:])
-	clear(c.itlb[:])
+	*c.kernelTLB = tlb{}
+	if c.userTLB != nil {
+		*c.userTLB = tlb{}
+	}
 	c.code = itlbEntry{}
 }
 
@@ -63,8 +72,12 @@ func (c *CPU) FlushTLB() {
 // that shares its place.
 func (c *CPU) flushPage(addr uint64) {
 	vpn := addr >> 12
-	c.tlb[vpn%tlbSize] = tlbEntry{}
-	c.itlb[vpn%itlbSize] = itlbEntry{}
+	for _, t := range [2]*tlb{c.kernelTLB, c.userTLB} {
+		if t != nil {
+			t.data[vpn%tlbSize] = tlbEntry{}
+			t.code[vpn%itlbSize] = itlbEntry{}
+		}
+	}
 	c.code = itlbEntry{}
 }
 
@@ -77,14 +90,18 @@ func (c *CPU) noPage() (uint64, uint64, bool) {
 	return 0, 0, false
 }
 
-// walk translates a linear address as the CPU does at level 0 (SDM 3, 4.5 and
-// 4.6) and sets the accessed and dirty bits. perm collects the entry's
+// walk translates a linear address as the CPU does (SDM 3, 4.5 and 4.6) and sets the accessed and dirty bits. perm collects the entry's
 // write, user and no-execute bits over all levels. When it fails, c.fault
 // reports whether the guest is to blame.
 func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
+	if c.sregs.CR0&x86.CR0PG == 0 {
+		return addr & 0xffffffff, x86.PTEWritable | x86.PTEUser, true
+	}
 	if !canonical(addr) {
+		c.notCanonical = true
 		return c.noPage()
 	}
+	access |= c.userAccess
 	perm = x86.PTEWritable | x86.PTEUser
 	table := c.sregs.CR3 & x86.PTEFrame
 	for shift := uint(39); ; shift -= 9 {
@@ -126,14 +143,17 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 }
 
 func (c *CPU) permitted(perm uint64, access uint32) bool {
+	user := access&pfUser != 0
 	switch {
+	case user && perm&x86.PTEUser == 0:
+		return false
 	case access&pfFetch != 0:
 		return !(perm&x86.PTENX != 0 && c.sregs.EFER&x86.EFERNXE != 0) &&
-			!(perm&x86.PTEUser != 0 && c.sregs.CR4&x86.CR4SMEP != 0)
-	case perm&x86.PTEUser != 0 && c.noUser:
+			!(!user && perm&x86.PTEUser != 0 && c.sregs.CR4&x86.CR4SMEP != 0)
+	case !user && perm&x86.PTEUser != 0 && c.noUser:
 		return false
 	case access&pfWrite != 0:
-		return perm&x86.PTEWritable != 0 || c.sregs.CR0&x86.CR0WP == 0
+		return perm&x86.PTEWritable != 0 || !user && c.sregs.CR0&x86.CR0WP == 0
 	}
 	return true
 }
@@ -142,6 +162,9 @@ func (c *CPU) pageFault(addr uint64, err uint32) (uint64, uint64, bool) {
 	c.fault = pageFault{valid: true, addr: addr, err: err}
 	return 0, 0, false
 }
+
+// forgetFailure is for who does without an access that has failed.
+func (c *CPU) forgetFailure() { c.fault.valid, c.notCanonical, c.onDevice = false, false, false }
 
 // fill walks the page tables and remembers the result in the TLB. It returns
 // the entry, or nil when the access must fail.
@@ -155,6 +178,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		page = c.tables.mem.Mapped(gpa, access&pfWrite != 0)
 	}
 	if page == nil {
+		c.device, c.onDevice = gpa, true
 		c.noPage()
 		return nil
 	}
@@ -171,7 +195,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		c.tables.mem.WritePage(gpa)
 	}
 	vpn := addr >> 12
-	e := &c.tlb[vpn%tlbSize]
+	e := &c.tlb.data[vpn%tlbSize]
 	*e = tlbEntry{read: vpn + 1, host: unsafe.Pointer(page), user: perm&x86.PTEUser != 0}
 	if access&pfWrite != 0 && !table {
 		e.write = vpn + 1
@@ -182,7 +206,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {
 	vpn := addr >> 12
-	e := &c.tlb[vpn%tlbSize]
+	e := &c.tlb.data[vpn%tlbSize]
 	if e.read != vpn+1 || e.user && c.noUser {
 		if e = c.fill(addr, 0); e == nil {
 			return nil
@@ -194,7 +218,7 @@ func (c *CPU) readable(addr uint64) unsafe.Pointer {
 // writable is readable for writing.
 func (c *CPU) writable(addr uint64) unsafe.Pointer {
 	vpn := addr >> 12
-	e := &c.tlb[vpn%tlbSize]
+	e := &c.tlb.data[vpn%tlbSize]
 	if e.write != vpn+1 || e.user && c.noUser {
 		if e = c.fill(addr, pfWrite); e == nil {
 			return nil
@@ -210,7 +234,7 @@ func (c *CPU) load(addr uint64, size uint8) (uint64, bool) {
 	}
 	p := c.readable(addr)
 	if p == nil {
-		return 0, false
+		return c.loadDevice(size)
 	}
 	return loadHost(p, size), true
 }
@@ -248,7 +272,7 @@ func (c *CPU) store(addr, v uint64, size uint8) bool {
 	}
 	p := c.writable(addr)
 	if p == nil {
-		return false
+		return c.storeDevice(v, size)
 	}
 	storeHost(p, v, size)
 	return true
@@ -328,7 +352,7 @@ func sizeMask(size uint8) uint64 { return ^uint64(0) >> (64 - 8*uint(size)) }
 // fetch makes c.code the page of the instruction at addr.
 func (c *CPU) fetch(addr uint64) bool {
 	vpn := addr >> 12
-	e := &c.itlb[vpn%itlbSize]
+	e := &c.tlb.code[vpn%itlbSize]
 	if e.tag != vpn+1 {
 		gpa, _, ok := c.walk(addr, pfFetch)
 		if !ok {

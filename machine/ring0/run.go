@@ -35,6 +35,12 @@ const (
 	StopUnknown
 	// StopBreakpoint says that RIP is one of Breakpoints.
 	StopBreakpoint
+	// StopAttention says that somebody called Attend, or that an interrupt may be waiting.
+	StopAttention
+	// StopExit says that the owner must do the access in Exit.
+	StopExit
+	// StopShutdown says that an exception could not be delivered, nor a double fault.
+	StopShutdown
 )
 
 // maxPauses is how many PAUSE instructions make Execute return early.
@@ -98,28 +104,35 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 // step executes the instruction at RIP.
 func (c *CPU) step() status {
 	rip := c.r[rIP]
-	if c.code.tag != rip>>12+1 && !c.fetch(rip) {
+	at := rip + c.base[segCS]
+	if c.code.tag != at>>12+1 && !c.fetch(at) {
 		return handOver
 	}
-	off := rip & pageMask
+	off := at & pageMask
 	in := &c.split
 	if off <= pageSize-16 {
 		p := unsafe.Add(c.code.host, off)
 		lo, hi := *(*uint64)(p), *(*uint64)(unsafe.Add(p, 8))
-		gpa := c.code.gpa + off + 1
+		gpa := (c.code.gpa + off + 1) | uint64(c.mode)<<62
 		e := &c.cache[(gpa^gpa>>15)%cacheSize]
 		if e.gpa != gpa || (lo^e.lo)&e.maskLo|(hi^e.hi)&e.maskHi != 0 {
-			e.decode(gpa, lo, hi)
+			c.decode(e, gpa, lo, hi)
 		}
 		in = &e.inst
-	} else if !c.decodeSplit(rip) {
+	} else if !c.decodeSplit(at) {
 		return handOver
+	}
+	if in.priv&c.cpl != 0 {
+		return c.gp0()
 	}
 	c.r[rIP] = rip + uint64(in.len)
 	s := in.exec(c, in)
+	if c.mode != mode64 && s != handOver {
+		c.narrowIP()
+	}
 	switch {
 	case s == done:
-	case in.own && s == handOver:
+	case in.own && s == handOver && c.board == nil:
 		c.r[rIP] = rip
 		return c.ownFailed(in)
 	case s == handOver, s == unknown:
@@ -128,6 +141,16 @@ func (c *CPU) step() status {
 		c.r[rIP] = rip
 	}
 	return s
+}
+
+// narrowIP keeps the instruction pointer within 16 or 32-bit code.
+func (c *CPU) narrowIP() {
+	switch c.mode {
+	case mode32:
+		c.r[rIP] &= 0xffffffff
+	case mode16:
+		c.r[rIP] &= 0xffff
+	}
 }
 
 // ownFailed decides what becomes of an instruction that KVM does not know and
@@ -150,13 +173,13 @@ func (c *CPU) ownFailed(in *inst) status {
 }
 
 // decode replaces a cache entry by the instruction in the 16 bytes lo, hi.
-func (e *cached) decode(gpa, lo, hi uint64) {
+func (c *CPU) decode(e *cached, gpa, lo, hi uint64) {
 	var b [16]byte
 	le.PutUint64(b[:], lo)
 	le.PutUint64(b[8:], hi)
 	e.gpa, e.lo, e.hi = gpa, lo, hi
-	if !decode(b[:], &e.inst) {
-		e.inst = inst{exec: execHandOver, len: 15}
+	if !c.decodeInst(b[:], &e.inst) {
+		e.inst = inst{exec: c.undecoded(), len: 15}
 	}
 	e.maskLo, e.maskHi = ^uint64(0), 0
 	if n := uint(e.len); n < 8 {
@@ -170,7 +193,7 @@ func (e *cached) decode(gpa, lo, hi uint64) {
 func (c *CPU) decodeSplit(rip uint64) bool {
 	var b [16]byte
 	n := copy(b[:], unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:])
-	if decode(b[:n], &c.split) {
+	if c.decodeInst(b[:n], &c.split) {
 		return true
 	}
 	first := c.code
@@ -181,7 +204,26 @@ func (c *CPU) decodeSplit(rip uint64) bool {
 		return false
 	}
 	copy(b[n:], unsafe.Slice((*byte)(next.host), pageSize))
-	return decode(b[:], &c.split)
+	if !c.decodeInst(b[:], &c.split) {
+		c.split = inst{exec: c.undecoded(), len: 15}
+	}
+	return true
+}
+
+// decodeInst decodes an instruction as the CPU is now.
+func (c *CPU) decodeInst(b []byte, in *inst) bool {
+	if c.board != nil {
+		return decodeComplete(b, in, c.mode)
+	}
+	return decode(b, in)
+}
+
+// undecoded is what becomes of an instruction that is not known.
+func (c *CPU) undecoded() func(*CPU, *inst) status {
+	if c.board != nil {
+		return execUndefined
+	}
+	return execHandOver
 }
 
 func execHandOver(*CPU, *inst) status { return handOver }

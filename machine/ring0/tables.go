@@ -27,6 +27,9 @@ type Tables struct {
 	// poke makes KVM drop its shadow of a page.
 	poke func(gpa uint64) error
 
+	// split is held by locked accesses that no instruction of the host's does at once.
+	split sync.Mutex
+
 	mu sync.Mutex
 	// scanned holds, by guest page number, in which scan a table was last looked
 	// through and at which level: a scan looks through a table once a level, however

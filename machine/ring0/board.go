@@ -1,0 +1,140 @@
+package ring0
+
+import (
+	"sync/atomic"
+
+	"vmm/internal/x86"
+	"vmm/kvm"
+)
+
+// Board is what surrounds a CPU that is executed here as a whole, in user mode and
+// with all exceptions, and not in turns with KVM. Its methods are called by the CPU's
+// own goroutine.
+type Board interface {
+	Host
+	// Port and Device serve an access to a port, or to a physical address that is no
+	// memory. They report false where the CPU's owner must do it (StopExit).
+	Port(port uint16, data []byte, write bool) bool
+	Device(gpa uint64, data []byte, write bool) bool
+	// CPUID returns EAX, EBX, ECX and EDX of a leaf.
+	CPUID(leaf, sub uint32) [4]uint32
+	// ReadMSR and WriteMSR report false for what is a fault.
+	ReadMSR(index uint32) (uint64, bool)
+	WriteMSR(index uint32, v uint64) bool
+	// SetXCR0 reports false for what is a fault.
+	SetXCR0(v uint64) bool
+	CR8() uint64
+	SetCR8(uint64)
+	// InterruptWanted reports whether an interrupt may be waiting.
+	InterruptWanted() bool
+}
+
+// Exit is an access for the CPU's owner, of a StopExit.
+type Exit struct {
+	Port  bool   // to a port; else to memory
+	Addr  uint64 // the port or the physical address
+	Data  [8]byte
+	Len   int
+	Write bool
+}
+
+// Bits of CPU.attention: why Run must look up before the next instruction.
+const (
+	attendOwner  = 1 << iota // the owner wants it
+	attendExit               // an access is for the owner
+	attendTrace              // RFLAGS.TF may be set
+	attendShadow             // the last instruction keeps interrupts off for one more
+)
+
+// NewComplete returns a CPU that is executed as a whole. tables holds its memory.
+func NewComplete(board Board, tables *Tables, components [64]Component) (*CPU, error) {
+	c, err := New(board, tables, components)
+	if err != nil {
+		return nil, err
+	}
+	c.board, c.userTLB = board, new(tlb)
+	return c, nil
+}
+
+// NewMemory returns the tables of a machine whose memory KVM has no shadow of.
+func NewMemory(mem Memory) *Tables {
+	return &Tables{mem: mem, roots: map[uint64]uint64{}, writes: map[uint64]int{}}
+}
+
+// Attend has Run return soon with StopAttention. Safe from any goroutine.
+func (c *CPU) Attend() { orUint32(&c.attention, attendOwner) }
+
+func orUint32(a *atomic.Uint32, bit uint32) { a.Or(bit) }
+
+// setMode follows what decides over the mode: CS, SS, CR0 and EFER.
+func (c *CPU) setMode() {
+	if c.board == nil {
+		return
+	}
+	s := &c.sregs
+	was := c.mode
+	c.cpl = 0
+	switch {
+	case s.CR0&x86.CR0PE == 0:
+		c.mode = mode16
+	default:
+		c.cpl = uint8(s.SS.DPL)
+		switch {
+		case s.EFER&x86.EFERLMA != 0 && s.CS.L != 0:
+			c.mode = mode64
+		case s.CS.DB != 0:
+			c.mode = mode32
+		default:
+			c.mode = mode16
+		}
+	}
+	c.tlb, c.userAccess = c.kernelTLB, 0
+	if c.cpl == 3 {
+		c.tlb, c.userAccess = c.userTLB, pfUser
+	}
+	c.code = itlbEntry{}
+	if c.mode != was || c.mode != mode64 {
+		c.setBases()
+	}
+	c.updateSMAP()
+}
+
+// setBases follows the segments: in 64-bit mode only FS and GS have a base.
+func (c *CPU) setBases() {
+	s := &c.sregs
+	c.base[segES], c.base[segCS], c.base[segSS], c.base[segDS] = 0, 0, 0, 0
+	if c.mode != mode64 {
+		c.base[segES], c.base[segCS], c.base[segSS], c.base[segDS] = s.ES.Base, s.CS.Base, s.SS.Base, s.DS.Base
+	}
+}
+
+// Modes of the code segment.
+const (
+	mode64 = iota
+	mode32
+	mode16
+)
+
+// Reset puts the CPU into the state of an INIT (SDM 3, table 10-1); KVM's structures
+// say it whole.
+func (c *CPU) Reset(regs *kvm.Regs, sregs *kvm.Sregs) {
+	c.Load(regs, sregs)
+	c.FlushTLB()
+	c.InNMI = false
+}
+
+// CPL is the privilege level.
+func (c *CPU) CPL() uint8 { return c.cpl }
+
+// Mode says for messages in which mode the CPU is.
+func (c *CPU) Sregs() *kvm.Sregs { return &c.sregs }
+
+// Supply gives what the owner has read for the last Exit. The instruction is executed
+// again with it.
+func (c *CPU) Supply(data []byte) {
+	var r suppliedRead
+	copy(r[:], data)
+	c.supplied = append(c.supplied, r)
+}
+
+type suppliedRead [8]byte

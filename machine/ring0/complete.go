@@ -1,0 +1,123 @@
+package ring0
+
+import "vmm/internal/x86"
+
+// Run executes at most budget instructions of a complete CPU. It returns StopBudget,
+// StopAttention, StopExit, StopHalt, StopShutdown, StopBreakpoint or StopUnknown.
+func (c *CPU) Run(budget int) Stop {
+	pauses := 0
+	breaks := c.Breakpoints
+	for range budget {
+		trace := false
+		if a := c.attention.Load(); a != 0 {
+			if stop, ok := c.attend(a); ok {
+				return stop
+			}
+			trace = c.sys&flagTF != 0
+		}
+		if breaks != nil && breaks[c.r[rIP]] {
+			return StopBreakpoint
+		}
+		switch s := c.step(); s {
+		case done, leave:
+		case pause:
+			if pauses++; pauses >= maxPauses {
+				return StopBudget
+			}
+		case opened:
+			c.opened()
+		case shadow:
+			c.opened()
+			orUint32(&c.attention, attendShadow)
+		case halt:
+			return StopHalt
+		default:
+			if stop, ok := c.resolve(s); !ok {
+				return stop
+			}
+			continue
+		}
+		if len(c.supplied) > 0 {
+			c.supplied, c.used = c.supplied[:0], 0
+		}
+		if trace && !c.exception(Exception{Vector: vectorDB}) {
+			return StopShutdown
+		}
+	}
+	return StopBudget
+}
+
+// attend looks at why the CPU was asked to look up. It reports whether Run returns.
+func (c *CPU) attend(a uint32) (Stop, bool) {
+	switch {
+	case a&attendExit != 0:
+		c.attention.And(^uint32(attendExit))
+		return StopExit, true
+	case a&attendShadow != 0:
+		c.attention.And(^uint32(attendShadow))
+	case a&attendOwner != 0:
+		c.attention.And(^uint32(attendOwner))
+		return StopAttention, true
+	case c.sys&flagTF == 0:
+		c.attention.And(^uint32(attendTrace))
+	}
+	return 0, false
+}
+
+// opened looks for an interrupt once the guest takes them again.
+func (c *CPU) opened() {
+	if c.board.InterruptWanted() {
+		orUint32(&c.attention, attendOwner)
+	}
+}
+
+// resolve deals with an instruction that was not done. It reports whether Run goes on.
+func (c *CPU) resolve(s status) (Stop, bool) {
+	if s == handOver && !c.refused() {
+		// Once more, in the slow ways that the fast ones leave to KVM.
+		c.slow = true
+		s = c.step()
+		c.slow = false
+		if s == done || s == leave {
+			c.supplied, c.used = c.supplied[:0], 0
+			return 0, true
+		}
+	}
+	c.used = 0
+	switch {
+	case c.exits:
+		c.exits = false
+		return StopExit, false
+	case s == inject:
+		c.supplied = c.supplied[:0]
+		return StopShutdown, c.exception(c.Inject)
+	case c.fault.valid:
+		c.fault.valid = false
+		e := Exception{Vector: vectorPF, HasError: true, Error: c.fault.err, CR2: c.fault.addr}
+		if e.Error&pfFetch != 0 && c.sregs.EFER&x86.EFERNXE == 0 && c.sregs.CR4&x86.CR4SMEP == 0 {
+			e.Error &^= pfFetch
+		}
+		return StopShutdown, c.exception(e)
+	case c.notCanonical:
+		c.notCanonical = false
+		return StopShutdown, c.exception(Exception{Vector: vectorGP, HasError: true})
+	}
+	return StopUnknown, false
+}
+
+// refused reports whether it is known why the last instruction was not done.
+func (c *CPU) refused() bool { return c.exits || c.fault.valid || c.notCanonical }
+
+// Interrupt delivers an external interrupt, or an NMI with vector 2: the guest must
+// take it now. It reports false if the CPU has shut down.
+func (c *CPU) Interrupt(vector uint8) bool {
+	if vector == vectorNMI {
+		c.InNMI = true
+	}
+	return c.exception(Exception{Vector: vector, external: true})
+}
+
+// CanInterrupt reports whether the CPU takes interrupts before the next instruction.
+func (c *CPU) CanInterrupt() bool {
+	return c.sys&flagIF != 0 && c.attention.Load()&attendShadow == 0
+}
