@@ -105,6 +105,11 @@ func (r *Run) SetImmediateExit(on bool) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&r.RequestInterruptWindow)), v)
 }
 
+// ImmediateExit reports what SetImmediateExit has set. Safe from any goroutine.
+func (r *Run) ImmediateExit() bool {
+	return atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.RequestInterruptWindow))) != 0
+}
+
 // IOExit is the union's part for ExitIO.
 type IOExit struct {
 	Direction  uint8 // IOIn or IOOut

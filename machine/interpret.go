@@ -7,6 +7,7 @@ import (
 	"golang.org/x/arch/x86/x86asm"
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 	"vmm/machine/engine"
 	"vmm/machine/ring0"
@@ -101,7 +102,7 @@ func (in *interpreter) MSR(index uint32) (uint64, error) {
 }
 
 // TSC implements ring0.Host.
-func (in *interpreter) TSC() uint64 { return rdtsc() + in.tscOffset }
+func (in *interpreter) TSC() uint64 { return x86.RDTSC() + in.tscOffset }
 
 // readTSCOffset has TSC return what KVM takes for the guest's TSC. It must not be
 // behind: the guest adds the time since KVM has noted the TSC for its clock, and less
@@ -118,12 +119,12 @@ func (in *interpreter) readTSCOffset() (err error) {
 func measureTSCOffset(v engine.VCPU) (offset uint64, err error) {
 	shortest := ^uint64(0)
 	for range 16 { // the thread may lose its CPU on the way
-		before := rdtsc()
+		before := x86.RDTSC()
 		t, err := v.MSR(ring0.MSRTSC)
 		if err != nil {
 			return 0, err
 		}
-		if took := rdtsc() - before; took < shortest {
+		if took := x86.RDTSC() - before; took < shortest {
 			shortest, offset = took, t-before
 		}
 	}

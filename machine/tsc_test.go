@@ -3,6 +3,7 @@ package machine
 import (
 	"testing"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 	"vmm/machine/ring0"
 )
@@ -37,15 +38,15 @@ func TestTSCOffset(t *testing.T) {
 		if told, err := v.TSCOffset(); err == nil && int64(measured-told) < 0 {
 			t.Fatalf("measured %d, KVM says %d", int64(measured), int64(told))
 		} else if err == nil {
-			before := rdtsc() + told
+			before := x86.RDTSC() + told
 			now, err := v.MSR(ring0.MSRTSC)
-			if after := rdtsc() + told; err != nil || now < before || now > after {
+			if after := x86.RDTSC() + told; err != nil || now < before || now > after {
 				t.Fatalf("TSC %#x (%v), which is not from %#x to %#x", now, err, before, after)
 			}
 		} else if i == 0 {
 			t.Logf("this KVM does not tell its offset: %v", err)
 		}
-		if now, err := v.MSR(ring0.MSRTSC); err != nil || now > rdtsc()+measured {
+		if now, err := v.MSR(ring0.MSRTSC); err != nil || now > x86.RDTSC()+measured {
 			t.Fatalf("TSC %#x (%v), of which the measured one is behind", now, err)
 		}
 	}

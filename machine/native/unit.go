@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/x86"
 )
 
 // Sizes of the mappings: code of all units, then a context for each.
@@ -118,7 +120,7 @@ func New() (*Unit, error) {
 		shared.inUse[n] = true
 		u := &Unit{number: n, code: shared.code[n<<unitShift : (n+1)<<unitShift], run: codeBase + uintptr(n)<<unitShift}
 		u.Context = (*Context)(unsafe.Pointer(&shared.contexts[n<<contextShift]))
-		*u.Context = Context{mask: Components & xgetbv(), mxcsr: defaultMXCSR}
+		*u.Context = Context{mask: Components & x86.XCR0(), mxcsr: defaultMXCSR}
 		if u.mask&(1<<2) != 0 {
 			u.avx = 1
 		}
@@ -139,8 +141,7 @@ func (u *Unit) Close() error {
 
 // prepare maps the memory and sets the handlers.
 func prepare() error {
-	const osxsave = 1 << 27
-	if _, _, c, _ := cpuid(1, 0); c&osxsave == 0 {
+	if x86.XCR0() == 0 {
 		return ErrNoXSave
 	}
 	fd, err := unix.MemfdCreate("native code", unix.MFD_CLOEXEC)
@@ -263,11 +264,3 @@ func hash(b []byte) uint32 {
 
 func enter(ctx *Context, code uintptr)
 func handlerAddress() uintptr
-func cpuid(leaf, sub uint32) (a, b, c, d uint32)
-func xgetbv() uint64
-
-// CPUID executes the instruction (SDM 2, CPUID).
-func CPUID(leaf, sub uint32) [4]uint32 {
-	a, b, c, d := cpuid(leaf, sub)
-	return [4]uint32{a, b, c, d}
-}

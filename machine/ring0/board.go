@@ -16,8 +16,8 @@ type Board interface {
 	// memory. They report false where the CPU's owner must do it (StopExit).
 	Port(port uint16, data []byte, write bool) bool
 	Device(gpa uint64, data []byte, write bool) bool
-	// CPUID returns EAX, EBX, ECX and EDX of a leaf.
-	CPUID(leaf, sub uint32) [4]uint32
+	// CPUIDOf returns EAX, EBX, ECX and EDX of a leaf.
+	CPUIDOf(leaf, sub uint32) [4]uint32
 	// ReadMSR and WriteMSR report false for what is a fault.
 	ReadMSR(index uint32) (uint64, bool)
 	WriteMSR(index uint32, v uint64) bool
@@ -123,11 +123,11 @@ func (c *CPU) Reset(regs *kvm.Regs, sregs *kvm.Sregs) {
 	c.InNMI = false
 }
 
-// CPL is the privilege level.
-func (c *CPU) CPL() uint8 { return c.cpl }
-
-// Mode says for messages in which mode the CPU is.
+// Sregs are the special registers, but for the bases of FS and GS.
 func (c *CPU) Sregs() *kvm.Sregs { return &c.sregs }
+
+// KernelGS is IA32_KERNEL_GS_BASE.
+func (c *CPU) KernelGS() uint64 { return c.kernelGSBase }
 
 // Supply gives what the owner has read for the last Exit. The instruction is executed
 // again with it.
@@ -138,3 +138,33 @@ func (c *CPU) Supply(data []byte) {
 }
 
 type suppliedRead [8]byte
+
+// ForgetExtended tells that the host's extended state was changed by its owner.
+func (c *CPU) ForgetExtended() {
+	c.xLoaded, c.xChanged, c.unitHas, c.unitChanged, c.xcr0Known = false, false, false, false, false
+}
+
+// DebugRegister returns one of DR0 to DR7, of the guest's own.
+func (c *CPU) DebugRegister(n int) uint64 { return c.debug[n] }
+
+// SetDebugRegister sets one.
+func (c *CPU) SetDebugRegister(n int, v uint64) { c.debug[n] = v }
+
+// Deliver delivers an exception or interrupt that was in flight. It reports false if the
+// CPU has shut down.
+func (c *CPU) Deliver(e Exception, external bool) bool {
+	e.external = external
+	return c.exception(e)
+}
+
+// Shadowed reports whether the last instruction keeps interrupts off for one more.
+func (c *CPU) Shadowed() bool { return c.attention.Load()&attendShadow != 0 }
+
+// SetShadowed sets what Shadowed tells.
+func (c *CPU) SetShadowed(on bool) {
+	if on {
+		c.attention.Or(attendShadow)
+	} else {
+		c.attention.And(^uint32(attendShadow))
+	}
+}

@@ -15,9 +15,11 @@ func (c *CPU) Run(budget int) Stop {
 			}
 			trace = c.sys&flagTF != 0
 		}
-		if breaks != nil && breaks[c.r[rIP]] {
+		if breaks != nil && breaks[c.r[rIP]] && c.passed != c.r[rIP]+1 {
+			c.passed = c.r[rIP] + 1
 			return StopBreakpoint
 		}
+		c.passed = 0
 		switch s := c.step(); s {
 		case done, leave:
 		case pause:
@@ -88,6 +90,9 @@ func (c *CPU) resolve(s status) (Stop, bool) {
 	case c.exits:
 		c.exits = false
 		return StopExit, false
+	case s == inject && c.TrapInt3 && c.Inject.Soft && c.Inject.Vector == vectorBP:
+		c.r[rIP]-- // INT3 has one byte
+		return StopBreakpoint, false
 	case s == inject:
 		c.supplied = c.supplied[:0]
 		return StopShutdown, c.exception(c.Inject)

@@ -155,6 +155,7 @@ type CPU struct {
 	supplied     []suppliedRead
 	used         int
 	exits        bool
+	passed       uint64 // the breakpoint at which Run stopped last, plus one
 	debug        [8]uint64
 	// Exit is the access of a StopExit, Shut what a StopShutdown could not deliver.
 	Exit Exit
@@ -177,7 +178,9 @@ type CPU struct {
 	// Failure is why the host could not do its part, after StopUnknown.
 	Failure error
 
-	// Breakpoints are addresses at which Execute stops; nil where there are none.
+	// TrapInt3 has a complete CPU stop (StopBreakpoint) instead of raising #BP.
+	TrapInt3 bool
+	// Breakpoints are addresses at which Execute and Run stop; nil where there are none.
 	Breakpoints map[uint64]bool
 
 	// Inject is the exception to inject after StopInject.
@@ -192,6 +195,7 @@ type Exception struct {
 	CR2      uint64 // for #PF
 	Soft     bool   // by an INT instruction
 	external bool
+	behind   uint8 // of a Soft one, how many bytes RIP is behind the instruction's first
 }
 
 // pageFault is why the last access failed.

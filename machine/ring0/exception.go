@@ -49,6 +49,7 @@ func (c *CPU) exception(e Exception) bool {
 			c.Shut = e
 			return false
 		case e.external || e.Soft:
+			c.r[rIP] -= uint64(e.behind)
 			e = *next
 		case contributory(e.Vector) && contributory(next.Vector),
 			e.Vector == vectorPF && (contributory(next.Vector) || next.Vector == vectorPF):

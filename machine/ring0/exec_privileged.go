@@ -28,7 +28,7 @@ func execUndefined(c *CPU, in *inst) status { return c.faultAt(in, vectorUD) }
 
 // execInt is INT n, INT3 and INTO.
 func execInt(c *CPU, in *inst) status {
-	c.Inject = Exception{Vector: uint8(in.imm), Soft: true}
+	c.Inject = Exception{Vector: uint8(in.imm), Soft: true, behind: in.len}
 	return inject
 }
 
@@ -38,7 +38,7 @@ func execInt1(c *CPU, _ *inst) status {
 }
 
 func execCPUID(c *CPU, _ *inst) status {
-	v := c.board.CPUID(uint32(c.r[rAX]), uint32(c.r[rCX]))
+	v := c.board.CPUIDOf(uint32(c.r[rAX]), uint32(c.r[rCX]))
 	c.r[rAX], c.r[rBX], c.r[rCX], c.r[rDX] = uint64(v[0]), uint64(v[1]), uint64(v[2]), uint64(v[3])
 	return done
 }
