@@ -195,8 +195,8 @@ func TestExceptions(t *testing.T) {
 func TestNoHandler(t *testing.T) {
 	cpu, _ := completeCPU(t, 0x0f, 0x0b)
 	cpu.sregs.IDT.Limit = 0
-	if stop := cpu.Run(10); stop != StopShutdown || cpu.Shut.Vector != vectorDF {
-		t.Errorf("%v, %+v", stop, cpu.Shut)
+	if stop := cpu.Run(10); stop != StopShutdown || cpu.First.Vector != vectorUD {
+		t.Errorf("%v, %+v", stop, cpu.First)
 	}
 }
 

@@ -157,9 +157,10 @@ type CPU struct {
 	exits        bool
 	passed       uint64 // the breakpoint at which Run stopped last, plus one
 	debug        [8]uint64
-	// Exit is the access of a StopExit, Shut what a StopShutdown could not deliver.
+	// Exit is the access of a StopExit.
 	Exit Exit
-	Shut Exception
+	// First is the exception that was raised last, which a StopShutdown began with.
+	First Exception
 
 	journal *Trial // records what is written, while one is made
 

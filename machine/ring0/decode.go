@@ -70,6 +70,7 @@ type inst struct {
 	// form and modrm are for instructions that the host's CPU executes.
 	form  vectorForm
 	modrm uint8
+	gather
 	// evexDisp marks an EVEX address whose displacement has an unknown scale.
 	evexDisp bool
 	// undefined are the flags that the instruction leaves undefined; tests

@@ -33,6 +33,7 @@ func contributory(v uint8) bool { return v == vectorDE || v >= vectorTS && v <= 
 // exception delivers e, and what its delivery raises. It reports false if that ends in
 // a triple fault.
 func (c *CPU) exception(e Exception) bool {
+	c.First = e
 	for {
 		if e.Vector == vectorPF && !e.external {
 			c.sregs.CR2 = e.CR2
@@ -46,7 +47,6 @@ func (c *CPU) exception(e Exception) bool {
 		}
 		switch {
 		case e.Vector == vectorDF && !e.external:
-			c.Shut = e
 			return false
 		case e.external || e.Soft:
 			c.r[rIP] -= uint64(e.behind)
@@ -191,6 +191,3 @@ const (
 	tssIST   = 36
 	tssIOMap = 102
 )
-
-// Shutdown says for a message what the CPU could not deliver.
-func (c *CPU) Shutdown() Exception { return c.Shut }

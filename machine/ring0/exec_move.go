@@ -103,7 +103,11 @@ func execXadd(c *CPU, in *inst) status {
 func execCmpxchg(c *CPU, in *inst) status {
 	expect, v := c.get(rAX, in.size), c.get(in.reg, in.size)
 	var old uint64
-	if s := c.modify(in, func(_ *CPU, _ *inst, o uint64) uint64 {
+	if !in.mem { // a register that differs is not written, not even its upper half
+		if old = c.get(in.rm, in.size); old == expect {
+			c.set(in.rm, in.size, v)
+		}
+	} else if s := c.modify(in, func(_ *CPU, _ *inst, o uint64) uint64 {
 		old = o
 		if o == expect {
 			return v

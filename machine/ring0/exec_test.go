@@ -232,7 +232,7 @@ func TestNotVector(t *testing.T) {
 	for name, code := range map[string][]byte{
 		"maskmovq": {0x0f, 0xf7, 0xc1}, "maskmovdqu": {0x66, 0x0f, 0xf7, 0xc1}, "vmaskmovdqu": {0xc5, 0xf9, 0xf7, 0xc1},
 		"movdir64b": {0x66, 0x0f, 0x38, 0xf8, 0x01}, "enqcmd": {0xf2, 0x0f, 0x38, 0xf8, 0x01}, "movdiri": {0x0f, 0x38, 0xf9, 0x01},
-		"vpgatherdd": {0xc4, 0xe2, 0x69, 0x90, 0x04, 0x08}, "vpscatterdd": {0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x08},
+		"vpscatterdd": {0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x08},
 		"tileloadd": {0xc4, 0xe2, 0x7b, 0x4b, 0x04, 0x08}, "ldtilecfg": {0xc4, 0xe2, 0x78, 0x49, 0x00},
 		"xlat": {0xd7}, "syscall": {0x0f, 0x05}, "wrpkru": {0x0f, 0x01, 0xef},
 	} {
@@ -240,5 +240,64 @@ func TestNotVector(t *testing.T) {
 		if decode(append(code, make([]byte, 8)...), &in) && in.form != (vectorForm{}) {
 			t.Errorf("%s is executed natively", name)
 		}
+	}
+}
+
+// TestGather gathers on the host's CPU, whose memory is where its program is, and here.
+func TestGather(t *testing.T) {
+	// vpgatherdd ymm1, [rax+ymm2*4], ymm3; vpgatherqd xmm1, [rax+ymm2*2], xmm3; vgatherdpd ymm1, [rax+xmm2*8], ymm3
+	for name, c := range map[string]struct {
+		code  []byte
+		index []uint64 // of qwords of the register
+		scale uint64
+		size  int
+		of    int // bytes of an index
+		n     int
+	}{
+		"vpgatherdd": {[]byte{0xc4, 0xe2, 0x65, 0x90, 0x0c, 0x90}, []uint64{1 | 3<<32, 0 | 2<<32, 7 | 5<<32, 4 | 6<<32}, 4, 4, 4, 8},
+		"vpgatherqd": {[]byte{0xc4, 0xe2, 0x65, 0x91, 0x0c, 0x50}, []uint64{2, 0, 8, 6}, 2, 4, 8, 4},
+		"vgatherdpd": {[]byte{0xc4, 0xe2, 0xe5, 0x92, 0x0c, 0xd0}, []uint64{1 | 3<<32, 0 | 2<<32, 0, 0}, 8, 8, 4, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cpu := fuzzCPU(t, append(c.code, 0xcc))
+			h := cpu.host.(*fuzzHost)
+			cpu.components[2] = Component{Offset: 576, Size: 256}
+			put := func(reg, i int, v uint64) {
+				at := xOffXMM + 16*reg + 8*i
+				if i > 1 {
+					at = 576 + 16*reg + 8*(i-2)
+				}
+				le.PutUint64(h.area[at:], v)
+			}
+			for i, v := range c.index {
+				put(2, i, v)
+				put(3, i, ^uint64(0))
+				put(1, i, 0x5555555555555555)
+			}
+			put(3, 0, ^uint64(0)&^(1<<31|1<<63)) // the first, or the first two, are left alone
+			for i := range uint64(64) {
+				cpu.store(0x9000+i, i+1, 1)
+			}
+			if _, stop := cpu.Execute(2, false, new(atomic.Bool)); stop != StopInject || cpu.Inject.Vector != vectorBP {
+				t.Fatalf("%v, %+v", stop, cpu.Inject)
+			}
+			for i := range c.n {
+				at := i * c.of
+				index := c.index[at/8] >> (8 * (at % 8))
+				if c.of == 4 {
+					index &= 0xffffffff
+				}
+				want, _ := cpu.load(0x9000+index*c.scale, uint8(c.size))
+				if i < 1 || c.size == 4 && i < 2 {
+					want = 0x5555555555555555 >> (64 - 8*c.size)
+				}
+				if got := loadBytes(cpu.vectorPart(1, i*c.size, c.size)); got != want {
+					t.Errorf("element %d is %#x, want %#x", i, got, want)
+				}
+				if loadBytes(cpu.vectorPart(3, i*c.size, c.size)) != 0 {
+					t.Errorf("mask %d is left", i)
+				}
+			}
+		})
 	}
 }

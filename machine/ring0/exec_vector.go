@@ -100,16 +100,20 @@ func (d *decoder) native(f vectorForm) {
 // vex decodes a VEX instruction (SDM 2, 2.3); op is 0xc4 or 0xc5.
 func (d *decoder) vex(op uint8) {
 	f := vectorForm{bytes: 32, needs: xSSE | xAVX}
-	opmap := uint8(1)
+	opmap, wide := uint8(1), false
 	p := d.u8()
 	d.rex = ^p >> 5 & 4 // R
 	if op == 0xc4 {
 		opmap = p & 31
 		d.rex = ^p >> 5 & 7 // R, X, B
 		p = d.u8()
-		if p&0x80 != 0 {
+		if wide = p&0x80 != 0; wide {
 			d.rex |= 8
 		}
+	}
+	if opmap == 2 && d.pos < len(d.b) && d.b[d.pos]&^3 == 0x90 && p&3 == 1 {
+		d.gather(d.u8(), ^p>>3&15, wide, p&4 != 0)
+		return
 	}
 	d.vexOpcode(opmap, f)
 }

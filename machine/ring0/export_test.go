@@ -1,0 +1,47 @@
+package ring0
+
+import "slices"
+
+// Comparable tells of an instruction whether the host's CPU can be given it in a test as it
+// is, with RBX, RSI, RDI and RSP pointing into memory that a test may change: it does not
+// jump, nor address memory by other registers, nor lie beyond its bytes. undefined are the
+// flags that it leaves undefined.
+func Comparable(code []byte) (undefined uint64, ok bool) {
+	var in inst
+	if !decodeComplete(code, &in, mode64) || int(in.len) != len(code) || in.priv != 0 || in.seg != segNone || in.addr4 {
+		return 0, false
+	}
+	switch op := code[len(code)-int(in.len):]; {
+	case in.mem && in.base != rBX, in.mem && in.index != rZero, in.mem && in.disp > 100:
+		return 0, false
+	case in.mem && bitString(op): // reaches beyond its operand
+		return 0, false
+	case transfers(op):
+		return 0, false
+	}
+	return in.undefined, true
+}
+
+// bitString reports whether an instruction is BT, BTS, BTR or BTC with the number in a register.
+func bitString(code []byte) bool {
+	i := slices.Index(code, 0x0f)
+	return i >= 0 && i+1 < len(code) && code[i+1]&0xe7 == 0xa3
+}
+
+// transfers reports whether an instruction goes elsewhere, or leaves the program.
+func transfers(code []byte) bool {
+	for i, b := range code {
+		switch {
+		case b == 0x66 || b == 0xf0 || b == 0xf2 || b == 0xf3 || b&0xf0 == 0x40:
+			continue
+		case b == 0x0f && i+1 < len(code):
+			op := code[i+1]
+			return op&0xf0 == 0x80 || op == 0x05 || op == 0x34 || op >= 0xa0 && op <= 0xa2 || op == 0xba && code[i+2]>>3&7 < 4
+		case b == 0xff:
+			return code[i+1]>>3&7 >= 2 && code[i+1]>>3&7 <= 5
+		}
+		return b&0xf0 == 0x70 || b >= 0xe0 && b <= 0xef || b == 0xc2 || b == 0xc3 || b == 0xca || b == 0xcb || b >= 0xcc && b <= 0xcf ||
+			b == 0x8e || b == 0x9a || b == 0xc9 || b == 0xf1 || b >= 0x6c && b <= 0x6f
+	}
+	return true
+}
