@@ -77,6 +77,12 @@ func (c *Chips) AddCPU(id int, cpu CPU) *LAPIC {
 	return l
 }
 
+// HasCPU reports whether there is the local APIC of a CPU.
+func (c *Chips) HasCPU(id int) bool {
+	apics := *c.apics.Load()
+	return id < len(apics) && apics[id] != nil
+}
+
 // Close stops the timers. It returns when none is running, so that they kick nobody
 // after it.
 func (c *Chips) Close() {
