@@ -322,19 +322,3 @@ func (d *decoder) dataSegment() {
 		d.in.seg = segDS
 	}
 }
-
-// modRM16 reads ModRM and displacement of 16-bit addresses (SDM 2, table 2-1).
-func (d *decoder) modRM16(rm, mod uint8) {
-	in := d.in
-	bases := [8][2]uint8{{rBX, rSI}, {rBX, rDI}, {rBP, rSI}, {rBP, rDI}, {rSI, rZero}, {rDI, rZero}, {rBP, rZero}, {rBX, rZero}}
-	in.base, in.index = bases[rm][0], bases[rm][1]
-	switch {
-	case mod == 0 && rm == 6:
-		in.base = rZero
-		in.disp = d.immediate(2)
-	case mod == 1:
-		in.disp = d.immediate(1)
-	case mod == 2:
-		in.disp = d.immediate(2)
-	}
-}

@@ -1,14 +1,26 @@
-// Package software is the engine that needs no /dev/kvm: it executes the guest in
-// this process.
+// Package software is the engine that needs no /dev/kvm: it executes the guest's
+// instructions in this process (package ring0), and has the interrupt chips of a PC
+// (package irqchip).
+//
+// It is used like KVM, by the interfaces of package engine, and a saved machine can go
+// on in either.
 package software
 
 import (
-	"errors"
-
+	"vmm/internal/x86"
 	"vmm/machine/engine"
+	"vmm/machine/native"
 )
 
-// Open returns the engine.
+// Open returns the engine. It fails where this process may have no executable memory of its
+// own, or the CPU has no XSAVE.
 func Open() (engine.System, error) {
-	return nil, errors.New("this vmm has no software engine: it is not built yet")
+	unit, err := native.New()
+	if err != nil {
+		return nil, err
+	}
+	return newSystem(), unit.Close()
 }
+
+// hostTSC reads the host's time-stamp counter.
+func hostTSC() uint64 { return x86.RDTSC() }
