@@ -1,6 +1,7 @@
 package guestinit
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,9 +41,9 @@ func TestFill(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(to, "same")); err != nil || string(b) != "content" {
 		t.Errorf("%q, %v", b, err)
 	}
-	// One who was killed has left half of it.
-	do(os.Mkdir(filepath.Join(to, filling), 0o700), os.Remove(filepath.Join(to, "same")), os.WriteFile(filepath.Join(to, "half"), nil, 0o600), fill(from, to))
-	for name, want := range map[string]bool{"same": true, "half": false, filling: false} {
+	// One who was killed has left half of it, and another guest has made something beside.
+	do(os.MkdirAll(filepath.Join(to, filling, "half/more"), 0o700), os.Remove(filepath.Join(to, "same")), os.WriteFile(filepath.Join(to, "others"), nil, 0o600), fill(from, to))
+	for name, want := range map[string]bool{"same": true, "half": false, "others": true, filling: false} {
 		if _, err := os.Lstat(filepath.Join(to, name)); (err == nil) != want {
 			t.Errorf("filled again, %s: %v", name, err)
 		}
@@ -72,5 +73,69 @@ func TestFillTogether(t *testing.T) {
 	guests.Wait()
 	if list, err := os.ReadDir(to); err != nil || len(list) != 100 {
 		t.Errorf("%d files, %v", len(list), err)
+	}
+}
+
+// TestFillInUse fills a directory that another guest uses meanwhile: what that makes stays, and what it leads elsewhere is not
+// followed.
+func TestFillInUse(t *testing.T) {
+	from, to, outside := t.TempDir(), t.TempDir(), t.TempDir()
+	write := func(dir, name, content string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"file", "dir/file", "taken/file", "link/file"} {
+		write(from, name, "image")
+	}
+	write(to, "file", "guest")
+	write(to, "taken", "guest")
+	for link, leads := range map[string]string{filling: outside, "link": outside} {
+		if err := os.Symlink(leads, filepath.Join(to, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := fill(from, to); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"file": "guest", "taken": "guest", "dir/file": "image"} {
+		if b, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	if list, err := os.ReadDir(outside); err != nil || len(list) > 0 {
+		t.Errorf("made elsewhere: %v, %v", list, err)
+	}
+	// One who exchanges all that is made, while it is made.
+	many, busy := t.TempDir(), t.TempDir()
+	for i := range 200 {
+		write(many, fmt.Sprint("d/", i, "/file"), "image")
+	}
+	stop := make(chan struct{})
+	var other sync.WaitGroup
+	other.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			made, _ := filepath.Glob(filepath.Join(busy, filling, "d/*"))
+			for _, m := range made {
+				os.RemoveAll(m)
+				os.Symlink(outside, m)
+			}
+		}
+	})
+	err := fill(many, busy) // which may fail
+	close(stop)
+	other.Wait()
+	if list, bad := os.ReadDir(outside); bad != nil || len(list) > 0 {
+		t.Errorf("made elsewhere: %v, %v (%v)", list, bad, err)
 	}
 }
