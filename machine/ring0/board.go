@@ -1,8 +1,6 @@
 package ring0
 
 import (
-	"sync/atomic"
-
 	"vmm/internal/x86"
 	"vmm/kvm"
 )
@@ -62,9 +60,7 @@ func NewMemory(mem Memory) *Tables {
 }
 
 // Attend has Run return soon with StopAttention. Safe from any goroutine.
-func (c *CPU) Attend() { orUint32(&c.attention, attendOwner) }
-
-func orUint32(a *atomic.Uint32, bit uint32) { a.Or(bit) }
+func (c *CPU) Attend() { c.attention.Or(attendOwner) }
 
 // setMode follows what decides over the mode: CS, SS, CR0 and EFER.
 func (c *CPU) setMode() {

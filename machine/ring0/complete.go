@@ -7,7 +7,7 @@ import "vmm/internal/x86"
 func (c *CPU) Run(budget int) Stop {
 	pauses := 0
 	breaks := c.Breakpoints
-	for range budget {
+	for n := 0; n < budget; {
 		trace := false
 		if a := c.attention.Load(); a != 0 {
 			if stop, ok := c.attend(a); ok {
@@ -15,38 +15,65 @@ func (c *CPU) Run(budget int) Stop {
 			}
 			trace = c.sys&flagTF != 0
 		}
-		if breaks != nil && breaks[c.r[rIP]] && c.passed != c.r[rIP]+1 {
-			c.passed = c.r[rIP] + 1
-			return StopBreakpoint
-		}
-		c.passed = 0
-		switch s := c.step(); s {
-		case done, leave:
-		case pause:
-			if pauses++; pauses >= maxPauses {
-				return StopBudget
-			}
-		case opened:
-			c.opened()
-		case shadow:
-			c.opened()
-			orUint32(&c.attention, attendShadow)
-		case halt:
-			return StopHalt
-		default:
-			if stop, ok := c.resolve(s); !ok {
+		insts := c.block()
+		if insts == nil {
+			n++
+			if stop, ok := c.resolve(handOver); !ok {
 				return stop
 			}
 			continue
 		}
-		if len(c.supplied) > 0 {
-			c.supplied, c.used = c.supplied[:0], 0
+		tag := c.code.tag
+		for i := range insts {
+			if breaks != nil && breaks[c.r[rIP]] && c.passed != c.r[rIP]+1 {
+				c.passed = c.r[rIP] + 1
+				return StopBreakpoint
+			}
+			c.passed = 0
+			next := c.r[rIP] + uint64(insts[i].len)
+			s := c.one(&insts[i])
+			n++
+			if s != done {
+				if s == pause {
+					pauses++
+				}
+				if stop, ok := c.ended(s); !ok {
+					return stop
+				}
+			}
+			if len(c.supplied) > 0 && s != handOver {
+				c.supplied, c.used = c.supplied[:0], 0
+			}
+			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
+				return StopShutdown
+			}
+			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.attention.Load() != 0 {
+				break
+			}
 		}
-		if trace && !c.exception(Exception{Vector: vectorDB}) {
-			return StopShutdown
+		if pauses >= maxPauses {
+			return StopBudget
 		}
 	}
 	return StopBudget
+}
+
+// ended deals with how an instruction ended that was not just done. It reports whether
+// Run goes on.
+func (c *CPU) ended(s status) (Stop, bool) {
+	switch s {
+	case leave, pause:
+	case opened:
+		c.opened()
+	case shadow:
+		c.opened()
+		c.attention.Or(attendShadow)
+	case halt:
+		return StopHalt, false
+	default:
+		return c.resolve(s)
+	}
+	return 0, true
 }
 
 // attend looks at why the CPU was asked to look up. It reports whether Run returns.
@@ -69,7 +96,7 @@ func (c *CPU) attend(a uint32) (Stop, bool) {
 // opened looks for an interrupt once the guest takes them again.
 func (c *CPU) opened() {
 	if c.board.InterruptWanted() {
-		orUint32(&c.attention, attendOwner)
+		c.attention.Or(attendOwner)
 	}
 }
 

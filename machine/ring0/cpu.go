@@ -11,9 +11,9 @@
 //   - What KVM cannot do on such hosts (XSAVE, CMPXCHG16B, SYSRET, ...) is done
 //     here completely, faults included, with the help of a Host.
 //
-// A decoded instruction is cached by its physical address together with its
-// bytes, and the bytes are compared on every execution; so self-modifying code
-// needs no further care. Memory accesses go through a software TLB with the
+// Decoded instructions are cached by their physical address together with their
+// bytes, which are compared on every execution; so self-modifying code needs hardly
+// any care. Memory accesses go through a software TLB with the
 // semantics of the hardware's: it may be stale until the guest invalidates it.
 //
 // The instruction set reference is the Intel SDM, volume 2.
@@ -164,8 +164,7 @@ type CPU struct {
 
 	journal *Trial // records what is written, while one is made
 
-	cache []cached
-	split inst // the last instruction that crossed a page
+	cache blocks
 	fence atomic.Uint32
 
 	// WrittenMSR is the last MSR that a WRMSR named, until the owner clears it.
@@ -224,7 +223,8 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 	}
 	kernel := new(tlb)
 	c := &CPU{unit: unit, tlb: kernel, kernelTLB: kernel, host: host, tables: tables, components: components,
-		cache: make([]cached, cacheSize), xarea: make([]byte, host.XSaveSize())}
+		xarea: make([]byte, host.XSaveSize())}
+	c.cache.insts = make([]inst, 0, maxInsts)
 	tables.join(c)
 	return c, nil
 }

@@ -47,9 +47,10 @@ const byteHigh = 0x40
 
 // inst is a decoded instruction.
 type inst struct {
-	exec  func(*CPU, *inst) status
-	disp  uint64
-	imm   uint64 // sign-extended
+	exec func(*CPU, *inst) status
+	disp uint64
+	imm  uint64 // sign-extended
+
 	len   uint8
 	size  uint8 // of the operands, in bytes
 	reg   uint8 // ModRM.reg or the register of the opcode
@@ -59,23 +60,24 @@ type inst struct {
 	index uint8
 	scale uint8
 	seg   uint8
-	mem   bool // ModRM.rm is memory
-	lock  bool
-	addr4 bool  // 32-bit addresses
-	addr2 bool  // 16-bit addresses
-	priv  uint8 // levels, of bits 0 and 1, that may not: level0 for all but 0
-	own   bool  // KVM cannot do it on such hosts: faults are injected from here
 	rep   uint8
+	priv  uint8 // levels, of bits 0 and 1, that may not: level0 for all but 0
+	mem   bool  // ModRM.rm is memory
+	lock  bool
+	addr4 bool // 32-bit addresses
+	addr2 bool // 16-bit addresses
+	own   bool // KVM cannot do it on such hosts: faults are injected from here
 	count bool // rep counts with rCX
-	// form and modrm are for instructions that the host's CPU executes.
+	ends  bool // a jump, behind which other code may begin
+	// evexDisp marks an EVEX address whose displacement has an unknown scale.
+	evexDisp bool
+	// form, modrm and gather are for instructions that the host's CPU executes.
 	form  vectorForm
 	modrm uint8
 	gather
-	// evexDisp marks an EVEX address whose displacement has an unknown scale.
-	evexDisp bool
 	// undefined are the flags that the instruction leaves undefined; tests
 	// must not compare them.
-	undefined uint64
+	undefined uint16
 }
 
 // decoder walks the bytes of one instruction.
@@ -341,9 +343,9 @@ func (d *decoder) oneByteRest(op uint8) {
 		in.op, in.exec = d.group(), execShiftCL
 		d.shiftFlags(true)
 	case 0xc2:
-		in.imm, in.exec = d.immediate(2)&0xffff, execRet
+		in.ends, in.imm, in.exec = true, d.immediate(2)&0xffff, execRet
 	case 0xc3:
-		in.exec = execRet // a 16-bit one is 64-bit here on Intel; nobody uses it
+		in.ends, in.exec = true, execRet // a 16-bit one is 64-bit here on Intel; nobody uses it
 	case 0xc6, 0xc7:
 		d.modRMw(op)
 		if d.group() == 0 {
@@ -362,11 +364,11 @@ func (d *decoder) oneByteRest(op uint8) {
 	case 0xe0, 0xe1, 0xe2, 0xe3:
 		in.op, in.imm, in.exec = op&3, d.immediate(1), execLoop
 	case 0xe8:
-		in.imm, in.exec = d.immediate(4), execCall
+		in.ends, in.imm, in.exec = true, d.immediate(4), execCall
 	case 0xe9:
-		in.imm, in.exec = d.immediate(4), execJmp
+		in.ends, in.imm, in.exec = true, d.immediate(4), execJmp
 	case 0xeb:
-		in.imm, in.exec = d.immediate(1), execJmp
+		in.ends, in.imm, in.exec = true, d.immediate(1), execJmp
 	case 0xf4:
 		in.exec = execHLT
 	case 0xf5, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd:
@@ -393,7 +395,7 @@ func (d *decoder) oneByteRest(op uint8) {
 		case op == 0xff && (in.op == 2 || in.op == 4) && d.mode != mode64:
 			in.exec = execCallJmpNarrow
 		case op == 0xff && (in.op == 2 || in.op == 4):
-			in.size, in.exec = 8, execCallJmpRM
+			in.ends, in.size, in.exec = true, 8, execCallJmpRM
 		case op == 0xff && in.op == 6:
 			in.size, in.exec = d.size64(), execPushRM
 		}

@@ -63,6 +63,6 @@ func (c *CPU) out(port bool, addr, v uint64, size uint8) bool {
 		return false
 	}
 	c.Exit = Exit{Port: port, Addr: addr, Len: int(size), Data: c.deviceData, Write: true}
-	orUint32(&c.attention, attendExit)
+	c.attention.Or(attendExit)
 	return true
 }

@@ -46,7 +46,7 @@ func (c *CPU) vectorPart(reg uint8, off, n int) []byte {
 func execGather(c *CPU, in *inst) status {
 	enabled, _ := c.xcr0()
 	g := &in.gather
-	if in.form.needs&^enabled != 0 || in.reg == g.mask || in.reg == g.index || g.mask == g.index {
+	if uint64(in.form.needs)&^enabled != 0 || in.reg == g.mask || in.reg == g.index || g.mask == g.index {
 		return c.undefined(in)
 	}
 	if !c.extended() || c.components[2].Size == 0 {

@@ -35,16 +35,15 @@ const (
 // vectorForm is how to rewrite an instruction: where its ModRM is and what
 // follows the address.
 type vectorForm struct {
-	modrm int // position, 0 where there is none
-	imm   int // bytes behind the address
-	bytes int // the largest memory operand
-	// needs are the components that must be enabled in XCR0.
-	needs uint64
+	modrm uint8 // position, 0 where there is none
+	imm   uint8 // bytes behind the address
+	bytes uint8 // the largest memory operand
+	needs uint8 // the components that must be enabled in XCR0
 }
 
 // vectorOpcode reports whether 0x0f op is an SSE or MMX instruction, and the
 // size of its immediate.
-func vectorOpcode(op uint8) (imm int, ok bool) {
+func vectorOpcode(op uint8) (imm uint8, ok bool) {
 	switch {
 	case op == 0x77: // EMMS has no ModRM and is not vector
 		return 0, false
@@ -81,7 +80,7 @@ func (d *decoder) vector(op uint8) {
 // native decodes ModRM, address and immediate.
 func (d *decoder) native(f vectorForm) {
 	in := d.in
-	f.modrm = d.pos
+	f.modrm = uint8(d.pos)
 	rm := byte(0)
 	if d.pos < len(d.b) {
 		rm = d.b[d.pos]
@@ -177,7 +176,7 @@ func (d *decoder) x87() { d.native(vectorForm{bytes: maxX87}) }
 // register-only ones behind it.
 func execVector(c *CPU, in *inst) status {
 	enabled, _ := c.xcr0()
-	if in.form.needs&^enabled != 0 {
+	if uint64(in.form.needs)&^enabled != 0 {
 		return c.undefined(in)
 	}
 	if in.evexDisp && in.mem {
@@ -197,7 +196,7 @@ func execVector(c *CPU, in *inst) status {
 	if in.mem {
 		addr = c.address(in)
 		at = addr & (scratchAlign - 1)
-		if size = c.scratchIn(addr, in.form.bytes); size == 0 {
+		if size = c.scratchIn(addr, int(in.form.bytes)); size == 0 {
 			return handOver
 		}
 		v.rewrite(in, at)
@@ -287,19 +286,19 @@ func (c *CPU) scratchIn(addr uint64, size int) int {
 
 // rewrite replaces the memory operand by one in the unit's scratch memory.
 func (v *vectorCode) rewrite(in *inst, at uint64) {
-	f := in.form
+	modrm, n := int(in.form.modrm), int(in.form.imm)
 	var imm [1]byte
-	copy(imm[:], v.code[int(in.len)-f.imm:in.len])
-	for i := range min(f.modrm, 4) { // segment overrides are not for the scratch memory
+	copy(imm[:], v.code[int(in.len)-n:in.len])
+	for i := range min(modrm, 4) { // segment overrides are not for the scratch memory
 		if v.code[i] != 0x64 && v.code[i] != 0x65 {
 			break
 		}
 		v.code[i] = 0x3e
 	}
-	v.code[f.modrm] = in.modrm&0x38 | 5 // relative to RIP
-	le.PutUint32(v.code[f.modrm+1:], uint32(at))
-	end := f.modrm + 5 + copy(v.code[f.modrm+5:], imm[:f.imm])
-	v.piece = native.Piece{Code: v.code[:end], ScratchAt: f.modrm + 1, ScratchEnd: end}
+	v.code[modrm] = in.modrm&0x38 | 5 // relative to RIP
+	le.PutUint32(v.code[modrm+1:], uint32(at))
+	end := modrm + 5 + copy(v.code[modrm+5:], imm[:n])
+	v.piece = native.Piece{Code: v.code[:end], ScratchAt: modrm + 1, ScratchEnd: end}
 }
 
 // follow appends the register-only vector instructions at RIP.
@@ -309,7 +308,7 @@ func (c *CPU) follow(enabled uint64) {
 	v := &c.vector
 	for len(v.piece.Code)+maxVectorInst <= len(v.code) && rip>>12+1 == c.code.tag {
 		b := unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:]
-		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem || next.form.needs&^enabled != 0 {
+		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem || uint64(next.form.needs)&^enabled != 0 {
 			break
 		}
 		n := len(v.piece.Code)

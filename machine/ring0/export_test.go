@@ -19,7 +19,7 @@ func Comparable(code []byte) (undefined uint64, ok bool) {
 	case transfers(op):
 		return 0, false
 	}
-	return in.undefined, true
+	return uint64(in.undefined), true
 }
 
 // bitString reports whether an instruction is BT, BTS, BTR or BTC with the number in a register.

@@ -1,19 +1,6 @@
 package ring0
 
-import (
-	"sync/atomic"
-	"unsafe"
-)
-
-const cacheSize = 1 << 15
-
-// cached is a decoded instruction with what it was decoded from.
-type cached struct {
-	gpa            uint64 // of the first byte, plus one: 0 is empty
-	lo, hi         uint64 // the first 16 bytes
-	maskLo, maskHi uint64 // which of them belong to the instruction
-	inst
-}
+import "sync/atomic"
 
 // Stop is why Execute returned.
 type Stop int
@@ -55,47 +42,60 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 	pauses := 0
 	opening := false
 	breaks := c.Breakpoints // set while the CPU stands
-	for n := 0; n < budget; n++ {
+	for n := 0; n < budget; {
+		if interrupted.Load() && n > 0 {
+			return n, StopBudget
+		}
 		if g := c.tables.generation.Load(); g != c.seen {
 			c.FlushTLB()
 			c.seen = g
 			c.running.seen.Store(g)
 		}
-		if breaks != nil && breaks[c.r[rIP]] {
-			return n, StopBreakpoint
-		}
-		switch c.step() {
-		case done:
-		case shadow:
-			n-- // whatever the budget, the next instruction belongs to this one
-			opening = true
-			continue
-		case halt:
-			return n + 1, StopHalt
-		case opened:
-			if window {
-				return n + 1, StopBudget
-			}
-		case pause:
-			if pauses++; pauses >= maxPauses {
-				return n + 1, StopBudget
-			}
-		case handOver:
+		insts := c.block()
+		if insts == nil {
 			return n, StopKVM
-		case leave:
-			return n + 1, StopLeft
-		case inject:
-			return n, StopInject
-		case unknown:
-			return n, StopUnknown
 		}
-		if opening {
-			if opening = false; window && c.InterruptsOn() {
-				return n + 1, StopBudget
+		tag := c.code.tag
+		for i := range insts {
+			if breaks != nil && breaks[c.r[rIP]] {
+				return n, StopBreakpoint
 			}
-		}
-		if n&63 == 0 && interrupted.Load() {
-			return n + 1, StopBudget
+			next := c.r[rIP] + uint64(insts[i].len)
+			s := c.one(&insts[i])
+			n++
+			switch s {
+			case done:
+			case shadow:
+				n-- // whatever the budget, the next instruction belongs to this one
+				opening = true
+				continue
+			case halt:
+				return n, StopHalt
+			case opened:
+				if window {
+					return n, StopBudget
+				}
+			case pause:
+				if pauses++; pauses >= maxPauses {
+					return n, StopBudget
+				}
+			case handOver:
+				return n - 1, StopKVM
+			case leave:
+				return n, StopLeft
+			case inject:
+				return n - 1, StopInject
+			case unknown:
+				return n - 1, StopUnknown
+			}
+			if opening {
+				if opening = false; window && c.InterruptsOn() {
+					return n, StopBudget
+				}
+			}
+			if n >= budget || c.r[rIP] != next || c.code.tag != tag {
+				break
+			}
 		}
 	}
 	return budget, StopBudget
@@ -103,35 +103,28 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 
 // step executes the instruction at RIP.
 func (c *CPU) step() status {
-	rip := c.r[rIP]
-	at := rip + c.base[segCS]
-	if c.code.tag != at>>12+1 && !c.fetch(at) {
+	insts := c.block()
+	if insts == nil {
 		return handOver
 	}
-	off := at & pageMask
-	in := &c.split
-	if off <= pageSize-16 {
-		p := unsafe.Add(c.code.host, off)
-		lo, hi := *(*uint64)(p), *(*uint64)(unsafe.Add(p, 8))
-		gpa := (c.code.gpa + off + 1) | uint64(c.mode)<<62
-		e := &c.cache[(gpa^gpa>>15)%cacheSize]
-		if e.gpa != gpa || (lo^e.lo)&e.maskLo|(hi^e.hi)&e.maskHi != 0 {
-			c.decode(e, gpa, lo, hi)
-		}
-		in = &e.inst
-	} else if !c.decodeSplit(at) {
-		return handOver
-	}
+	return c.one(&insts[0])
+}
+
+// one executes an instruction, which is the one at RIP.
+func (c *CPU) one(in *inst) status {
 	if in.priv&c.cpl != 0 {
 		return c.gp0()
 	}
+	rip := c.r[rIP]
 	c.r[rIP] = rip + uint64(in.len)
 	s := in.exec(c, in)
+	if s == done && c.mode == mode64 {
+		return s
+	}
 	if c.mode != mode64 && s != handOver {
 		c.narrowIP()
 	}
 	switch {
-	case s == done:
 	case in.own && s == handOver && c.board == nil:
 		c.r[rIP] = rip
 		return c.ownFailed(in)
@@ -170,44 +163,6 @@ func (c *CPU) ownFailed(in *inst) status {
 		return s
 	}
 	return unknown
-}
-
-// decode replaces a cache entry by the instruction in the 16 bytes lo, hi.
-func (c *CPU) decode(e *cached, gpa, lo, hi uint64) {
-	var b [16]byte
-	le.PutUint64(b[:], lo)
-	le.PutUint64(b[8:], hi)
-	e.gpa, e.lo, e.hi = gpa, lo, hi
-	if !c.decodeInst(b[:], &e.inst) {
-		e.inst = inst{exec: c.undecoded(), len: 15}
-	}
-	e.maskLo, e.maskHi = ^uint64(0), 0
-	if n := uint(e.len); n < 8 {
-		e.maskLo = 1<<(8*n) - 1
-	} else {
-		e.maskHi = 1<<(8*(n-8)) - 1
-	}
-}
-
-// decodeSplit decodes an instruction near the end of a page into c.split.
-func (c *CPU) decodeSplit(rip uint64) bool {
-	var b [16]byte
-	n := copy(b[:], unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:])
-	if c.decodeInst(b[:n], &c.split) {
-		return true
-	}
-	first := c.code
-	ok := c.fetch((rip | pageMask) + 1)
-	next := c.code
-	c.code = first
-	if !ok {
-		return false
-	}
-	copy(b[n:], unsafe.Slice((*byte)(next.host), pageSize))
-	if !c.decodeInst(b[:], &c.split) {
-		c.split = inst{exec: c.undecoded(), len: 15}
-	}
-	return true
 }
 
 // decodeInst decodes an instruction as the CPU is now.

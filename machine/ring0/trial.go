@@ -66,7 +66,7 @@ func (t *Trial) Repeats() bool {
 func (t *Trial) undefined() uint64 {
 	var in inst
 	decode(t.code, &in)
-	return in.undefined
+	return uint64(in.undefined)
 }
 
 // Check compares with what KVM made of the same instruction.

@@ -1,0 +1,112 @@
+package ring0
+
+import "unsafe"
+
+// Instructions are decoded a block at a time: those that follow each other to a jump,
+// within a page. A block is kept with its bytes, and used again where they are the same,
+// so that code may change as it likes. One that changes in the block that is executed is
+// seen with the next block; CPUs see it at once, but no program is known to need that.
+
+const (
+	// maxBlock and maxBlockBytes bound a block, maxInsts those of all blocks: they are all
+	// dropped when there are more.
+	maxBlock      = 16
+	maxBlockBytes = 64
+	maxInsts      = 1 << 16
+	cacheSize     = 1 << 13
+)
+
+// block is a block of decoded instructions with what it was decoded from.
+type block struct {
+	key   uint64 // the physical address of the first byte, plus one, and the mode: 0 is empty
+	insts []inst
+	bytes int
+	code  [maxBlockBytes]byte
+}
+
+// blocks are the blocks of a CPU.
+type blocks struct {
+	table [cacheSize]block
+	insts []inst // of all of them; never moved
+	split [1]inst
+}
+
+// block returns the instructions at RIP, at least one; nil if they cannot be fetched.
+func (c *CPU) block() []inst {
+	at := c.r[rIP] + c.base[segCS]
+	if c.code.tag != at>>12+1 && !c.fetch(at) {
+		return nil
+	}
+	off := at & pageMask
+	key := (c.code.gpa + off + 1) | uint64(c.mode)<<62
+	b := &c.cache.table[(key^key>>13)%cacheSize]
+	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
+	if b.key == key && string(code[:b.bytes]) == string(b.code[:b.bytes]) {
+		return b.insts
+	}
+	if c.decodeBlock(b, key, code) {
+		return b.insts
+	}
+	return c.decodeSplit(at, code)
+}
+
+// decodeBlock makes b the block of the instructions in code. It reports false if the first
+// goes on in the next page.
+func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
+	if len(c.cache.insts)+maxBlock > maxInsts {
+		c.cache.insts = c.cache.insts[:0]
+		for i := range c.cache.table {
+			c.cache.table[i].key = 0
+		}
+	}
+	from, n := len(c.cache.insts), 0
+	insts := c.cache.insts[from : from+maxBlock]
+	count := 0
+	for count < maxBlock && n < min(maxBlockBytes, len(code)) {
+		in := &insts[count]
+		known := c.decodeInst(code[n:], in)
+		if !known && len(code)-n < 15 { // perhaps for the page's end
+			break
+		}
+		if !known {
+			*in = inst{exec: c.undecoded(), len: uint8(min(15, len(code)-n)), ends: true}
+		}
+		if n+int(in.len) > maxBlockBytes {
+			break
+		}
+		n += int(in.len)
+		count++
+		if in.ends {
+			break
+		}
+	}
+	if count == 0 {
+		return false
+	}
+	c.cache.insts = c.cache.insts[:from+count]
+	b.key, b.bytes, b.insts = key, n, insts[:count:count]
+	copy(b.code[:], code[:n])
+	return true
+}
+
+// decodeSplit decodes an instruction that begins at the end of a page.
+func (c *CPU) decodeSplit(at uint64, begin []byte) []inst {
+	var b [16]byte
+	n := copy(b[:], begin)
+	in := &c.cache.split[0]
+	if c.decodeInst(b[:n], in) {
+		return c.cache.split[:]
+	}
+	first := c.code
+	ok := c.fetch((at | pageMask) + 1)
+	next := c.code
+	c.code = first
+	if !ok {
+		return nil
+	}
+	copy(b[n:], unsafe.Slice((*byte)(next.host), pageSize))
+	if !c.decodeInst(b[:], in) {
+		*in = inst{exec: c.undecoded(), len: 15}
+	}
+	return c.cache.split[:]
+}
