@@ -60,6 +60,7 @@ type Shape struct {
 	RW     []string      `toml:"rw"`     // directories of the host that the commands may write to
 	Shares []string      `toml:"share"`  // directories of the host, as HOST:GUEST[:ro]
 	Root   string        `toml:"root"`   // the guests' root: a directory, disk image or tar archive; empty is the host's
+	Engine string        `toml:"engine"` // what executes the guests, as vm.Config.Engine has it
 	Warm   bool          `toml:"warm"`   // boot a kernel once, and go on from a snapshot for its other tests
 	Limits
 }

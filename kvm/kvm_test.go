@@ -70,11 +70,18 @@ func TestPermissionHint(t *testing.T) {
 	}
 }
 
-// TestAbsent tells a host without KVM from one that does not let this user in.
-func TestAbsent(t *testing.T) {
-	for errno, absent := range map[unix.Errno]bool{unix.ENOENT: true, unix.ENODEV: true, unix.ENXIO: true, unix.EACCES: false, unix.EPERM: false, unix.EBUSY: false} {
-		if err := error(&openError{errno, "hint"}); errors.Is(err, ErrAbsent) != absent || !errors.Is(err, errno) {
-			t.Errorf("%v: absent is %v", err, !absent)
+// TestOpenErrors tells a host without KVM from one that does not let this user in.
+func TestOpenErrors(t *testing.T) {
+	for errno, want := range map[unix.Errno]error{unix.ENOENT: ErrAbsent, unix.ENODEV: ErrAbsent, unix.ENXIO: ErrAbsent,
+		unix.EACCES: ErrDenied, unix.EPERM: ErrDenied, unix.EBUSY: nil} {
+		err := &openError{errno, "hint"}
+		if !errors.Is(err, errno) {
+			t.Errorf("%v is not %v", err, errno)
+		}
+		for _, e := range []error{ErrAbsent, ErrDenied} {
+			if errors.Is(err, e) != (e == want) {
+				t.Errorf("%v is %q: %v", err, e, e != want)
+			}
 		}
 	}
 }

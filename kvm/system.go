@@ -27,9 +27,13 @@ var (
 	reqGetSupportedCPID = iowr[[2]uint32]("KVM_GET_SUPPORTED_CPUID", 0x05)
 )
 
-// ErrAbsent is in the error of Open on a host that has no KVM: no /dev/kvm, or one with
-// nothing behind it.
-var ErrAbsent = errors.New("no KVM")
+// Errors that those of Open are.
+var (
+	// ErrAbsent: the host has no KVM, that is no /dev/kvm, or one with nothing behind it.
+	ErrAbsent = errors.New("no KVM")
+	// ErrDenied: it has one, and this user may not open it.
+	ErrDenied = errors.New("KVM is not for this user")
+)
 
 // openError adds to an error of open(2) on /dev/kvm what its user can do.
 type openError struct {
@@ -40,10 +44,16 @@ type openError struct {
 func (e *openError) Error() string { return fmt.Sprintf("%s: %v: %s", DevicePath, e.err, e.hint) }
 func (e *openError) Unwrap() error { return e.err }
 
-// Is finds ErrAbsent. A node without its driver is what udev makes where there is a
-// module, also for a CPU that this is not for.
+// Is finds ErrAbsent and ErrDenied. A node without its driver is what udev makes where
+// there is a module, also for a CPU that this is not for.
 func (e *openError) Is(target error) bool {
-	return target == ErrAbsent && (errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, unix.ENODEV) || errors.Is(e.err, unix.ENXIO))
+	switch target {
+	case ErrAbsent:
+		return errors.Is(e.err, fs.ErrNotExist) || errors.Is(e.err, unix.ENODEV) || errors.Is(e.err, unix.ENXIO)
+	case ErrDenied:
+		return errors.Is(e.err, fs.ErrPermission)
+	}
+	return false
 }
 
 // deviceGroup is the name of the group that may open /dev/kvm; "" if none may.

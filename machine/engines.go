@@ -23,8 +23,8 @@ const (
 var Engines = []Engine{AutoEngine, KVMEngine, SoftwareEngine}
 
 // Open opens the engine, AutoEngine if e is empty, and returns which one it is: never
-// AutoEngine. A /dev/kvm that is there but may not be opened is an error, which
-// errors.Is finds to be fs.ErrPermission; that of a host without KVM is kvm.ErrAbsent.
+// AutoEngine. Errors of KVM are kvm.ErrAbsent, of a host that has none, and kvm.ErrDenied,
+// of one that has and does not let this user in: AutoEngine is not for that.
 func (e Engine) Open() (engine.System, Engine, error) { return e.open(openKVM, software.Open) }
 
 func openKVM() (engine.System, error) {
@@ -51,6 +51,17 @@ func (e Engine) open(hardware, software func() (engine.System, error)) (engine.S
 		return nil, SoftwareEngine, err
 	}
 	return sys, SoftwareEngine, nil
+}
+
+// Why says for people why Open has opened an engine for e.
+func (e Engine) Why(opened Engine) string {
+	switch {
+	case e == opened:
+		return "asked for"
+	case opened == SoftwareEngine:
+		return "this host has no KVM"
+	}
+	return "this host has KVM"
 }
 
 // Choose returns which engine Open would open.

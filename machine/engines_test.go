@@ -3,7 +3,6 @@ package machine
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"testing"
 
 	"vmm/kvm"
@@ -27,7 +26,7 @@ func TestEngines(t *testing.T) {
 		{AutoEngine, absent, nil, SoftwareEngine, nil},
 		{AutoEngine, absent, broken, SoftwareEngine, broken},
 		{AutoEngine, absent, broken, SoftwareEngine, kvm.ErrAbsent},
-		{AutoEngine, fs.ErrPermission, nil, KVMEngine, fs.ErrPermission},
+		{AutoEngine, kvm.ErrDenied, nil, KVMEngine, kvm.ErrDenied},
 		{KVMEngine, nil, nil, KVMEngine, nil},
 		{KVMEngine, absent, nil, KVMEngine, kvm.ErrAbsent},
 		{SoftwareEngine, nil, nil, SoftwareEngine, nil},

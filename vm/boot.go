@@ -12,7 +12,6 @@ import (
 	"vmm/bootloader"
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
-	"vmm/kvm"
 	"vmm/machine"
 )
 
@@ -49,11 +48,9 @@ func (v *VM) takeDefault(ctx context.Context) error {
 		return nil
 	}
 	if _, ok := guestimages.HasStockKernel(); !ok { // nothing is fetched for a guest that cannot run
-		sys, err := kvm.Open()
-		if err != nil {
+		if _, err := v.cfg.Engine.Choose(); err != nil {
 			return err
 		}
-		sys.Close()
 	}
 	k, err := v.opts.builder.StockKernel(ctx)
 	if err != nil {

@@ -39,6 +39,9 @@ type Config struct {
 	Memory    Size              `json:"memory,omitzero"`     // machine.DefaultMemory if 0
 	HugePages bool              `json:"hugePages,omitempty"` // of the host's hugetlb pool
 	Nested    bool              `json:"nested,omitempty"`    // the guest can have VMs of its own
+	// Engine is what executes the guest on this host; machine.AutoEngine if empty. What is
+	// saved of a VM does not have it.
+	Engine machine.Engine `json:"engine,omitempty"`
 	// Transport is how the guest finds its virtio devices; machine.PCI if empty.
 	Transport machine.Transport `json:"transport,omitempty"`
 	Boot      Boot              `json:"boot,omitzero"`
@@ -256,6 +259,9 @@ func (c *Config) complete() {
 	if c.Memory == 0 {
 		c.Memory = machine.DefaultMemory
 	}
+	if c.Engine == "" {
+		c.Engine = machine.AutoEngine
+	}
 	if c.Transport == "" {
 		c.Transport = machine.PCI
 	}
@@ -298,6 +304,8 @@ func (c *Config) check() error {
 		return wrong("CPUs", "%d: between 1 and %d", c.CPUs, machine.MaxCPUs)
 	case c.Memory < machine.MinMemory || c.Memory > machine.MaxMemory:
 		return wrong("Memory", "%v: between %v and %v", c.Memory, Size(machine.MinMemory), Size(machine.MaxMemory))
+	case !slices.Contains(machine.Engines, c.Engine):
+		return wrong("Engine", "%q: auto, kvm or software", c.Engine)
 	case !slices.Contains(machine.Transports, c.Transport):
 		return wrong("Transport", "%q: pci, mmio or mmio-cmdline", c.Transport)
 	case !slices.Contains(bootloader.Protocols, c.Boot.Protocol):

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vmm/internal/paths"
+	"vmm/machine"
 	"vmm/machine/gdb"
 	"vmm/network/gateway"
 	vnet "vmm/virtio/net"
@@ -262,7 +263,16 @@ func (v *VM) WriteProfile(w io.Writer) error {
 	return v.machine.WriteProfile(w)
 }
 
-// Interpreted reports whether this host's KVM interprets guest kernel mode. It is for a
+// Engine returns what executes the guest: machine.KVMEngine or machine.SoftwareEngine. It is
+// for a VM that Prepare has made, and else empty.
+func (v *VM) Engine() machine.Engine {
+	if !v.made() {
+		return ""
+	}
+	return v.machine.Engine()
+}
+
+// Interpreted reports whether the engine is a KVM that interprets guest kernel mode. It is for a
 // VM that Prepare has made.
 func (v *VM) Interpreted() bool { return v.made() && v.machine.Interpreted() }
 

@@ -264,6 +264,7 @@ func (v *VM) collect(f *machine.Frozen, w *snapshot.Writer, o *SnapshotOptions, 
 func (v *VM) describe() *saved {
 	c := v.cfg
 	c.Disks, c.Shares, c.Console, c.Root = nil, nil, Endpoint{}, c.Root.describe()
+	c.Engine = ""             // the next host's matter
 	if v.kernel.image != "" { // what has booted, where the Config left that open
 		c.Boot.Kernel = v.kernel.image
 	}
@@ -324,6 +325,8 @@ type RestoreOptions struct {
 	Ports   []Port                `json:"ports,omitempty"`  // in the place of the saved ones of their names
 	Console Endpoint              `json:"console,omitzero"` // as Config.Console
 	Limits  *Limits               `json:"limits,omitempty"` // in the place of the saved ones, unless nil
+	// Engine executes the guest, whatever did before, as Config.Engine. Its CPU has to be the saved one's.
+	Engine machine.Engine `json:"engine,omitempty"`
 	// Progress is told how much of a compressed snapshot's memory is unpacked, in bytes.
 	Progress func(done, total int64) `json:"-"`
 }
@@ -365,7 +368,7 @@ func (v *VM) Clone(ctx context.Context, name string, list ...Option) (_ *VM, err
 	if _, err := v.Snapshot(ctx, dir, SnapshotOptions{}); err != nil {
 		return nil, err
 	}
-	c, err := restore(dir, &RestoreOptions{Name: name, Copy: true, Trust: true}, opts)
+	c, err := restore(dir, &RestoreOptions{Name: name, Copy: true, Trust: true, Engine: v.Engine()}, opts)
 	if err == nil {
 		err = c.Prepare(ctx)
 	}
@@ -443,7 +446,7 @@ func (r *source) make(what string, o *RestoreOptions, opts *options) (*VM, error
 	if o.Vsock != "" {
 		c.Vsock = o.Vsock
 	}
-	c.Console = o.Console
+	c.Console, c.Engine = o.Console, o.Engine
 	v, err := newVM(c, opts)
 	if err == nil {
 		v.from = r

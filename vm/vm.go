@@ -2,7 +2,8 @@
 // it, Start boots it, and while it runs it can be looked at, changed, saved, copied and
 // moved.
 //
-// A VM is in this process: there is no other one behind it. It needs /dev/kvm. Its
+// A VM is in this process: there is no other one behind it. It needs /dev/kvm,
+// or takes longer (Config.Engine). Its
 // methods can be called from any goroutine, and return ErrNotRunning where it has to run
 // and does not.
 package vm
@@ -101,7 +102,7 @@ func (v *VM) Config() Config { return v.cfg }
 
 // Prepare does all that takes time before the guest can run: it makes or fetches the
 // default guest's kernel if that is what is to boot, and opens disks, networks and
-// /dev/kvm. Start does it if nobody has. ctx bounds it, and not the VM's life; Close ends
+// the engine. Start does it if nobody has. ctx bounds it, and not the VM's life; Close ends
 // it with ErrNotRunning. It returns ErrNoGroup for a Config with Limits without WithGroup. A VM that could not be prepared is closed.
 func (v *VM) Prepare(ctx context.Context) error {
 	v.making.Lock()
@@ -234,7 +235,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 		return nil, err
 	}
 	cfg.Console, cfg.Log = v.console, log.New(logWriter{v.opts.log}, "", 0)
-	cfg.HostNotes = v.opts.notes
+	cfg.HostNotes, cfg.Engine = v.opts.notes, v.cfg.Engine
 	var terminal io.Writer
 	if v.cfg.ConsoleDevice == VirtioConsole {
 		terminal = v.console.virtio()

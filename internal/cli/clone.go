@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/internal/temp"
+	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/api"
 )
@@ -29,6 +30,11 @@ func cloneCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
+			now, err := ask(origin).Inspect(cmd.Context())
+			if err != nil {
+				return failed(err)
+			}
+			engine := machine.Engine(now.Engine) // whose CPU the clones have
 			// The clones hold the files open, so the directory can go at once.
 			parent, err := temp.Dir("vmm-clone-")
 			if err != nil {
@@ -44,7 +50,7 @@ func cloneCommand() *cobra.Command {
 				fmt.Fprintf(os.Stderr, "vmm: the clones have %s as it is; VM %q goes on in %s\n", from, origin.Name, to)
 			}
 			for _, name := range args[1:] {
-				if err := restoreCopy(cmd.Context(), dir, name, remove, vm.JailFull, vm.RestoreOptions{Trust: true}); err != nil {
+				if err := restoreCopy(cmd.Context(), dir, name, remove, vm.JailFull, vm.RestoreOptions{Trust: true, Engine: engine}); err != nil {
 					return failed(err)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), name)

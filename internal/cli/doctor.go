@@ -20,9 +20,12 @@ import (
 
 // diagnosis is what vmm doctor finds out; also its --json form.
 type diagnosis struct {
+	OK           bool            `json:"ok"`                      // a VM can run
+	Engine       machine.Engine  `json:"engine,omitempty"`        // which would run it; none if it cannot
+	EngineReason string          `json:"engine_reason,omitempty"` // why that one
+	Software     softwareSpeed   `json:"software"`
 	Device       string          `json:"device"`
-	OK           bool            `json:"ok"`
-	Error        string          `json:"error,omitempty"`
+	Error        string          `json:"error,omitempty"` // of KVM
 	APIVersion   int             `json:"api_version,omitempty"`
 	MaxCPUs      int             `json:"max_cpus,omitempty"`
 	Capabilities map[string]bool `json:"capabilities,omitempty"`
@@ -41,6 +44,13 @@ type diagnosis struct {
 	MemoryMiB   uint64           `json:"memory_available_mib"`
 	HugePages   uint64           `json:"huge_pages_free"`
 	GuestImages []guestImageInfo `json:"guest_images"`
+}
+
+// softwareSpeed is what the software engine can do here, in million instructions per second.
+type softwareSpeed struct {
+	Error     string  `json:"error,omitempty"`
+	Ring0MIPS float64 `json:"ring0_mips,omitempty"`
+	Ring3MIPS float64 `json:"ring3_mips,omitempty"`
 }
 
 type guestImageInfo struct {
@@ -66,8 +76,9 @@ func doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what stands between this host and a VM",
-		Long: "doctor checks /dev/kvm and its permissions, the KVM capabilities that vmm uses, whether guest\n" +
-			"kernel mode runs on hardware and what is slow about the host, memory, and which guest images are there.\n" +
+		Long: "doctor says which engine runs a guest here and why, checks /dev/kvm and its permissions, the KVM\n" +
+			"capabilities that vmm uses, whether guest kernel mode runs on hardware and what is slow about the host,\n" +
+			"how fast guests are in software, memory, and which guest images are there.\n" +
 			"Its exit status is 0 if a VM can run.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -104,10 +115,17 @@ func diagnose() *diagnosis {
 	stock, ok := guestimages.HasStockKernel()
 	d.GuestImages = append(d.GuestImages, guestImageInfo{"debian-cloud", stock, ok})
 	if err := d.examineKVM(); err != nil {
-		d.Error = err.Error()
-		return d
+		d.Error = withHint(err).Error()
 	}
-	d.OK = true
+	if speed, err := machine.MeasureSpeed(machine.SoftwareEngine); err != nil {
+		d.Software.Error = err.Error()
+	} else {
+		d.Software.Ring0MIPS, d.Software.Ring3MIPS = speed.Ring0, speed.Ring3
+	}
+	e, err := machine.AutoEngine.Choose()
+	if d.OK = err == nil && (e == machine.KVMEngine && d.Error == "" || e == machine.SoftwareEngine && d.Software.Error == ""); d.OK {
+		d.Engine, d.EngineReason = e, machine.AutoEngine.Why(e)
+	}
 	return d
 }
 
@@ -148,6 +166,11 @@ func (d *diagnosis) print(w io.Writer) {
 		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	if d.OK {
+		line("engine", "%s: %s", d.Engine, d.EngineReason)
+	} else {
+		line("engine", "NONE")
+	}
+	if d.Error == "" {
 		line("KVM", "ok: %s, API version %d, up to %d CPUs a VM", d.Device, d.APIVersion, d.MaxCPUs)
 	} else {
 		line("KVM", "NO: %s", d.Error)
@@ -176,6 +199,11 @@ func (d *diagnosis) print(w io.Writer) {
 		if d.KernelMode == "interpreted" {
 			line("", "so vmm executes it itself; see docs/hosts.md")
 		}
+	}
+	if d.Software.Error == "" {
+		line("software", "ok: %.4g million instructions/s, user mode %.4g; vmm run --engine software", d.Software.Ring0MIPS, d.Software.Ring3MIPS)
+	} else {
+		line("software", "NO: %s", d.Software.Error)
 	}
 	line("jail", "%s", d.Jail)
 	if d.Background != "" {

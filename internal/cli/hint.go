@@ -7,6 +7,7 @@ import (
 	"vmm/bootloader/disk"
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/agent"
+	"vmm/kvm"
 	"vmm/network/lan"
 	"vmm/storage"
 	"vmm/storage/image"
@@ -42,6 +43,8 @@ func withHint(err error) error {
 	switch {
 	case errors.As(err, &foreign):
 		return fmt.Errorf("%w; if it is a raw disk all the same, say format=raw (vmm run) or --format raw (vmm image)", err)
+	case errors.Is(err, kvm.ErrDenied):
+		return fmt.Errorf("%w; or --engine software, which is slower and needs no KVM", err)
 	case errors.As(err, &old):
 		return fmt.Errorf("%w: vmm agent --install there", err)
 	case errors.Is(err, guestimages.ErrNoApt), errors.Is(err, guestimages.ErrNoCloudKernel):

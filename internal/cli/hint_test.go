@@ -8,6 +8,7 @@ import (
 
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/agent"
+	"vmm/kvm"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
 )
@@ -19,10 +20,10 @@ func TestHints(t *testing.T) {
 		want string
 	}{
 		{image.ErrForeignBacking, "backing=any"}, {qcow2.ErrMarkedCorrupt, "check --repair"}, {&agent.MismatchError{}, "vmm agent --install"},
-		{guestimages.ErrNoApt, "--kernel /"},
+		{guestimages.ErrNoApt, "--kernel /"}, {kvm.ErrDenied, "--engine software"},
 	} {
 		wrapped := fmt.Errorf("disk: %w", c.err)
-		if got := withHint(wrapped); !errors.Is(got, c.err) || !strings.HasPrefix(got.Error(), wrapped.Error()+": ") || !strings.Contains(got.Error(), c.want) {
+		if got := withHint(wrapped); !errors.Is(got, c.err) || !strings.HasPrefix(got.Error(), wrapped.Error()) || !strings.Contains(got.Error(), c.want) {
 			t.Errorf("%v: %v", wrapped, got)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"vmm/internal/output"
 	"vmm/internal/visible"
+	"vmm/machine"
 	"vmm/vm"
 )
 
@@ -117,7 +118,10 @@ func writeProfile(f *output.File, v *vm.VM) error {
 // report prints what -v asks for.
 func report(w io.Writer, v *vm.VM, setup, ran time.Duration) {
 	mode := "hardware"
-	if v.Interpreted() {
+	switch {
+	case v.Engine() == machine.SoftwareEngine:
+		mode = "software"
+	case v.Interpreted():
 		mode = "interpreted"
 	}
 	fmt.Fprintf(w, "\nvmm: set up in %v, ran for %v, guest kernel mode: %s\n",

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/spec"
 )
@@ -41,7 +42,7 @@ func (f *restoreFlags) session(fl *pflag.FlagSet) (s *session, o vm.RestoreOptio
 			return nil, o, err
 		}
 	}
-	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock, Trust: f.trust}
+	o = vm.RestoreOptions{Name: f.name, Vsock: f.vsock, Trust: f.trust, Engine: machine.Engine(f.engine)}
 	if o.Console, err = f.sessionFlags.fill(s, fl, vm.Endpoint{}); err != nil {
 		return nil, o, err
 	}

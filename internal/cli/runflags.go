@@ -53,6 +53,7 @@ type runFlags struct {
 // sessionFlags are those that any command has which runs a VM here.
 type sessionFlags struct {
 	console string
+	engine  string
 	timeout time.Duration
 	gdb     string
 	detach  bool
@@ -69,6 +70,7 @@ type sessionFlags struct {
 // add makes the flags that vmm run, restore and receive have.
 func (f *sessionFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.console, "console", "serial", "serial console: serial (this terminal), none, `FILE`, or unix:PATH")
+	fl.StringVar(&f.engine, "engine", string(machine.AutoEngine), engineUsage)
 	fl.DurationVar(&f.timeout, "timeout", 0, "end the VM after `DURATION`, such as 90s")
 	fl.StringVar(&f.gdb, "gdb", "", gdbUsage)
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run the VM in the background, and print its name (see vmm ps, exec, logs, attach, stop)")
@@ -80,6 +82,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 }
 
 var (
+	engineUsage  = "what executes the guest: kvm, software, which is slower and needs no /dev/kvm, or auto, which is kvm where this host has it; see docs/hosts.md"
 	netUsage     = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
 	diskUsage    = form("disk", spec.DiskForm) + "; several are possible"
 	pmemUsage    = form("persistent memory", spec.PmemForm) + "; several are possible"
@@ -155,7 +158,7 @@ func usage(format string, args ...any) error {
 
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
-	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Transport": "--virtio",
+	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Engine": "--engine", "Transport": "--virtio",
 	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Image.Dir": "--root-dir", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent", "Health": "--health-cmd",
@@ -247,6 +250,7 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 	set("modules", &c.Boot.Modules, f.modules)
 	set("boot-entry", &c.Boot.Entry, f.bootEntry)
 	set("boot-protocol", (*string)(&c.Boot.Protocol), f.protocol)
+	set("engine", (*string)(&c.Engine), f.engine)
 	set("virtio", (*string)(&c.Transport), f.transport)
 	set("console-device", (*string)(&c.ConsoleDevice), f.terminal)
 	set("on-enospc", (*string)(&c.OnNoSpace), f.onENOSPC)

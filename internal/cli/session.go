@@ -20,6 +20,7 @@ import (
 
 	guestimages "vmm/guest-images"
 	"vmm/internal/visible"
+	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/registry"
 	"vmm/vm/server"
@@ -192,11 +193,17 @@ func (s *session) make(ctx context.Context) (v *vm.VM, err error) {
 	return v, err
 }
 
+// tells reports whether what is good to know is told: a command's standard error is its
+// own, where it goes to a file.
+func (s *session) tells() bool { return !s.Sandbox || term.IsTerminal(int(os.Stderr.Fd())) }
+
 // live runs a VM that is prepared.
 func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
-	// A command's standard error is its own, where it goes to a file.
-	if v.StockKernel() && (!s.Sandbox || term.IsTerminal(int(os.Stderr.Fd()))) {
+	if v.StockKernel() && s.tells() {
 		s.log(errors.New("this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster"))
+	}
+	if v.Engine() == machine.SoftwareEngine && v.Config().Engine == machine.AutoEngine && s.tells() {
+		s.log(errors.New("this host has no KVM: the guest runs in software, which takes longer; vmm doctor says more"))
 	}
 	files, err := s.openOutputs(v)
 	if err != nil {

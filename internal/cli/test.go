@@ -21,6 +21,7 @@ import (
 	"vmm/internal/visible"
 	"vmm/kerneltest"
 	"vmm/kerneltest/ktap"
+	"vmm/machine"
 )
 
 // Exit statuses of vmm test, as git bisect run takes them.
@@ -80,6 +81,7 @@ func (f *testFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&m.JUnit, "junit", "", "write a JUnit report to `FILE`")
 	fl.VarP(&m.Memory, "memory", "m", "memory `SIZE` of each VM")
 	fl.IntVarP(&m.CPUs, "cpus", "c", kerneltest.DefaultCPUs, "`NUMBER` of virtual CPUs of each VM")
+	fl.StringVar(&m.Engine, "engine", string(machine.AutoEngine), engineUsage)
 	fl.StringVar(&m.Root, "root", "", "root of the guests, as for vmm run")
 	fl.StringArrayVar(&m.RW, "rw", nil, "a `DIRECTORY` of the host that the commands may write to")
 	fl.StringArrayVar(&m.Shares, "share", nil, shareUsage)
@@ -137,6 +139,7 @@ func (f *testFlags) load(fl *pflag.FlagSet) error {
 		"junit":   func(m *kerneltest.Matrix) { m.JUnit = given.JUnit },
 		"memory":  func(m *kerneltest.Matrix) { m.Memory = given.Memory },
 		"cpus":    func(m *kerneltest.Matrix) { m.CPUs = given.CPUs },
+		"engine":  func(m *kerneltest.Matrix) { m.Engine = given.Engine },
 		"root":    func(m *kerneltest.Matrix) { m.Root = given.Root },
 		"rw":      func(m *kerneltest.Matrix) { m.RW = given.RW },
 		"share":   func(m *kerneltest.Matrix) { m.Shares = given.Shares },

@@ -15,6 +15,7 @@ import (
 
 	"vmm/internal/tail"
 	"vmm/kerneltest"
+	"vmm/machine"
 	vmm "vmm/vm"
 	"vmm/vm/registry"
 	"vmm/vm/spec"
@@ -71,7 +72,7 @@ func testVMName(dir string) string {
 
 // testSession is what runs a VM of a matrix, but for its name and its files.
 func testSession(vm *kerneltest.VM) (*session, error) {
-	c := &vmm.Config{CPUs: vm.CPUs, Memory: vm.Memory,
+	c := &vmm.Config{CPUs: vm.CPUs, Memory: vm.Memory, Engine: machine.Engine(vm.Engine),
 		Boot: vmm.Boot{Kernel: vm.Kernel.Image, Modules: vm.Kernel.Modules, Args: []string{"loglevel=7", vm.Kernel.Append}}}
 	if vm.Root != "" {
 		c.Root = &vmm.Root{Path: vm.Root}

@@ -44,6 +44,7 @@ cpus = 2
 rw = ["out"]
 share = ["a:/a"]
 root = "/srv/root"
+engine = "kvm"
 cpu-limit = 1.5
 memory-limit = "2G"
 pids-limit = 100
@@ -59,15 +60,15 @@ command = ["check"]
 `), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	shape := kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{"out"}, Shares: []string{"a:/a"}, Root: "/srv/root", Warm: true,
+	shape := kerneltest.Shape{Memory: 1 << 30, CPUs: 2, RW: []string{"out"}, Shares: []string{"a:/a"}, Root: "/srv/root", Engine: "kvm", Warm: true,
 		Limits: kerneltest.Limits{CPULimit: 1.5, MemoryLimit: 2 << 30, PIDsLimit: 100, IOLimits: []string{"/a:wbps=1M"}}}
 	f, vms, err := completeTest(t, "--config", file)
 	if err != nil || len(vms) != 2 || !reflect.DeepEqual(vms[0].Shape, shape) || f.matrix.Jobs != 3 || f.matrix.JUnit != "report.xml" || vms[0].Test.Timeout != 10*time.Minute {
 		t.Errorf("the file alone: %v, %+v, %+v", err, f.matrix, vms)
 	}
 	f, vms, err = completeTest(t, "--config", file, "-j", "1", "--warm=false", "--timeout", "1m", "--junit", "r", "-m", "2G", "-c", "4", "--rw", "x", "--rw", "y", "--share", "b:/b",
-		"--root", "/", "--modules", "mods", "--append", "debug", "--cpu-limit", "2", "--memory-limit", "3G", "--pids-limit", "200", "--io-limit", "/b:rbps=2M", "--io-limit", "/c:riops=3")
-	shape = kerneltest.Shape{Memory: 2 << 30, CPUs: 4, RW: []string{"x", "y"}, Shares: []string{"b:/b"}, Root: "/",
+		"--root", "/", "--engine", "software", "--modules", "mods", "--append", "debug", "--cpu-limit", "2", "--memory-limit", "3G", "--pids-limit", "200", "--io-limit", "/b:rbps=2M", "--io-limit", "/c:riops=3")
+	shape = kerneltest.Shape{Memory: 2 << 30, CPUs: 4, RW: []string{"x", "y"}, Shares: []string{"b:/b"}, Root: "/", Engine: "software",
 		Limits: kerneltest.Limits{CPULimit: 2, MemoryLimit: 3 << 30, PIDsLimit: 200, IOLimits: []string{"/b:rbps=2M", "/c:riops=3"}}}
 	if err != nil || len(vms) != 2 || !reflect.DeepEqual(vms[1].Shape, shape) || f.matrix.Jobs != 1 || f.matrix.JUnit != "r" || vms[0].Test.Timeout != time.Minute {
 		t.Errorf("all flags: %v, %+v, %+v", err, f.matrix, vms)
@@ -83,7 +84,7 @@ command = ["check"]
 		t.Errorf("kernels and a command: %v, %+v", err, vms)
 	}
 	_, vms, err = completeTest(t, "--append", "debug", "true")
-	if want := (kerneltest.Shape{Memory: 512 << 20, CPUs: 1}); err != nil || len(vms) != 1 || !reflect.DeepEqual(vms[0].Shape, want) ||
+	if want := (kerneltest.Shape{Memory: 512 << 20, CPUs: 1, Engine: "auto"}); err != nil || len(vms) != 1 || !reflect.DeepEqual(vms[0].Shape, want) ||
 		vms[0].Kernel != (kerneltest.Kernel{Name: "default", Append: "debug"}) || vms[0].Test.Timeout != 5*time.Minute {
 		t.Errorf("no file: %v, %+v", err, vms)
 	}

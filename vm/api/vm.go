@@ -60,6 +60,9 @@ type VM struct {
 	Paused   bool `json:"paused,omitempty"` // by a request
 	// Health is what the last health checks have found, while it runs; nil if nobody looks.
 	Health *Health `json:"health,omitempty"`
+	// Engine is what executes the guest, kvm or software, and EngineReason why it is that one; while it runs.
+	Engine       string `json:"engine,omitempty"`
+	EngineReason string `json:"engineReason,omitempty"`
 	// Jail tells what the VM's process is confined to; "" if it is not.
 	Jail string `json:"jail,omitempty"`
 	// Limits tells what the VM's process may take of the host; "" if nothing bounds it.

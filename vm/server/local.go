@@ -54,6 +54,9 @@ func coded(err error) error {
 func (l *Local) Info() api.VM {
 	info := l.Entry()
 	info.Jail, info.GuestWritable = l.Jail, l.VM.GuestWritable()
+	if e := l.VM.Engine(); e != "" {
+		info.Engine, info.EngineReason = string(e), l.VM.Config().Engine.Why(e)
+	}
 	info.Agent, info.Paused = l.VM.AgentAlive(), l.VM.Paused()
 	info.Disks, info.PinnedDisks = l.VM.DiskPaths(), l.VM.PinnedDisks()
 	if h := l.VM.Health(); h.Status != "" {

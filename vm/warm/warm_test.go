@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"vmm/machine"
 	"vmm/vm"
 )
 
@@ -67,6 +68,11 @@ func TestKinds(t *testing.T) {
 	}
 	for name, change := range map[string]func(*vm.Config){
 		"its name": func(c *vm.Config) { c.Name = "other" }, "what it publishes": func(c *vm.Config) { c.Vsock = "/x" },
+		"the name of the engine": func(c *vm.Config) {
+			if e, err := machine.AutoEngine.Choose(); err == nil {
+				c.Engine = e
+			}
+		},
 		"what it hides": func(c *vm.Config) { c.Hide = []string{"/home/a"} }, "limits": func(c *vm.Config) { c.Limits.Memory = 1 << 30 },
 	} {
 		if got := find(change); got != same {
@@ -77,6 +83,12 @@ func TestKinds(t *testing.T) {
 		"CPUs": func(c *vm.Config) { c.CPUs = 2 }, "memory": func(c *vm.Config) { c.Memory = 1 << 30 }, "arguments": func(c *vm.Config) { c.Boot.Args = []string{"x"} },
 		"networks": func(c *vm.Config) { c.Nets = vm.Nets{vm.None{}} }, "shares": func(c *vm.Config) { c.Shares = []vm.Share{{Host: "/", Guest: "/x"}} },
 		"owner": func(c *vm.Config) { c.ShareOwner.UID = 1 }, "root": func(c *vm.Config) { c.Root = &vm.Root{Path: t.TempDir()} },
+		"engine": func(c *vm.Config) {
+			c.Engine = machine.SoftwareEngine
+			if e, _ := machine.AutoEngine.Choose(); e == c.Engine {
+				c.Engine = machine.KVMEngine
+			}
+		},
 	} {
 		if got := find(change); got == same || got == "" {
 			t.Errorf("%s: the same kind, %q", name, got)
