@@ -97,7 +97,7 @@ func (c *Chips) deliver(m *message, from *LAPIC, k *kicks) (taken bool) {
 		}
 		apics = apics[m.dest : m.dest+1]
 	}
-	if m.mode == modeLowest {
+	if m.mode == modeLowest && (m.logical || m.dest != 0xff) { // all is never one, for KVM
 		return c.deliverToOne(m, apics, from, k)
 	}
 	for _, l := range apics {

@@ -89,7 +89,7 @@ func (a *ioapic) read(off uint32) uint32 {
 	if pin := (a.Select - ioapicRegRedirect) / 2; a.Select >= ioapicRegRedirect && pin < ioapicPins {
 		return uint32(a.Redirect[pin] >> (a.Select % 2 * 32))
 	}
-	return 0
+	return 0xffff_ffff
 }
 
 func (a *ioapic) write(c *Chips, off, v uint32, k *kicks) {

@@ -3,6 +3,18 @@
 // kernel, with its versions, its clocks and its structures of state, so that a machine may
 // go on with the other ones.
 //
+// Where KVM does otherwise than the manuals, these do as the manuals say:
+//
+//   - 8259A: ICW1 ends what is in service, and until the last ICW no interrupt comes. A poll is an
+//     acknowledgement, and says in bit 7 whether there was an interrupt. Special mask mode
+//     holds for priorities and for EOIs without a number.
+//   - I/O APIC: a level that nobody has taken leaves no remote IRR. An EOI is for all pins with
+//     its vector, whomever they lead to, and sends no edges again.
+//   - Local APIC: the ESR has errors, and illegal vectors are neither sent nor taken. What is
+//     read-only in the LVT, and the ID, cannot be written. The lowest priority is one of the APICs
+//     that are there and enabled. EOIs of x2APIC mode are zeros.
+//   - i8254: ticks that nobody has taken are not made up for.
+//
 // A CPU asks its LAPIC, often, what there is for it, and is kicked when there is
 // something new. All else may be called from any goroutine.
 //

@@ -60,8 +60,11 @@ func (l *LAPIC) RestoreBase(v uint64) bool {
 func (l *LAPIC) setBase(v uint64) {
 	was := l.x2apic()
 	l.base = v
-	if l.x2apic() && !was {
+	switch {
+	case l.x2apic() && !was:
 		l.ldr = l.x2apicLDR()
+	case was && !l.x2apic():
+		l.icr &= 0xffff_ffff // a destination of 32 bits is none of the other mode's
 	}
 	l.changed()
 }

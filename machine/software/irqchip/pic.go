@@ -132,7 +132,8 @@ func (p *pic) serviced() uint8 {
 	return p.ISR
 }
 
-// pending returns the input that is to be served next.
+// pending returns the input that is to be served next. While it is initialized there is
+// none.
 func (p *pic) pending(master bool) (pin uint8, ok bool) {
 	busy := p.serviced()
 	if p.Nested && master {
@@ -140,7 +141,7 @@ func (p *pic) pending(master bool) (pin uint8, ok bool) {
 	}
 	pin, rank := p.priority(p.IRR &^ p.IMR)
 	_, current := p.priority(busy)
-	return pin, rank < current
+	return pin, rank < current && p.Expect == expectMask
 }
 
 // acknowledge takes an input into service.

@@ -338,7 +338,7 @@ func (ch *channel) latchStatus(now int64) {
 func (p *pit) writeCount(i int, v uint8) {
 	ch := &p.channels[i]
 	switch ch.WriteState {
-	case accessLow:
+	default:
 		p.load1(i, uint16(v))
 	case accessHigh:
 		p.load1(i, uint16(v)<<8)
