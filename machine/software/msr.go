@@ -1,6 +1,8 @@
 package software
 
 import (
+	"sync"
+
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/x86"
@@ -198,10 +200,31 @@ func validPAT(x uint64) bool {
 	return true
 }
 
-func (v *vcpu) setTSC(x uint64) {
-	v.tscOffset = x - x86.RDTSC()
-	v.apic.SetTSCOffset(v.tscOffset)
+func (v *vcpu) setTSC(x uint64) { v.setTSCOffset(x - x86.RDTSC()) }
+
+func (v *vcpu) setTSCOffset(offset uint64) {
+	v.tscOffset = offset
+	v.apic.SetTSCOffset(offset)
 	v.clock.publish(v)
+}
+
+// tscs keeps the CPUs' time-stamp counters together that a machine's owner sets to the same
+// value, one after the other.
+type tscs struct {
+	mu     sync.Mutex
+	set    bool
+	offset uint64
+}
+
+// match returns the offset that a CPU gets for which this one was computed: that of the CPU
+// before, if that is less than a second off, as with KVM.
+func (t *tscs) match(offset, second uint64) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d := offset - t.offset; !t.set || d > second && -d > second {
+		t.set, t.offset = true, offset
+	}
+	return t.offset
 }
 
 // setAPICBase changes IA32_APIC_BASE by one of the local APIC's methods.
@@ -235,6 +258,9 @@ func (v *vcpu) SetMSR(index uint32, x uint64) error {
 	switch index {
 	case ring0.MSRKernelGSBase:
 		v.cpu.SetKernelGSBase(x)
+		return nil
+	case ring0.MSRTSC: // of a saved machine: all of its CPUs' were one
+		v.setTSCOffset(v.vm.tscs.match(x-x86.RDTSC(), v.vm.tscKHz*1000))
 		return nil
 	case ring0.MSREFER:
 		_, s := v.registers()

@@ -18,6 +18,7 @@ import (
 // the beginning.
 type VM struct {
 	tscKHz uint64
+	tscs   tscs
 	chips  *irqchip.Chips
 	tables *ring0.Tables
 	clock  atomic.Pointer[reading]
