@@ -180,12 +180,3 @@ func (vm *VM) flush() {
 	vm.executing.Lock()
 	defer vm.executing.Unlock()
 }
-
-// enter is what a CPU does before it executes instructions, and leave after it. A CPU that has
-// not seen the generation that it returns forgets its translations first.
-func (vm *VM) enter() (generation uint64) {
-	vm.executing.RLock()
-	return vm.generation.Load()
-}
-
-func (vm *VM) leave() { vm.executing.RUnlock() }

@@ -116,7 +116,8 @@ func (c *testCPU) run() {
 			return
 		default:
 		}
-		if g := c.vm.enter(); g != c.seen {
+		c.vm.executing.RLock()
+		if g := c.vm.generation.Load(); g != c.seen {
 			c.tlb, c.seen = [4]*uint64{}, g
 		}
 		for range 100 {
@@ -129,7 +130,7 @@ func (c *testCPU) run() {
 			}
 			**p = c.count
 		}
-		c.vm.leave()
+		c.vm.executing.RUnlock()
 	}
 }
 
