@@ -13,6 +13,7 @@ const (
 	maxBlock      = 16
 	maxBlockBytes = 64
 	maxInsts      = 1 << 16
+	maxInst       = 15 // bytes of an instruction (SDM 2, 2.3.11)
 	cacheSize     = 1 << 13
 )
 
@@ -29,6 +30,13 @@ type blocks struct {
 	table [cacheSize]block
 	insts []inst // of all of them; never moved
 	split [1]inst
+
+	// code is what the block was decoded from that block returned last, and at the value of
+	// RIP in front of it: who executes the bytes themselves takes those that were decoded, for
+	// the guest may have others in their place by now.
+	code []byte
+	at   uint64
+	last [16]byte // of split
 }
 
 // block returns the instructions at RIP, at least one; nil if they cannot be fetched.
@@ -41,10 +49,9 @@ func (c *CPU) block() []inst {
 	key := (c.code.gpa + off + 1) | uint64(c.mode)<<62
 	b := &c.cache.table[(key^key>>13)%cacheSize]
 	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
-	if b.key == key && string(code[:b.bytes]) == string(b.code[:b.bytes]) {
-		return b.insts
-	}
-	if c.decodeBlock(b, key, code) {
+	c.cache.at = c.r[rIP]
+	if b.key == key && string(code[:b.bytes]) == string(b.code[:b.bytes]) || c.decodeBlock(b, key, code) {
+		c.cache.code = b.code[:b.bytes]
 		return b.insts
 	}
 	return c.decodeSplit(at, code)
@@ -59,20 +66,19 @@ func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 			c.cache.table[i].key = 0
 		}
 	}
+	b.key = 0
+	mine := b.code[:copy(b.code[:], code)] // which the guest cannot change
+	pageEnds := len(code) <= len(b.code)
 	from, n := len(c.cache.insts), 0
 	insts := c.cache.insts[from : from+maxBlock]
 	count := 0
-	for count < maxBlock && n < min(maxBlockBytes, len(code)) {
+	for count < maxBlock && n < len(mine) {
 		in := &insts[count]
-		known := c.decodeInst(code[n:], in)
-		if !known && len(code)-n < 15 { // perhaps for the page's end
-			break
-		}
-		if !known {
-			*in = inst{exec: c.undecoded(), len: uint8(min(15, len(code)-n)), ends: true}
-		}
-		if n+int(in.len) > maxBlockBytes {
-			break
+		if !c.decodeInst(mine[n:], in) {
+			if len(mine)-n < maxInst && (pageEnds || count > 0) { // perhaps it is cut off
+				break
+			}
+			*in = inst{exec: c.undecoded(), len: uint8(min(maxInst, len(mine)-n)), ends: true}
 		}
 		n += int(in.len)
 		count++
@@ -85,15 +91,16 @@ func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 	}
 	c.cache.insts = c.cache.insts[:from+count]
 	b.key, b.bytes, b.insts = key, n, insts[:count:count]
-	copy(b.code[:], code[:n])
 	return true
 }
 
 // decodeSplit decodes an instruction that begins at the end of a page.
 func (c *CPU) decodeSplit(at uint64, begin []byte) []inst {
-	var b [16]byte
+	b := &c.cache.last
+	*b = [16]byte{}
 	n := copy(b[:], begin)
 	in := &c.cache.split[0]
+	c.cache.code = b[:]
 	if c.decodeInst(b[:n], in) {
 		return c.cache.split[:]
 	}
@@ -106,7 +113,7 @@ func (c *CPU) decodeSplit(at uint64, begin []byte) []inst {
 	}
 	copy(b[n:], unsafe.Slice((*byte)(next.host), pageSize))
 	if !c.decodeInst(b[:], in) {
-		*in = inst{exec: c.undecoded(), len: 15}
+		*in = inst{exec: c.undecoded(), len: maxInst}
 	}
 	return c.cache.split[:]
 }

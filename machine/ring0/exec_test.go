@@ -217,6 +217,19 @@ func TestVector(t *testing.T) {
 			t.Errorf("%+v at %#x", cpu.Inject, cpu.RIP())
 		}
 	})
+	t.Run("bytes that change behind the decoder's back", func(t *testing.T) {
+		cpu := fuzzCPU(t, append(paddq, 0x66, 0x0f, 0xd4, 0xc0))
+		le.PutUint32(cpu.host.(*fuzzHost).area[xOffMXCSR:], defaultMXCSR)
+		insts := cpu.block()
+		for a := uint64(0x8000); a < 0x8020; a++ {
+			cpu.store(a, 0x0b0f>>(8*(a&1)), 1) // UD2
+		}
+		for i := range 2 {
+			if s := cpu.one(&insts[i]); s != done {
+				t.Fatalf("instruction %d: %v, %+v", i, s, cpu.Inject)
+			}
+		}
+	})
 	t.Run("not enabled", func(t *testing.T) {
 		cpu := fuzzCPU(t, []byte{0xc5, 0xf8, 0x77}) // vzeroupper
 		cpu.xcr0Value, cpu.xcr0Known = xX87|xSSE, true

@@ -1,10 +1,6 @@
 package ring0
 
-import (
-	"unsafe"
-
-	"vmm/machine/native"
-)
+import "vmm/machine/native"
 
 // SSE, AVX, AVX-512 and x87 instructions are not emulated: the host's CPU executes
 // them (package native), with the guest's extended state and registers. A memory
@@ -26,10 +22,9 @@ type instEnd struct {
 }
 
 const (
-	scratchAlign  = 64
-	maxVector     = 64
-	maxX87        = 108
-	maxVectorInst = 15
+	scratchAlign = 64
+	maxVector    = 64
+	maxX87       = 108
 )
 
 // vectorForm is how to rewrite an instruction: where its ModRM is and what
@@ -187,9 +182,7 @@ func execVector(c *CPU, in *inst) status {
 	}
 	v, u := &c.vector, c.unit
 	start := c.r[rIP] - uint64(in.len)
-	if !c.codeAt(start, v.code[:in.len]) {
-		return handOver
-	}
+	copy(v.code[:in.len], c.decoded(start))
 	v.piece = native.Piece{Code: v.code[:in.len]}
 	var addr, at uint64
 	size := 0
@@ -260,14 +253,9 @@ func (c *CPU) undefined(in *inst) status {
 	return c.trapped(vectorUD)
 }
 
-// codeAt reads instruction bytes.
-func (c *CPU) codeAt(addr uint64, to []byte) bool {
-	if addr>>12+1 == c.code.tag && addr&pageMask+uint64(len(to)) <= pageSize {
-		copy(to, unsafe.Slice((*byte)(unsafe.Add(c.code.host, addr&pageMask)), len(to)))
-		return true
-	}
-	return c.read(addr, to)
-}
+// decoded returns the bytes that the instruction at rip was decoded from, and those behind
+// it in its block.
+func (c *CPU) decoded(rip uint64) []byte { return c.cache.code[rip-c.cache.at:] }
 
 // scratchIn copies a memory operand of up to size bytes in, and returns how
 // many could be read: those of the next page may not exist.
@@ -306,8 +294,8 @@ func (c *CPU) follow(enabled uint64) {
 	rip := c.r[rIP]
 	var next inst
 	v := &c.vector
-	for len(v.piece.Code)+maxVectorInst <= len(v.code) && rip>>12+1 == c.code.tag {
-		b := unsafe.Slice((*byte)(c.code.host), pageSize)[rip&pageMask:]
+	for len(v.piece.Code)+maxInst <= len(v.code) && rip < c.cache.at+uint64(len(c.cache.code)) {
+		b := c.decoded(rip)
 		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem || uint64(next.form.needs)&^enabled != 0 {
 			break
 		}
