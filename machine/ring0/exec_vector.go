@@ -137,8 +137,12 @@ func (d *decoder) vexOpcode(opmap uint8, f vectorForm) {
 		if op >= 0x70 && op <= 0x73 || op == 0xc2 || op >= 0xc4 && op <= 0xc6 {
 			f.imm = 1
 		}
-		if op == 0xf7 || op == 0xae {
-			return // VMASKMOVDQU, which stores at rDI; VLDMXCSR and VSTMXCSR
+		switch {
+		case op == 0xf7:
+			return // VMASKMOVDQU, which stores at rDI
+		case op == 0xae:
+			d.vexMXCSR()
+			return
 		}
 		if op >= 0x41 && op <= 0x4b || op >= 0x90 && op <= 0x99 {
 			f.needs |= xAVX512 // on mask registers
@@ -162,6 +166,17 @@ func (d *decoder) vexOpcode(opmap uint8, f vectorForm) {
 		return
 	}
 	d.native(f)
+}
+
+// vexMXCSR decodes VLDMXCSR and VSTMXCSR, which are LDMXCSR and STMXCSR.
+func (d *decoder) vexMXCSR() {
+	d.modRM()
+	switch in := d.in; {
+	case in.mem && d.ext == 2:
+		in.own, in.exec = true, execLDMXCSR
+	case in.mem && d.ext == 3:
+		in.own, in.exec = true, execSTMXCSR
+	}
 }
 
 // x87 decodes an x87 instruction, which has a ModRM and no immediate.
