@@ -265,6 +265,26 @@ func TestInterruptWindow(t *testing.T) {
 	}
 }
 
+// TestInvalidateLarge wants all of a large page forgotten when one of its addresses is
+// invalidated.
+func TestInvalidateLarge(t *testing.T) {
+	// mov rax, [rbx]; mov rcx, [rbx+4096]; invlpg [rbx]; mov rdx, [rbx+4096]
+	cpu, _ := completeCPU(t, 0x48, 0x8b, 0x03, 0x48, 0x8b, 0x8b, 0, 0x10, 0, 0, 0x0f, 0x01, 0x3b, 0x48, 0x8b, 0x93, 0, 0x10, 0, 0)
+	mem := cpu.tables.mem.(fuzzMemory)
+	entry := mem[3][8:] // of the second 2 MiB
+	le.PutUint64(entry, x86.PTEPresent|x86.PTEWritable|x86.PTELarge)
+	cpu.r[rBX] = 2<<20 | 0xa000
+	mem[0xa][0], mem[0xb][0] = 1, 2
+	cpu.Run(2)
+	le.PutUint64(entry, 0)
+	if cpu.Run(1); cpu.r[rAX] != 1 || cpu.r[rCX] != uint64(le.Uint64(mem[0xb][:])) {
+		t.Fatalf("RAX %#x, RCX %#x", cpu.r[rAX], cpu.r[rCX])
+	}
+	if cpu.Run(1); cpu.First.Vector != vectorPF || cpu.sregs.CR2 != 2<<20|0xb000 {
+		t.Errorf("exception %+v", cpu.First)
+	}
+}
+
 // TestStartUp goes the way of a second processor: from real mode by protected mode to
 // 64-bit code.
 func TestStartUp(t *testing.T) {

@@ -13,12 +13,20 @@ const (
 
 	tlbSize  = 4096
 	itlbSize = 256
+
+	largeRegions = 256
+	largeShift   = 21
+	giantShift   = 30
 )
 
 // tlb holds the translations of one privilege: kernel mode's, or user mode's.
 type tlb struct {
 	data [tlbSize]tlbEntry
 	code [itlbSize]itlbEntry
+	// large tells in which regions of 2 MiB and of 1 GiB, by the remainder of their number,
+	// there may be parts of a large page: they all go when one of its addresses is
+	// invalidated.
+	large [2][largeRegions]bool
 }
 
 // Bits of a page fault's error code (SDM 3, 4.7).
@@ -69,11 +77,15 @@ func (c *CPU) FlushTLB() {
 }
 
 // flushPage forgets one page's translation, and any made of a page number
-// that shares its place.
+// that shares its place; where the page may be a large one, all.
 func (c *CPU) flushPage(addr uint64) {
 	vpn := addr >> 12
 	for _, t := range [2]*tlb{c.kernelTLB, c.userTLB} {
-		if t != nil {
+		switch {
+		case t == nil:
+		case t.large[0][addr>>largeShift%largeRegions], t.large[1][addr>>giantShift%largeRegions]:
+			*t = tlb{}
+		default:
 			t.data[vpn%tlbSize] = tlbEntry{}
 			t.code[vpn%itlbSize] = itlbEntry{}
 		}
@@ -136,6 +148,12 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 				return c.walk(addr, access) // somebody changed it meanwhile
 			}
 			c.tables.mem.WritePage(table)
+		}
+		switch shift {
+		case largeShift:
+			c.tlb.large[0][addr>>largeShift%largeRegions] = true
+		case giantShift:
+			c.tlb.large[1][addr>>giantShift%largeRegions] = true
 		}
 		mask := uint64(1)<<shift - 1
 		return pte&x86.PTEFrame&^mask | addr&mask, perm, true
