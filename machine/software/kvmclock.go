@@ -14,9 +14,9 @@ import (
 // pvclock is a CPU's part of kvmclock, which tells a guest how to make nanoseconds of
 // the TSC, and so how fast that is (the KVM API's msr.rst and cpuid.rst).
 type pvclock struct {
-	msr     uint64 // where the guest wants it, and bit 0
-	wall    uint64 // where it wanted the time of its start
-	version uint32
+	msr  uint64   // where the guest wants it, and bit 0
+	wall uint64   // where it wanted the time of its start
+	from *reading // what the guest has of it was made of this one
 }
 
 const (
@@ -37,7 +37,9 @@ func (v *vcpu) setClock(x uint64) bool {
 // publish writes the structure.
 func (c *pvclock) publish(v *vcpu) { c.write(v, clockStable) }
 
+// write is publish with flags. That the guest was stopped it takes back itself.
 func (c *pvclock) write(v *vcpu, flags byte) {
+	c.from = v.vm.clock.Load()
 	if c.msr&clockEnabled == 0 {
 		return
 	}
@@ -48,13 +50,13 @@ func (c *pvclock) write(v *vcpu, flags byte) {
 	le := binary.LittleEndian
 	shift, mul := scale(v.vm.tscKHz)
 	host := x86.RDTSC()
-	c.version += 2
-	le.PutUint32(b, c.version-1) // odd while it changes
+	version := le.Uint32(b) &^ 1
+	le.PutUint32(b, version+1) // odd while it changes
 	le.PutUint64(b[8:], host+v.tscOffset)
 	le.PutUint64(b[16:], v.vm.clockAt(host))
 	le.PutUint32(b[24:], mul)
-	b[28], b[29] = byte(shift), flags
-	le.PutUint32(b, c.version)
+	b[28], b[29] = byte(shift), flags|b[29]&clockStopped
+	le.PutUint32(b, version+2)
 }
 
 // scale makes nanoseconds of ticks: (ticks << shift) * mul >> 32.

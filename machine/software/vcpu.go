@@ -135,17 +135,26 @@ func (v *vcpu) Run() error {
 func (v *vcpu) finish() ring0.Stop {
 	v.vm.executing.RLock()
 	defer v.vm.executing.RUnlock()
+	v.catchUp()
 	return v.cpu.Run(1)
+}
+
+// catchUp takes over what has changed in the VM: what translations lead to, and kvmclock.
+func (v *vcpu) catchUp() {
+	if g := v.vm.generation.Load(); g != v.seen {
+		v.cpu.FlushTLB()
+		v.seen = g
+	}
+	if r := v.vm.clock.Load(); r != v.clock.from {
+		v.clock.publish(v)
+	}
 }
 
 // enter executes until something is up, with what the guest has translated at that time.
 func (v *vcpu) enter() ring0.Stop {
 	v.vm.executing.RLock()
 	defer v.vm.executing.RUnlock()
-	if g := v.vm.generation.Load(); g != v.seen {
-		v.cpu.FlushTLB()
-		v.seen = g
-	}
+	v.catchUp()
 	if !v.attend() {
 		return ring0.StopShutdown
 	}
