@@ -67,6 +67,7 @@ TEXT ·leave(SB), NOSPLIT|NOFRAME, $0-0
 	MOVQ ctxBP, BP
 	PUSHFQ
 	POPQ ctxFlags
+	CLD
 	MOVL ctxMask, AX
 	XORL DX, DX
 	XSAVE64 ctxXSave

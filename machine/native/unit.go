@@ -17,7 +17,7 @@ import (
 const (
 	units        = 512
 	unitShift    = 15 // 32 KiB of code a unit
-	contextShift = 12
+	contextShift = 13 // a page, and one behind it that is not accessible
 	codeSize     = units << unitShift
 
 	slotSize = 256 // a piece with what surrounds it
@@ -49,19 +49,24 @@ type Context struct {
 	mask           uint64 // of components
 	avx            uint32
 	mxcsr          uint32 // the host's
-	_              [64]byte
+	_              [320]byte
 
-	// Scratch is memory for a piece's operand.
-	Scratch [ScratchSize]byte
 	// XSave is the extended state as XSAVE lays it out. Its header is the unit's.
 	XSave [XSaveSize]byte
+	_     [scratchOffset - 512 - XSaveSize]byte
+
+	// Scratch is memory for a piece's operand. What is behind it is not accessible: an
+	// operand at its end that is larger than was thought is a trap.
+	Scratch [ScratchSize]byte
 }
 
 // ScratchSize is the size of Context.Scratch, which is aligned to it.
 const ScratchSize = 256
 
-// Where a piece finds Scratch: a displacement from its own first byte.
-const scratchOffset = 256
+const (
+	pageSize      = 4096
+	scratchOffset = pageSize - ScratchSize
+)
 
 // Unit executes pieces, one at a time. It belongs to one goroutine.
 type Unit struct {
@@ -161,6 +166,9 @@ func prepare() error {
 	run, err := unix.Mmap(-1, 0, all, rw, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err == nil {
 		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
+	}
+	for n := 0; n < units && err == nil; n++ {
+		err = unix.Mprotect(run[codeSize+n<<contextShift+pageSize:][:pageSize], unix.PROT_NONE)
 	}
 	if err != nil {
 		unix.Munmap(shared.code)

@@ -23,7 +23,7 @@ func TestLayout(t *testing.T) {
 			t.Errorf("%s is at %d, not %d", name, got[0], got[1])
 		}
 	}
-	if unsafe.Sizeof(c) > 1<<contextShift {
+	if unsafe.Sizeof(c) != pageSize {
 		t.Errorf("a context has %d bytes", unsafe.Sizeof(c))
 	}
 }
@@ -73,6 +73,7 @@ func TestRun(t *testing.T) {
 		{name: "ud2 behind another", piece: Piece{Code: []byte{0x66, 0x0f, 0xd4, 0xca, 0x0f, 0x0b}}, trap: 6, at: 4,
 			check: func(u *Unit) bool { return u.GPR[15] == 15 && u.GPR[4] == 4 }},
 		{name: "movaps, misaligned", piece: Piece{Code: []byte{0x0f, 0x28, 0x05, 8, 0, 0, 0}, ScratchAt: 3, ScratchEnd: 7}, trap: 13},
+		{name: "movdqu beyond the end", piece: Piece{Code: []byte{0xf3, 0x0f, 0x7f, 0x1d, 248, 0, 0, 0}, ScratchAt: 4, ScratchEnd: 8}, trap: 14},
 		{name: "divss by 0, not masked", piece: Piece{Code: []byte{0xf3, 0x0f, 0x5e, 0xc1}},
 			setup: func(u *Unit) {
 				le.PutUint32(u.XSave[24:], defaultMXCSR&^0x200)

@@ -212,6 +212,31 @@ func TestVector(t *testing.T) {
 			t.Errorf("XMM0 is %#x", lo)
 		}
 	})
+	t.Run("across the end of what is mapped", func(t *testing.T) {
+		// The last page that there is is 0xf; movups [rdx], xmm0 goes on in the next.
+		cpu := fuzzCPU(t, append(paddq, 0x0f, 0x11, 0x02, 0xcc))
+		le.PutUint32(cpu.host.(*fuzzHost).area[xOffMXCSR:], defaultMXCSR)
+		cpu.sregs.CR4 &^= x86.CR4SMAP
+		cpu.updateSMAP()
+		le.PutUint64(cpu.tables.mem.(fuzzMemory)[4][8*10:], 0) // and the one behind 9 is not mapped
+		cpu.FlushTLB()
+		cpu.r[rDX] = 0xa000 - 8
+		cpu.Execute(20, false, new(atomic.Bool))
+		if cpu.Inject.Vector != vectorPF || cpu.Inject.CR2 != 0xa000 || cpu.RIP() != 0x8008 {
+			t.Fatalf("%+v at %#x", cpu.Inject, cpu.RIP())
+		}
+		// Eight bytes of it are none of the next page's: movq [rdx], xmm0.
+		cpu = fuzzCPU(t, append(paddq, 0x66, 0x0f, 0xd6, 0x02, 0xcc))
+		le.PutUint32(cpu.host.(*fuzzHost).area[xOffMXCSR:], defaultMXCSR)
+		cpu.store(0x9000, 0x1111, 8)
+		le.PutUint64(cpu.tables.mem.(fuzzMemory)[4][8*10:], 0)
+		cpu.FlushTLB()
+		cpu.r[rDX] = 0xa000 - 8
+		cpu.Execute(20, false, new(atomic.Bool))
+		if v, _ := cpu.load(0xa000-8, 8); v != 0x2222 || cpu.Inject.Vector != vectorBP {
+			t.Errorf("%#x, %+v", v, cpu.Inject)
+		}
+	})
 	t.Run("an exception", func(t *testing.T) {
 		cpu := run(t, append(paddq, 0x0f, 0x28, 0x48, 0x08)) // movaps xmm1, [rax+8]
 		if cpu.Inject.Vector != vectorGP || cpu.RIP() != 0x8008 {

@@ -199,12 +199,11 @@ func execVector(c *CPU, in *inst) status {
 	start := c.r[rIP] - uint64(in.len)
 	copy(v.code[:in.len], c.decoded(start))
 	v.piece = native.Piece{Code: v.code[:in.len]}
-	var addr, at uint64
-	size := 0
+	var addr uint64
+	at, size := 0, 0
 	if in.mem {
 		addr = c.address(in)
-		at = addr & (scratchAlign - 1)
-		if size = c.scratchIn(addr, int(in.form.bytes)); size == 0 {
+		if at, size = c.scratchIn(addr, int(in.form.bytes)); size == 0 {
 			return handOver
 		}
 		v.rewrite(in, at)
@@ -219,11 +218,15 @@ func execVector(c *CPU, in *inst) status {
 	before := u.Scratch
 	trap, ok := u.Run(&v.piece)
 	if !ok && trap.Offset == 0 {
+		if trap.Vector == vectorPF { // the operand goes on where nothing could be read
+			c.readable(addr + uint64(size))
+			return handOver
+		}
 		c.r[rIP] = start
 		return c.trapped(trap.Vector)
 	}
-	if from, to := difference(before[at:at+uint64(size)], u.Scratch[at:at+uint64(size)]); from < to {
-		if !c.write(addr+uint64(from), u.Scratch[at+uint64(from):at+uint64(to)]) {
+	if from, to := difference(before[at:at+size], u.Scratch[at:at+size]); from < to {
+		if !c.write(addr+uint64(from), u.Scratch[at+from:at+to]) {
 			c.unitHas = false // the state from before is in xarea
 			return handOver
 		}
@@ -272,23 +275,26 @@ func (c *CPU) undefined(in *inst) status {
 // it in its block.
 func (c *CPU) decoded(rip uint64) []byte { return c.cache.code[rip-c.cache.at:] }
 
-// scratchIn copies a memory operand of up to size bytes in, and returns how
-// many could be read: those of the next page may not exist.
-func (c *CPU) scratchIn(addr uint64, size int) int {
-	at := addr & (scratchAlign - 1)
-	if c.read(addr, c.unit.Scratch[at:at+uint64(size)]) {
-		return size
+// scratchIn copies a memory operand of up to size bytes in, and returns where it is in
+// the unit's scratch memory and how many bytes could be read, 0 if none. Those of the next
+// page may not exist, and not be the instruction's: then the operand is put at the end of
+// the scratch memory, where it traps if they are.
+func (c *CPU) scratchIn(addr uint64, size int) (at, read int) {
+	at = int(addr & (scratchAlign - 1))
+	if c.read(addr, c.unit.Scratch[at:at+size]) {
+		return at, size
 	}
 	size = min(size, int(pageSize-addr&pageMask))
+	at = native.ScratchSize - size
 	c.forgetFailure()
-	if !c.read(addr, c.unit.Scratch[at:at+uint64(size)]) {
-		return 0
+	if !c.read(addr, c.unit.Scratch[at:]) {
+		return at, 0
 	}
-	return size
+	return at, size
 }
 
 // rewrite replaces the memory operand by one in the unit's scratch memory.
-func (v *vectorCode) rewrite(in *inst, at uint64) {
+func (v *vectorCode) rewrite(in *inst, at int) {
 	modrm, n := int(in.form.modrm), int(in.form.imm)
 	var imm [1]byte
 	copy(imm[:], v.code[int(in.len)-n:in.len])

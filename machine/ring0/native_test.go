@@ -1,6 +1,7 @@
 package ring0_test
 
 import (
+	"debug/elf"
 	"encoding/binary"
 	"math/rand/v2"
 	"testing"
@@ -13,25 +14,33 @@ import (
 	"vmm/machine/ring0"
 )
 
-// idleBoard is a machine without anything.
-type idleBoard struct{ noHost }
+// idleBoard is a machine without anything but extended state.
+type idleBoard struct {
+	noHost
+	area [4096]byte
+}
 
-func (idleBoard) Port(uint16, []byte, bool) bool       { return true }
-func (idleBoard) Device(uint64, []byte, bool) bool     { return true }
-func (idleBoard) CPUIDOf(uint32, uint32) (v [4]uint32) { return v }
-func (idleBoard) ReadMSR(uint32) (uint64, bool)        { return 0, false }
-func (idleBoard) WriteMSR(uint32, uint64) bool         { return false }
-func (idleBoard) SetXCR0(uint64) bool                  { return false }
-func (idleBoard) CR8() uint64                          { return 0 }
-func (idleBoard) SetCR8(uint64)                        {}
-func (idleBoard) InterruptWanted() bool                { return false }
+func (b *idleBoard) XSave(a []byte) error    { copy(a, b.area[:]); return nil }
+func (b *idleBoard) SetXSave(a []byte) error { copy(b.area[:], a); return nil }
+func (b *idleBoard) XCR0() (uint64, error)   { return 7, nil }
+
+func (*idleBoard) Port(uint16, []byte, bool) bool       { return true }
+func (*idleBoard) Device(uint64, []byte, bool) bool     { return true }
+func (*idleBoard) CPUIDOf(uint32, uint32) (v [4]uint32) { return v }
+func (*idleBoard) ReadMSR(uint32) (uint64, bool)        { return 0, false }
+func (*idleBoard) WriteMSR(uint32, uint64) bool         { return false }
+func (*idleBoard) SetXCR0(uint64) bool                  { return false }
+func (*idleBoard) CR8() uint64                          { return 0 }
+func (*idleBoard) SetCR8(uint64)                        {}
+func (*idleBoard) InterruptWanted() bool                { return false }
 
 // cpuOracle is the host's own CPU beside an executor: the same instruction with the same
 // registers and the same memory, which both have at the same address.
 type cpuOracle struct {
-	unit *native.Unit
-	cpu  *ring0.CPU
-	mem  ram
+	unit  *native.Unit
+	cpu   *ring0.CPU
+	board idleBoard
+	mem   ram
 }
 
 // Where the executor's memory has what: tables, the code, and what the unit's scratch
@@ -50,7 +59,7 @@ func newCPUOracle(t *testing.T) *cpuOracle {
 	}
 	t.Cleanup(func() { unit.Close() })
 	o := &cpuOracle{unit: unit, mem: newMemory(t)}
-	if o.cpu, err = ring0.NewComplete(idleBoard{}, ring0.NewMemory(o.mem), [64]ring0.Component{}); err != nil {
+	if o.cpu, err = ring0.NewComplete(&o.board, ring0.NewMemory(o.mem), [64]ring0.Component{2: {Offset: 576, Size: 256}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.cpu.Close() })
@@ -89,6 +98,12 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 	seg := kvm.Segment{Selector: 0x2b, Type: 11, S: 1, DPL: 3, Present: 1, L: 1, G: 1, Limit: 0xffffffff}
 	ss := seg
 	ss.Type, ss.L = 3, 0
+	o.board.area = [4096]byte{}
+	binary.LittleEndian.PutUint16(o.unit.XSave[:], 0x37f)
+	binary.LittleEndian.PutUint32(o.unit.XSave[24:], 0x1f80)
+	copy(o.board.area[:], o.unit.XSave[:])
+	binary.LittleEndian.PutUint64(o.board.area[512:], 7)
+	o.cpu.ForgetExtended()
 	regs.RIP = oracleCode
 	regs.RFLAGS |= 0x200 // IF, as the host's programs have it
 	o.cpu.Reset(&regs, &kvm.Sregs{CS: seg, SS: ss, CR0: x86.CR0PE | x86.CR0PG | x86.CR0WP, CR3: oracleTables, CR4: x86.CR4PAE, EFER: x86.EFERLME | x86.EFERLMA})
@@ -118,6 +133,14 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 	got.RFLAGS = 0
 	if got != want || flags != 0 {
 		t.Errorf("% x with %x, %v:\n got %x\nwant %x\nflags that differ: %#x", code, regs, stop, got, want, flags)
+	}
+	if err := o.cpu.StoreExtended(); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range [][2]int{{0, 2}, {24, 28}, {32, 416}, {576, 832}} { // FCW, MXCSR, the registers
+		if a, b := o.board.area[part[0]:part[1]], u.XSave[part[0]:part[1]]; string(a) != string(b) {
+			t.Errorf("% x with %x: extended state at %d:\n% x\n% x", code, regs, part[0], a, b)
+		}
 	}
 	for i, b := range o.memory() {
 		if b != u.Scratch[i] {
@@ -157,4 +180,47 @@ func TestAgainstCPU(t *testing.T) {
 	if compared < n/3 {
 		t.Errorf("only %d of %d instructions were executed by both", compared, n)
 	}
+}
+
+// TestProgramsAgainstCPU executes the instructions of programs of this machine's, one by
+// one and from random states, in a complete CPU and on the host's.
+func TestProgramsAgainstCPU(t *testing.T) {
+	o := newCPUOracle(t)
+	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	seen, compared := map[string]bool{}, 0
+	for _, path := range []string{"/lib/x86_64-linux-gnu/libc.so.6", "/lib/x86_64-linux-gnu/libm.so.6", "/usr/lib/x86_64-linux-gnu/libbfd-2.40-system.so", "/proc/self/exe"} {
+		f, err := elf.Open(path)
+		if err != nil {
+			continue // another system
+		}
+		text, err := f.Section(".text").Data()
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at+15 < len(text); {
+			code, n := ring0.Rewritten(text[at : at+15])
+			at += max(n, 1)
+			if code == nil || seen[string(code)] {
+				continue
+			}
+			seen[string(code)] = true
+			for i := range o.unit.Scratch {
+				o.unit.Scratch[i] = byte(r.Uint32())
+			}
+			for i := range o.unit.XSave[160:832] {
+				o.unit.XSave[160+i] = byte(r.Uint32())
+			}
+			regs := randomRegs(r)
+			regs.RBX, regs.RSP = o.scratch()+32, o.scratch()+128
+			regs.RSI, regs.RDI, regs.RCX = o.scratch()+64, o.scratch()+160, uint64(r.IntN(5))
+			if o.compare(t, code, regs) {
+				compared++
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	t.Logf("%d of %d instructions compared", compared, len(seen))
 }

@@ -243,7 +243,7 @@ func execIRetComplete(c *CPU, in *inst) status {
 			return handOver
 		}
 	}
-	mask := uint64(arithFlags | flagTF | flagDF | flagNT | flagRF | flagAC | flagID)
+	mask := uint64(arithFlags | flagTF | flagDF | flagNT | flagAC | flagID) // and no RF, for no breakpoint of DR7 triggers here
 	if c.cpl <= uint8(c.sys>>12&3) {
 		mask |= flagIF
 	}
@@ -254,7 +254,7 @@ func execIRetComplete(c *CPU, in *inst) status {
 		mask &= 0xffff
 	}
 	was := c.InterruptsOn()
-	flags := c.flags()&^mask | frame[2]&mask
+	flags := c.flags()&^(mask|flagRF) | frame[2]&mask
 	var fault *Exception
 	switch {
 	case real:
