@@ -22,7 +22,6 @@ type kvmGuest struct {
 	mem   []byte
 	vm    *kvm.VM
 	cpus  []*kvm.VCPU
-	regs  kvm.Regs
 	sregs kvm.Sregs
 }
 
