@@ -408,7 +408,7 @@ func (c *Config) checkShares() error {
 	for _, t := range c.Root.Image.Tmpfs {
 		place := path.Clean(t.Guest)
 		if other, ok := at[place]; ok {
-			return wrong("Root.Image.Tmpfs", "%s is also to be %s in the guest, which sees one directory there", place, other)
+			return wrong("Root.Image.Tmpfs", "%s: %s is to be there too, and the guest sees one of them", place, other)
 		}
 		at[place] = "a tmpfs"
 	}

@@ -159,7 +159,8 @@ func usage(format string, args ...any) error {
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
 	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Engine": "--engine", "Transport": "--virtio",
-	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Image.Dir": "--root-dir", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
+	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Image.Dir": "--root-dir", "Root.Image.Disk": "--root-size", "Root.Image.Tmpfs": "--tmpfs",
+	"Root.Image.Hosts": "--add-host", "Root.Image.Init": "--systemd", "Root.Image.Volumes": "the image's VOLUME", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
 	"ConsoleDevice": "--console-device", "Vsock": "--vsock", "NoAgent": "--no-agent", "Health": "--health-cmd",
 	"Limits.CPUs": "--cpu-limit", "Limits.Memory": "--memory-limit", "Limits.PIDs": "--pids-limit", "Limits.IO": "--io-limit",
@@ -177,7 +178,11 @@ func inFlags(err error) error {
 	case errors.Is(err, vm.ErrNoGateway):
 		return fmt.Errorf("--publish needs a --net user, or to be the first with gateway=on on a switch: %w", config.Err)
 	}
-	return fmt.Errorf("%s %w", flagOf[config.Field], config.Err)
+	flag := flagOf[config.Field]
+	if flag == "" { // a field that no flag fills by itself
+		return config.Err
+	}
+	return fmt.Errorf("%s %w", flag, config.Err)
 }
 
 // session is what the flags, and a file of --config, mean for a VM that runs now.
