@@ -86,16 +86,22 @@ func vmm(t *testing.T, args ...string) (out string, status int) {
 // vmmInput is vmm with something to read on standard input.
 func vmmInput(t *testing.T, input string, args ...string) (out string, status int) {
 	t.Helper()
+	return runProgram(t, input, vmmPath, args...)
+}
+
+// runProgram is vmmInput for a program that runs the binary.
+func runProgram(t *testing.T, input, program string, args ...string) (out string, status int) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	c := exec.CommandContext(ctx, vmmPath, args...)
+	c := exec.CommandContext(ctx, program, args...)
 	var b bytes.Buffer
 	c.Stdin = strings.NewReader(input)
 	c.Stdout, c.Stderr = &b, &b
 	err := c.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("vmm %s: %v\n%s", strings.Join(args, " "), err, b.String())
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, b.String())
 	}
 	return strings.ReplaceAll(b.String(), "\r", ""), c.ProcessState.ExitCode()
 }
@@ -121,6 +127,19 @@ func wantRefusals(t *testing.T, refusals []refusal) {
 // checkScript runs the guest's checks and shuts down.
 func checkScript(args string) string {
 	return fmt.Sprintf("/test/guestcheck %s now=%d\npoweroff\nsleep 100\n", args, time.Now().Unix())
+}
+
+// sayings are the lines "SAYS NAME: TEXT" of a guest's, by their names.
+func sayings(out string) map[string]string {
+	said := map[string]string{}
+	for line := range strings.Lines(out) {
+		if rest, ok := strings.CutPrefix(line, "SAYS "); ok {
+			if name, text, ok := strings.Cut(rest, ": "); ok {
+				said[name] = strings.TrimSpace(text)
+			}
+		}
+	}
+	return said
 }
 
 // reportChecks makes a subtest of every line that guestcheck printed.

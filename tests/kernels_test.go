@@ -102,12 +102,7 @@ sleep 100
 		t.Errorf("exit status %d", status)
 	}
 	reportChecks(t, out)
-	said := map[string]string{}
-	for line := range strings.Lines(out) {
-		if name, text, ok := strings.Cut(strings.TrimPrefix(line, "SAYS "), ": "); ok && strings.HasPrefix(line, "SAYS ") {
-			said[name] = strings.TrimSpace(text)
-		}
-	}
+	said := sayings(out)
 	for name, want := range map[string]string{"disk": mark, "write": said["expect"], "share": "shared", "random": "virtio_rng.0 16",
 		"gateway": "1", "fetch": "small", "port": "", "button": "1"} {
 		if got, ok := said[name]; !ok || got != want {
