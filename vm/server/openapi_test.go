@@ -111,7 +111,7 @@ func TestOpenAPI(t *testing.T) {
 	for _, e := range api.Errors {
 		want = append(want, e.Code)
 	}
-	if !slices.Equal(codes, want) || !slices.Equal(states, []string{string(api.Running), string(api.Restarting), string(api.Exited)}) {
+	if !slices.Equal(codes, want) || !slices.Equal(states, []string{string(api.Running), string(api.Restarting), string(api.Exited), string(api.Broken)}) {
 		t.Errorf("codes %q, states %q", codes, states)
 	}
 	for name := range d.Components.Schemas {
