@@ -121,7 +121,7 @@ func (v *vcpu) Run() error {
 		switch {
 		case v.stop(stop):
 			return nil
-		case v.mp != kvm.MPStateRunnable:
+		case v.mp != kvm.MPStateRunnable && stop == ring0.StopAttention: // it had nothing to wake for
 			<-v.wake // an interrupt, an INIT or a SIPI, or the owner
 		case v.stepped && stop == ring0.StopBudget:
 			v.debugExit(vectorDB, dr6Step)
