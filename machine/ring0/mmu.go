@@ -11,7 +11,7 @@ const (
 	pageSize = 4096
 	pageMask = pageSize - 1
 
-	tlbSize  = 4096
+	tlbSize  = 1024
 	itlbSize = 256
 
 	largeRegions = 256
