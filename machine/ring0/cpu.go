@@ -1,15 +1,19 @@
-// Package ring0 executes guest kernel mode in userspace, for hosts whose KVM
-// runs guest user mode natively but only interprets guest kernel mode, slowly
-// and without the newer instructions.
+// Package ring0 executes guest code in userspace. It does so in two ways.
 //
-// It is an executor for 64-bit code at privilege level 0 with two principles:
+// Execute is for hosts whose KVM runs guest user mode natively but only interprets
+// guest kernel mode, slowly and without the newer instructions. It is an executor for
+// 64-bit code at privilege level 0 with two principles:
 //
 //   - It does only what it is sure of. An instruction that it does not know,
 //     that touches anything but RAM, or that would fault is left untouched for
 //     KVM to execute (StopKVM), with the machine state as before it. So there is
-//     no device, interrupt or exception logic here.
+//     no device, interrupt or exception logic in it.
 //   - What KVM cannot do on such hosts (XSAVE, CMPXCHG16B, SYSRET, ...) is done
 //     here completely, faults included, with the help of a Host.
+//
+// Run is for a CPU that is executed here as a whole (NewComplete), with the help of
+// a Board: user mode, exceptions, system calls, segments, ports and devices. It uses
+// the same instructions; where Execute leaves one to KVM, Run does it in a slower way.
 //
 // Decoded instructions are cached by their physical address together with their
 // bytes, which are compared on every execution; so self-modifying code needs hardly
