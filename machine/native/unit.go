@@ -189,7 +189,7 @@ func prepare() error {
 // a slot's piece has to add to its RIP to address Scratch.
 func (u *Unit) scratchDisplacement(slot, end int) int32 {
 	from := u.run + uintptr(slot*slotSize+prologueSize+end)
-	return int32(uintptr(unsafe.Pointer(u.Context)) + scratchOffset - from)
+	return int32(contextBase + uintptr(u.number)<<contextShift + scratchOffset - from)
 }
 
 // Piece is code for Run. Its instructions are register-only, but for one, which may
