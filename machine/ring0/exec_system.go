@@ -129,14 +129,15 @@ func execRDMSR(c *CPU, _ *inst) status {
 func execWRMSR(c *CPU, _ *inst) status {
 	v := c.r[rDX]<<32 | c.get(rAX, 4)
 	c.WrittenMSR = uint32(c.r[rCX])
-	if !canonical(v) && c.board == nil {
+	index := uint32(c.r[rCX])
+	switch {
+	case canonical(v):
+	case c.board == nil:
 		return handOver
-	}
-	switch index := uint32(c.r[rCX]); {
-	case c.board != nil && !canonical(v) && (index >= MSRFSBase && index <= MSRKernelGSBase || index == MSRLStar || index == MSRCStar):
+	case isAddress(index):
 		return c.gp0()
 	}
-	switch uint32(c.r[rCX]) {
+	switch index {
 	case MSRFSBase:
 		c.base[segFS] = v
 	case MSRGSBase:
@@ -150,6 +151,11 @@ func execWRMSR(c *CPU, _ *inst) status {
 		return handOver
 	}
 	return done
+}
+
+// isAddress reports whether an MSR holds a linear address.
+func isAddress(index uint32) bool {
+	return index >= MSRFSBase && index <= MSRKernelGSBase || index == MSRLStar || index == MSRCStar
 }
 
 func execRDTSC(c *CPU, _ *inst) status {
