@@ -28,7 +28,7 @@ type block struct {
 // blocks are the blocks of a CPU.
 type blocks struct {
 	table [cacheSize]block
-	insts []inst // of all of them; never moved
+	insts []inst // of all of them
 	split [1]inst
 
 	// code is what the block was decoded from that block returned last, and at the value of
@@ -37,10 +37,14 @@ type blocks struct {
 	code []byte
 	at   uint64
 	last [16]byte // of split
+	// calls counts those of block: who executes a block ends with it when there was another,
+	// for code is that one's.
+	calls uint64
 }
 
 // block returns the instructions at RIP, at least one; nil if they cannot be fetched.
 func (c *CPU) block() []inst {
+	c.cache.calls++
 	at := c.r[rIP] + c.base[segCS]
 	if c.code.tag != at>>12+1 && !c.fetch(at) {
 		return nil
@@ -61,7 +65,7 @@ func (c *CPU) block() []inst {
 // goes on in the next page.
 func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 	if len(c.cache.insts)+maxBlock > maxInsts {
-		c.cache.insts = c.cache.insts[:0]
+		c.cache.insts = make([]inst, 0, maxInsts) // for some of the old are being executed
 		for i := range c.cache.table {
 			c.cache.table[i].key = 0
 		}

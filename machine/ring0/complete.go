@@ -23,7 +23,7 @@ func (c *CPU) Run(budget int) Stop {
 			}
 			continue
 		}
-		tag := c.code.tag
+		tag, calls := c.code.tag, c.cache.calls
 		for i := range insts {
 			if breaks != nil && breaks[c.r[rIP]] && c.passed != c.r[rIP]+1 {
 				c.passed = c.r[rIP] + 1
@@ -47,7 +47,7 @@ func (c *CPU) Run(budget int) Stop {
 			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
 				return StopShutdown
 			}
-			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.attention.Load() != 0 {
+			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.attention.Load() != 0 {
 				break
 			}
 		}
@@ -113,15 +113,16 @@ func (c *CPU) resolve(s status) (Stop, bool) {
 		}
 	}
 	c.used = 0
-	switch {
-	case c.exits:
+	if c.exits {
 		c.exits = false
 		return StopExit, false
+	}
+	c.supplied = c.supplied[:0] // whatever comes, it is not for the next instruction
+	switch {
 	case s == inject && c.TrapInt3 && c.Inject.Soft && c.Inject.Vector == vectorBP:
 		c.r[rIP]-- // INT3 has one byte
 		return StopBreakpoint, false
 	case s == inject:
-		c.supplied = c.supplied[:0]
 		return StopShutdown, c.exception(c.Inject)
 	case c.fault.valid:
 		c.fault.valid = false

@@ -55,7 +55,7 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 		if insts == nil {
 			return n, StopKVM
 		}
-		tag := c.code.tag
+		tag, calls := c.code.tag, c.cache.calls
 		for i := range insts {
 			if breaks != nil && breaks[c.r[rIP]] {
 				return n, StopBreakpoint
@@ -93,7 +93,7 @@ func (c *CPU) Execute(budget int, window bool, interrupted *atomic.Bool) (execut
 					return n, StopBudget
 				}
 			}
-			if n >= budget || c.r[rIP] != next || c.code.tag != tag {
+			if n >= budget || c.r[rIP] != next || c.code.tag != tag || c.cache.calls != calls {
 				break
 			}
 		}
