@@ -355,6 +355,10 @@ func (v *vcpu) unknownInstruction(code []byte) error {
 	if i, err := x86asm.Decode(code, 64); err == nil {
 		name, code = i.Op.String(), code[:i.Len]
 	}
-	return fmt.Errorf("this host's KVM cannot execute the guest's %s (bytes % x): %s; "+
-		"try a kernel without it, or a host with hardware virtualization", name, code, v.where())
+	who := "this host's KVM"
+	if v.m.kind == SoftwareEngine {
+		who = "the software engine"
+	}
+	return fmt.Errorf("%s cannot execute the guest's %s (bytes % x): %s; "+
+		"try a kernel without it, or a host with hardware virtualization", who, name, code, v.where())
 }

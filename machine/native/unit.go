@@ -172,6 +172,7 @@ func prepare() error {
 	}
 	if err != nil {
 		unix.Munmap(shared.code)
+		unix.Munmap(run)
 		return fmt.Errorf("executable memory: %w", err)
 	}
 	shared.contexts = run[codeSize:]
@@ -219,6 +220,7 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 	le.PutUint32(u.XSave[xsaveMXCSR:], le.Uint32(u.XSave[xsaveMXCSR:])&0xffff) // others may not be set
 	start := u.run + uintptr(slot*slotSize)
 	enter(u.Context, start)
+	clear(u.XSave[xsavePointers : xsavePointers+16])
 	if u.trap != 0 {
 		return Trap{uint8(u.trap - 1), int(uintptr(u.trapAt) - start - prologueSize)}, false
 	}
@@ -227,8 +229,9 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 
 // Places in an XSAVE area (SDM 1, 13.4.1 and 13.4.2).
 const (
-	xsaveMXCSR  = 24
-	xsaveHeader = 512
+	xsavePointers = 8 // of the x87's last instruction and operand, which are this process's
+	xsaveMXCSR    = 24
+	xsaveHeader   = 512
 )
 
 // arithmeticFlags are CF, PF, AF, ZF, SF and OF.

@@ -70,6 +70,8 @@ func TestRun(t *testing.T) {
 		{name: "comisd sets flags", piece: Piece{Code: []byte{0x66, 0x0f, 0x2f, 0xc1}},
 			setup: func(u *Unit) { u.Flags = 0x801 }, // equal: ZF
 			check: func(u *Unit) bool { return u.Flags&arithmeticFlags == 0x40 }},
+		{name: "fld [scratch] tells no address", piece: Piece{Code: []byte{0xd9, 0x05, 0, 0, 0, 0}, ScratchAt: 2, ScratchEnd: 6},
+			check: func(u *Unit) bool { return [16]byte(u.XSave[8:24]) == [16]byte{} }},
 		{name: "ud2 behind another", piece: Piece{Code: []byte{0x66, 0x0f, 0xd4, 0xca, 0x0f, 0x0b}}, trap: 6, at: 4,
 			check: func(u *Unit) bool { return u.GPR[15] == 15 && u.GPR[4] == 4 }},
 		{name: "movaps, misaligned", piece: Piece{Code: []byte{0x0f, 0x28, 0x05, 8, 0, 0, 0}, ScratchAt: 3, ScratchEnd: 7}, trap: 13},
