@@ -122,9 +122,13 @@ func New() (*Unit, error) {
 		if shared.inUse[n] {
 			continue
 		}
+		context := shared.contexts[n<<contextShift:][:pageSize]
+		if err := unix.Mprotect(context, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+			return nil, err
+		}
 		shared.inUse[n] = true
 		u := &Unit{number: n, code: shared.code[n<<unitShift : (n+1)<<unitShift], run: codeBase + uintptr(n)<<unitShift}
-		u.Context = (*Context)(unsafe.Pointer(&shared.contexts[n<<contextShift]))
+		u.Context = (*Context)(unsafe.Pointer(&context[0]))
 		*u.Context = Context{mask: Components & x86.XCR0(), mxcsr: defaultMXCSR}
 		if u.mask&(1<<2) != 0 {
 			u.avx = 1
@@ -163,12 +167,9 @@ func prepare() error {
 	}
 	// One reservation, so that a piece finds its context by a displacement.
 	const all = codeSize + units<<contextShift
-	run, err := unix.Mmap(-1, 0, all, rw, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	run, err := unix.Mmap(-1, 0, all, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err == nil {
 		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
-	}
-	for n := 0; n < units && err == nil; n++ {
-		err = unix.Mprotect(run[codeSize+n<<contextShift+pageSize:][:pageSize], unix.PROT_NONE)
 	}
 	if err != nil {
 		unix.Munmap(shared.code)

@@ -30,11 +30,6 @@ func (d *decoder) completeByte(op uint8) bool {
 		in.size, in.exec = d.size64(), execPopRM
 	case 0x9b: // FWAIT, which raises what the x87 has in hand
 		in.form, in.own, in.exec = vectorForm{bytes: 1}, true, execVector
-	case 0x9c, 0x9d:
-		in.size, in.exec = d.size64(), execPushF
-		if op == 0x9d {
-			in.exec = execPopFComplete
-		}
 	case 0x9e:
 		in.exec = execSAHF
 	case 0x9f:
@@ -90,8 +85,6 @@ func (d *decoder) completeByte(op uint8) bool {
 		in.exec = execInt1
 	case 0xf4:
 		in.priv, in.exec = level0, execHLT
-	case 0xfa, 0xfb:
-		in.op, in.exec = op, execFlagComplete
 	case 0xff:
 		return d.far()
 	default:
@@ -290,7 +283,7 @@ func (d *decoder) completeGroup7() bool {
 	case d.ext == 6:
 		in.priv, in.exec = level0, execLMSW
 	case in.mem && d.ext == 7:
-		in.priv, in.exec = level0, execInvlpgComplete
+		in.priv, in.exec = level0, execInvlpg
 	case m == 0xca || m == 0xcb:
 		in.priv, in.op, in.exec = level0, m, execACFlag
 	case m == 0xd0:

@@ -138,6 +138,16 @@ func (c *CPU) result(r uint64, size uint8) {
 	c.zv, c.sv, c.pv = s, s, uint8(r)
 }
 
+// setZF ends an instruction that changes ZF alone.
+func (c *CPU) setZF(on bool) status {
+	f := c.flags() &^ flagZF
+	if on {
+		f |= flagZF
+	}
+	c.setArith(f)
+	return done
+}
+
 func (c *CPU) logic(r uint64, size uint8) {
 	c.result(r, size)
 	c.cf, c.of, c.af = 0, 0, 0

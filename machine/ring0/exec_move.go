@@ -154,15 +154,11 @@ func execCmpxchg16(c *CPU, in *inst) status {
 			}
 		}
 	}
-	f := c.flags() &^ flagZF
-	if equal {
-		f |= flagZF
-	} else {
+	if !equal {
 		c.set(rAX, half, lo)
 		c.set(rDX, half, hi)
 	}
-	c.setArith(f)
-	return done
+	return c.setZF(equal)
 }
 
 func execCMov(c *CPU, in *inst) status {
@@ -240,19 +236,29 @@ func execPushF(c *CPU, in *inst) status {
 // The bits that POPF changes at level 0.
 const popfMask = arithFlags | flagTF | flagIF | flagDF | flagIOPL | flagNT | flagAC | flagID
 
+// mayIO reports whether IOPL gives the level what is the kernel's by default: ports, and IF.
+func (c *CPU) mayIO() bool { return c.cpl <= uint8(c.sys>>12&3) }
+
+// execPopF is POPF (SDM 2): IF is for who may, IOPL for level 0.
 func execPopF(c *CPU, in *inst) status {
-	v, ok := c.load(c.r[rSP], in.size)
+	v, ok := c.load(c.stackTop(0), in.size)
 	if !ok {
 		return handOver
 	}
 	mask := uint64(popfMask)
+	if !c.mayIO() {
+		mask &^= flagIF
+	}
+	if c.cpl != 0 {
+		mask &^= flagIOPL
+	}
 	if in.size == 2 {
 		mask &= 0xffff
 	}
-	if v&mask&flagTF != 0 {
+	if c.board == nil && v&mask&flagTF != 0 {
 		return handOver
 	}
-	c.r[rSP] += uint64(in.size)
+	c.setSP(c.stackOffset(uint64(in.size)))
 	was := c.InterruptsOn()
 	c.setFlags(c.flags()&^(mask|flagRF) | v&mask)
 	if !was && c.InterruptsOn() {
@@ -340,8 +346,14 @@ func execFlag(c *CPU, in *inst) status {
 	case 0xf9:
 		c.cf = 1
 	case 0xfa:
+		if !c.mayIO() {
+			return c.gp0()
+		}
 		c.sys &^= flagIF
 	case 0xfb:
+		if !c.mayIO() {
+			return c.gp0()
+		}
 		was := c.InterruptsOn()
 		c.sys |= flagIF
 		if !was {

@@ -4,7 +4,7 @@ package ring0
 
 // portAllowed reports whether the level may use a port: by IOPL, or by the task's map.
 func (c *CPU) portAllowed(port uint16, size uint8) bool {
-	if c.sregs.CR0&1 == 0 || c.cpl <= uint8(c.sys>>12&3) {
+	if c.sregs.CR0&1 == 0 || c.mayIO() {
 		return true
 	}
 	before := c.asKernel()

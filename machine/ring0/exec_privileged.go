@@ -252,11 +252,6 @@ func debugRegister(n uint8) uint8 {
 	return n & 7
 }
 
-func execInvlpgComplete(c *CPU, in *inst) status {
-	c.flushPage(c.address(in))
-	return done
-}
-
 func execXSetBV(c *CPU, _ *inst) status {
 	if uint32(c.r[rCX]) != 0 || !c.board.SetXCR0(c.r[rDX]<<32|c.get(rAX, 4)) {
 		return c.gp0()

@@ -150,15 +150,6 @@ func (c *CPU) visible(selector uint16) (kvm.Segment, bool) {
 	return s, s.S != 0 && s.Type&12 == 12 || level <= s.DPL
 }
 
-func (c *CPU) setZF(on bool) status {
-	f := c.flags() &^ flagZF
-	if on {
-		f |= flagZF
-	}
-	c.setArith(f)
-	return done
-}
-
 // execMovToSeg loads a segment register; one of SS keeps interrupts off for an instruction.
 func execMovToSeg(c *CPU, in *inst) status {
 	v, ok := c.sourceSize(in, 2)

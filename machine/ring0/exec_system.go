@@ -48,7 +48,7 @@ func execHandOverFlush(c *CPU, _ *inst) status {
 
 func execInvlpg(c *CPU, in *inst) status {
 	c.flushPage(c.address(in))
-	return handOver
+	return stored(c.board != nil) // else KVM has to know, too
 }
 
 // execInvpcid flushes everything, which is always allowed. KVM needs no word
@@ -212,12 +212,7 @@ func execVerW(c *CPU, in *inst) status {
 	if !ok {
 		return handOver
 	}
-	f := c.flags() &^ flagZF
-	if sel&^7 != 0 {
-		f |= flagZF
-	}
-	c.setArith(f)
-	return done
+	return c.setZF(sel&^7 != 0)
 }
 
 // execLSL loads the limit of a segment in the GDT, which kernels use to find
@@ -228,23 +223,21 @@ func execLSL(c *CPU, in *inst) status {
 		return handOver
 	}
 	const local, present, codeOrData, pages = 4, 1 << 47, 1 << 44, 1 << 55
-	f := c.flags() &^ flagZF
 	var d uint64
 	if sel&^7 != 0 && sel&local == 0 && sel|7 <= uint64(c.sregs.GDT.Limit) {
 		if d, ok = c.load(c.sregs.GDT.Base+sel&^7, 8); !ok {
 			return handOver
 		}
 	}
-	if d&present != 0 && d&codeOrData != 0 {
+	there := d&present != 0 && d&codeOrData != 0
+	if there {
 		limit := d&0xffff | d>>32&0xf0000
 		if d&pages != 0 {
 			limit = limit<<12 | 0xfff
 		}
 		c.set(in.reg, in.size, limit)
-		f |= flagZF
 	}
-	c.setArith(f)
-	return done
+	return c.setZF(there)
 }
 
 // execFence is LFENCE, MFENCE and SFENCE. The executor's accesses are the

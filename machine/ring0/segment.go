@@ -244,7 +244,7 @@ func execIRetComplete(c *CPU, in *inst) status {
 		}
 	}
 	mask := uint64(arithFlags | flagTF | flagDF | flagNT | flagAC | flagID) // and no RF, for no breakpoint of DR7 triggers here
-	if c.cpl <= uint8(c.sys>>12&3) {
+	if c.mayIO() {
 		mask |= flagIF
 	}
 	if c.cpl == 0 {

@@ -96,8 +96,7 @@ func (v *vcpu) setWall(x uint64) bool {
 
 // guest returns n bytes of the guest's memory in one page, or nil.
 func (v *vcpu) guest(gpa, n uint64) []byte {
-	const page = 4096
-	if gpa%page > page-n {
+	if gpa%pageSize > pageSize-n {
 		return nil
 	}
 	p := v.vm.page(gpa, true)
@@ -105,7 +104,7 @@ func (v *vcpu) guest(gpa, n uint64) []byte {
 		return nil
 	}
 	v.vm.wrote(gpa)
-	return unsafe.Slice((*byte)(unsafe.Add(p, gpa%page)), n)
+	return unsafe.Slice((*byte)(unsafe.Add(p, gpa%pageSize)), n)
 }
 
 // KVMClockCtrl implements engine.VCPU.
