@@ -12,6 +12,12 @@
 #define ctxMXCSR 188(R15)
 #define ctxXSave 512(R15)
 
+// Offsets into Frame; layout_test.go holds them to it.
+#define frameAttention 0(R9)
+#define frameTrap 4(R9)
+#define frameTrapAt 8(R9)
+#define frameTrapExit 40(R9)
+
 // func enter(ctx *Context, code uintptr)
 //
 // It loads all of ctx but RAX and R15, which the piece itself loads first, and jumps
@@ -86,7 +92,9 @@ TEXT ·handler(SB), NOSPLIT|NOFRAME|TOPFRAME, $0
 	MOVQ AX, R9
 	SUBQ ·codeBase(SB), R9
 	CMPQ R9, $const_codeSize
-	JAE  other
+	JAE  region
+	CMPQ DI, $23     // SIGURG
+	JEQ  other
 	SHRQ $const_unitShift, R9
 	SHLQ $const_contextShift, R9
 	ADDQ ·contextBase(SB), R9
@@ -100,6 +108,25 @@ TEXT ·handler(SB), NOSPLIT|NOFRAME|TOPFRAME, $0
 	LEAQ ·leave(SB), AX
 	MOVQ AX, 168(DX)
 	RET
+
+	// Code of a Region: its Frame is where RSP points to.
+region:
+	SUBQ $const_codeSize, R9
+	CMPQ R9, $const_regionsSize
+	JAE  other
+	MOVQ 160(DX), R9 // RSP
+	CMPQ DI, $23
+	JEQ  wanted
+	MOVQ AX, frameTrapAt
+	MOVQ 200(DX), AX
+	INCQ AX
+	MOVL AX, frameTrap
+	MOVQ frameTrapExit, AX
+	MOVQ AX, 168(DX)
+	RET
+wanted:
+	LOCK
+	ORL $const_AttendRuntime, frameAttention
 other:
 	LEAQ ·previous(SB), R8
 	MOVQ (R8)(DI*8), AX
@@ -109,4 +136,20 @@ other:
 TEXT ·handlerAddress(SB), NOSPLIT, $0-8
 	LEAQ ·handler(SB), AX
 	MOVQ AX, ret+0(FP)
+	RET
+
+// func enterFrame(f *Frame, at uint64)
+TEXT ·enterFrame(SB), NOSPLIT|NOFRAME, $0-16
+	MOVQ f+0(FP), AX
+	MOVQ at+8(FP), CX
+	MOVQ SP, 16(AX)
+	MOVQ BP, 24(AX)
+	LEAQ ·leaveFrame(SB), DX
+	MOVQ DX, 32(AX)
+	MOVQ AX, SP
+	JMP  CX
+
+// leaveFrame is where code goes that is done, with the frame in RSP and RBP given back.
+TEXT ·leaveFrame(SB), NOSPLIT|NOFRAME, $0-0
+	MOVQ 16(SP), SP
 	RET

@@ -13,7 +13,7 @@ import (
 	"vmm/internal/x86"
 )
 
-// Sizes of the mappings: code of all units, then a context for each.
+// Sizes of the mappings: code of all units, the regions, then a context for each unit.
 const (
 	units        = 512
 	unitShift    = 15 // 32 KiB of code a unit
@@ -94,8 +94,9 @@ var ErrNoXSave = errors.New("this CPU has no XSAVE, which native code needs")
 
 // What the assembly needs.
 var (
-	codeBase, contextBase uintptr
-	previous              [32]uintptr // handlers by signal
+	codeBase, regionBase, contextBase uintptr
+
+	previous [32]uintptr // handlers by signal
 )
 
 var shared struct {
@@ -104,19 +105,19 @@ var shared struct {
 	code     []byte // for writing
 	contexts []byte
 	inUse    [units]bool
+
+	regionInUse [regions]bool
 }
 
 // New makes a unit. Close gives it back. Safe for concurrent use. The first call maps
 // memory and takes over SIGILL, SIGBUS, SIGFPE and SIGSEGV, for good: what is not a piece's
-// goes on to the runtime's handler.
+// goes on to the runtime's handler. So does SIGURG, by which the runtime wants a goroutine
+// back, after a Region's code was told.
 func New() (*Unit, error) {
 	shared.Lock()
 	defer shared.Unlock()
-	if !shared.ready {
-		if err := prepare(); err != nil {
-			return nil, err
-		}
-		shared.ready = true
+	if err := prepare(); err != nil {
+		return nil, err
 	}
 	for n := range shared.inUse {
 		if shared.inUse[n] {
@@ -148,8 +149,11 @@ func (u *Unit) Close() error {
 	return nil
 }
 
-// prepare maps the memory and sets the handlers.
+// prepare maps the memory and sets the handlers, once.
 func prepare() error {
+	if shared.ready {
+		return nil
+	}
 	if x86.XCR0() == 0 {
 		return ErrNoXSave
 	}
@@ -158,32 +162,34 @@ func prepare() error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Ftruncate(fd, codeSize); err != nil {
+	if err := unix.Ftruncate(fd, codeSize+regionsSize); err != nil {
 		return err
 	}
 	const rw = unix.PROT_READ | unix.PROT_WRITE
-	if shared.code, err = unix.Mmap(fd, 0, codeSize, rw, unix.MAP_SHARED); err != nil {
+	if shared.code, err = unix.Mmap(fd, 0, codeSize+regionsSize, rw, unix.MAP_SHARED); err != nil {
 		return err
 	}
 	// One reservation, so that a piece finds its context by a displacement.
-	const all = codeSize + units<<contextShift
+	const all = codeSize + regionsSize + units<<contextShift
 	run, err := unix.Mmap(-1, 0, all, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err == nil {
-		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
+		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize+regionsSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
 	}
 	if err != nil {
 		unix.Munmap(shared.code)
 		unix.Munmap(run)
 		return fmt.Errorf("executable memory: %w", err)
 	}
-	shared.contexts = run[codeSize:]
+	shared.contexts = run[codeSize+regionsSize:]
 	codeBase = uintptr(unsafe.Pointer(&run[0]))
-	contextBase = codeBase + codeSize
-	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV} {
+	regionBase = codeBase + codeSize
+	contextBase = regionBase + regionsSize
+	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGURG} {
 		if err := takeSignal(sig); err != nil {
 			return err
 		}
 	}
+	shared.ready = true
 	return nil
 }
 

@@ -23,6 +23,16 @@ func TestLayout(t *testing.T) {
 			t.Errorf("%s is at %d, not %d", name, got[0], got[1])
 		}
 	}
+	var f Frame
+	for name, got := range map[string][2]uintptr{
+		"Attention": {unsafe.Offsetof(f.Attention), 0}, "Trap": {unsafe.Offsetof(f.Trap), 4}, "TrapAt": {unsafe.Offsetof(f.TrapAt), 8},
+		"hostSP": {unsafe.Offsetof(f.hostSP), 16}, "HostRBP": {unsafe.Offsetof(f.HostRBP), 24},
+		"Return": {unsafe.Offsetof(f.Return), 32}, "TrapExit": {unsafe.Offsetof(f.TrapExit), 40},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s is at %d, not %d", name, got[0], got[1])
+		}
+	}
 	if unsafe.Sizeof(c) != pageSize {
 		t.Errorf("a context has %d bytes", unsafe.Sizeof(c))
 	}

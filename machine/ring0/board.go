@@ -50,7 +50,7 @@ func NewComplete(board Board, tables *Tables, components [64]Component) (*CPU, e
 	if err != nil {
 		return nil, err
 	}
-	c.board, c.userTLB = board, new(tlb)
+	c.board = board
 	return c, nil
 }
 
@@ -60,7 +60,7 @@ func NewMemory(mem Memory) *Tables {
 }
 
 // Attend has Run return soon with StopAttention. Safe from any goroutine.
-func (c *CPU) Attend() { c.attention.Or(attendOwner) }
+func (c *CPU) Attend() { c.frame.Attention.Or(attendOwner) }
 
 // setMode follows what decides over the mode: CS, SS, CR0 and EFER.
 func (c *CPU) setMode() {
@@ -84,9 +84,9 @@ func (c *CPU) setMode() {
 			c.mode = mode16
 		}
 	}
-	c.tlb, c.userAccess = c.kernelTLB, 0
+	c.userAccess = 0
 	if c.cpl == 3 {
-		c.tlb, c.userAccess = c.userTLB, pfUser
+		c.userAccess = pfUser
 	}
 	c.code = itlbEntry{}
 	if c.mode != was || c.mode != mode64 {
@@ -154,13 +154,13 @@ func (c *CPU) Deliver(e Exception, external bool) bool {
 }
 
 // Shadowed reports whether the last instruction keeps interrupts off for one more.
-func (c *CPU) Shadowed() bool { return c.attention.Load()&attendShadow != 0 }
+func (c *CPU) Shadowed() bool { return c.frame.Attention.Load()&attendShadow != 0 }
 
 // SetShadowed sets what Shadowed tells.
 func (c *CPU) SetShadowed(on bool) {
 	if on {
-		c.attention.Or(attendShadow)
+		c.frame.Attention.Or(attendShadow)
 	} else {
-		c.attention.And(^uint32(attendShadow))
+		c.frame.Attention.And(^uint32(attendShadow))
 	}
 }

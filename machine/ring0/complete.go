@@ -9,7 +9,7 @@ func (c *CPU) Run(budget int) Stop {
 	breaks := c.Breakpoints
 	for n := 0; n < budget; {
 		trace := false
-		if a := c.attention.Load(); a != 0 {
+		if a := c.frame.Attention.Load(); a != 0 {
 			if stop, ok := c.attend(a); ok {
 				return stop
 			}
@@ -47,7 +47,7 @@ func (c *CPU) Run(budget int) Stop {
 			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
 				return StopShutdown
 			}
-			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.attention.Load() != 0 {
+			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.frame.Attention.Load() != 0 {
 				break
 			}
 		}
@@ -67,7 +67,7 @@ func (c *CPU) ended(s status) (Stop, bool) {
 		c.opened()
 	case shadow:
 		c.opened()
-		c.attention.Or(attendShadow)
+		c.frame.Attention.Or(attendShadow)
 	case halt:
 		return StopHalt, false
 	default:
@@ -80,15 +80,15 @@ func (c *CPU) ended(s status) (Stop, bool) {
 func (c *CPU) attend(a uint32) (Stop, bool) {
 	switch {
 	case a&attendExit != 0:
-		c.attention.And(^uint32(attendExit))
+		c.frame.Attention.And(^uint32(attendExit))
 		return StopExit, true
 	case a&attendShadow != 0:
-		c.attention.And(^uint32(attendShadow))
+		c.frame.Attention.And(^uint32(attendShadow))
 	case a&attendOwner != 0:
-		c.attention.And(^uint32(attendOwner))
+		c.frame.Attention.And(^uint32(attendOwner))
 		return StopAttention, true
 	case c.sys&flagTF == 0:
-		c.attention.And(^uint32(attendTrace))
+		c.frame.Attention.And(^uint32(attendTrace))
 	}
 	return 0, false
 }
@@ -96,7 +96,7 @@ func (c *CPU) attend(a uint32) (Stop, bool) {
 // opened looks for an interrupt once the guest takes them again.
 func (c *CPU) opened() {
 	if c.board.InterruptWanted() {
-		c.attention.Or(attendOwner)
+		c.frame.Attention.Or(attendOwner)
 	}
 }
 
@@ -152,5 +152,5 @@ func (c *CPU) Interrupt(vector uint8) bool {
 
 // CanInterrupt reports whether the CPU takes interrupts before the next instruction.
 func (c *CPU) CanInterrupt() bool {
-	return c.sys&flagIF != 0 && c.attention.Load()&attendShadow == 0
+	return c.sys&flagIF != 0 && c.frame.Attention.Load()&attendShadow == 0
 }

@@ -111,9 +111,9 @@ func inUser(c *CPU, narrow bool) {
 	c.Load(&r, &s)
 }
 
-// frame is what an exception has pushed, from RIP up; with an error code behind the
+// pushed is what an exception has pushed, from RIP up; with an error code behind the
 // error.
-func frame(c *CPU) (f [5]uint64) {
+func pushed(c *CPU) (f [5]uint64) {
 	for i := range f {
 		f[i], _ = c.load(c.r[rSP]+8*uint64(i), 8)
 	}
@@ -173,19 +173,19 @@ func TestExceptions(t *testing.T) {
 			if v := (cpu.RIP() - 1 - handlers) / 16; v != uint64(c.vector) {
 				t.Fatalf("exception %d", v)
 			}
-			f := frame(cpu)
+			f := pushed(cpu)
 			if c.code2 >= 0 {
 				if f[0] != uint64(c.code2) {
 					t.Errorf("error code %#x, want %#x", f[0], c.code2)
 				}
 				cpu.r[rSP] += 8
-				f = frame(cpu)
+				f = pushed(cpu)
 			}
 			if f[0] != start+c.rip {
 				t.Errorf("RIP %#x, want %#x", f[0], start+c.rip)
 			}
 			if c.user && (f[1]&3 != 3 || f[3] != userStack || cpu.r[rSP] != kernelSP-40) {
-				t.Errorf("frame %#x, RSP %#x", f, cpu.r[rSP])
+				t.Errorf("pushed %#x, RSP %#x", f, cpu.r[rSP])
 			}
 		})
 	}
@@ -334,8 +334,8 @@ func TestNarrow(t *testing.T) {
 	if stop := cpu.Run(40); stop != StopHalt || (cpu.RIP()-1-handlers)/16 != vectorUD {
 		t.Fatalf("%v at %#x", stop, cpu.RIP())
 	}
-	if f := frame(cpu); f[0] != userCode+38 || f[3] != userStack {
-		t.Errorf("frame %#x", f)
+	if f := pushed(cpu); f[0] != userCode+38 || f[3] != userStack {
+		t.Errorf("pushed %#x", f)
 	}
 	if cpu.r[rBX] != userCode+10 || cpu.r[rCX] != 0 || cpu.r[rAX]&0xff != 0x42 || cpu.r[rDI] != 7 {
 		t.Errorf("registers %#x", cpu.r[:8])

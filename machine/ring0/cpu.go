@@ -102,8 +102,7 @@ type Component struct {
 // CPU is the part of a vCPU's state that kernel code computes with. It belongs
 // to one goroutine.
 type CPU struct {
-	// r holds the general registers by number, and RIP in r[rIP].
-	r [numRegs]uint64
+	*frame
 
 	// The arithmetic flags are kept as the values that they derive from.
 	cf, of, af uint64 // 0 or 1
@@ -112,7 +111,6 @@ type CPU struct {
 	pv         uint8  // the byte whose even parity is PF
 	sys        uint64 // all other bits of RFLAGS
 
-	base         [numSegs]uint64 // of segments, by segNone, segFS, ...
 	kernelGSBase uint64
 	knownGSBase  uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
 	sregs        kvm.Sregs
@@ -133,9 +131,7 @@ type CPU struct {
 	xcr0Value   uint64
 	xcr0Known   bool
 
-	tlb        *tlb // the one in use
-	kernelTLB  *tlb
-	userTLB    *tlb // nil where user mode is KVM's
+	tlb        *tlb // the one in use, of frame.tlbs
 	code       itlbEntry
 	noUser     bool   // SMAP forbids data accesses to user pages now
 	userAccess uint32 // pfUser at privilege level 3
@@ -150,7 +146,6 @@ type CPU struct {
 	board        Board
 	cpl          uint8
 	mode         uint8
-	attention    atomic.Uint32
 	slow         bool // the instruction is tried once more, in the slow ways
 	notCanonical bool // the last access failed for that
 	onDevice     bool // the last access failed at device, which is no memory
@@ -225,9 +220,10 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 	if err != nil {
 		return nil, err
 	}
-	kernel := new(tlb)
-	c := &CPU{unit: unit, tlb: kernel, kernelTLB: kernel, host: host, tables: tables, components: components,
+	c := &CPU{frame: new(frame), unit: unit, host: host, tables: tables, components: components,
 		xarea: make([]byte, host.XSaveSize())}
+	c.tlb = &c.frame.tlbs[tlbKernel]
+	c.FlushTLB()
 	c.cache.insts = make([]inst, 0, maxInsts)
 	tables.join(c)
 	return c, nil
@@ -239,7 +235,7 @@ func (c *CPU) Close() error { return c.unit.Close() }
 // Load takes the state that KVM left after an exit. IA32_KERNEL_GS_BASE is kept
 // from earlier: only kernel mode changes it.
 func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
-	r := &c.r
+	r := &c.frame.r
 	r[rAX], r[rBX], r[rCX], r[rDX] = regs.RAX, regs.RBX, regs.RCX, regs.RDX
 	r[rSI], r[rDI], r[rSP], r[rBP] = regs.RSI, regs.RDI, regs.RSP, regs.RBP
 	r[r8], r[r9], r[r10], r[r11] = regs.R8, regs.R9, regs.R10, regs.R11
@@ -261,7 +257,7 @@ func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 // Store gives the state back for KVM. It reports whether the special
 // registers have changed since Load.
 func (c *CPU) Store(regs *kvm.Regs, sregs *kvm.Sregs) (sregsChanged bool) {
-	r := &c.r
+	r := &c.frame.r
 	regs.RAX, regs.RBX, regs.RCX, regs.RDX = r[rAX], r[rBX], r[rCX], r[rDX]
 	regs.RSI, regs.RDI, regs.RSP, regs.RBP = r[rSI], r[rDI], r[rSP], r[rBP]
 	regs.R8, regs.R9, regs.R10, regs.R11 = r[r8], r[r9], r[r10], r[r11]
@@ -322,7 +318,7 @@ func (c *CPU) setFlags(f uint64) {
 	c.setArith(f)
 	c.updateSMAP()
 	if f&flagTF != 0 {
-		c.attention.Or(attendTrace)
+		c.frame.Attention.Or(attendTrace)
 	}
 }
 
@@ -341,6 +337,7 @@ func (c *CPU) setArith(f uint64) {
 // updateSMAP follows CR4.SMAP and RFLAGS.AC (SDM 3, 4.6.1).
 func (c *CPU) updateSMAP() {
 	c.noUser = c.sregs.CR4&x86.CR4SMAP != 0 && c.sys&flagAC == 0 && c.userAccess == 0
+	c.chooseTLB()
 }
 
 func parityEven(b uint8) bool {

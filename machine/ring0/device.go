@@ -59,10 +59,10 @@ func (c *CPU) out(port bool, addr, v uint64, size uint8) bool {
 	if done {
 		return true
 	}
-	if c.attention.Load()&attendExit != 0 {
+	if c.frame.Attention.Load()&attendExit != 0 {
 		return false
 	}
 	c.Exit = Exit{Port: port, Addr: addr, Len: int(size), Data: c.deviceData, Write: true}
-	c.attention.Or(attendExit)
+	c.frame.Attention.Or(attendExit)
 	return true
 }

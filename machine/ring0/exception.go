@@ -77,7 +77,6 @@ func (c *CPU) accessFault() *Exception {
 
 // privileges are what the CPU may do, to be set for accesses of its own and given back.
 type privileges struct {
-	tlb        *tlb
 	userAccess uint32
 	noUser     bool
 }
@@ -85,13 +84,16 @@ type privileges struct {
 // asKernel makes the accesses that follow those of level 0 (SDM 3, 4.6.1.2); the result
 // gives the level back.
 func (c *CPU) asKernel() privileges {
-	p := privileges{c.tlb, c.userAccess, c.noUser}
-	c.tlb, c.userAccess = c.kernelTLB, 0
-	c.noUser = c.sregs.CR4&x86.CR4SMAP != 0
+	p := privileges{c.userAccess, c.noUser}
+	c.userAccess, c.noUser = 0, c.sregs.CR4&x86.CR4SMAP != 0
+	c.chooseTLB()
 	return p
 }
 
-func (c *CPU) restore(p privileges) { c.tlb, c.userAccess, c.noUser = p.tlb, p.userAccess, p.noUser }
+func (c *CPU) restore(p privileges) {
+	c.userAccess, c.noUser = p.userAccess, p.noUser
+	c.chooseTLB()
+}
 
 // deliver enters the handler of an exception in long mode (SDM 3, 6.14). Where it
 // fails nothing has changed, and the exception that it has met is returned.

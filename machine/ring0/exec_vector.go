@@ -248,8 +248,8 @@ func execVector(c *CPU, in *inst) status {
 
 // writesSurely reports whether a write is known to succeed.
 func (c *CPU) writesSurely(addr uint64, size int) bool {
-	for _, vpn := range [2]uint64{addr >> 12, (addr + uint64(size) - 1) >> 12} {
-		if e := &c.tlb.data[vpn%tlbSize]; e.write != vpn+1 || e.user && c.noUser {
+	for _, a := range [2]uint64{addr, addr + uint64(size) - 1} {
+		if c.tlb.data[a>>12%tlbSize].write != a&^pageMask {
 			return false
 		}
 	}

@@ -19,7 +19,7 @@ const (
 	giantShift   = 30
 )
 
-// tlb holds the translations of one privilege: kernel mode's, or user mode's.
+// tlb holds the translations of one privilege.
 type tlb struct {
 	data [tlbSize]tlbEntry
 	code [itlbSize]itlbEntry
@@ -52,12 +52,31 @@ type Memory interface {
 	WritePage(gpa uint64)
 }
 
-// tlbEntry maps one linear page. A tag is the page number plus one, so that
-// the zero entry matches nothing.
+// tlbEntry maps one linear page, whose address is in read, and in write where it can be
+// written to. An address that belongs into another place of the table matches nothing: 0
+// in all entries but the first, and elsewhere in that.
 type tlbEntry struct {
 	read, write uint64
 	host        unsafe.Pointer
-	user        bool
+	_           uint64 // translated code finds an entry by a shift
+}
+
+// elsewhere is an address that does not belong into the first entry of a table.
+const elsewhere = pageSize
+
+// empty forgets all translations.
+func (t *tlb) empty() {
+	*t = tlb{}
+	t.data[0] = tlbEntry{read: elsewhere, write: elsewhere}
+}
+
+// forget forgets the translations in the place of a page.
+func (t *tlb) forget(vpn uint64) {
+	e := &t.data[vpn%tlbSize]
+	if *e = (tlbEntry{}); vpn%tlbSize == 0 {
+		e.read, e.write = elsewhere, elsewhere
+	}
+	t.code[vpn%itlbSize] = itlbEntry{}
 }
 
 // itlbEntry maps one linear page for execution.
@@ -69,9 +88,8 @@ type itlbEntry struct {
 
 // FlushTLB forgets all translations.
 func (c *CPU) FlushTLB() {
-	*c.kernelTLB = tlb{}
-	if c.userTLB != nil {
-		*c.userTLB = tlb{}
+	for i := range c.frame.tlbs {
+		c.frame.tlbs[i].empty()
 	}
 	c.code = itlbEntry{}
 }
@@ -80,14 +98,12 @@ func (c *CPU) FlushTLB() {
 // that shares its place; where the page may be a large one, all.
 func (c *CPU) flushPage(addr uint64) {
 	vpn := addr >> 12
-	for _, t := range [2]*tlb{c.kernelTLB, c.userTLB} {
-		switch {
-		case t == nil:
-		case t.large[0][addr>>largeShift%largeRegions], t.large[1][addr>>giantShift%largeRegions]:
-			*t = tlb{}
-		default:
-			t.data[vpn%tlbSize] = tlbEntry{}
-			t.code[vpn%itlbSize] = itlbEntry{}
+	for i := range c.frame.tlbs {
+		t := &c.frame.tlbs[i]
+		if t.large[0][addr>>largeShift%largeRegions] || t.large[1][addr>>giantShift%largeRegions] {
+			t.empty()
+		} else {
+			t.forget(vpn)
 		}
 	}
 	c.code = itlbEntry{}
@@ -97,24 +113,24 @@ func canonical(a uint64) bool { return uint64(int64(a<<16)>>16) == a }
 
 // noPage is a failed walk's frame: not a page fault of the guest but an
 // address that only KVM can deal with.
-func (c *CPU) noPage() (uint64, uint64, bool) {
+func (c *CPU) noPage() (uint64, bool) {
 	c.fault.valid = false
-	return 0, 0, false
+	return 0, false
 }
 
-// walk translates a linear address as the CPU does (SDM 3, 4.5 and 4.6) and sets the accessed and dirty bits. perm collects the entry's
-// write, user and no-execute bits over all levels. When it fails, c.fault
-// reports whether the guest is to blame.
-func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
+// walk translates a linear address as the CPU does (SDM 3, 4.5 and 4.6) and sets the
+// accessed and dirty bits. When it fails, c.fault reports whether the guest is to blame.
+func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 	if c.sregs.CR0&x86.CR0PG == 0 {
-		return addr & 0xffffffff, x86.PTEWritable | x86.PTEUser, true
+		return addr & 0xffffffff, true
 	}
 	if !canonical(addr) {
 		c.notCanonical = true
 		return c.noPage()
 	}
 	access |= c.userAccess
-	perm = x86.PTEWritable | x86.PTEUser
+	// perm collects the write, user and no-execute bits over all levels.
+	perm := uint64(x86.PTEWritable | x86.PTEUser)
 	table := c.sregs.CR3 & x86.PTEFrame
 	for shift := uint(39); ; shift -= 9 {
 		page := c.tables.mem.Page(table)
@@ -156,7 +172,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa, perm uint64, ok bool) {
 			c.tlb.large[1][addr>>giantShift%largeRegions] = true
 		}
 		mask := uint64(1)<<shift - 1
-		return pte&x86.PTEFrame&^mask | addr&mask, perm, true
+		return pte&x86.PTEFrame&^mask | addr&mask, true
 	}
 }
 
@@ -176,9 +192,9 @@ func (c *CPU) permitted(perm uint64, access uint32) bool {
 	return true
 }
 
-func (c *CPU) pageFault(addr uint64, err uint32) (uint64, uint64, bool) {
+func (c *CPU) pageFault(addr uint64, err uint32) (uint64, bool) {
 	c.fault = pageFault{valid: true, addr: addr, err: err}
-	return 0, 0, false
+	return 0, false
 }
 
 // forgetFailure is for who does without an access that has failed.
@@ -187,7 +203,7 @@ func (c *CPU) forgetFailure() { c.fault.valid, c.notCanonical, c.onDevice = fals
 // fill walks the page tables and remembers the result in the TLB. It returns
 // the entry, or nil when the access must fail.
 func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
-	gpa, perm, ok := c.walk(addr, access)
+	gpa, ok := c.walk(addr, access)
 	if !ok {
 		return nil
 	}
@@ -212,20 +228,18 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 {
 		c.tables.mem.WritePage(gpa)
 	}
-	vpn := addr >> 12
-	e := &c.tlb.data[vpn%tlbSize]
-	*e = tlbEntry{read: vpn + 1, host: unsafe.Pointer(page), user: perm&x86.PTEUser != 0}
+	e := &c.tlb.data[addr>>12%tlbSize]
+	*e = tlbEntry{read: addr &^ pageMask, write: ^(addr &^ pageMask), host: unsafe.Pointer(page)}
 	if access&pfWrite != 0 && !table {
-		e.write = vpn + 1
+		e.write = e.read
 	}
 	return e
 }
 
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {
-	vpn := addr >> 12
-	e := &c.tlb.data[vpn%tlbSize]
-	if e.read != vpn+1 || e.user && c.noUser {
+	e := &c.tlb.data[addr>>12%tlbSize]
+	if e.read != addr&^pageMask {
 		if e = c.fill(addr, 0); e == nil {
 			return nil
 		}
@@ -235,9 +249,8 @@ func (c *CPU) readable(addr uint64) unsafe.Pointer {
 
 // writable is readable for writing.
 func (c *CPU) writable(addr uint64) unsafe.Pointer {
-	vpn := addr >> 12
-	e := &c.tlb.data[vpn%tlbSize]
-	if e.write != vpn+1 || e.user && c.noUser {
+	e := &c.tlb.data[addr>>12%tlbSize]
+	if e.write != addr&^pageMask {
 		if e = c.fill(addr, pfWrite); e == nil {
 			return nil
 		}
@@ -372,7 +385,7 @@ func (c *CPU) fetch(addr uint64) bool {
 	vpn := addr >> 12
 	e := &c.tlb.code[vpn%itlbSize]
 	if e.tag != vpn+1 {
-		gpa, _, ok := c.walk(addr, pfFetch)
+		gpa, ok := c.walk(addr, pfFetch)
 		if !ok {
 			return false
 		}

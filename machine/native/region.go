@@ -1,0 +1,60 @@
+package native
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of the memory for regions, which is behind that of units.
+const (
+	regions     = 64
+	regionsSize = regions * RegionSize
+
+	// RegionSize is the size of a Region, in bytes.
+	RegionSize = 16 << 20
+)
+
+// Region is memory for code that its owner makes, as a translator does. Unlike a piece, the
+// code stays, and goes from one place of it to another by itself. It keeps its Frame's address
+// in RSP wherever it may trap or be interrupted. It belongs to one goroutine.
+type Region struct {
+	number int
+	// Code is for writing; it is executed at Base. Both have RegionSize bytes.
+	Code []byte
+	Base uint64
+}
+
+// NewRegion makes a region. Close gives it back. Safe for concurrent use. The error is
+// ErrNoMemory where there are too many, or that of New.
+func NewRegion() (*Region, error) {
+	shared.Lock()
+	defer shared.Unlock()
+	if err := prepare(); err != nil {
+		return nil, err
+	}
+	for n := range shared.regionInUse {
+		if !shared.regionInUse[n] {
+			shared.regionInUse[n] = true
+			return &Region{n, shared.code[codeSize+n*RegionSize:][:RegionSize:RegionSize], uint64(regionBase) + uint64(n)*RegionSize}, nil
+		}
+	}
+	return nil, ErrNoMemory
+}
+
+// Close gives the region back, and its memory to the system; it must not be used after that.
+func (r *Region) Close() error {
+	shared.Lock()
+	defer shared.Unlock()
+	shared.regionInUse[r.number] = false
+	return unix.Madvise(r.Code, unix.MADV_REMOVE)
+}
+
+// Enter executes the code at an address with f in RSP, until it goes to f.Return or traps.
+// What is in other registers then is nobody's.
+func (r *Region) Enter(f *Frame, at uint64) { enterFrame(f, at) }
+
+// FrameAddress is the address that the code has in RSP, for displacements.
+func FrameAddress(f *Frame) uint64 { return *(*uint64)(unsafe.Pointer(&f)) }
+
+func enterFrame(f *Frame, at uint64)
