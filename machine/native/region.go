@@ -1,8 +1,6 @@
 package native
 
 import (
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -53,8 +51,5 @@ func (r *Region) Close() error {
 // Enter executes the code at an address with f in RSP, until it goes to f.Return or traps.
 // What is in other registers then is nobody's.
 func (r *Region) Enter(f *Frame, at uint64) { enterFrame(f, at) }
-
-// FrameAddress is the address that the code has in RSP, for displacements.
-func FrameAddress(f *Frame) uint64 { return *(*uint64)(unsafe.Pointer(&f)) }
 
 func enterFrame(f *Frame, at uint64)

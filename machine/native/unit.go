@@ -130,7 +130,7 @@ func New() (*Unit, error) {
 		shared.inUse[n] = true
 		u := &Unit{number: n, code: shared.code[n<<unitShift : (n+1)<<unitShift], run: codeBase + uintptr(n)<<unitShift}
 		u.Context = (*Context)(unsafe.Pointer(&context[0]))
-		*u.Context = Context{mask: Components & x86.XCR0(), mxcsr: defaultMXCSR}
+		*u.Context = Context{mask: Components & x86.XCR0(), mxcsr: DefaultMXCSR}
 		if u.mask&(1<<2) != 0 {
 			u.avx = 1
 		}
@@ -139,7 +139,8 @@ func New() (*Unit, error) {
 	return nil, ErrNoMemory
 }
 
-const defaultMXCSR = 0x1f80
+// DefaultMXCSR is MXCSR as the Go runtime has it.
+const DefaultMXCSR = 0x1f80
 
 // Close gives the unit back; it must not be used after that.
 func (u *Unit) Close() error {
@@ -221,10 +222,7 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 	}
 	u.Flags &= arithmeticFlags
 	u.trap = 0
-	binary.LittleEndian.PutUint64(u.XSave[xsaveHeader:], u.mask)
-	clear(u.XSave[xsaveHeader+8 : xsaveHeader+64])
-	le := binary.LittleEndian
-	le.PutUint32(u.XSave[xsaveMXCSR:], le.Uint32(u.XSave[xsaveMXCSR:])&0xffff) // others may not be set
+	u.PrepareExtended()
 	start := u.run + uintptr(slot*slotSize)
 	enter(u.Context, start)
 	clear(u.XSave[xsavePointers : xsavePointers+16])
@@ -233,6 +231,24 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 	}
 	return Trap{}, true
 }
+
+// PrepareExtended makes XSave a state that XRSTOR takes with all of ExtendedMask.
+func (u *Unit) PrepareExtended() {
+	le := binary.LittleEndian
+	le.PutUint64(u.XSave[xsaveHeader:], u.mask)
+	clear(u.XSave[xsaveHeader+8 : xsaveHeader+64])
+	le.PutUint32(u.XSave[xsaveMXCSR:], le.Uint32(u.XSave[xsaveMXCSR:])&0xffff) // others may not be set
+}
+
+// Extended is the address of XSave, for code of a Region.
+func (u *Unit) Extended() uint64 {
+	p := &u.XSave
+	return *(*uint64)(unsafe.Pointer(&p))
+}
+
+// ExtendedMask is what of the extended state a unit has: those of Components that the host
+// has.
+func (u *Unit) ExtendedMask() uint64 { return u.mask }
 
 // Places in an XSAVE area (SDM 1, 13.4.1 and 13.4.2).
 const (

@@ -44,7 +44,7 @@ func newUnit(t testing.TB) *Unit {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { u.Close() })
-	binary.LittleEndian.PutUint32(u.XSave[24:], defaultMXCSR)
+	binary.LittleEndian.PutUint32(u.XSave[24:], DefaultMXCSR)
 	binary.LittleEndian.PutUint16(u.XSave[:], 0x37f)
 	return u
 }
@@ -88,7 +88,7 @@ func TestRun(t *testing.T) {
 		{name: "movdqu beyond the end", piece: Piece{Code: []byte{0xf3, 0x0f, 0x7f, 0x1d, 248, 0, 0, 0}, ScratchAt: 4, ScratchEnd: 8}, trap: 14},
 		{name: "divss by 0, not masked", piece: Piece{Code: []byte{0xf3, 0x0f, 0x5e, 0xc1}},
 			setup: func(u *Unit) {
-				le.PutUint32(u.XSave[24:], defaultMXCSR&^0x200)
+				le.PutUint32(u.XSave[24:], DefaultMXCSR&^0x200)
 				le.PutUint32(u.xmm(0), 0x3f800000)
 			}, trap: 19},
 		{name: "fld1; fldz; fdivp; fwait, not masked", piece: Piece{Code: []byte{0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, 0x9b}},

@@ -1,6 +1,9 @@
 package ring0
 
-import "vmm/internal/x86"
+import (
+	"vmm/internal/x86"
+	"vmm/machine/native"
+)
 
 // Run executes at most budget instructions of a complete CPU. It returns StopBudget,
 // StopAttention, StopExit, StopHalt, StopShutdown, StopBreakpoint or StopUnknown.
@@ -15,6 +18,7 @@ func (c *CPU) Run(budget int) Stop {
 			}
 			trace = c.sys&flagTF != 0
 		}
+		one := !trace && c.translatable(budget) && c.runTranslated()
 		insts := c.block()
 		if insts == nil {
 			n++
@@ -47,7 +51,7 @@ func (c *CPU) Run(budget int) Stop {
 			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
 				return StopShutdown
 			}
-			if c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.frame.Attention.Load() != 0 {
+			if one || c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.frame.Attention.Load() != 0 {
 				break
 			}
 		}
@@ -78,6 +82,9 @@ func (c *CPU) ended(s status) (Stop, bool) {
 
 // attend looks at why the CPU was asked to look up. It reports whether Run returns.
 func (c *CPU) attend(a uint32) (Stop, bool) {
+	if a&native.AttendRuntime != 0 { // to have returned from translated code is all
+		c.frame.Attention.And(^uint32(native.AttendRuntime))
+	}
 	switch {
 	case a&attendExit != 0:
 		c.frame.Attention.And(^uint32(attendExit))

@@ -24,6 +24,7 @@
 package ring0
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"vmm/internal/x86"
@@ -132,6 +133,8 @@ type CPU struct {
 	xcr0Known   bool
 
 	tlb        *tlb // the one in use, of frame.tlbs
+	tlbNumber  int
+	translator *translator // nil where all is interpreted
 	code       itlbEntry
 	noUser     bool   // SMAP forbids data accesses to user pages now
 	userAccess uint32 // pfUser at privilege level 3
@@ -230,7 +233,12 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 }
 
 // Close frees what New has taken. The executor must not be used after it.
-func (c *CPU) Close() error { return c.unit.Close() }
+func (c *CPU) Close() error {
+	if c.translator != nil {
+		return errors.Join(c.unit.Close(), c.translator.region.Close())
+	}
+	return c.unit.Close()
+}
 
 // Load takes the state that KVM left after an exit. IA32_KERNEL_GS_BASE is kept
 // from earlier: only kernel mode changes it.

@@ -51,6 +51,8 @@ type inst struct {
 	disp uint64
 	imm  uint64 // sign-extended
 
+	opcode uint32 // with the map's bytes, but for VEX and EVEX
+
 	len   uint8
 	size  uint8 // of the operands, in bytes
 	reg   uint8 // ModRM.reg or the register of the opcode
@@ -197,6 +199,7 @@ prefixes:
 // oneByte decodes the one-byte opcodes (SDM 2, table A-2).
 func (d *decoder) oneByte(op uint8) {
 	in := d.in
+	in.opcode = uint32(op)
 	switch {
 	case d.complete && d.completeByte(op):
 	case op < 0x40 && op&7 < 6:

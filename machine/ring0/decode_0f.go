@@ -4,6 +4,7 @@ package ring0
 func (d *decoder) twoByte() {
 	in := d.in
 	op := d.u8()
+	in.opcode = map0F | uint32(op)
 	switch {
 	case d.complete && d.completeTwo(op):
 	case op&0xf0 == 0x40:
@@ -220,6 +221,7 @@ func (d *decoder) group15() {
 func (d *decoder) threeByte38() {
 	in := d.in
 	op := d.u8()
+	in.opcode = map0F38 | uint32(op)
 	switch {
 	case op == 0x82 && d.op2:
 		d.modRM()

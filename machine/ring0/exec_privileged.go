@@ -257,6 +257,10 @@ func execXSetBV(c *CPU, _ *inst) status {
 		return c.gp0()
 	}
 	c.xcr0Known = false
+	if c.translator != nil { // which looks at it
+		c.translator.reset()
+		c.forgetJumps()
+	}
 	return done
 }
 

@@ -61,7 +61,7 @@ func (d *decoder) vector(op uint8) {
 			return // MOVDIR64B, ENQCMD: memory that a register addresses
 		}
 	case 0x3a:
-		d.u8()
+		d.in.opcode = map0F3A | uint32(d.u8())
 		f.imm = 1
 	default:
 		var ok bool

@@ -14,7 +14,34 @@ type frame struct {
 	// base is of segments, by segNone, segFS, ...
 	base [numSegs]uint64
 
-	tlbs [numTLBs]tlb
+	page    uint64 // the linear page of the block
+	flags   uint64 // AX as LAHF and SETO have left it
+	address uint64 // linear, of an access that was not in the TLB
+	temp    uint64
+	target  uint64 // of a call, while its return address is written
+	entry   uint64 // where to enter translated code
+	site    uint32 // where it has left, a number of translator.sites
+
+	// Whether the vector registers are the guest's; may be loaded from xsave; are to be.
+	vectorsLoaded, vectorsReady, vectorsWanted uint32
+
+	mxcsr uint32 // the host's
+	xsave uint64 // the address of the guest's extended state
+
+	jumps [numTLBs]jumpTable
+	tlbs  [numTLBs]tlb
+}
+
+// jumpTable leads from linear addresses to translations. An address that belongs into another
+// place matches nothing.
+type jumpTable struct {
+	from, to [jumpSlots]uint64
+}
+
+// empty forgets all jumps.
+func (j *jumpTable) empty() {
+	clear(j.from[:])
+	j.from[0] = 1
 }
 
 // The TLBs, by what the accesses may do.
@@ -29,10 +56,11 @@ const (
 func (c *CPU) chooseTLB() {
 	switch {
 	case c.userAccess != 0:
-		c.tlb = &c.frame.tlbs[tlbUser]
+		c.tlbNumber = tlbUser
 	case c.noUser:
-		c.tlb = &c.frame.tlbs[tlbKernel]
+		c.tlbNumber = tlbKernel
 	default:
-		c.tlb = &c.frame.tlbs[tlbKernelAll]
+		c.tlbNumber = tlbKernelAll
 	}
+	c.tlb = &c.frame.tlbs[c.tlbNumber]
 }

@@ -92,6 +92,7 @@ func (c *CPU) FlushTLB() {
 		c.frame.tlbs[i].empty()
 	}
 	c.code = itlbEntry{}
+	c.forgetJumps()
 }
 
 // flushPage forgets one page's translation, and any made of a page number
@@ -107,6 +108,7 @@ func (c *CPU) flushPage(addr uint64) {
 		}
 	}
 	c.code = itlbEntry{}
+	c.forgetJumps()
 }
 
 func canonical(a uint64) bool { return uint64(int64(a<<16)>>16) == a }

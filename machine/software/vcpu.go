@@ -9,6 +9,7 @@ import (
 	"vmm/internal/x86"
 	"vmm/kvm"
 	"vmm/machine/engine"
+	"vmm/machine/native"
 	"vmm/machine/ring0"
 	"vmm/machine/software/irqchip"
 )
@@ -57,6 +58,9 @@ func newVCPU(vm *VM, id int) (engine.VCPU, error) {
 		return nil, err
 	}
 	v.cpu = cpu
+	if err := cpu.Translate(); err != nil && !errors.Is(err, native.ErrNoMemory) {
+		return nil, errors.Join(err, cpu.Close())
+	}
 	v.apic = vm.chips.AddCPU(id, v)
 	v.msrs.reset()
 	v.setAPICBase(v.apic.Base(), v.apic.RestoreBase)

@@ -1,0 +1,322 @@
+package ring0
+
+import (
+	"unsafe"
+
+	"vmm/machine/native"
+)
+
+// Translation of blocks of 64-bit code to code for the host's CPU, which is the same kind of
+// CPU: an instruction becomes itself, with the host's registers in the place of the guest's
+// (homes), and each access to memory goes through the TLB in frame. What has no translation
+// ends a block and is interpreted, as is what a translation leaves, so that no fault,
+// interrupt or device is dealt with here.
+//
+// A block is found by the host's address of its code, and by the TLB that it uses. It
+// begins with a comparison of the guest's code with what was translated, so that code may
+// change as it likes, and from anywhere; and with a look at Attention. Blocks of one page go
+// to each other directly; between pages a table leads from linear addresses to translations,
+// which is emptied with the TLB. A block does not know its linear page, which is in frame.page.
+//
+// Between blocks the arithmetic flags are in frame.flags. Within a block they are the host's,
+// and saved where code of ours or the end of the block comes between them and who needs them.
+// So they are exact at the beginning of a block, and wherever the guest can compute with them.
+// A fault within a block may see older ones where the guest was about to overwrite them.
+
+// translator makes and keeps a CPU's translations.
+type translator struct {
+	assembler
+	region *native.Region
+	enter  int             // where to enter translated code
+	exit   int             // where it leaves, with exitSite set
+	begin  int             // behind the code that all blocks share
+	miss   [numTLBs][2]int // where an access goes that is not in a TLB, to read and to write
+	vector int             // loads the vector registers
+
+	components uint64 // that the guest has enabled
+	blocks     map[blockKey]*translation
+	sites      []exitSite
+	traps      []trapSite // in the order of their places
+
+	// Of the block that is being translated.
+	block      *translation
+	tlb        int
+	offset     uint32 // in the page, of the instruction
+	next       uint32 // of the one behind it
+	keep       uint16 // flags that it may not spoil before it is executed itself
+	live       uint16 // flags that are wanted behind it
+	wants      uint16 // flags that must be the host's when it is executed
+	hostFlags  bool   // flags are the host's
+	frameFlags bool   // frame.flags is exact
+	head       []int  // jumps to where the block gives up at its beginning
+	cold       []func()
+}
+
+// blockKey is what a translation is found by.
+type blockKey struct {
+	host uint64 // the host's address of the guest's code
+	tlb  int
+}
+
+// translation is a block in the host's code.
+type translation struct {
+	key   blockKey
+	entry int // in the region
+}
+
+// exitSite is a place where translated code leaves.
+type exitSite struct {
+	kind   exitKind
+	offset uint16 // in frame.page, of the instruction to go on with
+	at     uint32 // in the region: the jump to patch, or where to go on
+	block  *translation
+}
+
+// trapSite is an instruction in translated code that may trap.
+type trapSite struct {
+	at     uint32
+	offset uint16
+}
+
+// exitKind is why translated code left.
+type exitKind uint8
+
+const (
+	// exitLink goes on with another block: the jump can go there by itself.
+	exitLink exitKind = iota
+	// exitInterpret has an instruction without translation, or one that needs a slower way.
+	exitInterpret
+	// exitRead and exitWrite found nothing in the TLB for frame.address.
+	exitRead
+	exitWrite
+	// exitHead found that the CPU has to look up, or that the guest's code has changed.
+	exitHead
+	// exitVector needs the vector registers.
+	exitVector
+	// exitFar goes on at another page's address, which is in r[rIP].
+	exitFar
+	// exitTrap was made by the host's CPU.
+	exitTrap
+)
+
+const (
+	maxTranslated = 40 // instructions of a block
+	// blockRoom is more than a block's translation takes.
+	blockRoom = 64 << 10
+)
+
+// newTranslator makes a translator. The error is native.ErrNoMemory, or of the host.
+func newTranslator(f *frame, u *native.Unit) (*translator, error) {
+	region, err := native.NewRegion()
+	if err != nil {
+		return nil, err
+	}
+	t := &translator{region: region, assembler: assembler{b: region.Code}}
+	f.TrapExit = region.Base + uint64(t.common(u))
+	f.xsave, f.mxcsr = u.Extended(), native.DefaultMXCSR
+	t.begin = t.n
+	t.reset()
+	return t, nil
+}
+
+// reset forgets all translations.
+func (t *translator) reset() {
+	t.n = t.begin
+	t.blocks = map[blockKey]*translation{}
+	t.sites = append(t.sites[:0], exitSite{kind: exitTrap}, exitSite{kind: exitFar})
+	t.traps = t.traps[:0]
+}
+
+// Numbers of the sites that all blocks share.
+const (
+	siteNone = iota - 1
+	siteTrap
+	siteFar
+)
+
+// translate translates the block at code, which ends with its page, for a TLB. It returns nil
+// where not one instruction has a translation.
+func (t *translator) translate(code []byte, tlb int) *translation {
+	if t.n+blockRoom > len(t.b) {
+		t.reset()
+	}
+	mine := make([]byte, min(len(code), maxTranslated*maxInst))
+	copy(mine, code) // which the guest cannot change
+	first := unsafe.Pointer(&code[0])
+	key := blockKey{*(*uint64)(unsafe.Pointer(&first)), tlb}
+	b := t.plan(mine)
+	if len(b.insts) == 0 {
+		return nil
+	}
+	t.block = &translation{key: key, entry: t.n}
+	t.tlb = tlb
+	start := uint32(key.host & pageMask)
+	t.cold = t.cold[:0]
+	t.beginBlock(mine[:b.bytes], start, b.vectors)
+	t.hostFlags, t.frameFlags, t.next = false, true, start
+	for i := range b.insts {
+		in, p := &b.insts[i], &b.plans[i]
+		t.offset, t.next = t.next, t.next+uint32(in.len)
+		t.live, t.keep, t.wants = b.live[i+1], b.live[i], p.reads
+		if p.touches {
+			t.wants |= b.live[i+1] &^ p.kills
+		}
+		p.emit(t, in)
+		if p.touches {
+			t.hostFlags, t.frameFlags = true, false
+		}
+	}
+	if !b.leaves {
+		t.saveFlags()
+		if b.stopped {
+			t.land(t.jump(), t.stub(exitSite{kind: exitInterpret, offset: uint16(t.next)}))
+		} else {
+			t.jumpTo(int64(t.next))
+		}
+	}
+	for i := 0; i < len(t.cold); i++ { // they add to it
+		t.cold[i]()
+	}
+	t.blocks[key] = t.block
+	return t.block
+}
+
+// planned is a block's instructions and how to translate them.
+type planned struct {
+	insts   []inst
+	plans   []plan
+	live    []uint16 // the flags that are wanted in front of each, and behind the last
+	bytes   int
+	leaves  bool // the last one leaves the block
+	stopped bool // the one behind the last has no translation
+	vectors bool // some use the vector registers
+}
+
+// plan decodes a block and looks how to translate it.
+func (t *translator) plan(code []byte) (b planned) {
+	b.insts, b.plans = make([]inst, 0, maxTranslated), make([]plan, 0, maxTranslated)
+	for len(b.insts) < maxTranslated && b.bytes < len(code) && !b.leaves {
+		var in inst
+		if !decodeComplete(code[b.bytes:], &in, mode64) {
+			b.stopped = true
+			break
+		}
+		p := t.planOf(&in, code[b.bytes:b.bytes+int(in.len)])
+		if p.emit == nil {
+			b.stopped = true
+			break
+		}
+		b.insts, b.plans = append(b.insts, in), append(b.plans, p)
+		b.bytes += int(in.len)
+		b.leaves = p.leaves
+		b.vectors = b.vectors || p.vector
+	}
+	b.live = make([]uint16, len(b.insts)+1)
+	b.live[len(b.insts)] = arithFlags
+	for i := len(b.insts) - 1; i >= 0; i-- {
+		b.live[i] = b.live[i+1]&^b.plans[i].kills | b.plans[i].reads
+	}
+	return b
+}
+
+// beginBlock compares the guest's code with what is translated, looks at Attention, and has
+// the vector registers loaded if the block uses them.
+func (t *translator) beginBlock(code []byte, offset uint32, vectors bool) {
+	var gone []int
+	t.loadImm(hostRCX, t.block.key.host)
+	for i, n := 0, len(code); i < n; {
+		switch {
+		case n >= 8:
+			i = min(i, n-8) // the last one overlaps the one in front
+			t.loadImm(hostRAX, le.Uint64(code[i:]))
+			t.op(8, 0x3b, hostRAX, memory(hostRCX, int32(i)))
+			i += 8
+		case n >= 4:
+			i = min(i, n-4)
+			t.op(4, 0x81, extCMP, memory(hostRCX, int32(i)))
+			t.u32(le.Uint32(code[i:]))
+			i += 4
+		default:
+			t.op(1, 0x80, extCMP, memory(hostRCX, int32(i)))
+			t.bytes(code[i])
+			i++
+		}
+		gone = append(gone, t.jumpIf(ifNotEqual))
+	}
+	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
+	gone = append(gone, t.jumpIf(ifNotEqual))
+	t.cold = append(t.cold, func() {
+		stub := t.stub(exitSite{kind: exitHead, offset: uint16(offset)})
+		for _, site := range gone {
+			t.land(site, stub)
+		}
+	})
+	if vectors {
+		t.wantVectors(offset)
+	}
+}
+
+// wantVectors has the vector registers loaded.
+func (t *translator) wantVectors(offset uint32) {
+	t.arithmetic(4, extCMP, inFrameAt(offsetVectorsLoaded), 0)
+	absent, back := t.jumpIf(ifEqual), t.n
+	t.cold = append(t.cold, func() {
+		t.land(absent, t.n)
+		t.arithmetic(4, extCMP, inFrameAt(offsetVectorsReady), 0)
+		unready := t.jumpIf(ifEqual)
+		t.bytes(0x48, 0x8d, 0x05) // lea rax, [rip+...]
+		t.u32(uint32(back - t.n - 4))
+		t.land(t.jump(), t.vector)
+		t.land(unready, t.stub(exitSite{kind: exitVector, offset: uint16(offset)}))
+	})
+}
+
+// stub writes a place where translated code leaves, and returns where it is.
+func (t *translator) stub(s exitSite) int {
+	at := t.n
+	s.block = t.block
+	t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
+	t.land(t.jump(), t.exit)
+	t.sites = append(t.sites, s)
+	return at
+}
+
+// saveFlags makes frame.flags exact. It spoils RAX.
+func (t *translator) saveFlags() {
+	if t.frameFlags || !t.hostFlags {
+		return
+	}
+	t.bytes(0x9f)                             // lahf
+	t.op(1, map0F|0x90, 0, register(hostRAX)) // seto al
+	t.store(2, hostRAX, inFrameAt(offsetFlags))
+	t.frameFlags = true
+}
+
+// needFlags makes the flags that the instruction wants the host's. It spoils RAX.
+func (t *translator) needFlags() {
+	if t.hostFlags || t.wants == 0 {
+		return
+	}
+	t.op(4, map0F|0xb7, hostRAX, inFrameAt(offsetFlags)) // movzx
+	t.bytes(0x04, 0x7f)                                  // add al, 0x7f
+	t.bytes(0x9e)                                        // sahf
+	t.hostFlags = true
+}
+
+// needFlagsKeeping is needFlags that keeps RAX.
+func (t *translator) needFlagsKeeping() {
+	if t.hostFlags || t.wants == 0 {
+		return
+	}
+	t.store(8, hostRAX, inFrameAt(offsetTemp))
+	t.needFlags()
+	t.load(8, hostRAX, inFrameAt(offsetTemp))
+}
+
+// spoilFlags is in front of code that changes the host's flags. It spoils RAX.
+func (t *translator) spoilFlags() {
+	if t.keep != 0 {
+		t.saveFlags()
+	}
+	t.hostFlags = false
+}

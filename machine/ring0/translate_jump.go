@@ -1,0 +1,105 @@
+package ring0
+
+// Translations of what goes elsewhere, and of the stack.
+
+// stackSlot has the host's address of the eight bytes at the guest's stack pointer, and disp
+// behind it, put into RAX.
+func (t *translator) stackSlot(disp int32, write bool) {
+	t.spoilFlags()
+	t.lea(hostRAX, memory(homes[rSP], disp))
+	t.look(8, write, false)
+}
+
+// moveStack adds to the guest's stack pointer, and leaves the flags alone.
+func (t *translator) moveStack(by int32) { t.lea(homes[rSP], memory(homes[rSP], by)) }
+
+func (t *translator) push(in *inst) {
+	t.stackSlot(-8, true)
+	if in.opcode&^7 == 0x50 {
+		t.store(8, t.hold(in.reg, hostRCX), memory(hostRAX, 0))
+	} else {
+		t.storeImm(8, memory(hostRAX, 0), uint32(in.imm))
+	}
+	t.moveStack(-8)
+}
+
+func (t *translator) pop(in *inst) {
+	t.stackSlot(0, false)
+	reg := holder(in.reg, hostRCX)
+	t.load(8, reg, memory(hostRAX, 0))
+	t.keepIn(in.reg, reg)
+	t.moveStack(8)
+}
+
+func (t *translator) leave(*inst) {
+	t.spoilFlags()
+	t.move(hostRAX, homes[rBP])
+	t.look(8, false, false)
+	t.lea(homes[rSP], memory(homes[rBP], 8))
+	t.load(8, homes[rBP], memory(hostRAX, 0))
+}
+
+func (t *translator) jcc(in *inst) {
+	t.needFlags()
+	t.saveFlags()
+	site, target := t.jumpIf(in.op), int64(t.next)+int64(in.imm)
+	if target >= 0 && target < pageSize {
+		t.link(site, target)
+		return
+	}
+	t.cold = append(t.cold, func() {
+		t.land(site, t.n)
+		t.jumpTo(target)
+	})
+}
+
+func (t *translator) jmp(in *inst) {
+	t.saveFlags()
+	t.jumpTo(int64(t.next) + int64(in.imm))
+}
+
+// returnAddress writes the address of the next instruction below the stack pointer.
+func (t *translator) returnAddress() {
+	t.stackSlot(-8, true)
+	t.load(8, hostRCX, inFrameAt(offsetPage))
+	t.lea(hostRCX, memory(hostRCX, int32(t.next)))
+	t.store(8, hostRCX, memory(hostRAX, 0))
+}
+
+func (t *translator) call(in *inst) {
+	t.saveFlags()
+	t.returnAddress()
+	t.moveStack(-8)
+	t.jumpTo(int64(t.next) + int64(in.imm))
+}
+
+// rmTarget puts the r/m operand into RAX.
+func (t *translator) rmTarget(in *inst) {
+	t.saveFlags()
+	if in.mem {
+		t.access(in, 8, false)
+		t.load(8, hostRAX, memory(hostRAX, 0))
+	} else {
+		t.move(hostRAX, t.hold(in.rm, hostRAX))
+	}
+}
+
+func (t *translator) jmpRM(in *inst) {
+	t.rmTarget(in)
+	t.jumpFar(siteNone, nil)
+}
+
+func (t *translator) callRM(in *inst) {
+	t.rmTarget(in)
+	t.store(8, hostRAX, inFrameAt(offsetTarget))
+	t.returnAddress()
+	t.load(8, hostRAX, inFrameAt(offsetTarget))
+	t.jumpFar(siteNone, func() { t.moveStack(-8) })
+}
+
+func (t *translator) ret(in *inst) {
+	t.saveFlags()
+	t.stackSlot(0, false)
+	t.load(8, hostRAX, memory(hostRAX, 0))
+	t.jumpFar(siteNone, func() { t.moveStack(8 + int32(in.imm)) })
+}

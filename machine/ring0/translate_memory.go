@@ -1,0 +1,210 @@
+package ring0
+
+import "unsafe"
+
+// Places in frame that translated code uses.
+const (
+	offsetRegisters     = unsafe.Offsetof(frame{}.r)
+	offsetPage          = unsafe.Offsetof(frame{}.page)
+	offsetFlags         = unsafe.Offsetof(frame{}.flags)
+	offsetSite          = unsafe.Offsetof(frame{}.site)
+	offsetAddress       = unsafe.Offsetof(frame{}.address)
+	offsetTemp          = unsafe.Offsetof(frame{}.temp)
+	offsetTarget        = unsafe.Offsetof(frame{}.target)
+	offsetEntry         = unsafe.Offsetof(frame{}.entry)
+	offsetVectorsLoaded = unsafe.Offsetof(frame{}.vectorsLoaded)
+	offsetVectorsReady  = unsafe.Offsetof(frame{}.vectorsReady)
+	offsetVectorsWanted = unsafe.Offsetof(frame{}.vectorsWanted)
+	offsetTLBs          = unsafe.Offsetof(frame{}.tlbs)
+	offsetJumps         = unsafe.Offsetof(frame{}.jumps)
+
+	offsetTLBHost = unsafe.Offsetof(tlbEntry{}.host)
+)
+
+// tagOffset is where in frame the tags of a TLB for reading or writing begin.
+func tagOffset(tlb int, write bool) int32 {
+	at := offsetTLBs + uintptr(tlb)*unsafe.Sizeof(frame{}.tlbs[0])
+	if write {
+		at += unsafe.Offsetof(tlbEntry{}.write)
+	}
+	return int32(at)
+}
+
+// home is where in frame a guest's register has its place.
+func home(guest uint8) operand { return inFrameAt(offsetRegisters + 8*uintptr(guest)) }
+
+// segmentBase is where in frame a segment's base is.
+func segmentBase(seg uint8) operand {
+	return inFrameAt(unsafe.Offsetof(frame{}.base) + 8*uintptr(seg))
+}
+
+// hold returns the host's register that holds a guest's: temp where it is in the frame only.
+func (t *translator) hold(guest, temp uint8) uint8 {
+	if h := homes[guest]; h != inFrame {
+		return h
+	}
+	t.load(8, temp, home(guest))
+	return temp
+}
+
+// holder is hold without the value.
+func holder(guest, temp uint8) uint8 {
+	if h := homes[guest]; h != inFrame {
+		return h
+	}
+	return temp
+}
+
+// keepIn puts what holder or hold has returned back where it belongs.
+func (t *translator) keepIn(guest, host uint8) {
+	if homes[guest] == inFrame {
+		t.store(8, host, home(guest))
+	}
+}
+
+// addressable reports whether linear has a form for an address.
+func (t *translator) addressable(in *inst, next uint32) bool {
+	d := int64(in.disp)
+	if in.base == rIP {
+		d += int64(next)
+	}
+	return d == int64(int32(d)) && !in.addr4 && !in.addr2 && in.disp == uint64(int64(int32(in.disp)))
+}
+
+// offsetOf returns what addresses an operand but for its segment. It spoils RAX and RCX where
+// it uses them.
+func (t *translator) offsetOf(in *inst) operand {
+	d := int32(in.disp)
+	if in.base == rIP {
+		t.load(8, hostRAX, inFrameAt(offsetPage))
+		return memory(hostRAX, d+int32(t.next))
+	}
+	if in.base == rZero && in.index == rZero {
+		t.loadImm(hostRAX, uint64(int64(d)))
+		return memory(hostRAX, 0)
+	}
+	if in.base == rZero {
+		i := t.hold(in.index, hostRCX)
+		t.lea(hostRAX, operand{mem: true, noBase: true, index: i, scale: in.scale, disp: d})
+		return memory(hostRAX, 0)
+	}
+	o := memory(t.hold(in.base, hostRAX), d)
+	if in.index != rZero {
+		o.index, o.scale = t.hold(in.index, hostRCX), in.scale
+	}
+	return o
+}
+
+// access puts the host's address of an operand of size bytes into RAX. It spoils RCX, and the
+// host's flags.
+func (t *translator) access(in *inst, size int, write bool) {
+	t.spoilFlags()
+	o := t.offsetOf(in)
+	t.lea(hostRAX, o)
+	if in.seg == segFS || in.seg == segGS {
+		t.op(8, 0x03, hostRAX, segmentBase(in.seg))
+	}
+	t.look(size, write, in.lock)
+}
+
+// look has the host's address of the linear address in RAX put into RAX. What is locked and not
+// aligned is left to the interpreter.
+func (t *translator) look(size int, write, locked bool) {
+	again := t.n
+	kind := exitRead
+	which := 0
+	if write {
+		kind, which = exitWrite, 1
+	}
+	var slow []int
+	if locked && size > 1 {
+		t.bytes(0xa8, byte(size-1)) // test al, size-1
+		slow = append(slow, t.jumpIf(ifNotEqual))
+	}
+	const indexMask = (tlbSize - 1) << 5
+	t.op(4, 0x8b, hostRCX, register(hostRAX))
+	t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, 7
+	t.bytes(12 - 5)
+	t.op(4, 0x81, extAND, register(hostRCX))
+	t.u32(indexMask)
+	tag := inFrameAt(uintptr(tagOffset(t.tlb, write))).indexed(hostRCX)
+	t.op(8, 0x33, hostRAX, tag) // xor
+	t.op(8, 0x81, extCMP, register(hostRAX))
+	t.u32(uint32(pageSize - size))
+	absent := t.jumpIf(ifAbove)
+	host := tag
+	host.disp = tagOffset(t.tlb, false) + int32(offsetTLBHost)
+	t.op(8, 0x03, hostRAX, host)
+	site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(again)}
+	unaligned := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
+	t.cold = append(t.cold, func() {
+		t.land(absent, t.n)
+		t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
+		t.land(t.jump(), t.miss[t.tlb][which])
+		site.block = t.block
+		t.sites = append(t.sites, site)
+		if len(slow) > 0 {
+			t.land(slow[0], t.stub(unaligned))
+		}
+	})
+}
+
+// jumpTo goes on at an offset from the page's address, with frame.flags exact.
+func (t *translator) jumpTo(target int64) {
+	if target >= 0 && target < pageSize {
+		t.link(t.jump(), target)
+		return
+	}
+	t.load(8, hostRAX, inFrameAt(offsetPage))
+	t.lea(hostRAX, memory(hostRAX, int32(target)))
+	t.jumpFar(siteFar, nil)
+}
+
+// link has a jump go to a block of the page.
+func (t *translator) link(site int, target int64) {
+	t.cold = append(t.cold, func() {
+		t.land(site, t.stub(exitSite{kind: exitLink, offset: uint16(target), at: uint32(site)}))
+	})
+}
+
+// jumpSlots is the number of places in a table of jumps, jumpHash what places an address.
+const (
+	jumpBits  = 10
+	jumpSlots = 1 << jumpBits
+	jumpHash  = 0x9e3779b1
+)
+
+func jumpSlot(addr uint64) uint32 { return uint32(addr) * jumpHash >> (32 - jumpBits) }
+
+// jumpFar goes to the linear address in RAX, where it leads to a translation; else it leaves,
+// by siteFar or by what else is to be interpreted. last is done in front of the jump; it keeps
+// RCX.
+func (t *translator) jumpFar(site int, last func()) {
+	table := offsetJumps + uintptr(t.tlb)*unsafe.Sizeof(frame{}.jumps[0])
+	t.op(4, 0x69, hostRCX, register(hostRAX)) // imul
+	t.u32(jumpHash)
+	t.op(4, 0xc1, 5, register(hostRCX)) // shr
+	t.bytes(32 - jumpBits)
+	slot := inFrameAt(table).indexed(hostRCX).scaled(3)
+	t.op(8, 0x3b, hostRAX, slot)
+	absent := t.jumpIf(ifNotEqual)
+	t.op(8, 0x81, extAND, register(hostRAX))
+	t.u32(^uint32(pageMask))
+	t.store(8, hostRAX, inFrameAt(offsetPage))
+	if last != nil {
+		last()
+	}
+	slot.disp += int32(unsafe.Offsetof(frame{}.jumps[0].to))
+	t.op(4, 0xff, 4, slot) // jmp
+	offset := t.offset
+	t.cold = append(t.cold, func() {
+		t.land(absent, t.n)
+		if site == siteFar {
+			t.store(8, hostRAX, home(rIP))
+			t.storeImm(4, inFrameAt(offsetSite), siteFar)
+			t.land(t.jump(), t.exit)
+			return
+		}
+		t.stub(exitSite{kind: exitInterpret, offset: uint16(offset)})
+	})
+}

@@ -1,0 +1,165 @@
+package ring0
+
+import (
+	"fmt"
+	"slices"
+	"unsafe"
+)
+
+// hot is how often a block is interpreted before it is translated.
+const hot = 8
+
+// Translate has Run translate what it executes often. The error is that of native.NewRegion;
+// without a translator, all is interpreted.
+func (c *CPU) Translate() (err error) {
+	c.translator, err = newTranslator(c.frame, c.unit)
+	return err
+}
+
+// translatable reports whether Run may use translations now, budget instructions from its end.
+func (c *CPU) translatable(budget int) bool {
+	return c.translator != nil && c.mode == mode64 && c.Breakpoints == nil && budget > 1 && len(c.supplied) == 0
+}
+
+// runTranslated executes translations from RIP on until there is none, or until Run has to look
+// up. It reports whether the instruction at RIP, and only that, is to be interpreted.
+func (c *CPU) runTranslated() (one bool) {
+	t, f := c.translator, c.frame
+	var link *exitSite
+	for f.Attention.Load() == 0 {
+		b := c.translation()
+		if b == nil {
+			return false
+		}
+		if link != nil {
+			t.land(int(link.at), b.entry)
+			link = nil
+		}
+		rip := f.r[rIP]
+		slot := jumpSlot(rip)
+		jumps := &f.jumps[c.tlbNumber]
+		jumps.from[slot], jumps.to[slot] = rip, t.region.Base+uint64(b.entry)
+		f.page, f.vectorsWanted = rip&^pageMask, 0
+		s := c.enterTranslated(b.entry)
+		for (s.kind == exitRead || s.kind == exitWrite) && c.filled(s) {
+			s = c.enterTranslated(int(s.at))
+		}
+		if s.kind != exitFar && s.kind != exitTrap {
+			f.r[rIP] = f.page + uint64(s.offset)
+		}
+		switch s.kind {
+		case exitLink:
+			link = s
+		case exitHead:
+			if f.Attention.Load() == 0 {
+				t.replace(s.block)
+			}
+		case exitVector:
+			if !c.unitState() {
+				return true
+			}
+		case exitTrap:
+			c.trapInTranslated()
+			return true
+		case exitInterpret, exitRead, exitWrite:
+			return true
+		}
+	}
+	return false
+}
+
+// enterTranslated executes translated code from a place in the region on, and returns where it
+// has left.
+func (c *CPU) enterTranslated(at int) *exitSite {
+	t, f := c.translator, c.frame
+	flags := c.flags()
+	f.flags = flags&0xff<<8 | flags>>11&1
+	f.entry = t.region.Base + uint64(at)
+	f.vectorsReady = 0
+	if c.unitHas {
+		c.unit.PrepareExtended()
+		f.vectorsReady = 1
+	}
+	t.region.Enter(&f.Frame, t.region.Base+uint64(t.enter))
+	if f.vectorsWanted != 0 { // for they were in use
+		c.unitChanged = true
+	}
+	c.setArith(f.flags>>8&0xff | f.flags&1<<11)
+	return &t.sites[f.site]
+}
+
+// filled brings into the TLB what translated code has not found there. It reports false where
+// it cannot, or where the access goes on in another page.
+func (c *CPU) filled(s *exitSite) bool {
+	addr := c.frame.address
+	e := &c.tlb.data[addr>>12%tlbSize]
+	tag, access := e.read, uint32(0)
+	if s.kind == exitWrite {
+		tag, access = e.write, pfWrite
+	}
+	if tag == addr&^pageMask {
+		return false
+	}
+	if c.fill(addr, access) == nil {
+		c.forgetFailure()
+		return false
+	}
+	return true
+}
+
+// translation returns the translation of the block at RIP, nil where there is none.
+func (c *CPU) translation() *translation {
+	at := c.r[rIP]
+	if c.code.tag != at>>12+1 && !c.fetch(at) {
+		c.forgetFailure()
+		return nil
+	}
+	off := at & pageMask
+	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
+	first := unsafe.Pointer(&code[0])
+	if b := c.translator.blocks[blockKey{*(*uint64)(unsafe.Pointer(&first)), c.tlbNumber}]; b != nil {
+		return b
+	}
+	if !c.cache.hot(c.code.gpa + off) {
+		return nil
+	}
+	c.translator.components, _ = c.xcr0()
+	sites := len(c.translator.sites)
+	b := c.translator.translate(code, c.tlbNumber)
+	if len(c.translator.sites) < sites { // it began anew
+		c.forgetJumps()
+	}
+	return b
+}
+
+// forgetJumps empties the tables that lead from addresses to translations.
+func (c *CPU) forgetJumps() {
+	if c.translator != nil {
+		for i := range c.frame.jumps {
+			c.frame.jumps[i].empty()
+		}
+	}
+}
+
+// replace is for a block whose code the guest has changed: it leads to the new one, or to
+// none until there is one.
+func (t *translator) replace(old *translation) {
+	switch b := t.blocks[old.key]; {
+	case b == old:
+		delete(t.blocks, old.key)
+	case b != nil:
+		t.b[old.entry] = 0xe9 // jmp
+		t.land(old.entry+1, b.entry)
+	}
+}
+
+// trapInTranslated makes RIP that of the instruction whose translation has trapped.
+func (c *CPU) trapInTranslated() {
+	t, f := c.translator, c.frame
+	at := uint32(f.TrapAt - t.region.Base)
+	i, ok := slices.BinarySearchFunc(t.traps, at, func(s trapSite, at uint32) int { return int(s.at) - int(at) })
+	if !ok {
+		panic(fmt.Sprintf("exception %d in translated code at %#x: %x", f.Trap-1, at, t.b[at&^15:][:64]))
+	}
+	f.r[rIP] = f.page + uint64(t.traps[i].offset)
+}
