@@ -135,6 +135,7 @@ type CPU struct {
 	tlb        *tlb // the one in use, of frame.tlbs
 	tlbNumber  int
 	translator *translator // nil where all is interpreted
+	eager      bool        // what is executed once is translated, in tests
 	code       itlbEntry
 	noUser     bool   // SMAP forbids data accesses to user pages now
 	userAccess uint32 // pfUser at privilege level 3

@@ -2,6 +2,15 @@ package ring0
 
 import "slices"
 
+// TranslateAll has all be translated, and not just what is executed often.
+func (c *CPU) TranslateAll() error {
+	c.eager = true
+	return c.Translate()
+}
+
+// Translations is the number of blocks that are translated now.
+func (c *CPU) Translations() int { return len(c.translator.blocks) }
+
 // Comparable tells of an instruction whether the host's CPU can be given it in a test as it
 // is, with RBX, RSI, RDI and RSP pointing into memory that a test may change: it does not
 // jump, nor address memory by other registers, nor lie beyond its bytes. undefined are the

@@ -41,6 +41,8 @@ type cpuOracle struct {
 	cpu   *ring0.CPU
 	board idleBoard
 	mem   ram
+	// translated has the executor translate.
+	translated bool
 }
 
 // Where the executor's memory has what: tables, the code, and what the unit's scratch
@@ -51,18 +53,24 @@ const (
 	oracleData   = 0x200000
 )
 
-func newCPUOracle(t *testing.T) *cpuOracle {
+func newCPUOracle(t *testing.T, translated bool) *cpuOracle {
 	t.Helper()
 	unit, err := native.New()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unit.Close() })
-	o := &cpuOracle{unit: unit, mem: newMemory(t)}
+	o := &cpuOracle{unit: unit, mem: newMemory(t), translated: translated}
 	if o.cpu, err = ring0.NewComplete(&o.board, ring0.NewMemory(o.mem), [64]ring0.Component{2: {Offset: 576, Size: 256}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.cpu.Close() })
+	if translated {
+		o.cpu.TrapInt3 = true
+		if err := o.cpu.TranslateAll(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	free := uint64(oracleTables + 0x1000)
 	for linear, gpa := range map[uint64]uint64{o.scratch() &^ 4095: oracleData, oracleCode: oracleCode} {
 		table := uint64(oracleTables)
@@ -94,7 +102,8 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 	}
 	copy(o.memory(), o.unit.Scratch[:])
 	clear(o.mem[oracleCode : oracleCode+32])
-	copy(o.mem[oracleCode:], code)
+	const int3 = 0xcc
+	copy(o.mem[oracleCode:], append(code[:len(code):len(code)], int3))
 	seg := kvm.Segment{Selector: 0x2b, Type: 11, S: 1, DPL: 3, Present: 1, L: 1, G: 1, Limit: 0xffffffff}
 	ss := seg
 	ss.Type, ss.L = 3, 0
@@ -107,7 +116,11 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 	regs.RIP = oracleCode
 	regs.RFLAGS |= 0x200 // IF, as the host's programs have it
 	o.cpu.Reset(&regs, &kvm.Sregs{CS: seg, SS: ss, CR0: x86.CR0PE | x86.CR0PG | x86.CR0WP, CR3: oracleTables, CR4: x86.CR4PAE, EFER: x86.EFERLME | x86.EFERLMA})
-	stop := o.cpu.Run(1)
+	budget := 1
+	if o.translated {
+		budget = 1000
+	}
+	stop := o.cpu.Run(budget)
 	var got kvm.Regs
 	var sregs kvm.Sregs
 	o.cpu.Store(&got, &sregs)
@@ -153,8 +166,21 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 
 // TestAgainstCPU executes random instructions from random states in a complete CPU and on
 // the host's, and wants the same registers, flags, memory and exceptions.
-func TestAgainstCPU(t *testing.T) {
-	o := newCPUOracle(t)
+func TestAgainstCPU(t *testing.T) { eachOracle(t, testAgainstCPU) }
+
+// eachOracle runs a test with an executor that interprets, and with one that translates.
+func eachOracle(t *testing.T, test func(*testing.T, *cpuOracle)) {
+	t.Run("interpreted", func(t *testing.T) { test(t, newCPUOracle(t, false)) })
+	t.Run("translated", func(t *testing.T) {
+		o := newCPUOracle(t, true)
+		test(t, o)
+		if n := o.cpu.Translations(); n == 0 {
+			t.Error("nothing was translated")
+		}
+	})
+}
+
+func testAgainstCPU(t *testing.T, o *cpuOracle) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -184,8 +210,9 @@ func TestAgainstCPU(t *testing.T) {
 
 // TestProgramsAgainstCPU executes the instructions of programs of this machine's, one by
 // one and from random states, in a complete CPU and on the host's.
-func TestProgramsAgainstCPU(t *testing.T) {
-	o := newCPUOracle(t)
+func TestProgramsAgainstCPU(t *testing.T) { eachOracle(t, testProgramsAgainstCPU) }
+
+func testProgramsAgainstCPU(t *testing.T, o *cpuOracle) {
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	seen, compared := map[string]bool{}, 0
 	for _, path := range []string{"/lib/x86_64-linux-gnu/libc.so.6", "/lib/x86_64-linux-gnu/libm.so.6", "/usr/lib/x86_64-linux-gnu/libbfd-2.40-system.so", "/proc/self/exe"} {

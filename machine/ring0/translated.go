@@ -120,7 +120,7 @@ func (c *CPU) translation() *translation {
 	if b := c.translator.blocks[blockKey{*(*uint64)(unsafe.Pointer(&first)), c.tlbNumber}]; b != nil {
 		return b
 	}
-	if !c.cache.hot(c.code.gpa + off) {
+	if !c.eager && !c.cache.hot(c.code.gpa+off) {
 		return nil
 	}
 	c.translator.components, _ = c.xcr0()
