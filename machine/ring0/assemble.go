@@ -79,7 +79,8 @@ const (
 )
 
 // op writes an instruction of an operand size with a ModRM. reg is a register or an opcode's
-// extension. Where it is a register of one byte, it is never AH, CH, DH or BH.
+// extension. Those of one byte are never AH, CH, DH or BH, but for a register of rm with
+// byteHigh, for which no other operand may need a REX prefix.
 func (a *assembler) op(size uint8, opcode uint32, reg uint8, rm operand) {
 	a.opPrefixed(0, size, opcode, reg, rm)
 }
@@ -102,9 +103,11 @@ func (a *assembler) opPrefixed(prefix byte, size uint8, opcode uint32, reg uint8
 			rex |= rm.index >> 3 << 1
 		}
 	} else {
-		rex |= rm.reg >> 3
+		rex |= rm.reg >> 3 & 1
 	}
-	if rex != 0 || size == 1 || opcode>>4 == 0xfb { // byte registers; MOVZX and MOVSX have them, too
+	if !rm.mem && rm.reg >= byteHigh {
+		rm.reg, rex = rm.reg&^byteHigh|4, 0
+	} else if rex != 0 || size == 1 || opcode>>4 == 0xfb { // byte registers; MOVZX and MOVSX have them, too
 		a.bytes(0x40 | rex)
 	}
 	if opcode > 0xffff {
@@ -221,6 +224,7 @@ const (
 // Extensions of opcodes 0x81 and 0x83.
 const (
 	extADD = 0
+	extOR  = 1
 	extAND = 4
 	extCMP = 7
 )

@@ -146,6 +146,14 @@ func (c *CPU) DebugRegister(n int) uint64 { return c.debug[n] }
 // SetDebugRegister sets one.
 func (c *CPU) SetDebugRegister(n int, v uint64) { c.debug[n] = v }
 
+// SetWaiting tells whether an interrupt is waiting until the guest takes it.
+func (c *CPU) SetWaiting(on bool) {
+	c.frame.waiting = 0
+	if on {
+		c.frame.waiting = 1
+	}
+}
+
 // Deliver delivers an exception or interrupt that was in flight. It reports false if the
 // CPU has shut down.
 func (c *CPU) Deliver(e Exception, external bool) bool {

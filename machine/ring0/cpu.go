@@ -110,7 +110,6 @@ type CPU struct {
 	zv         uint64 // zero: ZF is set
 	sv         uint64 // its bit 63 is SF
 	pv         uint8  // the byte whose even parity is PF
-	sys        uint64 // all other bits of RFLAGS
 
 	kernelGSBase uint64
 	knownGSBase  uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds

@@ -14,6 +14,8 @@ type frame struct {
 	// base is of segments, by segNone, segFS, ...
 	base [numSegs]uint64
 
+	sys     uint64 // the bits of RFLAGS but for the arithmetic flags
+	waiting uint32 // an interrupt may be waiting until the guest takes it
 	page    uint64 // the linear page of the block
 	flags   uint64 // AX as LAHF and SETO have left it
 	address uint64 // linear, of an access that was not in the TLB

@@ -144,12 +144,12 @@ func (t *translator) translate(code []byte, tlb int) *translation {
 	copy(mine, code) // which the guest cannot change
 	first := unsafe.Pointer(&code[0])
 	key := blockKey{*(*uint64)(unsafe.Pointer(&first)), tlb}
+	t.tlb = tlb
 	b := t.plan(mine)
 	if len(b.insts) == 0 {
 		return nil
 	}
 	t.block = &translation{key: key, entry: t.n}
-	t.tlb = tlb
 	start := uint32(key.host & pageMask)
 	t.cold = t.cold[:0]
 	t.beginBlock(mine[:b.bytes], start, b.vectors)
@@ -210,6 +210,11 @@ func (t *translator) plan(code []byte) (b planned) {
 		b.bytes += int(in.len)
 		b.leaves = p.leaves
 		b.vectors = b.vectors || p.vector
+	}
+	if n := len(b.insts); n > 0 && b.insts[n-1].opcode == 0xfb && !b.stopped {
+		// Interrupts wait for the instruction behind STI, and so for the next block.
+		b.bytes -= int(b.insts[n-1].len)
+		b.insts, b.plans, b.stopped = b.insts[:n-1], b.plans[:n-1], true
 	}
 	b.live = make([]uint16, len(b.insts)+1)
 	b.live[len(b.insts)] = arithFlags

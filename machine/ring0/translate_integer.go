@@ -1,5 +1,7 @@
 package ring0
 
+import "unsafe"
+
 // Translations of instructions on general registers.
 
 // sizeOf is the size of a memory operand, in bytes.
@@ -24,6 +26,9 @@ func prefix(in *inst) byte {
 func (t *translator) rm(in *inst, write bool) operand {
 	if !in.mem {
 		t.needFlags()
+		if in.rm >= byteHigh {
+			return register(t.holdHigh(in.rm))
+		}
 		return register(t.hold(in.rm, hostRAX))
 	}
 	t.access(in, sizeOf(in), write)
@@ -33,8 +38,27 @@ func (t *translator) rm(in *inst, write bool) operand {
 
 // done puts a register that is the r/m operand back where it belongs.
 func (t *translator) done(in *inst) {
-	if !in.mem {
+	switch {
+	case in.mem:
+	case in.rm >= byteHigh:
+		t.keepHigh(in.rm)
+	default:
 		t.keepIn(in.rm, holder(in.rm, hostRAX))
+	}
+}
+
+// holdHigh is hold for AH, CH, DH or BH, in whose place only the host's of that name will do.
+func (t *translator) holdHigh(guest uint8) uint8 {
+	if full := guest &^ byteHigh; homes[full] != full {
+		t.move(full, homes[full])
+	}
+	return guest
+}
+
+// keepHigh puts what holdHigh has returned back where it belongs.
+func (t *translator) keepHigh(guest uint8) {
+	if full := guest &^ byteHigh; homes[full] != full {
+		t.move(homes[full], full)
 	}
 }
 
@@ -158,10 +182,9 @@ func (t *translator) moveImm(in *inst) {
 		t.loadImm(rm, v)
 		t.keepIn(in.rm, rm)
 	default:
-		rm := t.hold(in.rm, hostRAX)
-		t.op(in.size, 0xc6|wider(in.size), 0, register(rm))
+		t.op(in.size, 0xc6|wider(in.size), 0, t.rm(in, true))
 		t.imm(in.imm, in.size)
-		t.keepIn(in.rm, rm)
+		t.done(in)
 	}
 }
 
@@ -214,6 +237,16 @@ func (t *translator) compareExchange(in *inst) {
 // extend is MOVZX or MOVSX.
 func (t *translator) extend(in *inst) {
 	rm := t.rm(in, false)
+	if !in.mem && in.rm >= byteHigh {
+		t.op(4, in.opcode, hostRCX, rm) // the register may have a number for which there is none of these
+		if rm.reg = hostRCX; in.opcode == map0F|0xbe && in.size == 8 {
+			t.op(8, 0x63, hostRCX, rm) // movsxd
+		}
+		reg := t.hold(in.reg, hostRAX)
+		t.load(in.size, reg, rm)
+		t.keepIn(in.reg, reg)
+		return
+	}
 	reg := t.hold(in.reg, hostRCX)
 	t.op(in.size, in.opcode, reg, rm)
 	t.keepIn(in.reg, reg)
@@ -398,6 +431,24 @@ func (t *translator) setcc(in *inst) {
 func (t *translator) carry(in *inst) {
 	t.needFlags()
 	t.bytes(byte(in.opcode))
+}
+
+// interruptFlag is CLI or STI at level 0. Where an interrupt may be waiting for STI, that is
+// the interpreter's.
+func (t *translator) interruptFlag(in *inst) {
+	t.spoilFlags()
+	sys := inFrameAt(unsafe.Offsetof(frame{}.sys))
+	if in.opcode == 0xfa {
+		t.op(4, 0x81, extAND, sys)
+		t.u32(^uint32(flagIF))
+		return
+	}
+	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.waiting)), 0)
+	waiting := t.jumpIf(ifNotEqual)
+	t.op(4, 0x81, extOR, sys)
+	t.u32(flagIF)
+	site := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
+	t.cold = append(t.cold, func() { t.land(waiting, t.stub(site)) })
 }
 
 // fence is LFENCE, MFENCE or SFENCE.

@@ -1,5 +1,7 @@
 package ring0
 
+import "unsafe"
+
 // Translations of what goes elsewhere, and of the stack.
 
 // stackSlot has the host's address of the eight bytes at the guest's stack pointer, and disp
@@ -20,6 +22,36 @@ func (t *translator) push(in *inst) {
 	} else {
 		t.storeImm(8, memory(hostRAX, 0), uint32(in.imm))
 	}
+	t.moveStack(-8)
+}
+
+// pushRM pushes memory.
+func (t *translator) pushRM(in *inst) {
+	t.access(in, 8, false)
+	t.load(8, hostRCX, memory(hostRAX, 0))
+	t.store(8, hostRCX, inFrameAt(offsetTarget))
+	t.stackSlot(-8, true)
+	t.load(8, hostRCX, inFrameAt(offsetTarget))
+	t.store(8, hostRCX, memory(hostRAX, 0))
+	t.moveStack(-8)
+}
+
+// pushFlags is PUSHF. What LAHF and SETO have saved has the low byte in AH and OF in AL.
+func (t *translator) pushFlags(*inst) {
+	t.saveFlags()
+	t.spoilFlags()
+	t.op(4, map0F|0xb6, hostRCX, inFrameAt(offsetFlags+1))
+	t.op(4, map0F|0xb6, hostRAX, inFrameAt(offsetFlags))
+	t.op(4, 0xc1, 4, register(hostRAX)) // shl eax, 11
+	t.bytes(11)
+	t.op(4, 0x0b, hostRCX, register(hostRAX)) // or
+	t.op(4, 0x0b, hostRCX, inFrameAt(unsafe.Offsetof(frame{}.sys)))
+	t.op(4, 0x81, extAND, register(hostRCX))
+	t.u32(^uint32(flagRF | flagVM))
+	t.store(8, hostRCX, inFrameAt(offsetTarget))
+	t.stackSlot(-8, true)
+	t.load(8, hostRCX, inFrameAt(offsetTarget))
+	t.store(8, hostRCX, memory(hostRAX, 0))
 	t.moveStack(-8)
 }
 

@@ -24,8 +24,14 @@ func (t *translator) planOf(in *inst, code []byte) plan {
 		return plan{}
 	case in.form != (vectorForm{}):
 		return t.planVector(in, code)
-	case in.reg|in.rm >= byteHigh, in.lock && !in.mem:
+	case in.reg >= byteHigh && !extendsOpcode(in), in.rm >= byteHigh && !takesHigh(in), in.lock && !in.mem:
 		return plan{}
+	}
+	if in.opcode == 0xfa || in.opcode == 0xfb { // CLI, STI
+		if t.tlb == tlbUser {
+			return plan{}
+		}
+		return plan{emit: (*translator).interruptFlag}
 	}
 	p := planInteger(in)
 	if jumps := p.leaves || in.opcode&^0xf == map0F|0x80; jumps && (int64(in.imm) > maxJump || int64(in.imm) < -maxJump) {
@@ -39,6 +45,24 @@ func (t *translator) planOf(in *inst, code []byte) plan {
 
 // maxJump is how far a jump may go so that its target has a displacement from its page.
 const maxJump = 1<<31 - 2*pageSize
+
+// extendsOpcode reports whether ModRM.reg is a part of the opcode, and no register.
+func extendsOpcode(in *inst) bool {
+	switch op := in.opcode; {
+	case op == 0x80, op == 0xc0, op == 0xc6, op == 0xd0, op == 0xd2, op == 0xf6, op == 0xfe, op&^0xf == map0F|0x90:
+		return true
+	}
+	return false
+}
+
+// takesHigh reports whether the r/m operand may be AH, CH, DH or BH here.
+func takesHigh(in *inst) bool {
+	switch op := in.opcode; {
+	case op == 0x80, op == 0xc6, op == 0xfe, op == 0xf6 && in.op < 4, op&^7 == 0xb0, op == map0F|0xb6, op == map0F|0xbe:
+		return true
+	}
+	return false
+}
 
 // lockableOpcode reports whether LOCK may be in front (SDM 2, LOCK).
 func lockableOpcode(in *inst) bool {
@@ -134,6 +158,10 @@ func planByte(in *inst) plan {
 		return plan{emit: (*translator).extendRAX}
 	case 0x99:
 		return plan{emit: (*translator).extendRAX}
+	case 0x9c:
+		if in.size == 8 {
+			return plan{emit: (*translator).pushFlags, reads: arithFlags}
+		}
 	case 0xa8, 0xa9:
 		return arithmeticPlan((*translator).testImm)
 	case 0xc0, 0xc1, 0xd0, 0xd1:
@@ -184,6 +212,8 @@ func planGroup5(in *inst) plan {
 		return plan{emit: (*translator).callRM, leaves: true}
 	case in.op == 4:
 		return plan{emit: (*translator).jmpRM, leaves: true}
+	case in.op == 6 && in.size == 8 && in.mem:
+		return plan{emit: (*translator).pushRM}
 	}
 	return plan{}
 }

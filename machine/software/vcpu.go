@@ -162,6 +162,7 @@ func (v *vcpu) enter() ring0.Stop {
 	if !v.attend() {
 		return ring0.StopShutdown
 	}
+	v.cpu.SetWaiting(v.apic.Wanted() != 0)
 	switch {
 	case v.mp != kvm.MPStateRunnable:
 		return ring0.StopAttention
