@@ -14,6 +14,7 @@ const (
 // Bits of CR4 (2.5).
 const (
 	CR4PAE        = 1 << 5
+	CR4PGE        = 1 << 7
 	CR4OSFXSR     = 1 << 9
 	CR4OSXMMEXCPT = 1 << 10
 	CR4LA57       = 1 << 12 // page tables of five levels
@@ -36,6 +37,7 @@ const (
 	PTEUser     = 1 << 2
 	PTEAccessed = 1 << 5
 	PTEDirty    = 1 << 6
+	PTEGlobal   = 1 << 8
 	PTELarge    = 1 << 7 // PS: the page of a level above the last
 	PTENX       = 1 << 63
 	PTEFrame    = 0x000ffffffffff000 // the address

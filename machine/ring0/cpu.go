@@ -136,6 +136,7 @@ type CPU struct {
 	translator *translator // nil where all is interpreted
 	eager      bool        // what is executed once is translated, in tests
 	code       itlbEntry
+	global     bool   // the page that walk has found last
 	noUser     bool   // SMAP forbids data accesses to user pages now
 	userAccess uint32 // pfUser at privilege level 3
 	tables     *Tables

@@ -176,7 +176,7 @@ func (c *CPU) writeCR(n uint8, v uint64) status {
 			return c.gp0()
 		}
 		s.CR3 = v
-		c.FlushTLB()
+		c.flushLocal()
 	case 4:
 		if v&^cr4Allowed != 0 || v&x86.CR4PAE == 0 && s.EFER&x86.EFERLMA != 0 {
 			return c.gp0()

@@ -8,8 +8,8 @@ func (c *CPU) TranslateAll() error {
 	return c.Translate()
 }
 
-// Translations is the number of blocks that are translated now.
-func (c *CPU) Translations() int { return len(c.translator.blocks) }
+// Translated is the number of places where translations leave, of all that were made.
+func (c *CPU) Translated() int { return len(c.translator.sites) }
 
 // Comparable tells of an instruction whether the host's CPU can be given it in a test as it
 // is, with RBX, RSI, RDI and RSP pointing into memory that a test may change: it does not

@@ -38,12 +38,26 @@ type frame struct {
 // place matches nothing.
 type jumpTable struct {
 	from, to [jumpSlots]uint64
+
+	pages [jumpPages]bool // whether some may be in pages with a number of this remainder
+	local bool            // some are in a page that is not global
+}
+
+const jumpPages = 1024
+
+// add makes an address lead to a translation.
+func (j *jumpTable) add(from, to uint64, global bool) {
+	slot := jumpSlot(from)
+	j.from[slot], j.to[slot] = from, to
+	j.pages[from>>12%jumpPages] = true
+	j.local = j.local || !global
 }
 
 // empty forgets all jumps.
 func (j *jumpTable) empty() {
 	clear(j.from[:])
-	j.from[0] = 1
+	clear(j.pages[:])
+	j.from[0], j.local = 1, false
 }
 
 // The TLBs, by what the accesses may do.

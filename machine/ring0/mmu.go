@@ -14,6 +14,7 @@ const (
 	tlbSize  = 1024
 	itlbSize = 256
 
+	localSize    = 256
 	largeRegions = 256
 	largeShift   = 21
 	giantShift   = 30
@@ -23,6 +24,10 @@ const (
 type tlb struct {
 	data [tlbSize]tlbEntry
 	code [itlbSize]itlbEntry
+	// local are the places, in data, of what is not global, as many as there is room for:
+	// another CR3 makes only those void.
+	local  [localSize]uint16
+	locals int
 	// large tells in which regions of 2 MiB and of 1 GiB, by the remainder of their number,
 	// there may be parts of a large page: they all go when one of its addresses is
 	// invalidated.
@@ -61,21 +66,42 @@ type tlbEntry struct {
 	_           uint64 // translated code finds an entry by a shift
 }
 
+// clear makes an entry, of a place in its table, match nothing.
+func (e *tlbEntry) clear(place uint64) {
+	if *e = (tlbEntry{}); place == 0 {
+		e.read, e.write = elsewhere, elsewhere
+	}
+}
+
 // elsewhere is an address that does not belong into the first entry of a table.
 const elsewhere = pageSize
 
 // empty forgets all translations.
 func (t *tlb) empty() {
 	*t = tlb{}
-	t.data[0] = tlbEntry{read: elsewhere, write: elsewhere}
+	t.data[0].clear(0)
+}
+
+// emptyLocal forgets the translations of all pages that are not global.
+func (t *tlb) emptyLocal() {
+	if t.locals == localSize {
+		t.empty()
+		return
+	}
+	for _, place := range t.local[:t.locals] {
+		t.data[place].clear(uint64(place))
+	}
+	t.locals = 0
+	for i := range t.code {
+		if !t.code[i].global {
+			t.code[i] = itlbEntry{}
+		}
+	}
 }
 
 // forget forgets the translations in the place of a page.
 func (t *tlb) forget(vpn uint64) {
-	e := &t.data[vpn%tlbSize]
-	if *e = (tlbEntry{}); vpn%tlbSize == 0 {
-		e.read, e.write = elsewhere, elsewhere
-	}
+	t.data[vpn%tlbSize].clear(vpn % tlbSize)
 	t.code[vpn%itlbSize] = itlbEntry{}
 }
 
@@ -84,6 +110,20 @@ type itlbEntry struct {
 	tag  uint64
 	gpa  uint64
 	host unsafe.Pointer
+
+	global bool
+}
+
+// flushLocal forgets all translations of pages that are not global, as a write to CR3 does
+// (SDM 3, 4.10.4.1).
+func (c *CPU) flushLocal() {
+	for i := range c.frame.tlbs {
+		c.frame.tlbs[i].emptyLocal()
+	}
+	if !c.code.global {
+		c.code = itlbEntry{}
+	}
+	c.forgetLocalJumps()
 }
 
 // FlushTLB forgets all translations.
@@ -108,7 +148,7 @@ func (c *CPU) flushPage(addr uint64) {
 		}
 	}
 	c.code = itlbEntry{}
-	c.forgetJumps()
+	c.forgetJumpsTo(vpn)
 }
 
 func canonical(a uint64) bool { return uint64(int64(a<<16)>>16) == a }
@@ -121,9 +161,10 @@ func (c *CPU) noPage() (uint64, bool) {
 }
 
 // walk translates a linear address as the CPU does (SDM 3, 4.5 and 4.6) and sets the
-// accessed and dirty bits. When it fails, c.fault reports whether the guest is to blame.
+// accessed and dirty bits; c.global tells of the page. When it fails, c.fault reports whether the guest is to blame.
 func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 	if c.sregs.CR0&x86.CR0PG == 0 {
+		c.global = false
 		return addr & 0xffffffff, true
 	}
 	if !canonical(addr) {
@@ -173,6 +214,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 		case giantShift:
 			c.tlb.large[1][addr>>giantShift%largeRegions] = true
 		}
+		c.global = pte&x86.PTEGlobal != 0 && c.sregs.CR4&x86.CR4PGE != 0
 		mask := uint64(1)<<shift - 1
 		return pte&x86.PTEFrame&^mask | addr&mask, true
 	}
@@ -230,7 +272,12 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 {
 		c.tables.mem.WritePage(gpa)
 	}
-	e := &c.tlb.data[addr>>12%tlbSize]
+	place := addr >> 12 % tlbSize
+	e := &c.tlb.data[place]
+	if !c.global && c.tlb.locals < localSize {
+		c.tlb.local[c.tlb.locals] = uint16(place)
+		c.tlb.locals++
+	}
 	*e = tlbEntry{read: addr &^ pageMask, write: ^(addr &^ pageMask), host: unsafe.Pointer(page)}
 	if access&pfWrite != 0 && !table {
 		e.write = e.read
@@ -395,7 +442,7 @@ func (c *CPU) fetch(addr uint64) bool {
 		if page == nil {
 			return false
 		}
-		*e = itlbEntry{tag: vpn + 1, gpa: gpa &^ pageMask, host: unsafe.Pointer(page)}
+		*e = itlbEntry{tag: vpn + 1, gpa: gpa &^ pageMask, host: unsafe.Pointer(page), global: c.global}
 	}
 	c.code = *e
 	return true

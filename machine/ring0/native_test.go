@@ -174,8 +174,8 @@ func eachOracle(t *testing.T, test func(*testing.T, *cpuOracle)) {
 	t.Run("translated", func(t *testing.T) {
 		o := newCPUOracle(t, true)
 		test(t, o)
-		if n := o.cpu.Translations(); n == 0 {
-			t.Error("nothing was translated")
+		if n := o.cpu.Translated(); n < 10000 {
+			t.Errorf("translations have just %d ends", n)
 		}
 	})
 }

@@ -169,7 +169,7 @@ func (t *translator) link(site int, target int64) {
 
 // jumpSlots is the number of places in a table of jumps, jumpHash what places an address.
 const (
-	jumpBits  = 10
+	jumpBits  = 11
 	jumpSlots = 1 << jumpBits
 	jumpHash  = 0x9e3779b1
 )

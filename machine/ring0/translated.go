@@ -36,9 +36,7 @@ func (c *CPU) runTranslated() (one bool) {
 			link = nil
 		}
 		rip := f.r[rIP]
-		slot := jumpSlot(rip)
-		jumps := &f.jumps[c.tlbNumber]
-		jumps.from[slot], jumps.to[slot] = rip, t.region.Base+uint64(b.entry)
+		f.jumps[c.tlbNumber].add(rip, t.region.Base+uint64(b.entry), c.code.global)
 		f.page, f.vectorsWanted = rip&^pageMask, 0
 		s := c.enterTranslated(b.entry)
 		for (s.kind == exitRead || s.kind == exitWrite) && c.filled(s) {
@@ -137,6 +135,28 @@ func (c *CPU) forgetJumps() {
 	if c.translator != nil {
 		for i := range c.frame.jumps {
 			c.frame.jumps[i].empty()
+		}
+	}
+}
+
+// forgetLocalJumps is forgetJumps but for what leads to global pages.
+func (c *CPU) forgetLocalJumps() {
+	if c.translator != nil {
+		for i := range c.frame.jumps {
+			if j := &c.frame.jumps[i]; j.local {
+				j.empty()
+			}
+		}
+	}
+}
+
+// forgetJumpsTo is forgetJumps for what may lead to a page.
+func (c *CPU) forgetJumpsTo(vpn uint64) {
+	if c.translator != nil {
+		for i := range c.frame.jumps {
+			if j := &c.frame.jumps[i]; j.pages[vpn%jumpPages] {
+				j.empty()
+			}
 		}
 	}
 }
