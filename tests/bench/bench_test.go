@@ -11,7 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,20 +79,30 @@ func timed(t *testing.T, name string, args ...string) time.Duration {
 	return d
 }
 
-// ratio reports b/a of pairs measured one after the other: the median, and
+// ratio reports a/b of pairs measured one after the other: the median, and
 // the range.
 func ratio(t *testing.T, what string, a, b []float64, unit string) {
 	t.Helper()
+	r := ratios(a, b)
+	fmt.Printf("%-34s %.3f (%.3f to %.3f)   ours %.4g %s, theirs %.4g %s\n",
+		what, r.median, r.least, r.most, spreadOf(a).median, unit, spreadOf(b).median, unit)
+}
+
+// spread is what is said of several measurements.
+type spread struct{ median, least, most float64 }
+
+func spreadOf(values []float64) spread {
+	s := slices.Sorted(slices.Values(values))
+	return spread{s[len(s)/2], s[0], s[len(s)-1]}
+}
+
+// ratios is of a/b, pair by pair: what disturbs both of a pair is not in it.
+func ratios(a, b []float64) spread {
 	r := make([]float64, len(a))
 	for i := range a {
 		r[i] = a[i] / b[i]
 	}
-	for _, s := range [][]float64{r, a, b} {
-		sort.Float64s(s)
-	}
-	n := len(r)
-	fmt.Printf("%-34s %.3f (%.3f to %.3f)   ours %.4g %s, theirs %.4g %s\n",
-		what, r[n/2], r[0], r[n-1], a[n/2], unit, b[n/2], unit)
+	return spreadOf(r)
 }
 
 // TestCompareStart compares the time from exec to exit.

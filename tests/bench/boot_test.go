@@ -116,11 +116,12 @@ func bootInitrd(t *testing.T, script string) string {
 }
 
 // passage is a guest's way from exec to exit: what KVM had counted where it said
-// that it is there, and when.
+// that it is there, and when, and all that it said.
 type passage struct {
 	counts map[string]counters
 	at     map[string]time.Duration
 	total  time.Duration
+	said   string
 }
 
 // pass runs a VMM until its guest ends.
@@ -147,8 +148,9 @@ func pass(t *testing.T, name string, args ...string) passage {
 		n, err := out.Read(buf)
 		all.Write(buf[:n])
 		for line := range strings.Lines(all.String()) {
-			if where, ok := strings.CutPrefix(strings.TrimSpace(line), "AT "); ok && strings.HasSuffix(line, "\n") && p.counts[where] == nil {
-				p.counts[where], p.at[where] = readCounters(before), time.Since(start)
+			where, ok := strings.CutPrefix(strings.TrimSpace(line), "AT ")
+			if _, known := p.at[where]; ok && !known && strings.HasSuffix(line, "\n") {
+				p.at[where], p.counts[where] = time.Since(start), readCounters(before)
 			}
 		}
 		if err == io.EOF {
@@ -156,11 +158,11 @@ func pass(t *testing.T, name string, args ...string) passage {
 		}
 	}
 	c.Wait()
-	p.total = time.Since(start)
+	p.total, p.said = time.Since(start), all.String()
 	if !kill.Stop() {
 		t.Fatalf("%s did not end within %v:\n%s", name, limit, all.String())
 	}
-	if p.counts["init"] == nil {
+	if _, ok := p.at["init"]; !ok {
 		t.Fatalf("%s did not come to its init:\n%s", name, all.String())
 	}
 	return p
