@@ -111,10 +111,9 @@ type CPU struct {
 	sv         uint64 // its bit 63 is SF
 	pv         uint8  // the byte whose even parity is PF
 
-	kernelGSBase uint64
-	knownGSBase  uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
-	sregs        kvm.Sregs
-	sregsDirty   bool
+	knownGSBase uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
+	sregs       kvm.Sregs
+	sregsDirty  bool
 
 	host       Host
 	components [64]Component
@@ -253,6 +252,10 @@ func (c *CPU) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 	if sregs.CR3 != c.sregs.CR3 || sregs.CR0 != c.sregs.CR0 || sregs.CR4 != c.sregs.CR4 || sregs.EFER != c.sregs.EFER {
 		c.FlushTLB()
 	}
+	if (sregs.CR4^c.sregs.CR4)&x86.CR4SMAP != 0 {
+		c.forgetTranslations()
+	}
+	c.ForgetSyscalls()
 	c.sregs = *sregs
 	c.sregsDirty = false
 	if !c.xChanged && !c.unitChanged {

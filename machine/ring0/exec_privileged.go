@@ -55,30 +55,41 @@ func execSyscall(c *CPU, in *inst) status {
 	mask, _ := c.host.MSR(MSRSFMask)
 	flags := c.flags()
 	c.r[rCX], c.r[r11] = c.r[rIP], flags&^flagRF
-	sel := uint16(star>>32) &^ 3
-	c.sregs.CS, c.sregs.SS = flatSegment(sel, true, 0), flatSegment(sel+8, false, 0)
+	c.kernelSegments(star)
 	c.r[rIP] = target
 	c.setFlags(flags &^ (mask | flagRF))
 	c.setMode()
+	if entry == MSRLStar {
+		c.syscalls(target, mask)
+	}
 	return done
+}
+
+// kernelSegments and userSegments are CS and SS after SYSCALL, and after SYSRET to 64-bit code.
+func (c *CPU) kernelSegments(star uint64) {
+	sel := uint16(star>>32) &^ 3
+	c.sregs.CS, c.sregs.SS = flatSegment(sel, true, 0), flatSegment(sel+8, false, 0)
+}
+
+func (c *CPU) userSegments(star uint64) {
+	sel := uint16(star>>48) | 3
+	c.sregs.CS, c.sregs.SS = flatSegment(sel+16, true, 3), flatSegment(sel+8, false, 3)
 }
 
 // execSysRetComplete returns to user mode, 64-bit or 32-bit (SDM 2, SYSRET).
 func execSysRetComplete(c *CPU, in *inst) status {
 	star, _ := c.host.MSR(MSRStar)
-	sel := uint16(star>>48) | 3
 	if in.size == 8 && !canonical(c.r[rCX]) {
 		return c.gp0()
 	}
 	was := c.InterruptsOn()
-	c.sregs.CS = flatSegment(sel+16, true, 3)
+	c.userSegments(star)
 	c.r[rIP] = c.r[rCX]
 	if in.size != 8 {
-		c.sregs.CS = flatSegment(sel, true, 3)
+		c.sregs.CS = flatSegment(uint16(star>>48)|3, true, 3)
 		c.sregs.CS.L, c.sregs.CS.DB = 0, 1
 		c.r[rIP] = uint64(uint32(c.r[rCX]))
 	}
-	c.sregs.SS = flatSegment(sel+8, false, 3)
 	c.setFlags(c.r[r11]&^(flagRF|flagVM) | flagOne)
 	c.setMode()
 	if !was && c.InterruptsOn() {
@@ -181,7 +192,11 @@ func (c *CPU) writeCR(n uint8, v uint64) status {
 		if v&^cr4Allowed != 0 || v&x86.CR4PAE == 0 && s.EFER&x86.EFERLMA != 0 {
 			return c.gp0()
 		}
+		if (s.CR4^v)&x86.CR4SMAP != 0 {
+			c.forgetTranslations()
+		}
 		s.CR4 = v
+		c.ForgetSyscalls()
 		c.FlushTLB()
 		c.updateSMAP()
 	case 8:
@@ -257,10 +272,7 @@ func execXSetBV(c *CPU, _ *inst) status {
 		return c.gp0()
 	}
 	c.xcr0Known = false
-	if c.translator != nil { // which looks at it
-		c.translator.reset()
-		c.forgetJumps()
-	}
+	c.forgetTranslations()
 	return done
 }
 
@@ -275,7 +287,11 @@ func (c *CPU) readMSR() status {
 
 func (c *CPU) writeMSR(v uint64) status {
 	index := uint32(c.r[rCX])
-	if index == MSREFER {
+	switch index {
+	case MSRStar, MSRLStar, MSRSFMask:
+		c.ForgetSyscalls()
+	case MSREFER:
+		c.ForgetSyscalls()
 		return c.writeEFER(v)
 	}
 	if !c.board.WriteMSR(index, v) {

@@ -14,15 +14,20 @@ type frame struct {
 	// base is of segments, by segNone, segFS, ...
 	base [numSegs]uint64
 
-	sys     uint64 // the bits of RFLAGS but for the arithmetic flags
-	waiting uint32 // an interrupt may be waiting until the guest takes it
-	page    uint64 // the linear page of the block
-	flags   uint64 // AX as LAHF and SETO have left it
-	address uint64 // linear, of an access that was not in the TLB
-	temp    uint64
-	target  uint64 // of a call, while its return address is written
-	entry   uint64 // where to enter translated code
-	site    uint32 // where it has left, a number of translator.sites
+	sys uint64 // the bits of RFLAGS but for the arithmetic flags
+
+	kernelGSBase uint64
+	// Where SYSCALL goes, and what it clears in RFLAGS; 0 where that is the interpreter's.
+	syscallTarget, syscallMask uint64
+	moved, movedTo             uint32 // what changed the TLB, and to which
+	waiting                    uint32 // an interrupt may be waiting until the guest takes it
+	page                       uint64 // the linear page of the block
+	flags                      uint64 // AX as LAHF and SETO have left it
+	address                    uint64 // linear, of an access that was not in the TLB
+	temp                       uint64
+	target                     uint64 // of a call, while its return address is written
+	entry                      uint64 // where to enter translated code
+	site                       uint32 // where it has left, a number of translator.sites
 
 	// Whether the vector registers are the guest's; may be loaded from xsave; are to be.
 	vectorsLoaded, vectorsReady, vectorsWanted uint32

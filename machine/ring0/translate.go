@@ -34,6 +34,7 @@ type translator struct {
 	vector int             // loads the vector registers
 
 	components uint64 // that the guest has enabled
+	smap       bool   // CR4.SMAP
 	blocks     map[blockKey]*translation
 	sites      []exitSite
 	traps      []trapSite // in the order of their places
@@ -68,7 +69,7 @@ type translation struct {
 type exitSite struct {
 	kind   exitKind
 	offset uint16 // in frame.page, of the instruction to go on with
-	at     uint32 // in the region: the jump to patch, or where to go on
+	at     uint32 // in the region: the jump to patch, or where to go on; of an exitJump, what to add to RSP
 	block  *translation
 }
 
@@ -95,6 +96,8 @@ const (
 	exitVector
 	// exitFar goes on at another page's address, which is in r[rIP].
 	exitFar
+	// exitJump goes on at frame.address, by a jump that can have an exception.
+	exitJump
 	// exitTrap was made by the host's CPU.
 	exitTrap
 )
@@ -129,8 +132,7 @@ func (t *translator) reset() {
 
 // Numbers of the sites that all blocks share.
 const (
-	siteNone = iota - 1
-	siteTrap
+	siteTrap = iota
 	siteFar
 )
 

@@ -1,7 +1,5 @@
 package ring0
 
-import "unsafe"
-
 // Translations of instructions on general registers.
 
 // sizeOf is the size of a memory operand, in bytes.
@@ -437,18 +435,16 @@ func (t *translator) carry(in *inst) {
 // the interpreter's.
 func (t *translator) interruptFlag(in *inst) {
 	t.spoilFlags()
-	sys := inFrameAt(unsafe.Offsetof(frame{}.sys))
+	sys := inFrameAt(offsetSys)
 	if in.opcode == 0xfa {
 		t.op(4, 0x81, extAND, sys)
 		t.u32(^uint32(flagIF))
 		return
 	}
-	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.waiting)), 0)
-	waiting := t.jumpIf(ifNotEqual)
+	t.arithmetic(4, extCMP, inFrameAt(offsetWaiting), 0)
+	t.interpretIf(ifNotEqual)
 	t.op(4, 0x81, extOR, sys)
 	t.u32(flagIF)
-	site := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
-	t.cold = append(t.cold, func() { t.land(waiting, t.stub(site)) })
 }
 
 // fence is LFENCE, MFENCE or SFENCE.

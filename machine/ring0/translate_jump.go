@@ -1,7 +1,5 @@
 package ring0
 
-import "unsafe"
-
 // Translations of what goes elsewhere, and of the stack.
 
 // stackSlot has the host's address of the eight bytes at the guest's stack pointer, and disp
@@ -36,18 +34,24 @@ func (t *translator) pushRM(in *inst) {
 	t.moveStack(-8)
 }
 
-// pushFlags is PUSHF. What LAHF and SETO have saved has the low byte in AH and OF in AL.
-func (t *translator) pushFlags(*inst) {
-	t.saveFlags()
-	t.spoilFlags()
+// flagsToRCX composes RFLAGS, but for RF and VM, of what is in frame. What LAHF and SETO have
+// saved has the low byte in AH and OF in AL. It spoils RAX.
+func (t *translator) flagsToRCX() {
 	t.op(4, map0F|0xb6, hostRCX, inFrameAt(offsetFlags+1))
 	t.op(4, map0F|0xb6, hostRAX, inFrameAt(offsetFlags))
 	t.op(4, 0xc1, 4, register(hostRAX)) // shl eax, 11
 	t.bytes(11)
 	t.op(4, 0x0b, hostRCX, register(hostRAX)) // or
-	t.op(4, 0x0b, hostRCX, inFrameAt(unsafe.Offsetof(frame{}.sys)))
+	t.op(4, 0x0b, hostRCX, inFrameAt(offsetSys))
 	t.op(4, 0x81, extAND, register(hostRCX))
 	t.u32(^uint32(flagRF | flagVM))
+}
+
+// pushFlags is PUSHF.
+func (t *translator) pushFlags(*inst) {
+	t.saveFlags()
+	t.spoilFlags()
+	t.flagsToRCX()
 	t.store(8, hostRCX, inFrameAt(offsetTarget))
 	t.stackSlot(-8, true)
 	t.load(8, hostRCX, inFrameAt(offsetTarget))
@@ -116,9 +120,14 @@ func (t *translator) rmTarget(in *inst) {
 	}
 }
 
+// jumpSite is where a jump leaves that adds to RSP.
+func (t *translator) jumpSite(by int32) *exitSite {
+	return &exitSite{kind: exitJump, offset: uint16(t.offset), at: uint32(by)}
+}
+
 func (t *translator) jmpRM(in *inst) {
 	t.rmTarget(in)
-	t.jumpFar(siteNone, nil)
+	t.jumpFar(t.tlb, t.jumpSite(0), nil)
 }
 
 func (t *translator) callRM(in *inst) {
@@ -126,12 +135,13 @@ func (t *translator) callRM(in *inst) {
 	t.store(8, hostRAX, inFrameAt(offsetTarget))
 	t.returnAddress()
 	t.load(8, hostRAX, inFrameAt(offsetTarget))
-	t.jumpFar(siteNone, func() { t.moveStack(-8) })
+	t.jumpFar(t.tlb, t.jumpSite(-8), func() { t.moveStack(-8) })
 }
 
 func (t *translator) ret(in *inst) {
 	t.saveFlags()
 	t.stackSlot(0, false)
 	t.load(8, hostRAX, memory(hostRAX, 0))
-	t.jumpFar(siteNone, func() { t.moveStack(8 + int32(in.imm)) })
+	by := 8 + int32(in.imm)
+	t.jumpFar(t.tlb, t.jumpSite(by), func() { t.moveStack(by) })
 }

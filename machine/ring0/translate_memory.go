@@ -9,6 +9,9 @@ const (
 	offsetFlags         = unsafe.Offsetof(frame{}.flags)
 	offsetSite          = unsafe.Offsetof(frame{}.site)
 	offsetAddress       = unsafe.Offsetof(frame{}.address)
+	offsetSys           = unsafe.Offsetof(frame{}.sys)
+	offsetWaiting       = unsafe.Offsetof(frame{}.waiting)
+	offsetSyscall       = unsafe.Offsetof(frame{}.syscallTarget)
 	offsetTemp          = unsafe.Offsetof(frame{}.temp)
 	offsetTarget        = unsafe.Offsetof(frame{}.target)
 	offsetEntry         = unsafe.Offsetof(frame{}.entry)
@@ -157,7 +160,7 @@ func (t *translator) jumpTo(target int64) {
 	}
 	t.load(8, hostRAX, inFrameAt(offsetPage))
 	t.lea(hostRAX, memory(hostRAX, int32(target)))
-	t.jumpFar(siteFar, nil)
+	t.jumpFar(t.tlb, nil, nil)
 }
 
 // link has a jump go to a block of the page.
@@ -176,11 +179,11 @@ const (
 
 func jumpSlot(addr uint64) uint32 { return uint32(addr) * jumpHash >> (32 - jumpBits) }
 
-// jumpFar goes to the linear address in RAX, where it leads to a translation; else it leaves,
-// by siteFar or by what else is to be interpreted. last is done in front of the jump; it keeps
-// RCX.
-func (t *translator) jumpFar(site int, last func()) {
-	table := offsetJumps + uintptr(t.tlb)*unsafe.Sizeof(frame{}.jumps[0])
+// jumpFar goes to the linear address in RAX, where that leads to a translation for a TLB. Else
+// it leaves: by site, if that is not nil, before anything has happened; else with RIP set. last
+// is done in front of the jump; it keeps RCX.
+func (t *translator) jumpFar(tlb int, site *exitSite, last func()) {
+	table := offsetJumps + uintptr(tlb)*unsafe.Sizeof(frame{}.jumps[0])
 	t.op(4, 0x69, hostRCX, register(hostRAX)) // imul
 	t.u32(jumpHash)
 	t.op(4, 0xc1, 5, register(hostRCX)) // shr
@@ -196,15 +199,15 @@ func (t *translator) jumpFar(site int, last func()) {
 	}
 	slot.disp += int32(unsafe.Offsetof(frame{}.jumps[0].to))
 	t.op(4, 0xff, 4, slot) // jmp
-	offset := t.offset
 	t.cold = append(t.cold, func() {
 		t.land(absent, t.n)
-		if site == siteFar {
-			t.store(8, hostRAX, home(rIP))
-			t.storeImm(4, inFrameAt(offsetSite), siteFar)
-			t.land(t.jump(), t.exit)
+		if site != nil {
+			t.store(8, hostRAX, inFrameAt(offsetAddress))
+			t.stub(*site)
 			return
 		}
-		t.stub(exitSite{kind: exitInterpret, offset: uint16(offset)})
+		t.store(8, hostRAX, home(rIP))
+		t.storeImm(4, inFrameAt(offsetSite), siteFar)
+		t.land(t.jump(), t.exit)
 	})
 }

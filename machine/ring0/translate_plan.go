@@ -19,6 +19,9 @@ type plan struct {
 
 // planOf returns how to translate an instruction.
 func (t *translator) planOf(in *inst, code []byte) plan {
+	if p := t.planLevel(in, code); p.emit != nil {
+		return p
+	}
 	switch {
 	case in.priv != 0, in.addr4, in.addr2, in.mem && !t.addressable(in, pageSize):
 		return plan{}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"unsafe"
+
+	"vmm/internal/x86"
 )
 
 // hot is how often a block is interpreted before it is translated.
@@ -46,6 +48,12 @@ func (c *CPU) runTranslated() (one bool) {
 			f.r[rIP] = f.page + uint64(s.offset)
 		}
 		switch s.kind {
+		case exitJump:
+			if !canonical(f.address) {
+				return true
+			}
+			f.r[rIP] = f.address
+			f.r[rSP] += uint64(int32(s.at))
 		case exitLink:
 			link = s
 		case exitHead:
@@ -79,6 +87,9 @@ func (c *CPU) enterTranslated(at int) *exitSite {
 		f.vectorsReady = 1
 	}
 	t.region.Enter(&f.Frame, t.region.Base+uint64(t.enter))
+	if f.moved != 0 {
+		c.arrived()
+	}
 	if f.vectorsWanted != 0 { // for they were in use
 		c.unitChanged = true
 	}
@@ -122,6 +133,7 @@ func (c *CPU) translation() *translation {
 		return nil
 	}
 	c.translator.components, _ = c.xcr0()
+	c.translator.smap = c.sregs.CR4&x86.CR4SMAP != 0
 	sites := len(c.translator.sites)
 	b := c.translator.translate(code, c.tlbNumber)
 	if len(c.translator.sites) < sites { // it began anew
@@ -158,6 +170,14 @@ func (c *CPU) forgetJumpsTo(vpn uint64) {
 				j.empty()
 			}
 		}
+	}
+}
+
+// forgetTranslations is for what they were made for and that has changed.
+func (c *CPU) forgetTranslations() {
+	if c.translator != nil {
+		c.translator.reset()
+		c.forgetJumps()
 	}
 }
 

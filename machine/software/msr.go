@@ -255,6 +255,7 @@ func (v *vcpu) MSR(index uint32) (uint64, error) {
 
 // SetMSR implements engine.VCPU.
 func (v *vcpu) SetMSR(index uint32, x uint64) error {
+	v.cpu.ForgetSyscalls()
 	switch index {
 	case ring0.MSRKernelGSBase:
 		v.cpu.SetKernelGSBase(x)
