@@ -30,6 +30,7 @@ type block struct {
 type blocks struct {
 	table [cacheSize]block
 	insts []inst // of all of them
+	spare []inst // those of before, of which some may be being executed
 	split [1]inst
 
 	// code is what the block was decoded from that block returned last, and at the value of
@@ -80,7 +81,7 @@ func (c *blocks) hot(gpa uint64) bool {
 // goes on in the next page.
 func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 	if len(c.cache.insts)+maxBlock > maxInsts {
-		c.cache.insts = make([]inst, 0, maxInsts) // for some of the old are being executed
+		c.cache.insts, c.cache.spare = c.cache.spare[:0], c.cache.insts
 		for i := range c.cache.table {
 			c.cache.table[i].key = 0
 		}

@@ -42,7 +42,7 @@ type frame struct {
 // jumpTable leads from linear addresses to translations. An address that belongs into another
 // place matches nothing.
 type jumpTable struct {
-	from, to [jumpSlots]uint64
+	from, to [1 << maxJumpBits]uint64
 
 	pages [jumpPages]bool // whether some may be in pages with a number of this remainder
 	local bool            // some are in a page that is not global
@@ -50,17 +50,18 @@ type jumpTable struct {
 
 const jumpPages = 1024
 
-// add makes an address lead to a translation.
-func (j *jumpTable) add(from, to uint64, global bool) {
-	slot := jumpSlot(from)
+// addJump makes an address lead to a translation for a TLB.
+func (f *frame) addJump(tlb int, from, to uint64, global bool) {
+	j, slot := &f.jumps[tlb], jumpSlot(tlb, from)
 	j.from[slot], j.to[slot] = from, to
 	j.pages[from>>12%jumpPages] = true
 	j.local = j.local || !global
 }
 
-// empty forgets all jumps.
-func (j *jumpTable) empty() {
-	clear(j.from[:])
+// emptyJumps forgets all jumps of a TLB.
+func (f *frame) emptyJumps(tlb int) {
+	j := &f.jumps[tlb]
+	clear(j.from[:1<<jumpBits[tlb]])
 	clear(j.pages[:])
 	j.from[0], j.local = 1, false
 }

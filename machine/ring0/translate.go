@@ -33,14 +33,16 @@ type translator struct {
 	miss   [numTLBs][2]int // where an access goes that is not in a TLB, to read and to write
 	vector int             // loads the vector registers
 
-	components uint64 // that the guest has enabled
-	smap       bool   // CR4.SMAP
-	blocks     map[blockKey]*translation
+	components uint64        // that the guest has enabled
+	smap       bool          // CR4.SMAP
+	blocks     []translation // by number
+	table      blockTable
+	resets     int
 	sites      []exitSite
 	traps      []trapSite // in the order of their places
 
 	// Of the block that is being translated.
-	block      *translation
+	block      uint32
 	tlb        int
 	offset     uint32 // in the page, of the instruction
 	next       uint32 // of the one behind it
@@ -51,18 +53,19 @@ type translator struct {
 	frameFlags bool   // frame.flags is exact
 	head       []int  // jumps to where the block gives up at its beginning
 	cold       []func()
-}
 
-// blockKey is what a translation is found by.
-type blockKey struct {
-	host uint64 // the host's address of the guest's code
-	tlb  int
+	code  [maxTranslated * maxInst]byte
+	insts [maxTranslated]inst
+	plans [maxTranslated]plan
+	lives [maxTranslated + 1]uint16
 }
 
 // translation is a block in the host's code.
 type translation struct {
-	key   blockKey
-	entry int // in the region
+	host  uint64 // the host's address of the guest's code
+	entry uint32 // in the region
+	tlb   uint8
+	gone  bool // the guest's code has changed
 }
 
 // exitSite is a place where translated code leaves.
@@ -70,7 +73,7 @@ type exitSite struct {
 	kind   exitKind
 	offset uint16 // in frame.page, of the instruction to go on with
 	at     uint32 // in the region: the jump to patch, or where to go on; of an exitJump, what to add to RSP
-	block  *translation
+	block  uint32
 }
 
 // trapSite is an instruction in translated code that may trap.
@@ -125,7 +128,9 @@ func newTranslator(f *frame, u *native.Unit) (*translator, error) {
 // reset forgets all translations.
 func (t *translator) reset() {
 	t.n = t.begin
-	t.blocks = map[blockKey]*translation{}
+	t.blocks = append(t.blocks[:0], translation{}) // none
+	clear(t.table[:])
+	t.resets++
 	t.sites = append(t.sites[:0], exitSite{kind: exitTrap}, exitSite{kind: exitFar})
 	t.traps = t.traps[:0]
 }
@@ -136,23 +141,22 @@ const (
 	siteFar
 )
 
-// translate translates the block at code, which ends with its page, for a TLB. It returns nil
+// translate translates the block at code, which ends with its page, for a TLB. It returns 0
 // where not one instruction has a translation.
-func (t *translator) translate(code []byte, tlb int) *translation {
-	if t.n+blockRoom > len(t.b) {
+func (t *translator) translate(code []byte, tlb int) (block uint32) {
+	if t.n+blockRoom > len(t.b) || len(t.blocks) > len(t.table)/2 {
 		t.reset()
 	}
-	mine := make([]byte, min(len(code), maxTranslated*maxInst))
-	copy(mine, code) // which the guest cannot change
-	first := unsafe.Pointer(&code[0])
-	key := blockKey{*(*uint64)(unsafe.Pointer(&first)), tlb}
+	mine := t.code[:copy(t.code[:], code)] // which the guest cannot change
+	host := hostAddress(code)
 	t.tlb = tlb
 	b := t.plan(mine)
 	if len(b.insts) == 0 {
-		return nil
+		return 0
 	}
-	t.block = &translation{key: key, entry: t.n}
-	start := uint32(key.host & pageMask)
+	t.block = uint32(len(t.blocks))
+	t.blocks = append(t.blocks, translation{host: host, tlb: uint8(tlb), entry: uint32(t.n)})
+	start := uint32(host & pageMask)
 	t.cold = t.cold[:0]
 	t.beginBlock(mine[:b.bytes], start, b.vectors)
 	t.hostFlags, t.frameFlags, t.next = false, true, start
@@ -179,8 +183,40 @@ func (t *translator) translate(code []byte, tlb int) *translation {
 	for i := 0; i < len(t.cold); i++ { // they add to it
 		t.cold[i]()
 	}
-	t.blocks[key] = t.block
+	t.table.add(t.blocks, t.block)
 	return t.block
+}
+
+// hostAddress is where the guest's code is in this process.
+func hostAddress(code []byte) uint64 {
+	first := unsafe.Pointer(&code[0])
+	return *(*uint64)(unsafe.Pointer(&first))
+}
+
+// blockTable finds blocks by their code and TLB: it holds numbers of blocks, with 0 for none,
+// each in the first free place from that of its hash on.
+type blockTable [1 << 17]uint32
+
+func blockHash(host uint64, tlb int) uint32 {
+	return uint32((host*3+uint64(tlb))*0x9e3779b97f4a7c15>>32) % uint32(len(blockTable{}))
+}
+
+func (t *blockTable) add(blocks []translation, n uint32) {
+	i := blockHash(blocks[n].host, int(blocks[n].tlb))
+	for t[i] != 0 {
+		i = (i + 1) % uint32(len(t))
+	}
+	t[i] = n
+}
+
+// find returns the number of a block, 0 if there is none.
+func (t *blockTable) find(blocks []translation, host uint64, tlb int) uint32 {
+	for i := blockHash(host, tlb); t[i] != 0; i = (i + 1) % uint32(len(t)) {
+		if b := &blocks[t[i]]; b.host == host && int(b.tlb) == tlb && !b.gone {
+			return t[i]
+		}
+	}
+	return 0
 }
 
 // planned is a block's instructions and how to translate them.
@@ -196,7 +232,7 @@ type planned struct {
 
 // plan decodes a block and looks how to translate it.
 func (t *translator) plan(code []byte) (b planned) {
-	b.insts, b.plans = make([]inst, 0, maxTranslated), make([]plan, 0, maxTranslated)
+	b.insts, b.plans = t.insts[:0], t.plans[:0]
 	for len(b.insts) < maxTranslated && b.bytes < len(code) && !b.leaves {
 		var in inst
 		if !decodeComplete(code[b.bytes:], &in, mode64) {
@@ -218,7 +254,7 @@ func (t *translator) plan(code []byte) (b planned) {
 		b.bytes -= int(b.insts[n-1].len)
 		b.insts, b.plans, b.stopped = b.insts[:n-1], b.plans[:n-1], true
 	}
-	b.live = make([]uint16, len(b.insts)+1)
+	b.live = t.lives[:len(b.insts)+1]
 	b.live[len(b.insts)] = arithFlags
 	for i := len(b.insts) - 1; i >= 0; i-- {
 		b.live[i] = b.live[i+1]&^b.plans[i].kills | b.plans[i].reads
@@ -230,7 +266,7 @@ func (t *translator) plan(code []byte) (b planned) {
 // the vector registers loaded if the block uses them.
 func (t *translator) beginBlock(code []byte, offset uint32, vectors bool) {
 	var gone []int
-	t.loadImm(hostRCX, t.block.key.host)
+	t.loadImm(hostRCX, t.blocks[t.block].host)
 	for i, n := 0, len(code); i < n; {
 		switch {
 		case n >= 8:

@@ -170,14 +170,16 @@ func (t *translator) link(site int, target int64) {
 	})
 }
 
-// jumpSlots is the number of places in a table of jumps, jumpHash what places an address.
+// jumpBits are the binary logarithms of the numbers of places in the tables of jumps: user
+// mode's is emptied with each change of CR3. jumpHash places an address.
+var jumpBits = [numTLBs]uint8{tlbKernel: maxJumpBits, tlbUser: 11, tlbKernelAll: 11}
+
 const (
-	jumpBits  = 11
-	jumpSlots = 1 << jumpBits
-	jumpHash  = 0x9e3779b1
+	maxJumpBits = 14
+	jumpHash    = 0x9e3779b1
 )
 
-func jumpSlot(addr uint64) uint32 { return uint32(addr) * jumpHash >> (32 - jumpBits) }
+func jumpSlot(tlb int, addr uint64) uint32 { return uint32(addr) * jumpHash >> (32 - jumpBits[tlb]) }
 
 // jumpFar goes to the linear address in RAX, where that leads to a translation for a TLB. Else
 // it leaves: by site, if that is not nil, before anything has happened; else with RIP set. last
@@ -187,7 +189,7 @@ func (t *translator) jumpFar(tlb int, site *exitSite, last func()) {
 	t.op(4, 0x69, hostRCX, register(hostRAX)) // imul
 	t.u32(jumpHash)
 	t.op(4, 0xc1, 5, register(hostRCX)) // shr
-	t.bytes(32 - jumpBits)
+	t.bytes(32 - jumpBits[tlb])
 	slot := inFrameAt(table).indexed(hostRCX).scaled(3)
 	t.op(8, 0x3b, hostRAX, slot)
 	absent := t.jumpIf(ifNotEqual)

@@ -27,20 +27,21 @@ func (c *CPU) translatable(budget int) bool {
 // up. It reports whether the instruction at RIP, and only that, is to be interpreted.
 func (c *CPU) runTranslated() (one bool) {
 	t, f := c.translator, c.frame
-	var link *exitSite
+	link, resets := 0, t.resets
 	for f.Attention.Load() == 0 {
-		b := c.translation()
-		if b == nil {
+		n := c.translation()
+		if n == 0 {
 			return false
 		}
-		if link != nil {
-			t.land(int(link.at), b.entry)
-			link = nil
+		b := &t.blocks[n]
+		if link != 0 && t.resets == resets {
+			t.land(link, int(b.entry))
 		}
+		link = 0
 		rip := f.r[rIP]
-		f.jumps[c.tlbNumber].add(rip, t.region.Base+uint64(b.entry), c.code.global)
+		f.addJump(c.tlbNumber, rip, t.region.Base+uint64(b.entry), c.code.global)
 		f.page, f.vectorsWanted = rip&^pageMask, 0
-		s := c.enterTranslated(b.entry)
+		s := c.enterTranslated(int(b.entry))
 		for (s.kind == exitRead || s.kind == exitWrite) && c.filled(s) {
 			s = c.enterTranslated(int(s.at))
 		}
@@ -55,7 +56,7 @@ func (c *CPU) runTranslated() (one bool) {
 			f.r[rIP] = f.address
 			f.r[rSP] += uint64(int32(s.at))
 		case exitLink:
-			link = s
+			link, resets = int(s.at), t.resets
 		case exitHead:
 			if f.Attention.Load() == 0 {
 				t.replace(s.block)
@@ -116,27 +117,27 @@ func (c *CPU) filled(s *exitSite) bool {
 	return true
 }
 
-// translation returns the translation of the block at RIP, nil where there is none.
-func (c *CPU) translation() *translation {
+// translation returns the number of the block at RIP, 0 where there is none.
+func (c *CPU) translation() uint32 {
 	at := c.r[rIP]
 	if c.code.tag != at>>12+1 && !c.fetch(at) {
 		c.forgetFailure()
-		return nil
+		return 0
 	}
 	off := at & pageMask
 	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
-	first := unsafe.Pointer(&code[0])
-	if b := c.translator.blocks[blockKey{*(*uint64)(unsafe.Pointer(&first)), c.tlbNumber}]; b != nil {
+	t := c.translator
+	if b := t.table.find(t.blocks, hostAddress(code), c.tlbNumber); b != 0 {
 		return b
 	}
 	if !c.eager && !c.cache.hot(c.code.gpa+off) {
-		return nil
+		return 0
 	}
-	c.translator.components, _ = c.xcr0()
-	c.translator.smap = c.sregs.CR4&x86.CR4SMAP != 0
-	sites := len(c.translator.sites)
-	b := c.translator.translate(code, c.tlbNumber)
-	if len(c.translator.sites) < sites { // it began anew
+	t.components, _ = c.xcr0()
+	t.smap = c.sregs.CR4&x86.CR4SMAP != 0
+	resets := t.resets
+	b := t.translate(code, c.tlbNumber)
+	if t.resets != resets {
 		c.forgetJumps()
 	}
 	return b
@@ -146,7 +147,7 @@ func (c *CPU) translation() *translation {
 func (c *CPU) forgetJumps() {
 	if c.translator != nil {
 		for i := range c.frame.jumps {
-			c.frame.jumps[i].empty()
+			c.frame.emptyJumps(i)
 		}
 	}
 }
@@ -156,7 +157,7 @@ func (c *CPU) forgetLocalJumps() {
 	if c.translator != nil {
 		for i := range c.frame.jumps {
 			if j := &c.frame.jumps[i]; j.local {
-				j.empty()
+				c.frame.emptyJumps(i)
 			}
 		}
 	}
@@ -167,7 +168,7 @@ func (c *CPU) forgetJumpsTo(vpn uint64) {
 	if c.translator != nil {
 		for i := range c.frame.jumps {
 			if j := &c.frame.jumps[i]; j.pages[vpn%jumpPages] {
-				j.empty()
+				c.frame.emptyJumps(i)
 			}
 		}
 	}
@@ -183,14 +184,13 @@ func (c *CPU) forgetTranslations() {
 
 // replace is for a block whose code the guest has changed: it leads to the new one, or to
 // none until there is one.
-func (t *translator) replace(old *translation) {
-	switch b := t.blocks[old.key]; {
-	case b == old:
-		delete(t.blocks, old.key)
-	case b != nil:
+func (t *translator) replace(n uint32) {
+	old := &t.blocks[n]
+	if b := t.table.find(t.blocks, old.host, int(old.tlb)); old.gone && b != 0 {
 		t.b[old.entry] = 0xe9 // jmp
-		t.land(old.entry+1, b.entry)
+		t.land(int(old.entry)+1, int(t.blocks[b].entry))
 	}
+	old.gone = true
 }
 
 // trapInTranslated makes RIP that of the instruction whose translation has trapped.
