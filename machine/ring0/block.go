@@ -22,7 +22,6 @@ type block struct {
 	key   uint64 // the physical address of the first byte, plus one, and the mode: 0 is empty
 	insts []inst
 	bytes int
-	hits  uint8 // how often it was used, up to hot
 	code  [maxBlockBytes]byte
 }
 
@@ -53,28 +52,14 @@ func (c *CPU) block() []inst {
 	}
 	off := at & pageMask
 	key := (c.code.gpa + off + 1) | uint64(c.mode)<<62
-	b := c.cache.place(key)
+	b := &c.cache.table[(key^key>>13)%cacheSize]
 	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
 	c.cache.at = c.r[rIP]
 	if b.key == key && string(code[:b.bytes]) == string(b.code[:b.bytes]) || c.decodeBlock(b, key, code) {
 		c.cache.code = b.code[:b.bytes]
-		b.hits = min(b.hits+1, hot)
 		return b.insts
 	}
 	return c.decodeSplit(at, code)
-}
-
-func (c *blocks) place(key uint64) *block { return &c.table[(key^key>>13)%cacheSize] }
-
-// hot reports whether the block of 64-bit code at gpa was used often, since it was asked last.
-func (c *blocks) hot(gpa uint64) bool {
-	key := gpa + 1 | mode64<<62
-	b := c.place(key)
-	if b.key != key || b.hits < hot {
-		return false
-	}
-	b.hits = 0
-	return true
 }
 
 // decodeBlock makes b the block of the instructions in code. It reports false if the first
@@ -110,7 +95,7 @@ func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 		return false
 	}
 	c.cache.insts = c.cache.insts[:from+count]
-	b.key, b.bytes, b.hits, b.insts = key, n, 0, insts[:count:count]
+	b.key, b.bytes, b.insts = key, n, insts[:count:count]
 	return true
 }
 

@@ -133,7 +133,6 @@ type CPU struct {
 	tlb        *tlb // the one in use, of frame.tlbs
 	tlbNumber  int
 	translator *translator // nil where all is interpreted
-	eager      bool        // what is executed once is translated, in tests
 	code       itlbEntry
 	global     bool   // the page that walk has found last
 	noUser     bool   // SMAP forbids data accesses to user pages now

@@ -2,12 +2,6 @@ package ring0
 
 import "slices"
 
-// TranslateAll has all be translated, and not just what is executed often.
-func (c *CPU) TranslateAll() error {
-	c.eager = true
-	return c.Translate()
-}
-
 // Translated is the number of places where translations leave, of all that were made.
 func (c *CPU) Translated() int { return len(c.translator.sites) }
 

@@ -46,6 +46,9 @@ type jumpTable struct {
 
 	pages [jumpPages]bool // whether some may be in pages with a number of this remainder
 	local bool            // some are in a page that is not global
+
+	used  int // how many were added, and the places of the first of them
+	slots [64]uint16
 }
 
 const jumpPages = 1024
@@ -54,15 +57,34 @@ const jumpPages = 1024
 func (f *frame) addJump(tlb int, from, to uint64, global bool) {
 	j, slot := &f.jumps[tlb], jumpSlot(tlb, from)
 	j.from[slot], j.to[slot] = from, to
-	j.pages[from>>12%jumpPages] = true
+	if j.used < len(j.slots) {
+		j.slots[j.used] = uint16(slot)
+	}
+	j.used++
+	j.of(from>>12, global)
+}
+
+// of notes that a jump leads to a page.
+func (j *jumpTable) of(vpn uint64, global bool) {
+	j.pages[vpn%jumpPages] = true
 	j.local = j.local || !global
 }
 
 // emptyJumps forgets all jumps of a TLB.
 func (f *frame) emptyJumps(tlb int) {
 	j := &f.jumps[tlb]
-	clear(j.from[:1<<jumpBits[tlb]])
+	if j.used == 0 && j.from[0] != 0 {
+		return
+	}
+	if j.used <= len(j.slots) {
+		for _, slot := range j.slots[:j.used] {
+			j.from[slot] = 0
+		}
+	} else {
+		clear(j.from[:1<<jumpBits[tlb]])
+	}
 	clear(j.pages[:])
+	j.used = 0
 	j.from[0], j.local = 1, false
 }
 

@@ -67,7 +67,7 @@ func newCPUOracle(t *testing.T, translated bool) *cpuOracle {
 	t.Cleanup(func() { o.cpu.Close() })
 	if translated {
 		o.cpu.TrapInt3 = true
-		if err := o.cpu.TranslateAll(); err != nil {
+		if err := o.cpu.Translate(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -63,6 +63,7 @@ type translator struct {
 // translation is a block in the host's code.
 type translation struct {
 	host  uint64 // the host's address of the guest's code
+	next  uint64 // that of the next page, where its only instruction goes on; 0 if it does not
 	entry uint32 // in the region
 	tlb   uint8
 	gone  bool // the guest's code has changed
@@ -141,24 +142,35 @@ const (
 	siteFar
 )
 
-// translate translates the block at code, which ends with its page, for a TLB. It returns 0
-// where not one instruction has a translation.
-func (t *translator) translate(code []byte, tlb int) (block uint32) {
+// translate returns the translation of the block at code, which ends with its page, for a TLB;
+// with next, which begins the page behind it, that of one instruction that goes on there. It
+// returns 0 where not one instruction has a translation.
+func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
+	host, nextHost := hostAddress(code), uint64(0)
+	if next != nil {
+		nextHost = hostAddress(next)
+	}
+	if b := t.table.find(t.blocks, host, nextHost, tlb); b != 0 {
+		return b
+	}
 	if t.n+blockRoom > len(t.b) || len(t.blocks) > len(t.table)/2 {
 		t.reset()
 	}
 	mine := t.code[:copy(t.code[:], code)] // which the guest cannot change
-	host := hostAddress(code)
+	limit := maxTranslated
+	if next != nil {
+		mine, limit = t.code[:len(mine)+copy(t.code[len(mine):], next)], 1
+	}
 	t.tlb = tlb
-	b := t.plan(mine)
+	b := t.plan(mine, limit)
 	if len(b.insts) == 0 {
 		return 0
 	}
 	t.block = uint32(len(t.blocks))
-	t.blocks = append(t.blocks, translation{host: host, tlb: uint8(tlb), entry: uint32(t.n)})
+	t.blocks = append(t.blocks, translation{host: host, next: nextHost, tlb: uint8(tlb), entry: uint32(t.n)})
 	start := uint32(host & pageMask)
 	t.cold = t.cold[:0]
-	t.beginBlock(mine[:b.bytes], start, b.vectors)
+	t.beginBlock(start, b.vectors, part{host, mine[:min(b.bytes, len(code))]}, part{nextHost, mine[min(b.bytes, len(code)):b.bytes]})
 	t.hostFlags, t.frameFlags, t.next = false, true, start
 	for i := range b.insts {
 		in, p := &b.insts[i], &b.plans[i]
@@ -174,8 +186,10 @@ func (t *translator) translate(code []byte, tlb int) (block uint32) {
 	}
 	if !b.leaves {
 		t.saveFlags()
-		if b.stopped {
+		if b.stopped && (t.next+maxInst <= pageSize || !cutOff(mine[b.bytes:])) {
 			t.land(t.jump(), t.stub(exitSite{kind: exitInterpret, offset: uint16(t.next)}))
+		} else if b.stopped {
+			t.jumpToFar(int64(t.next)) // to where it is found out
 		} else {
 			t.jumpTo(int64(t.next))
 		}
@@ -194,7 +208,8 @@ func hostAddress(code []byte) uint64 {
 }
 
 // blockTable finds blocks by their code and TLB: it holds numbers of blocks, with 0 for none,
-// each in the first free place from that of its hash on.
+// each in the first free place from that of its hash on; one that is gone leaves its place to
+// another of the same code.
 type blockTable [1 << 17]uint32
 
 func blockHash(host uint64, tlb int) uint32 {
@@ -203,16 +218,16 @@ func blockHash(host uint64, tlb int) uint32 {
 
 func (t *blockTable) add(blocks []translation, n uint32) {
 	i := blockHash(blocks[n].host, int(blocks[n].tlb))
-	for t[i] != 0 {
+	for t[i] != 0 && !(blocks[t[i]].gone && blocks[t[i]].host == blocks[n].host) {
 		i = (i + 1) % uint32(len(t))
 	}
 	t[i] = n
 }
 
 // find returns the number of a block, 0 if there is none.
-func (t *blockTable) find(blocks []translation, host uint64, tlb int) uint32 {
+func (t *blockTable) find(blocks []translation, host, next uint64, tlb int) uint32 {
 	for i := blockHash(host, tlb); t[i] != 0; i = (i + 1) % uint32(len(t)) {
-		if b := &blocks[t[i]]; b.host == host && int(b.tlb) == tlb && !b.gone {
+		if b := &blocks[t[i]]; b.host == host && b.next == next && int(b.tlb) == tlb && !b.gone {
 			return t[i]
 		}
 	}
@@ -230,10 +245,10 @@ type planned struct {
 	vectors bool // some use the vector registers
 }
 
-// plan decodes a block and looks how to translate it.
-func (t *translator) plan(code []byte) (b planned) {
+// plan decodes a block of at most limit instructions and looks how to translate it.
+func (t *translator) plan(code []byte, limit int) (b planned) {
 	b.insts, b.plans = t.insts[:0], t.plans[:0]
-	for len(b.insts) < maxTranslated && b.bytes < len(code) && !b.leaves {
+	for len(b.insts) < limit && b.bytes < len(code) && !b.leaves {
 		var in inst
 		if !decodeComplete(code[b.bytes:], &in, mode64) {
 			b.stopped = true
@@ -264,9 +279,38 @@ func (t *translator) plan(code []byte) (b planned) {
 
 // beginBlock compares the guest's code with what is translated, looks at Attention, and has
 // the vector registers loaded if the block uses them.
-func (t *translator) beginBlock(code []byte, offset uint32, vectors bool) {
+func (t *translator) beginBlock(offset uint32, vectors bool, code ...part) {
 	var gone []int
-	t.loadImm(hostRCX, t.blocks[t.block].host)
+	for _, p := range code {
+		gone = t.compare(p, gone)
+	}
+	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
+	gone = append(gone, t.jumpIf(ifNotEqual))
+	t.cold = append(t.cold, func() {
+		stub := t.stub(exitSite{kind: exitHead, offset: uint16(offset)})
+		for _, site := range gone {
+			t.land(site, stub)
+		}
+	})
+	if vectors {
+		t.wantVectors(offset)
+	}
+}
+
+// part is code of the guest, and where it is in this process.
+type part struct {
+	host uint64
+	code []byte
+}
+
+// compare compares a part of the guest's code with what is translated, and adds the jumps for
+// where it differs to those in gone.
+func (t *translator) compare(p part, gone []int) []int {
+	code := p.code
+	if len(code) == 0 {
+		return gone
+	}
+	t.loadImm(hostRCX, p.host)
 	for i, n := 0, len(code); i < n; {
 		switch {
 		case n >= 8:
@@ -286,17 +330,7 @@ func (t *translator) beginBlock(code []byte, offset uint32, vectors bool) {
 		}
 		gone = append(gone, t.jumpIf(ifNotEqual))
 	}
-	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
-	gone = append(gone, t.jumpIf(ifNotEqual))
-	t.cold = append(t.cold, func() {
-		stub := t.stub(exitSite{kind: exitHead, offset: uint16(offset)})
-		for _, site := range gone {
-			t.land(site, stub)
-		}
-	})
-	if vectors {
-		t.wantVectors(offset)
-	}
+	return gone
 }
 
 // wantVectors has the vector registers loaded.

@@ -56,8 +56,8 @@ func (t *translator) flagsFrom() {
 }
 
 // moveTo has the blocks that follow use a TLB.
-func (t *translator) moveTo(tlb int, why uint32) {
-	t.storeImm(4, inFrameAt(unsafe.Offsetof(frame{}.moved)), why)
+func (t *translator) moveTo(tlb int, why int32) {
+	t.arithmetic(4, extOR, inFrameAt(unsafe.Offsetof(frame{}.moved)), why)
 	t.storeImm(4, inFrameAt(unsafe.Offsetof(frame{}.movedTo)), uint32(tlb))
 }
 

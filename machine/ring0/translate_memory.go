@@ -156,8 +156,13 @@ func (t *translator) look(size int, write, locked bool) {
 func (t *translator) jumpTo(target int64) {
 	if target >= 0 && target < pageSize {
 		t.link(t.jump(), target)
-		return
+	} else {
+		t.jumpToFar(target)
 	}
+}
+
+// jumpToFar is jumpTo by the linear address.
+func (t *translator) jumpToFar(target int64) {
 	t.load(8, hostRAX, inFrameAt(offsetPage))
 	t.lea(hostRAX, memory(hostRAX, int32(target)))
 	t.jumpFar(t.tlb, nil, nil)

@@ -8,10 +8,7 @@ import (
 	"vmm/internal/x86"
 )
 
-// hot is how often a block is interpreted before it is translated.
-const hot = 8
-
-// Translate has Run translate what it executes often. The error is that of native.NewRegion;
+// Translate has Run translate what it executes. The error is that of native.NewRegion;
 // without a translator, all is interpreted.
 func (c *CPU) Translate() (err error) {
 	c.translator, err = newTranslator(c.frame, c.unit)
@@ -34,12 +31,15 @@ func (c *CPU) runTranslated() (one bool) {
 			return false
 		}
 		b := &t.blocks[n]
-		if link != 0 && t.resets == resets {
+		if link != 0 && t.resets == resets && b.next == 0 {
 			t.land(link, int(b.entry))
 		}
 		link = 0
 		rip := f.r[rIP]
 		f.addJump(c.tlbNumber, rip, t.region.Base+uint64(b.entry), c.code.global)
+		if b.next != 0 { // which may be another page's when this one is still the same
+			f.jumps[c.tlbNumber].of(rip>>12+1, false)
+		}
 		f.page, f.vectorsWanted = rip&^pageMask, 0
 		s := c.enterTranslated(int(b.entry))
 		for (s.kind == exitRead || s.kind == exitWrite) && c.filled(s) {
@@ -127,20 +127,35 @@ func (c *CPU) translation() uint32 {
 	off := at & pageMask
 	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
 	t := c.translator
-	if b := t.table.find(t.blocks, hostAddress(code), c.tlbNumber); b != 0 {
-		return b
-	}
-	if !c.eager && !c.cache.hot(c.code.gpa+off) {
-		return 0
-	}
 	t.components, _ = c.xcr0()
 	t.smap = c.sregs.CR4&x86.CR4SMAP != 0
 	resets := t.resets
-	b := t.translate(code, c.tlbNumber)
-	if t.resets != resets {
+	b := t.translate(code, nil, c.tlbNumber)
+	if b == 0 && len(code) < maxInst && cutOff(code) {
+		b = c.splitTranslation(at, code)
+	}
+	if t.resets != resets { // it began anew
 		c.forgetJumps()
 	}
 	return b
+}
+
+// cutOff reports whether an instruction goes on behind code.
+func cutOff(code []byte) bool {
+	var in inst
+	return !decodeComplete(code, &in, mode64)
+}
+
+// splitTranslation is translation for an instruction that begins at the end of a page.
+func (c *CPU) splitTranslation(at uint64, code []byte) uint32 {
+	first := c.code
+	ok := c.fetch((at | pageMask) + 1)
+	next := c.code
+	if c.code = first; !ok {
+		c.forgetFailure()
+		return 0
+	}
+	return c.translator.translate(code, unsafe.Slice((*byte)(next.host), maxInst), c.tlbNumber)
 }
 
 // forgetJumps empties the tables that lead from addresses to translations.
@@ -186,7 +201,7 @@ func (c *CPU) forgetTranslations() {
 // none until there is one.
 func (t *translator) replace(n uint32) {
 	old := &t.blocks[n]
-	if b := t.table.find(t.blocks, old.host, int(old.tlb)); old.gone && b != 0 {
+	if b := t.table.find(t.blocks, old.host, old.next, int(old.tlb)); old.gone && b != 0 {
 		t.b[old.entry] = 0xe9 // jmp
 		t.land(int(old.entry)+1, int(t.blocks[b].entry))
 	}

@@ -2,6 +2,7 @@ package software
 
 import (
 	"slices"
+	"sync"
 
 	"vmm/internal/x86"
 	"vmm/kvm"
@@ -45,13 +46,13 @@ const (
 func hostXCR0() uint64 { return x86.XCR0() & 7 }
 
 // components are where they lie.
-func components() (c [64]ring0.Component) {
+var components = sync.OnceValue(func() (c [64]ring0.Component) {
 	if hostXCR0()&4 != 0 {
 		v := x86.CPUID(0xd, 2)
 		c[2] = ring0.Component{Offset: int(v[1]), Size: int(v[0]), Align64: v[2]&2 != 0}
 	}
 	return c
-}
+})
 
 // supportedCPUID is what a guest can be given.
 func supportedCPUID() []kvm.CPUIDEntry {
