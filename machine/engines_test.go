@@ -19,25 +19,34 @@ func TestEngines(t *testing.T) {
 		kvm, software error
 		want          Engine
 		err           error // that errors.Is finds
+		interprets    bool
 	}{
-		{"", nil, nil, KVMEngine, nil},
-		{"", absent, nil, SoftwareEngine, nil},
-		{AutoEngine, nil, broken, KVMEngine, nil},
-		{AutoEngine, absent, nil, SoftwareEngine, nil},
-		{AutoEngine, absent, broken, SoftwareEngine, broken},
-		{AutoEngine, absent, broken, SoftwareEngine, kvm.ErrAbsent},
-		{AutoEngine, kvm.ErrDenied, nil, KVMEngine, kvm.ErrDenied},
-		{KVMEngine, nil, nil, KVMEngine, nil},
-		{KVMEngine, absent, nil, KVMEngine, kvm.ErrAbsent},
-		{SoftwareEngine, nil, nil, SoftwareEngine, nil},
-		{SoftwareEngine, absent, nil, SoftwareEngine, nil},
-		{SoftwareEngine, nil, broken, SoftwareEngine, broken},
+		{"", nil, nil, KVMEngine, nil, false},
+		{"", absent, nil, SoftwareEngine, nil, false},
+		{AutoEngine, nil, broken, KVMEngine, nil, false},
+		{AutoEngine, absent, nil, SoftwareEngine, nil, false},
+		{AutoEngine, absent, broken, SoftwareEngine, broken, false},
+		{AutoEngine, absent, broken, SoftwareEngine, kvm.ErrAbsent, false},
+		{AutoEngine, kvm.ErrDenied, nil, KVMEngine, kvm.ErrDenied, false},
+		{KVMEngine, nil, nil, KVMEngine, nil, false},
+		{KVMEngine, absent, nil, KVMEngine, kvm.ErrAbsent, false},
+		{SoftwareEngine, nil, nil, SoftwareEngine, nil, false},
+		{SoftwareEngine, absent, nil, SoftwareEngine, nil, false},
+		{SoftwareEngine, nil, broken, SoftwareEngine, broken, false},
+		{AutoEngine, nil, nil, SoftwareEngine, nil, true},
+		{AutoEngine, nil, broken, KVMEngine, nil, true},
+		{KVMEngine, nil, nil, KVMEngine, nil, true},
 	} {
 		opener := func(err error) func() (engine.System, error) {
-			return func() (engine.System, error) { return nil, err }
+			return func() (engine.System, error) { return noSystem{}, err }
 		}
-		if _, got, err := c.e.open(opener(c.kvm), opener(c.software)); got != c.want || !errors.Is(err, c.err) {
+		if _, got, err := c.e.open(opener(c.kvm), opener(c.software), func(engine.System) (bool, error) { return c.interprets, nil }); got != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%q, KVM %v, software %v: %q, %v; not %q, %v", c.e, c.kvm, c.software, got, err, c.want, c.err)
 		}
 	}
 }
+
+// noSystem can be closed.
+type noSystem struct{ engine.System }
+
+func (noSystem) Close() error { return nil }

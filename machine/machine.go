@@ -190,7 +190,7 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, &StateError{err}
 		}
 	}
-	if m.engine, m.kind, err = cfg.Engine.Open(); err != nil {
+	if m.engine, m.kind, err = cfg.Engine.Open(cfg.HostNotes); err != nil {
 		return nil, err
 	}
 	if n, err := m.engine.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {

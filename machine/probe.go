@@ -112,6 +112,13 @@ func interpretsRing0(sys engine.System, notes string) (bool, error) {
 	return probed.interpreted, nil
 }
 
+// foundInterpreting reports whether interpretsRing0 has found that.
+func foundInterpreting() bool {
+	probed.Lock()
+	defer probed.Unlock()
+	return probed.interpreted
+}
+
 // kind finds out what kind of host this is.
 func (p *probe) kind() (v verdict, err error) {
 	// One run tells enough where exits are cheap: with its exit it takes less than
@@ -238,7 +245,7 @@ type Speed struct {
 // MeasureSpeed measures both of the guest's modes; it takes some tens of
 // milliseconds. The error is Engine.Open's, or that of an engine that does not run.
 func MeasureSpeed(e Engine) (speed Speed, err error) {
-	sys, e, err := e.Open()
+	sys, e, err := e.Open("")
 	if err != nil {
 		return speed, err
 	}

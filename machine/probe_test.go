@@ -86,7 +86,7 @@ func TestNotes(t *testing.T) {
 // BenchmarkProbe is what finding out about the host costs a process.
 func BenchmarkProbe(b *testing.B) {
 	needKVM(b)
-	sys, _, err := KVMEngine.Open()
+	sys, _, err := KVMEngine.Open("")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func (v *VM) takeDefault(ctx context.Context) error {
 		return nil
 	}
 	if _, ok := guestimages.HasStockKernel(); !ok { // nothing is fetched for a guest that cannot run
-		if _, err := v.cfg.Engine.Choose(); err != nil {
+		if _, err := v.cfg.Engine.Choose(v.opts.notes); err != nil {
 			return err
 		}
 	}

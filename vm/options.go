@@ -65,11 +65,19 @@ func WithGroup(g *Group) Option { return func(o *options) { o.group = g } }
 
 func newOptions(list []Option) *options {
 	o := &options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}
-	if cache, err := guestimages.CacheDir(); err == nil {
-		o.notes = filepath.Join(cache, "host")
-	}
+	o.notes = HostNotes()
 	o.set(list)
 	return o
+}
+
+// HostNotes is the file in which VMs note what kind of host this is, so that not each has to
+// find out; "" where there is no place for it.
+func HostNotes() string {
+	cache, err := guestimages.CacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "host")
 }
 
 func (o *options) set(list []Option) {

@@ -16,6 +16,7 @@ import (
 	"vmm/internal/meminfo"
 	"vmm/kvm"
 	"vmm/machine"
+	"vmm/vm"
 )
 
 // diagnosis is what vmm doctor finds out; also its --json form.
@@ -122,7 +123,7 @@ func diagnose() *diagnosis {
 	} else {
 		d.Software.Ring0MIPS, d.Software.Ring3MIPS = speed.Ring0, speed.Ring3
 	}
-	e, err := machine.AutoEngine.Choose()
+	e, err := machine.AutoEngine.Choose(vm.HostNotes())
 	if d.OK = err == nil && (e == machine.KVMEngine && d.Error == "" || e == machine.SoftwareEngine && d.Software.Error == ""); d.OK {
 		d.Engine, d.EngineReason = e, machine.AutoEngine.Why(e)
 	}

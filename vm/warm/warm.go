@@ -154,7 +154,7 @@ func key(c *vm.Config) (string, error) {
 	k.Config.Hide = nil // the root that the guest goes on with hides what it is to hide now
 	var err error
 	// The CPU is the engine's. Where none is to be had no VM will be made either.
-	if e, err := c.Engine.Choose(); err == nil {
+	if e, err := c.Engine.Choose(vm.HostNotes()); err == nil {
 		k.Config.Engine = e
 	}
 	if k.Build, err = buildID(); err != nil {

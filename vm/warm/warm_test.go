@@ -69,7 +69,7 @@ func TestKinds(t *testing.T) {
 	for name, change := range map[string]func(*vm.Config){
 		"its name": func(c *vm.Config) { c.Name = "other" }, "what it publishes": func(c *vm.Config) { c.Vsock = "/x" },
 		"the name of the engine": func(c *vm.Config) {
-			if e, err := machine.AutoEngine.Choose(); err == nil {
+			if e, err := machine.AutoEngine.Choose(vm.HostNotes()); err == nil {
 				c.Engine = e
 			}
 		},
@@ -85,7 +85,7 @@ func TestKinds(t *testing.T) {
 		"owner": func(c *vm.Config) { c.ShareOwner.UID = 1 }, "root": func(c *vm.Config) { c.Root = &vm.Root{Path: t.TempDir()} },
 		"engine": func(c *vm.Config) {
 			c.Engine = machine.SoftwareEngine
-			if e, _ := machine.AutoEngine.Choose(); e == c.Engine {
+			if e, _ := machine.AutoEngine.Choose(vm.HostNotes()); e == c.Engine {
 				c.Engine = machine.KVMEngine
 			}
 		},
