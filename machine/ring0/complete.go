@@ -6,7 +6,8 @@ import (
 )
 
 // Run executes at most budget instructions of a complete CPU. It returns StopBudget,
-// StopAttention, StopExit, StopHalt, StopShutdown, StopBreakpoint or StopUnknown.
+// StopAttention, StopExit, StopHalt, StopShutdown, StopBreakpoint, StopWatchpoint or
+// StopUnknown.
 func (c *CPU) Run(budget int) Stop {
 	pauses := 0
 	breaks := c.Breakpoints
@@ -44,6 +45,9 @@ func (c *CPU) Run(budget int) Stop {
 				if stop, ok := c.ended(s); !ok {
 					return stop
 				}
+			}
+			if len(c.touched) > 0 && c.watch(&insts[i]) && s != handOver && s != inject {
+				return StopWatchpoint
 			}
 			if len(c.supplied) > 0 && s != handOver {
 				c.supplied, c.used = c.supplied[:0], 0

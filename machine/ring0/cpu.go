@@ -156,7 +156,11 @@ type CPU struct {
 	supplied     []suppliedRead
 	used         int
 	exits        bool
-	passed       uint64 // the breakpoint at which Run stopped last, plus one
+	watchpoints  []Watchpoint
+	touched      []touched // what the instruction has accessed of their pages
+	watched      int
+	lone         tlbEntry // of a page that is not to be in the TLB
+	passed       uint64   // the breakpoint at which Run stopped last, plus one
 	debug        [8]uint64
 	// Exit is the access of a StopExit.
 	Exit Exit

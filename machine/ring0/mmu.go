@@ -274,7 +274,10 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	}
 	place := addr >> 12 % tlbSize
 	e := &c.tlb.data[place]
-	if !c.global && c.tlb.locals < localSize {
+	if c.watchpoints != nil && c.inWatchedPage(addr) {
+		c.touch(addr, access&pfWrite != 0)
+		e = &c.lone
+	} else if !c.global && c.tlb.locals < localSize {
 		c.tlb.local[c.tlb.locals] = uint16(place)
 		c.tlb.locals++
 	}

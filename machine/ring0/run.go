@@ -22,6 +22,8 @@ const (
 	StopUnknown
 	// StopBreakpoint says that RIP is one of Breakpoints.
 	StopBreakpoint
+	// StopWatchpoint says that the last instruction has accessed what SetWatchpoints names.
+	StopWatchpoint
 	// StopAttention says that somebody called Attend, or that an interrupt may be waiting.
 	StopAttention
 	// StopExit says that the owner must do the access in Exit.

@@ -107,7 +107,7 @@ func (c *CPU) filled(s *exitSite) bool {
 	if s.kind == exitWrite {
 		tag, access = e.write, pfWrite
 	}
-	if tag == addr&^pageMask {
+	if tag == addr&^pageMask || c.watchpoints != nil && c.inWatchedPage(addr) {
 		return false
 	}
 	if c.fill(addr, access) == nil {

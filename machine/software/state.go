@@ -180,20 +180,13 @@ func (v *vcpu) SetGuestDebug(g *kvm.GuestDebug) error {
 	on := g.Control&kvm.GuestDebugEnable != 0
 	v.stepped = on && g.Control&kvm.GuestDebugSingleStep != 0
 	v.cpu.TrapInt3 = on && g.Control&kvm.GuestDebugUseSWBP != 0
-	v.cpu.Breakpoints, v.breakOn = nil, 0
+	v.cpu.Breakpoints, v.breakOn, v.watchAt = nil, 0, nil
 	if on && g.Control&kvm.GuestDebugUseHWBP != 0 {
-		at := map[uint64]bool{}
-		for i := range 4 {
-			enabled, kind := g.DebugReg[7]>>(2*i)&3 != 0, g.DebugReg[7]>>(16+4*i)&3
-			if enabled && kind == 0 {
-				at[g.DebugReg[i]] = true
-				v.breakAt[i], v.breakOn = g.DebugReg[i], v.breakOn|1<<i
-			} else if enabled {
-				return unix.EOPNOTSUPP // watchpoints
-			}
+		if err := v.setDebugRegisters(&g.DebugReg); err != nil {
+			return err
 		}
-		v.cpu.Breakpoints = at
 	}
+	v.cpu.SetWatchpoints(v.watches())
 	switch {
 	case g.Control&kvm.GuestDebugInjectBP != 0:
 		v.flying = &flight{ring0.Exception{Vector: vectorBP, Soft: true}, false}
@@ -201,6 +194,45 @@ func (v *vcpu) SetGuestDebug(g *kvm.GuestDebug) error {
 		v.flying = &flight{ring0.Exception{Vector: vectorDB}, true}
 	}
 	return nil
+}
+
+// setDebugRegisters takes the debugger's breakpoints and watchpoints (SDM 3, 17.2.4). The error
+// is unix.EINVAL for a kind that there is not.
+func (v *vcpu) setDebugRegisters(r *[8]uint64) error {
+	const execute, write, access = 0, 1, 3
+	for i := range 4 {
+		if r[7]>>(2*i)&3 == 0 {
+			continue
+		}
+		addr, kind, size := r[i], r[7]>>(16+4*i)&3, [4]uint64{1, 2, 8, 4}[r[7]>>(18+4*i)&3]
+		switch kind {
+		case execute:
+			if v.cpu.Breakpoints == nil {
+				v.cpu.Breakpoints = map[uint64]bool{}
+			}
+			v.cpu.Breakpoints[addr] = true
+			v.breakAt[i], v.breakOn = addr, v.breakOn|1<<i
+		case write, access:
+			v.watchAt = append(v.watchAt, watchRegister{i, ring0.Watchpoint{Addr: addr &^ (size - 1), Size: size, Reads: kind == access}})
+		default:
+			return unix.EINVAL
+		}
+	}
+	return nil
+}
+
+// watchRegister is a debug register that watches.
+type watchRegister struct {
+	number int
+	ring0.Watchpoint
+}
+
+// watches are the watchpoints of the debugger.
+func (v *vcpu) watches() (w []ring0.Watchpoint) {
+	for _, r := range v.watchAt {
+		w = append(w, r.Watchpoint)
+	}
+	return w
 }
 
 // Exception vectors (SDM 3, 6.3.1).

@@ -30,7 +30,8 @@ type vcpu struct {
 	mp      uint32    // kvm.MPStateRunnable, ...
 	breakAt [4]uint64 // the debugger's registers
 	breakOn uint8     // those that are in use, a bit each
-	stepped bool      // the debugger wants one instruction at a time
+	watchAt []watchRegister
+	stepped bool // the debugger wants one instruction at a time
 	// reading is set while the owner serves a read: the instruction comes again with it.
 	reading bool
 	flying  *flight // to be delivered first; nil if there is nothing
@@ -243,6 +244,9 @@ func (v *vcpu) stop(s ring0.Stop) bool {
 		return true
 	case ring0.StopBreakpoint:
 		v.breakpoint()
+		return true
+	case ring0.StopWatchpoint:
+		v.debugExit(vectorDB, 1<<v.watchAt[v.cpu.Watched()].number)
 		return true
 	case ring0.StopUnknown:
 		v.unknown()

@@ -154,7 +154,10 @@ func TestSecondCPU(t *testing.T) {
 
 // TestStep has the debugger do one instruction at a time, and stop at breakpoints.
 func TestStep(t *testing.T) {
-	_, _, cpus := realMode(t, 1, 0x90, 0x90, 0xcc, 0x90, 0x90)
+	_, _, cpus := realMode(t, 1, 0x90, 0x90, 0xcc, 0x90, 0x90,
+		0xa0, 0x08, 0x20, // mov al, [0x2008]
+		0xa2, 0x07, 0x20, // mov [0x2007], al
+		0xa3, 0x07, 0x20) // mov [0x2007], ax
 	c := cpus[0]
 	at := func(rip uint64, dr6 uint64) {
 		t.Helper()
@@ -172,10 +175,11 @@ func TestStep(t *testing.T) {
 	hw.DebugReg[1], hw.DebugReg[7] = 0x1004, 1<<3
 	c.SetGuestDebug(hw)
 	at(0x1004, 1<<1)
-	hw.DebugReg[7] |= 1 << 20 // of writes
-	if err := c.SetGuestDebug(hw); !errors.Is(err, unix.EOPNOTSUPP) {
-		t.Errorf("a watchpoint: %v", err)
-	}
+	// Watchpoints stop behind the instruction, one of writes not for a read.
+	hw.DebugReg[1], hw.DebugReg[2], hw.DebugReg[7] = 0x2008, 0x2006, 1<<3|1<<20|1<<5|3<<24|1<<26
+	c.SetGuestDebug(hw)
+	at(0x100b, 1<<2)
+	at(0x100e, 1<<1)
 }
 
 // TestTSCs wants the counters of CPUs that are loaded one after the other to be one.
