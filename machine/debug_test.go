@@ -177,7 +177,7 @@ func TestDebugger(t *testing.T) {
 		}
 		got := d.Wait()
 		if got.Reason == StopEnded {
-			t.Fatalf("the machine ended: %+v", <-end)
+			t.Fatalf("the machine ended, not %+v: %+v", want, <-end)
 		}
 		r, _, err := d.Registers(0)
 		if err != nil {

@@ -155,9 +155,13 @@ func (c *CPU) SetWaiting(on bool) {
 }
 
 // Deliver delivers an exception or interrupt that was in flight. It reports false if the
-// CPU has shut down.
+// CPU has shut down. For that of an INT3, RIP is the instruction's own.
 func (c *CPU) Deliver(e Exception, external bool) bool {
 	e.external = external
+	if e.Soft && e.Vector == vectorBP {
+		c.r[rIP]++
+		e.behind = 1
+	}
 	return c.exception(e)
 }
 
