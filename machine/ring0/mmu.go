@@ -442,6 +442,9 @@ func (c *CPU) fetch(addr uint64) bool {
 			return false
 		}
 		page := c.tables.mem.Page(gpa)
+		if page == nil && c.board != nil { // code of a disk that is memory
+			page = c.tables.mem.Mapped(gpa, false)
+		}
 		if page == nil {
 			return false
 		}
