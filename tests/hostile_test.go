@@ -304,7 +304,7 @@ func (a *attack) command() {
 // guest that may do to itself what it likes.
 var (
 	mistake = regexp.MustCompile(`^vmm: virtio device of type \d+: `)
-	proper  = regexp.MustCompile(`^vmm: (the guest crashed: |vCPU \d: (KVM internal error|the CPU refused the guest's state|this host's KVM cannot execute the guest's))`)
+	proper  = regexp.MustCompile(`^vmm: (the guest crashed: |vCPU \d: (KVM internal error|the CPU refused the guest's state|(this host's KVM|the software engine) cannot execute the guest's))`)
 )
 
 // judge looks at how the process has ended, and at what it has left. It returns its last word.

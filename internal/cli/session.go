@@ -20,6 +20,7 @@ import (
 
 	guestimages "vmm/guest-images"
 	"vmm/internal/visible"
+	"vmm/kvm"
 	"vmm/machine"
 	"vmm/vm"
 	"vmm/vm/registry"
@@ -203,7 +204,9 @@ func (s *session) live(ctx context.Context, v *vm.VM) (err error) {
 		s.log(errors.New("this is Debian's own kernel; vmm setup builds one, in some minutes, that boots faster"))
 	}
 	if v.Engine() == machine.SoftwareEngine && v.Config().Engine == machine.AutoEngine && s.tells() {
-		s.log(errors.New("this host has no KVM: the guest runs in software, which takes longer; vmm doctor says more"))
+		if _, err := machine.KVMEngine.Choose(""); errors.Is(err, kvm.ErrAbsent) {
+			s.log(errors.New("this host has no KVM: the guest runs in software, which takes longer; vmm doctor says more"))
+		}
 	}
 	files, err := s.openOutputs(v)
 	if err != nil {

@@ -39,6 +39,7 @@ const (
 	pfPresent = 1 << 0
 	pfWrite   = 1 << 1
 	pfUser    = 1 << 2
+	pfRsvd    = 1 << 3
 	pfFetch   = 1 << 4
 )
 
@@ -178,7 +179,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 	for shift := uint(39); ; shift -= 9 {
 		page := c.tables.mem.Page(table)
 		if page == nil {
-			return c.noPage()
+			return c.noTable(addr, access)
 		}
 		p := (*uint64)(unsafe.Pointer(&page[addr>>shift&511*8]))
 		pte := atomic.LoadUint64(p)
@@ -239,6 +240,15 @@ func (c *CPU) permitted(perm uint64, access uint32) bool {
 func (c *CPU) pageFault(addr uint64, err uint32) (uint64, bool) {
 	c.fault = pageFault{valid: true, addr: addr, err: err}
 	return 0, false
+}
+
+// noTable is the failure of a walk whose table is where no memory is: there one reads ones,
+// and so bits that must be 0.
+func (c *CPU) noTable(addr uint64, access uint32) (uint64, bool) {
+	if c.board == nil {
+		return c.noPage()
+	}
+	return c.pageFault(addr, access|pfPresent|pfRsvd)
 }
 
 // forgetFailure is for who does without an access that has failed.
