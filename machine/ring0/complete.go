@@ -49,8 +49,8 @@ func (c *CPU) Run(budget int) Stop {
 			if len(c.touched) > 0 && c.watch(&insts[i]) && s != handOver && s != inject {
 				return StopWatchpoint
 			}
-			if len(c.supplied) > 0 && s != handOver {
-				c.supplied, c.used = c.supplied[:0], 0
+			if (len(c.supplied) > 0 || c.sent > 0) && s != handOver {
+				c.forgetExits()
 			}
 			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
 				return StopShutdown
@@ -65,6 +65,9 @@ func (c *CPU) Run(budget int) Stop {
 	}
 	return StopBudget
 }
+
+// forgetExits is for an instruction that has ended.
+func (c *CPU) forgetExits() { c.supplied, c.used, c.sent, c.skipped = c.supplied[:0], 0, 0, 0 }
 
 // ended deals with how an instruction ended that was not just done. It reports whether
 // Run goes on.
@@ -115,20 +118,21 @@ func (c *CPU) opened() {
 func (c *CPU) resolve(s status) (Stop, bool) {
 	if s == handOver && !c.refused() {
 		// Once more, in the slow ways that the fast ones leave to KVM.
-		c.slow = true
+		c.slow, c.used, c.skipped = true, 0, 0
 		s = c.step()
 		c.slow = false
 		if s == done || s == leave {
-			c.supplied, c.used = c.supplied[:0], 0
+			c.forgetExits()
 			return 0, true
 		}
 	}
-	c.used = 0
+	c.used, c.skipped = 0, 0
 	if c.exits {
 		c.exits = false
+		c.frame.Attention.And(^uint32(attendExit)) // it may be a write's
 		return StopExit, false
 	}
-	c.supplied = c.supplied[:0] // whatever comes, it is not for the next instruction
+	c.forgetExits() // whatever comes, they are not for the next instruction
 	switch {
 	case s == inject && c.TrapInt3 && c.Inject.Soft && c.Inject.Vector == vectorBP:
 		c.r[rIP]-- // INT3 has one byte

@@ -155,6 +155,8 @@ type CPU struct {
 	deviceData   [8]byte
 	supplied     []suppliedRead
 	used         int
+	sent         int // writes to devices that the instruction has made
+	skipped      int // of those, when it comes again
 	exits        bool
 	watchpoints  []Watchpoint
 	touched      []touched // what the instruction has accessed of their pages

@@ -386,12 +386,19 @@ func (c *CPU) storeSplit(addr, v uint64, size uint8) bool {
 	return c.write(addr, b[:size])
 }
 
-// read copies from guest memory; it fails before anything is lost.
+// read copies from guest memory, or from devices; it fails before anything is lost.
 func (c *CPU) read(addr uint64, to []byte) bool {
 	for len(to) > 0 {
 		p := c.readable(addr)
 		if p == nil {
-			return false
+			n := deviceChunk(addr, len(to))
+			v, ok := c.loadDevice(n)
+			if !ok {
+				return false
+			}
+			copy(to[:n], unsafe.Slice((*byte)(unsafe.Pointer(&v)), n))
+			to, addr = to[n:], addr+uint64(n)
+			continue
 		}
 		n := copy(to, unsafe.Slice((*byte)(p), pageSize-addr&pageMask))
 		to, addr = to[n:], addr+uint64(n)
@@ -399,17 +406,25 @@ func (c *CPU) read(addr uint64, to []byte) bool {
 	return true
 }
 
-// write copies to guest memory, all or nothing. Addresses go on at 0 after the last one.
+// write copies to guest memory, or to devices, all or nothing. Addresses go on at 0 after the
+// last one.
 func (c *CPU) write(addr uint64, from []byte) bool {
 	for n := uint64(0); n < uint64(len(from)); n += pageSize - (addr+n)&pageMask {
-		if c.writable(addr+n) == nil {
+		if c.writable(addr+n) == nil && !c.deviceThere() {
 			return false
 		}
 	}
 	for len(from) > 0 {
 		p := c.writable(addr)
 		if p == nil {
-			return false // another CPU has unmapped it meanwhile
+			n := deviceChunk(addr, len(from))
+			var b [8]byte
+			copy(b[:], from[:n])
+			if !c.storeDevice(loadHost(unsafe.Pointer(&b), 8), n) {
+				return false // or another CPU has unmapped it meanwhile
+			}
+			from, addr = from[n:], addr+uint64(n)
+			continue
 		}
 		n := copy(unsafe.Slice((*byte)(p), pageSize-addr&pageMask), from)
 		from, addr = from[n:], addr+uint64(n)
