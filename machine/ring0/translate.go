@@ -49,6 +49,9 @@ type translator struct {
 	keep       uint16 // flags that it may not spoil before it is executed itself
 	live       uint16 // flags that are wanted behind it
 	wants      uint16 // flags that must be the host's when it is executed
+	start      int64  // the offset of the first
+	loops      bool   // nothing stores: who jumps to the first need not compare the code again
+	again      int    // where that goes on
 	hostFlags  bool   // flags are the host's
 	frameFlags bool   // frame.flags is exact
 	head       []int  // jumps to where the block gives up at its beginning
@@ -170,6 +173,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	t.blocks = append(t.blocks, translation{host: host, next: nextHost, tlb: uint8(tlb), entry: uint32(t.n)})
 	start := uint32(host & pageMask)
 	t.cold = t.cold[:0]
+	t.loops = !b.stores && next == nil
 	t.beginBlock(start, b.vectors, part{host, mine[:min(b.bytes, len(code))]}, part{nextHost, mine[min(b.bytes, len(code)):b.bytes]})
 	t.hostFlags, t.frameFlags, t.next = false, true, start
 	for i := range b.insts {
@@ -241,6 +245,7 @@ type planned struct {
 	live    []uint16 // the flags that are wanted in front of each, and behind the last
 	bytes   int
 	leaves  bool // the last one leaves the block
+	stores  bool // some may store to memory, and so to the block
 	stopped bool // the one behind the last has no translation
 	vectors bool // some use the vector registers
 }
@@ -263,6 +268,7 @@ func (t *translator) plan(code []byte, limit int) (b planned) {
 		b.bytes += int(in.len)
 		b.leaves = p.leaves
 		b.vectors = b.vectors || p.vector
+		b.stores = b.stores || p.stores
 	}
 	if n := len(b.insts); n > 0 && b.insts[n-1].opcode == 0xfb && !b.stopped {
 		// Interrupts wait for the instruction behind STI, and so for the next block.
@@ -284,6 +290,7 @@ func (t *translator) beginBlock(offset uint32, vectors bool, code ...part) {
 	for _, p := range code {
 		gone = t.compare(p, gone)
 	}
+	t.start, t.again = int64(offset), t.n
 	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
 	gone = append(gone, t.jumpIf(ifNotEqual))
 	t.cold = append(t.cold, func() {

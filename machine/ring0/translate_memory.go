@@ -170,6 +170,10 @@ func (t *translator) jumpToFar(target int64) {
 
 // link has a jump go to a block of the page.
 func (t *translator) link(site int, target int64) {
+	if t.loops && target == t.start {
+		t.land(site, t.again)
+		return
+	}
 	t.cold = append(t.cold, func() {
 		t.land(site, t.stub(exitSite{kind: exitLink, offset: uint16(target), at: uint32(site)}))
 	})

@@ -93,7 +93,7 @@ func (t *translator) planVector(in *inst, code []byte) plan {
 	if !ok || v.gprReg && in.mem {
 		return plan{}
 	}
-	p := plan{emit: func(t *translator, in *inst) { t.coded(in, v) }, vector: true}
+	p := plan{emit: func(t *translator, in *inst) { t.coded(in, v) }, vector: true, stores: in.mem && v.store}
 	if flags {
 		p.kills, p.touches = arithFlags, true
 	}
