@@ -10,7 +10,7 @@ const (
 	regionsSize = regions * RegionSize
 
 	// RegionSize is the size of a Region, in bytes.
-	RegionSize = 16 << 20
+	RegionSize = 10 << 20
 )
 
 // Region is memory for code that its owner makes, as a translator does. Unlike a piece, the

@@ -14,9 +14,11 @@ import (
 //
 // A block is found by the host's address of its code, and by the TLB that it uses. It
 // begins with a comparison of the guest's code with what was translated, so that code may
-// change as it likes, and from anywhere; and with a look at Attention. Blocks of one page go
-// to each other directly; between pages a table leads from linear addresses to translations,
-// which is emptied with the TLB. A block does not know its linear page, which is in frame.page.
+// change as it likes, and from anywhere; and with a look at Attention. Only a loop that is one
+// block, and stores nothing, is not compared with each turn: what another CPU changes there is
+// seen when Attention next ends it. Blocks of one page go to each other directly; between pages
+// a table leads from linear addresses to translations, which is emptied with the TLB. A block
+// does not know its linear page, which is in frame.page.
 //
 // Between blocks the arithmetic flags are in frame.flags. Within a block they are the host's,
 // and saved where code of ours or the end of the block comes between them and who needs them.
@@ -214,7 +216,7 @@ func hostAddress(code []byte) uint64 {
 // blockTable finds blocks by their code and TLB: it holds numbers of blocks, with 0 for none,
 // each in the first free place from that of its hash on; one that is gone leaves its place to
 // another of the same code.
-type blockTable [1 << 17]uint32
+type blockTable [1 << 18]uint32
 
 func blockHash(host uint64, tlb int) uint32 {
 	return uint32((host*3+uint64(tlb))*0x9e3779b97f4a7c15>>32) % uint32(len(blockTable{}))
