@@ -1,6 +1,7 @@
 package ring0
 
 import (
+	"slices"
 	"unsafe"
 
 	"vmm/machine/native"
@@ -51,18 +52,21 @@ type translator struct {
 	keep       uint16 // flags that it may not spoil before it is executed itself
 	live       uint16 // flags that are wanted behind it
 	wants      uint16 // flags that must be the host's when it is executed
-	start      int64  // the offset of the first
-	loops      bool   // nothing stores: who jumps to the first need not compare the code again
-	again      int    // where that goes on
-	hostFlags  bool   // flags are the host's
-	frameFlags bool   // frame.flags is exact
-	head       []int  // jumps to where the block gives up at its beginning
+	index      int    // of the instruction
+	places     []place
+	waiting    []waitingJump
+	loops      bool  // nothing stores: who goes back need not compare the code again
+	again      int   // where the first instruction begins, in front of the look at Attention
+	hostFlags  bool  // flags are the host's
+	frameFlags bool  // frame.flags is exact
+	head       []int // jumps to where the block gives up at its beginning
 	cold       []func()
 
 	code  [maxTranslated * maxInst]byte
 	insts [maxTranslated]inst
 	plans [maxTranslated]plan
 	lives [maxTranslated + 1]uint16
+	joins [maxTranslated]bool
 }
 
 // translation is a block in the host's code.
@@ -78,7 +82,7 @@ type translation struct {
 type exitSite struct {
 	kind   exitKind
 	offset uint16 // in frame.page, of the instruction to go on with
-	at     uint32 // in the region: the jump to patch, or where to go on; of an exitJump, what to add to RSP
+	at     uint32 // in the region: the jump to patch, if any, or where to go on; of an exitJump, what to add to RSP
 	block  uint32
 }
 
@@ -178,9 +182,18 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	t.loops = !b.stores && next == nil
 	t.beginBlock(start, b.vectors, part{host, mine[:min(b.bytes, len(code))]}, part{nextHost, mine[min(b.bytes, len(code)):b.bytes]})
 	t.hostFlags, t.frameFlags, t.next = false, true, start
+	t.places, t.waiting = t.places[:0], t.waiting[:0]
+	for i := range b.insts {
+		t.places = append(t.places, place{offset: int64(start)})
+		start += uint32(b.insts[i].len)
+	}
+	b.findJoins(t.places)
 	for i := range b.insts {
 		in, p := &b.insts[i], &b.plans[i]
-		t.offset, t.next = t.next, t.next+uint32(in.len)
+		t.index, t.offset, t.next = i, t.next, t.next+uint32(in.len)
+		if b.joins[i] {
+			t.join(b.live[i])
+		}
 		t.live, t.keep, t.wants = b.live[i+1], b.live[i], p.reads
 		if p.touches {
 			t.wants |= b.live[i+1] &^ p.kills
@@ -206,6 +219,75 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	t.table.add(t.blocks, t.block)
 	return t.block
 }
+
+// place is an instruction of the block that is being translated.
+type place struct {
+	offset int64 // in the page
+	at     int   // in the region, where others go to it
+}
+
+// findJoins finds the instructions to which others of the block go.
+func (b *planned) findJoins(places []place) {
+	for i := range b.insts {
+		in := &b.insts[i]
+		if in.exec == nil || !jumpsNear(in) {
+			continue
+		}
+		target := places[i].offset + int64(in.len) + int64(in.imm)
+		for k := range places {
+			if places[k].offset == target && k > 0 {
+				b.joins[k] = true
+			}
+		}
+	}
+}
+
+// jumpsNear reports whether an instruction is a JMP or a conditional jump.
+func jumpsNear(in *inst) bool {
+	op := in.opcode
+	return op == 0xe9 || op == 0xeb || op&^0xf == 0x70 || op&^0xf == map0F|0x80
+}
+
+// join is in front of an instruction to which others of the block go, with frame.flags exact.
+func (t *translator) join(live uint16) {
+	if live != 0 {
+		t.saveFlags()
+	}
+	t.hostFlags, t.frameFlags = false, true
+	t.places[t.index].at = t.n
+	for _, w := range t.waiting {
+		if w.index == t.index {
+			t.land(w.site, t.n)
+		}
+	}
+}
+
+// jumpWithin has a jump go to an instruction of the block, and reports whether there is one at
+// target that it may go to.
+func (t *translator) jumpWithin(site int, target int64) bool {
+	k := slices.IndexFunc(t.places, func(p place) bool { return p.offset == target })
+	switch {
+	case k < 0:
+		return false
+	case k > t.index:
+		t.waiting = append(t.waiting, waitingJump{site, k})
+	case !t.loops:
+		return false
+	case k == 0:
+		t.land(site, t.again)
+	default:
+		t.cold = append(t.cold, func() {
+			t.land(site, t.n)
+			t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
+			t.land(t.jumpIf(ifEqual), t.places[k].at)
+			t.stub(exitSite{kind: exitLink, offset: uint16(target)}) // which stays as it is
+		})
+	}
+	return true
+}
+
+// waitingJump is a jump to an instruction of the block that is still to come.
+type waitingJump struct{ site, index int }
 
 // hostAddress is where the guest's code is in this process.
 func hostAddress(code []byte) uint64 {
@@ -245,6 +327,7 @@ type planned struct {
 	insts   []inst
 	plans   []plan
 	live    []uint16 // the flags that are wanted in front of each, and behind the last
+	joins   []bool   // whether others of the block go to it
 	bytes   int
 	leaves  bool // the last one leaves the block
 	stores  bool // some may store to memory, and so to the block
@@ -271,12 +354,17 @@ func (t *translator) plan(code []byte, limit int) (b planned) {
 		b.leaves = p.leaves
 		b.vectors = b.vectors || p.vector
 		b.stores = b.stores || p.stores
+		if jumpsNear(&in) && int64(in.imm) < 0 {
+			break // a loop, perhaps: what is behind it is not compared with each turn
+		}
 	}
 	if n := len(b.insts); n > 0 && b.insts[n-1].opcode == 0xfb && !b.stopped {
 		// Interrupts wait for the instruction behind STI, and so for the next block.
 		b.bytes -= int(b.insts[n-1].len)
 		b.insts, b.plans, b.stopped = b.insts[:n-1], b.plans[:n-1], true
 	}
+	b.joins = t.joins[:len(b.insts)]
+	clear(b.joins)
 	b.live = t.lives[:len(b.insts)+1]
 	b.live[len(b.insts)] = arithFlags
 	for i := len(b.insts) - 1; i >= 0; i-- {
@@ -292,7 +380,7 @@ func (t *translator) beginBlock(offset uint32, vectors bool, code ...part) {
 	for _, p := range code {
 		gone = t.compare(p, gone)
 	}
-	t.start, t.again = int64(offset), t.n
+	t.again = t.n
 	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
 	gone = append(gone, t.jumpIf(ifNotEqual))
 	t.cold = append(t.cold, func() {

@@ -170,8 +170,7 @@ func (t *translator) jumpToFar(target int64) {
 
 // link has a jump go to a block of the page.
 func (t *translator) link(site int, target int64) {
-	if t.loops && target == t.start {
-		t.land(site, t.again)
+	if t.jumpWithin(site, target) {
 		return
 	}
 	t.cold = append(t.cold, func() {

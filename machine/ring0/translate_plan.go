@@ -131,7 +131,7 @@ func planInteger(in *inst) plan {
 		}
 		return p
 	case op&^0xf == 0x70, op&^0xf == map0F|0x80:
-		return plan{emit: (*translator).jcc, reads: conditionFlags(in.op)}
+		return plan{emit: (*translator).jcc, reads: arithFlags} // of the block that it leads to, too
 	case op&^0xf == map0F|0x40:
 		return plan{emit: (*translator).cmov, reads: conditionFlags(in.op)}
 	case op&^0xf == map0F|0x90:

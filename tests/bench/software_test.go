@@ -120,8 +120,8 @@ type side struct {
 	got           map[string][]float64
 }
 
-// TestCompareSoftware compares vmm's software engine with QEMU's TCG, and where there is KVM, the
-// engine that vmm takes then, too: the same kernel and program, one CPU, no devices.
+// TestCompareSoftware compares vmm's software engine with QEMU's TCG, and where there is KVM, with
+// that, too: the same kernel and program, one CPU, no devices.
 func TestCompareSoftware(t *testing.T) {
 	if !*compare {
 		t.Skip("make bench runs this")
@@ -151,7 +151,7 @@ func TestCompareSoftware(t *testing.T) {
 	}
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
 		f.Close()
-		sides = append(sides, &side{name: "default engine", program: vmm, args: ours("auto")})
+		sides = append(sides, &side{name: "KVM", program: vmm, args: ours("kvm")})
 	}
 	for _, s := range sides {
 		s.got = map[string][]float64{}
