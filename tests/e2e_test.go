@@ -168,6 +168,7 @@ func TestGuest(t *testing.T) {
 	for _, c := range []struct{ name, args, checks string }{
 		{"large", "-c 2 -m 5G", "cpus=2 mib=5120"},
 		{"small", "-m 80M --boot-protocol pvh", "cpus=1 mib=80 skip=processes,pipes,avx,sse,mappings"},
+		{"kvm", "-c 2 -m 512M --engine kvm", "cpus=2 mib=512"},
 		// Its own decompressor runs in the guest, as it does on hardware.
 		{"bzimage", "-m 128M --boot-protocol bzimage", "cpus=1 mib=128 skip=processes,pipes,avx,sse,mappings,libc"},
 	} {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"vmm/machine"
 )
 
 // exitLine is a line of vmm run -v.
@@ -22,10 +24,21 @@ var exitLine = regexp.MustCompile(`vmm: +(\d+) exits: (io|mmio)\n`)
 const maxExits = 3200
 
 // TestSmoke has something of everything, for a slow host: one guest with all kinds
-// of devices, saved and restored, and one without.
+// of devices, saved and restored, and one without. Where vmm takes another engine than the
+// KVM that is there, that has its turn, too.
 func TestSmoke(t *testing.T) {
 	needKVM(t)
 	needTools(t, "gdb")
+	engines := []machine.Engine{machine.AutoEngine}
+	if e, err := machine.AutoEngine.Choose(""); err != nil || e != machine.KVMEngine {
+		engines = append(engines, machine.KVMEngine)
+	}
+	for _, e := range engines {
+		t.Run(string(e), func(t *testing.T) { smoke(t, "--engine="+string(e)) })
+	}
+}
+
+func smoke(t *testing.T, engine string) {
 	runtimeDirFor(t)
 	dir := t.TempDir()
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "from the host") }))
@@ -36,7 +49,7 @@ func TestSmoke(t *testing.T) {
 		t.Fatal(err)
 	}
 	ok(t, "image", "create", "-s", "64M", disk)
-	ok(t, "run", "-d", "--name", "all", "-c", "2", "-m", "256M", "--kernel", "default", "--disk", disk,
+	ok(t, "run", engine, "-d", "--name", "all", "-c", "2", "-m", "256M", "--kernel", "default", "--disk", disk,
 		"--share", shared+":/src", "--net", "user,allow=host:"+web.URL[strings.LastIndex(web.URL, ":")+1:])
 	defer gone(t, "all", "again")
 	in := func(vm, script, want string) {
@@ -67,14 +80,14 @@ func TestSmoke(t *testing.T) {
 	in("all", "(while :; do echo $((++i)) > /tmp/n; done) > /dev/null 2>&1 & echo $! > /tmp/pid", "")
 	ok(t, "snapshot", "all", snap)
 	ok(t, "kill", "all")
-	ok(t, "restore", "-d", "--name", "again", snap)
+	ok(t, "restore", engine, "-d", "--name", "again", snap)
 	in("again", "n=$(cat /tmp/n); while [ \"$(cat /tmp/n)\" = \"$n\" ]; do :; done; nproc; cat /src/in", "2\nshared\n")
 	in("again", "dd if=/dev/vda bs=1000000 count=1 iflag=direct,fullblock 2>/dev/null | cmp - /tmp/data && wget -q -O - "+url, "from the host")
 	clockIsRight(t, "again")
 	gone(t, "again")
 
 	// One CPU, and what a command costs.
-	out, errs, status := inDir(t, dir, nil, "run", "--cold", "-v", "-m", "256M", "--net", "none", "--", "sh", "-c", "nproc; cat shared/in; exit 3")
+	out, errs, status := inDir(t, dir, nil, "run", engine, "--cold", "-v", "-m", "256M", "--net", "none", "--", "sh", "-c", "nproc; cat shared/in; exit 3")
 	if status != 3 || out != "1\nshared\n" {
 		t.Errorf("a command: status %d, %q\n%s", status, out, errs)
 	}
@@ -89,7 +102,7 @@ func TestSmoke(t *testing.T) {
 	t.Logf("%d exits", exits)
 	// Twice, so that the second goes on from the first's snapshot.
 	for i := range 2 {
-		out, errs, status := inDir(t, dir, nil, "run", "-m", "256M", "--", "sh", "-c", fmt.Sprintf("cat shared/in; exit %d", i))
+		out, errs, status := inDir(t, dir, nil, "run", engine, "-m", "256M", "--", "sh", "-c", fmt.Sprintf("cat shared/in; exit %d", i))
 		if status != i || out != "shared\n" {
 			t.Errorf("a warm command: status %d, %q\n%s", status, out, errs)
 		}
