@@ -70,12 +70,12 @@ func defaultGuestOf(t *testing.T, kernel *guestimages.Kernel) {
 // network, a share and a port, which then reboots.
 func kernelGuest(t *testing.T) {
 	servers := startServers(t)
-	dir := t.TempDir()
+	dir, own := t.TempDir(), t.TempDir() // what the guest may write, and what it may not
 	const mark = "written by the host"
-	disk := filepath.Join(dir, "disk.raw")
+	disk, port := filepath.Join(own, "disk.raw"), filepath.Join(own, "port")
 	data := make([]byte, 16<<20)
 	copy(data, mark)
-	for path, content := range map[string][]byte{disk: data, filepath.Join(dir, "file"): []byte("shared"), filepath.Join(dir, "port"): nil} {
+	for path, content := range map[string][]byte{disk: data, filepath.Join(dir, "file"): []byte("shared"), port: nil} {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ reboot
 sleep 100
 `, time.Now().Unix(), servers.http)
 	out, status := vmm(t, "run", "-c", "2", "-m", "512M", "--disk", disk, "--net", "user,allow=host:"+servers.http,
-		"--share", dir+":/mnt/shared", "--port", "test="+filepath.Join(dir, "port"), "--initrd", rcInitrd(t, script), "--timeout", "20m")
+		"--share", dir+":/mnt/shared", "--port", "test="+port, "--initrd", rcInitrd(t, script), "--timeout", "20m")
 	if status != 0 {
 		t.Errorf("exit status %d", status)
 	}
@@ -113,7 +113,7 @@ sleep 100
 	if err != nil || string(b) != "guest\n" {
 		t.Errorf("what the guest has written to the share: %q, %v", b, err)
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, "port")); err != nil || string(b) != "from the guest\n" {
+	if b, err := os.ReadFile(port); err != nil || string(b) != "from the guest\n" {
 		t.Errorf("what the guest has written to the port: %q, %v", b, err)
 	}
 	if b, err := os.ReadFile(disk); err != nil || !bytes.HasPrefix(b[1<<20:], []byte("1\n2\n3\n")) {
