@@ -125,40 +125,47 @@ func execCmpxchg(c *CPU, in *inst) status {
 
 // execCmpxchg16 is CMPXCHG8B and, with REX.W, CMPXCHG16B.
 func execCmpxchg16(c *CPU, in *inst) status {
-	half := uint8(4)
-	if in.size == 8 {
-		half = 8
-	}
 	addr := c.address(in)
-	if half == 8 && addr&15 != 0 {
-		return c.raise(vectorGP, 0)
+	if in.size != 8 {
+		return c.compareExchange8(in, addr)
 	}
-	if addr&pageMask > pageSize-2*uint64(half) {
-		return handOver
+	if addr&15 != 0 {
+		return c.raise(vectorGP, 0)
 	}
 	p := c.writable(addr)
 	if p == nil {
 		return handOver
 	}
-	var equal bool
-	var lo, hi uint64
-	if half == 8 {
-		lo, hi, equal = cas128(p, c.r[rAX], c.r[rDX], c.r[rBX], c.r[rCX])
-	} else {
-		want := c.r[rDX]<<32 | c.get(rAX, 4)
-		for {
-			v := loadHost(p, 8)
-			lo, hi, equal = v&0xffffffff, v>>32, v == want
-			if !equal || cas(p, v, c.r[rCX]<<32|c.get(rBX, 4), 8) {
-				break
-			}
-		}
-	}
+	lo, hi, equal := cas128(p, c.r[rAX], c.r[rDX], c.r[rBX], c.r[rCX])
 	if !equal {
-		c.set(rAX, half, lo)
-		c.set(rDX, half, hi)
+		c.r[rAX], c.r[rDX] = lo, hi
 	}
 	return c.setZF(equal)
+}
+
+// compareExchange8 is CMPXCHG8B, whose operand need not be aligned.
+func (c *CPU) compareExchange8(in *inst, addr uint64) status {
+	want, v := c.r[rDX]<<32|c.get(rAX, 4), c.r[rCX]<<32|c.get(rBX, 4)
+	var found uint64
+	wide := *in
+	wide.size, wide.lock = 8, true
+	modify := c.modifyAt
+	if !lockable(addr, 8) {
+		modify = c.modifySlowly
+	}
+	if s := modify(&wide, addr, func(_ *CPU, _ *inst, old uint64) uint64 {
+		if found = old; found == want {
+			return v
+		}
+		return found
+	}); s != done {
+		return s
+	}
+	if found != want {
+		c.set(rAX, 4, found)
+		c.set(rDX, 4, found>>32)
+	}
+	return c.setZF(found == want)
 }
 
 func execCMov(c *CPU, in *inst) status {
