@@ -25,6 +25,16 @@ func TestLockstepFaults(t *testing.T) {
 		// mov rax, ...; mov [rbx+5], rax; ...; cmpxchg8b [rbx+5]; pushf; hlt
 		{"cmpxchg8b that is not aligned", lockMode{}, []byte{0x89, 0x43, 0x05, 0x89, 0x53, 0x09, 0xf0, 0x0f, 0xc7, 0x4b, 0x05, 0x9c, 0xf4}, with(func(r *kvm.Regs) { r.RAX, r.RDX = 0x11223344, 0x55667788 })},
 		{"cmpxchg8b across pages", lockMode{}, []byte{0x89, 0x43, 0x05, 0x89, 0x53, 0x09, 0x0f, 0xc7, 0x4b, 0x05, 0x9c, 0xf4}, with(func(r *kvm.Regs) { r.RAX, r.RDX, r.RBX = 0x11223344, 0x55667788, lockData+0xff7 })},
+		{"vmovd with a third register", lockMode{}, []byte{0xc4, 0xe1, 0x71, 0x7e, 0xc0}, data},
+		{"BLSR of a number that is none", lockMode{}, []byte{0xc4, 0xe2, 0x78, 0xf3, 0xe3}, data},
+		{"LOCK in front of NOP", lockMode{}, []byte{0xf0, 0x90, 0xf0, 0x0f, 0x1f, 0x00}, data},
+		{"LOCK in front of SWAPGS", lockMode{}, []byte{0xf0, 0x0f, 0x01, 0xf8}, data},
+		{"a jump to 0", lockMode{}, []byte{0x31, 0xc0, 0xff, 0xe0}, data},
+		{"a return to 0", lockMode{user: true}, []byte{0x6a, 0x00, 0xc3}, data},
+		{"a jump beyond the addresses", lockMode{user: true}, []byte{0x48, 0xb8, 0, 0, 0, 0, 0, 0x80, 0, 0, 0xff, 0xe0}, data},
+		{"SYSCALL, then STAC", lockMode{user: true, smap: true}, []byte{0x0f, 0x05}, data},
+		// A loop in user mode, whose system calls are translated ones from the second on.
+		{"SYSCALL and STAC, again", lockMode{user: true, smap: true}, []byte{0xbb, 5, 0, 0, 0, 0x0f, 0x05, 0xff, 0xcb, 0x75, 0xfa}, data},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pair := newLockPair(t)

@@ -23,6 +23,7 @@ const (
 	lockIDT      = 0x6000
 	lockTSS      = 0x7000
 	lockHandlers = 0x8000 // an exception's vector at 16 times it: HLT
+	lockSyscall  = 0x9000 // STAC and more
 	lockStack    = 0xafe0 // of exceptions
 	lockCode     = 0x10000
 	lockCodeEnd  = 0x13000 // which cannot be written to
@@ -48,7 +49,7 @@ type lockMode struct {
 func lockCPU(t testing.TB, translated bool) *CPU {
 	t.Helper()
 	b := &lockBoard{testBoard{devices: map[uint64]byte{}, msrs: map[uint32]uint64{
-		MSRStar: 0x001b_0008_0000_0000, MSRLStar: lockHandlers + 0xff0, MSRSFMask: flagIF | flagAC | flagTF}}}
+		MSRStar: 0x001b_0008_0000_0000, MSRLStar: lockSyscall, MSRSFMask: flagIF | flagAC | flagTF}}}
 	c, err := NewComplete(b, NewMemory(make(lockRAM, lockPages)), [64]Component{2: {Offset: 576, Size: 256}})
 	if err != nil {
 		t.Fatal(err)
@@ -115,6 +116,11 @@ func layOut(c *CPU, code []byte, at uint64, mode lockMode, regs kvm.Regs, fill b
 		le.PutUint64(mem[lockIDT>>12][16*v:], h&0xffff|8<<16|ist<<32|0x8e<<40|h>>16<<48)
 		mem[lockHandlers>>12][16*v] = 0xf4
 	}
+	mem[0][0] = 0xf4
+	copy(mem[lockSyscall>>12][:], []byte{
+		0x0f, 0x01, 0xcb, 0x48, 0x8b, 0x03, // stac; mov rax, [rbx]
+		0x83, 0xfb, 1, 0x75, 1, 0xf4, // cmp ebx, 1; jne +1; hlt
+		0x48, 0x0f, 0x07}) // sysretq
 	le.PutUint64(mem[lockTSS>>12][tssRSP0:], lockStack)
 	le.PutUint64(mem[lockTSS>>12][tssIST:], lockStack)
 	le.PutUint16(mem[lockTSS>>12][tssIOMap:], 0xffff)

@@ -55,9 +55,9 @@ func (t *translator) flagsFrom() {
 	t.store(8, hostRCX, inFrameAt(offsetSys))
 }
 
-// moveTo has the blocks that follow use a TLB.
+// moveTo has the blocks that follow use a TLB. It spoils the host's flags.
 func (t *translator) moveTo(tlb int, why int32) {
-	t.arithmetic(4, extOR, inFrameAt(unsafe.Offsetof(frame{}.moved)), why)
+	t.arithmetic(4, extOR, inFrameAt(unsafe.Offsetof(frame{}.moved)), why) // beside what has happened before
 	t.storeImm(4, inFrameAt(unsafe.Offsetof(frame{}.movedTo)), uint32(tlb))
 }
 
