@@ -40,6 +40,9 @@ func takeApart(in *inst, code []byte) (v coded, ok bool) {
 	if code[i]&0xf0 == 0x40 {
 		v.rex = code[i]
 		i++
+		if code[i] != 0x0f {
+			return v, false // such as VEX: #UD
+		}
 	}
 	switch code[i] {
 	case 0x0f:
@@ -200,7 +203,7 @@ func (t *translator) planBMI(in *inst, v *coded) plan {
 	switch {
 	case v.third&4 != 0: // L, #UD
 		return plan{}
-	case v.opmap == 3 && op == 0xf0 && v.pp == 0xf2: // RORX
+	case v.opmap == 3 && op == 0xf0 && v.pp == 0xf2 && third == 0: // RORX, which has no third one
 		return p
 	case v.opmap != 2:
 		return plan{}
