@@ -298,11 +298,12 @@ func (v *vectorCode) rewrite(in *inst, at int) {
 	modrm, n := int(in.form.modrm), int(in.form.imm)
 	var imm [1]byte
 	copy(imm[:], v.code[int(in.len)-n:in.len])
-	for i := range min(modrm, 4) { // segment overrides are not for the scratch memory
-		if v.code[i] != 0x64 && v.code[i] != 0x65 {
-			break
+	for i := range modrm { // segment overrides are not for the scratch memory: the host's FS has a base
+		if b := v.code[i]; b == 0x64 || b == 0x65 {
+			v.code[i] = 0x3e
+		} else if b != 0x66 && b != 0xf2 && b != 0xf3 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b&0xf0 != 0x40 {
+			break // the opcode
 		}
-		v.code[i] = 0x3e
 	}
 	v.code[modrm] = in.modrm&0x38 | 5 // relative to RIP
 	le.PutUint32(v.code[modrm+1:], uint32(at))

@@ -277,6 +277,12 @@ func (p *lockPair) differ(undefined uint16) error {
 			}
 			if page := lockMemory(c); at >= lockStack-0x40 && at < lockStack {
 				le.PutUint64(page[at>>12][at&pageMask:], le.Uint64(page[at>>12][at&pageMask:])&^arithFlags)
+				// A translated CALL to no address has written where it would have returned to.
+				for i := uint64(0); i < 8 && c.First.Vector == vectorGP; i++ {
+					if a := le.Uint64(page[at>>12][at&pageMask+8:]) - 8 + i; a>>12 < lockPages {
+						page[a>>12][a&pageMask] = 0
+					}
+				}
 			}
 		}
 	}
