@@ -169,6 +169,7 @@ type lockPair struct {
 	compared     int // programs
 	steps        int // instructions of those
 	trace        []string
+	setUp        func(lockRAM) // changes the memory that a program finds, if it is not nil
 }
 
 func newLockPair(t testing.TB) *lockPair {
@@ -194,6 +195,9 @@ func (p *lockPair) step() (stop Stop, undefined uint16, ok bool) {
 		}
 		{
 			p.trace = append(p.trace, fmt.Sprintf("%#x: % x", c.r[rIP], code[:in.len]))
+		}
+		if in.opcode == map0F|0xc7 && !in.mem {
+			return 0, 0, false // random numbers
 		}
 		if ok {
 			if pl := planner.planOf(&in, code[:in.len]); pl.emit != nil {
@@ -240,6 +244,9 @@ func (p *lockPair) step() (stop Stop, undefined uint16, ok bool) {
 func (p *lockPair) check(code []byte, at uint64, mode lockMode, regs kvm.Regs, fill byte) error {
 	for _, c := range []*CPU{p.plain, p.quick} {
 		layOut(c, code, at, mode, regs, fill)
+		if p.setUp != nil {
+			p.setUp(lockMemory(c))
+		}
 	}
 	stop, undefined, ok := p.step()
 	if !ok {
@@ -298,7 +305,7 @@ func (p *lockPair) differ(undefined uint16) error {
 		return fmt.Errorf("level %d, bases %x %x, TLB %d; interpreted %d, %x %x, %d", a.cpl, a.base, a.kernelGSBase, a.tlbNumber, b.cpl, b.base, b.kernelGSBase, b.tlbNumber)
 	}
 	for i := range lockMemory(a) {
-		if i >= 1 && i <= 4 {
+		if i >= 1 && i <= 4 || i >= otherTables>>12 && i < otherTables>>12+4 {
 			continue // what was read or written in advance may differ
 		}
 		x, y := &lockMemory(a)[i], &lockMemory(b)[i]

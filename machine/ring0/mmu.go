@@ -144,6 +144,7 @@ func (c *CPU) flushPage(addr uint64) {
 		t := &c.frame.tlbs[i]
 		if t.large[0][addr>>largeShift%largeRegions] || t.large[1][addr>>giantShift%largeRegions] {
 			t.empty()
+			c.forgetJumps()
 		} else {
 			t.forget(vpn)
 		}

@@ -1,0 +1,122 @@
+package ring0
+
+import (
+	"testing"
+
+	"vmm/internal/x86"
+	"vmm/kvm"
+)
+
+// Addresses of code that programs map as they like, and pages of memory for it.
+const (
+	codeA, codeB, codeC = 0x2a000, 0x2b000, 0x2c000
+	mapA, mapB, mapC    = 0x40000, 0x41000, 0x140000 // mapC has mapA's place in the TLB of code
+	mapLarge            = 0x200000
+	otherTables         = 0xb000 // another PML4, PDPT, PD, PT
+	entryOf             = lockTables + 0x3000
+)
+
+// asm puts pieces of machine code behind each other.
+func asm(pieces ...[]byte) (code []byte) {
+	for _, p := range pieces {
+		code = append(code, p...)
+	}
+	return code
+}
+
+func withImm32(v uint32, op ...byte) []byte { return le.AppendUint32(op, v) }
+
+// Pieces of programs.
+var (
+	callRBX  = []byte{0xff, 0xd3}
+	addR8RAX = []byte{0x4d, 0x6b, 0xc0, 0x0a, 0x49, 0x01, 0xc0} // imul r8, r8, 10; add r8, rax
+	hltCode  = []byte{0xf4}
+)
+
+func movRBX(v uint32) []byte { return withImm32(v, 0xbb) }
+
+// set is an 8-byte store of a number; invlpg invalidates a page.
+func set(at, v uint32) []byte {
+	return le.AppendUint32(withImm32(at, 0x48, 0xc7, 0x04, 0x25), v)
+}
+func invlpg(at uint32) []byte { return withImm32(at, 0x0f, 0x01, 0x3c, 0x25) }
+func movCR3(v uint32) []byte  { return append(withImm32(v, 0xb8), 0x0f, 0x22, 0xd8) }
+
+// returns is a function that returns a number.
+func returns(v uint32) []byte { return append(withImm32(v, 0xb8), 0xc3) }
+
+// times repeats a piece by a loop over R15.
+func times(n byte, code []byte) []byte {
+	code = append([]byte{}, code...)
+	code = append(code, 0x41, 0xff, 0xcf, 0x0f, 0x85) // dec r15d; jnz
+	return append(withImm32(uint32(n), 0x41, 0xbf), withImm32(uint32(-len(code)-4), code...)...)
+}
+
+// TestLockstepCode runs programs that change code and what it is mapped to.
+func TestLockstepCode(t *testing.T) {
+	const rights = x86.PTEPresent | x86.PTEWritable
+	entry := func(linear uint32) uint32 { return entryOf + linear>>12*8 }
+	for _, c := range []struct {
+		name string
+		code []byte
+		want uint64 // R8
+		// What is at codeA, codeB and codeC.
+		a, b, c []byte
+	}{
+		{name: "a loop that changes its own number", want: 1234567,
+			// mov eax, 1; imul r8, r8, 10; add r8, rax; inc byte [mapA+1]; ret; as often as it is called
+			code: asm(movRBX(mapA), times(7, callRBX), hltCode),
+			a:    asm(withImm32(1, 0xb8), addR8RAX, withImm32(mapA+1, 0xfe, 0x04, 0x25), []byte{0xc3})},
+		{name: "a loop within a page that changes its own number", want: 1234567,
+			code: asm(movRBX(mapA), callRBX, hltCode),
+			a:    asm(times(7, asm(withImm32(1, 0xb8), addR8RAX, withImm32(mapA+7, 0xfe, 0x04, 0x25))), []byte{0xc3})},
+		{name: "a block that changes the one behind it", want: 1234,
+			// inc byte [mapA+0x10]; jmp +7
+			code: asm(movRBX(mapA), times(4, asm(callRBX, addR8RAX)), hltCode),
+			a:    asm(withImm32(mapA+0x10, 0xfe, 0x04, 0x25), []byte{0xeb, 6, 0, 0, 0, 0, 0, 0}, returns(0))},
+		{name: "code at two addresses", want: mapA + 0x15 + mapB + 0x15,
+			code: asm(times(3, asm([]byte{0x45, 0x31, 0xc0}, movRBX(mapA), callRBX, []byte{0x49, 0x01, 0xc0}, movRBX(mapB), callRBX, []byte{0x49, 0x01, 0xc0})), set(entry(mapB), codeA|rights), invlpg(mapB),
+				times(3, asm([]byte{0x45, 0x31, 0xc0}, movRBX(mapA), callRBX, []byte{0x49, 0x01, 0xc0}, movRBX(mapB), callRBX, []byte{0x49, 0x01, 0xc0})), hltCode),
+			// jmp +9; ...; call +0; pop rax; ret
+			a: append([]byte{0xeb, 14, 15: 0}, 0xe8, 0, 0, 0, 0, 0x58, 0xc3), b: returns(1)},
+		{name: "another page at an address", want: 111222,
+			code: asm(movRBX(mapA), times(3, asm(callRBX, addR8RAX)), set(entry(mapA), codeB|rights), invlpg(mapA), times(3, asm(callRBX, addR8RAX)), hltCode),
+			a:    returns(1), b: returns(2)},
+		{name: "other tables", want: 1212121,
+			code: asm(movRBX(mapA), times(3, asm(callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, movCR3(lockTables))), callRBX, addR8RAX, hltCode),
+			a:    returns(1), b: returns(2)},
+		{name: "an address of a large page", want: 11,
+			code: asm(movRBX(mapLarge|codeA), times(2, asm(callRBX, addR8RAX)), set(lockTables+0x2000+8, 0), invlpg(mapLarge+0x5000), callRBX, addR8RAX, hltCode),
+			a:    returns(1)},
+		{name: "a page that could only be read", want: 5,
+			// mov rax, [rbx]; set; invlpg; mov byte [rbx], 5; mov r8, [rbx]
+			code: asm(movRBX(lockReadOnly), []byte{0x48, 0x8b, 0x03}, set(entry(lockReadOnly), lockReadOnly|rights), []byte{0x48, 0xc7, 0x03, 5, 0, 0, 0, 0x4c, 0x8b, 0x03}, hltCode)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pair := newLockPair(t)
+			pair.setUp = func(mem lockRAM) {
+				copy(mem[codeA>>12][:], c.a)
+				copy(mem[codeB>>12][:], c.b)
+				copy(mem[codeC>>12][:], c.c)
+				for linear, gpa := range map[uint64]uint64{mapA: codeA, mapB: codeB, mapC: codeC} {
+					le.PutUint64(mem[4][linear>>12*8:], gpa|rights)
+				}
+				le.PutUint64(mem[3][8:], x86.PTELarge|rights)
+				for i := range 4 { // the same, with another page at mapA
+					mem[otherTables>>12+i] = mem[1+i]
+					if i < 3 {
+						le.PutUint64(mem[otherTables>>12+i][:], uint64(otherTables+0x1000*(i+1))|rights)
+					}
+				}
+				le.PutUint64(mem[otherTables>>12+3][mapA>>12*8:], codeB|rights)
+			}
+			regs := kvm.Regs{RSP: lockData + 0x1000, RIP: lockCode, RFLAGS: 2}
+			if err := pair.check(c.code, lockCode, lockMode{}, regs, 1); err != nil || pair.compared != 1 {
+				t.Errorf("compared %d: %v", pair.compared, err)
+			}
+			if got := pair.quick.r[r8]; got != c.want {
+				t.Errorf("R8 is %d, want %d, exception %+v", got, c.want, pair.quick.First)
+			}
+		})
+	}
+}
