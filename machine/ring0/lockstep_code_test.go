@@ -88,6 +88,12 @@ func TestLockstepCode(t *testing.T) {
 		{name: "an address of a large page", want: 11,
 			code: asm(movRBX(mapLarge|codeA), times(2, asm(callRBX, addR8RAX)), set(lockTables+0x2000+8, 0), invlpg(mapLarge+0x5000), callRBX, addR8RAX, hltCode),
 			a:    returns(1)},
+		{name: "a link while another page is at the address", want: 1,
+			// A and B: test ecx, ecx; jnz 0x100; ret
+			code: asm(movRBX(mapA), callRBX, callRBX, set(entry(mapA), codeB|rights), movRBX(mapC), callRBX, []byte{0xff, 0xc1}, movRBX(mapA), callRBX,
+				set(entry(mapB), codeA|rights), invlpg(mapA), invlpg(mapB), movRBX(mapB), callRBX, []byte{0x49, 0x89, 0xc0}, hltCode),
+			a: append([]byte{0x85, 0xc9, 0x0f, 0x85, 0xf8, 0, 0, 0, 0xc3, 0xff: 0}, returns(1)...),
+			b: append([]byte{0x85, 0xc9, 0x0f, 0x85, 0xf8, 0, 0, 0, 0xc3, 0xff: 0}, returns(2)...), c: []byte{0xc3}},
 		{name: "a page that could only be read", want: 5,
 			// mov rax, [rbx]; set; invlpg; mov byte [rbx], 5; mov r8, [rbx]
 			code: asm(movRBX(lockReadOnly), []byte{0x48, 0x8b, 0x03}, set(entry(lockReadOnly), lockReadOnly|rights), []byte{0x48, 0xc7, 0x03, 5, 0, 0, 0, 0x4c, 0x8b, 0x03}, hltCode)},

@@ -24,14 +24,14 @@ func (c *CPU) translatable(budget int) bool {
 // up. It reports whether the instruction at RIP, and only that, is to be interpreted.
 func (c *CPU) runTranslated() (one bool) {
 	t, f := c.translator, c.frame
-	link, resets := 0, t.resets
+	link, from, resets := 0, uint32(0), t.resets
 	for f.Attention.Load() == 0 {
 		n := c.translation()
 		if n == 0 {
 			return false
 		}
 		b := &t.blocks[n]
-		if link != 0 && t.resets == resets && b.next == 0 {
+		if link != 0 && t.resets == resets && b.next == 0 && t.samePage(from, n) {
 			t.land(link, int(b.entry))
 		}
 		link = 0
@@ -56,7 +56,7 @@ func (c *CPU) runTranslated() (one bool) {
 			f.r[rIP] = f.address
 			f.r[rSP] += uint64(int32(s.at))
 		case exitLink:
-			link, resets = int(s.at), t.resets
+			link, from, resets = int(s.at), s.block, t.resets
 		case exitHead:
 			if f.Attention.Load() == 0 {
 				t.replace(s.block)
@@ -73,6 +73,13 @@ func (c *CPU) runTranslated() (one bool) {
 		}
 	}
 	return false
+}
+
+// samePage reports whether a block may lead to another by itself. Their addresses are in one
+// page, but while the guest changes what that is mapped to, there may be other code by now.
+func (t *translator) samePage(from, to uint32) bool {
+	a, b := &t.blocks[from], &t.blocks[to]
+	return a.host&^pageMask == b.host&^pageMask && a.tlb == b.tlb
 }
 
 // enterTranslated executes translated code from a place in the region on, and returns where it
