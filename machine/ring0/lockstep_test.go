@@ -157,7 +157,7 @@ func layOut(c *CPU, code []byte, at uint64, mode lockMode, regs kvm.Regs, fill b
 	c.ForgetExtended()
 	c.SetKernelGSBase(lockData + 0x100)
 	c.First, c.Exit = Exception{Vector: 0xff}, Exit{}
-	c.supplied, c.exits = c.supplied[:0], false
+	c.supplied, c.exits, c.debug, c.InNMI, c.WrittenMSR = c.supplied[:0], false, [8]uint64{}, false, 0
 	c.forgetFailure()
 	c.frame.Attention.Store(0)
 	c.Reset(&regs, &s)

@@ -12,6 +12,7 @@ import (
 // without a translator, all is interpreted.
 func (c *CPU) Translate() (err error) {
 	c.translator, err = newTranslator(c.frame, c.unit)
+	c.forgetJumps() // a table that is just zero leads from 0 to nowhere
 	return err
 }
 
