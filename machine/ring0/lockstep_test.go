@@ -56,7 +56,7 @@ func lockCPU(t testing.TB, translated bool) *CPU {
 	}
 	t.Cleanup(func() { c.Close() })
 	if translated {
-		if err := c.TranslateAll(); err != nil {
+		if err := c.Translate(); err != nil {
 			t.Skip(err)
 		}
 	}

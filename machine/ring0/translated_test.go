@@ -161,7 +161,7 @@ func TestTranslatedAccessedDirty(t *testing.T) {
 func TestTranslatedJumpToZero(t *testing.T) {
 	c := lockCPU(t, false)
 	layOut(c, []byte{0x31, 0xc0, 0xff, 0xe0}, lockCode, lockMode{}, kvm.Regs{RSP: lockData + 0x1000, RIP: lockCode, RFLAGS: 2}, 1)
-	if err := c.TranslateAll(); err != nil {
+	if err := c.Translate(); err != nil {
 		t.Skip(err)
 	}
 	if stop := c.Run(100); stop != StopHalt || c.r[rIP] != 1 {
