@@ -1,12 +1,24 @@
 # What the guest does that reads a disk's file systems for the host: see foreign.go.
 disk=/dev/vda
 
+# id DEVICE OFFSET and text DEVICE OFFSET SIZE read a UUID and a string of a superblock; busybox
+# need not have blkid.
+id() {
+	dd if="$1" bs=1 skip="$2" count=16 2>/dev/null | od -A n -v -t x1 | tr -d ' \n' |
+		sed 's/^\(.\{8\}\)\(.\{4\}\)\(.\{4\}\)\(.\{4\}\)/\1-\2-\3-\4-/'
+}
+text() { dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | tr '\000' '\n' | head -n 1; }
+
 # described DIRECTORY PARTITION KIND SUBVOLUME DEVICE tells of a mounted file system: these,
 # and its UUID and label.
 described() {
-	id=$(blkid "$5" 2>/dev/null | head -n 1)
-	case $id in *' UUID="'*) uuid=${id#* UUID=\"}; uuid=${uuid%%\"*} ;; *) uuid= ;; esac
-	case $id in *' LABEL="'*) label=${id#* LABEL=\"}; label=${label%%\"*} ;; *) label= ;; esac
+	uuid='' label=''
+	case $3 in
+	xfs) uuid=$(id "$5" 32) label=$(text "$5" 108 12) ;;
+	btrfs) uuid=$(id "$5" 65568) label=$(text "$5" 65835 256) ;;
+	ext4) uuid=$(id "$5" 1128) label=$(text "$5" 1144 16) ;;
+	f2fs) uuid=$(id "$5" 1132) ;;
+	esac
 	printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" "$uuid" "$label"
 }
 
