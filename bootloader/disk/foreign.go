@@ -2,9 +2,11 @@ package disk
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 )
 
 // Foreign is a file system of a disk that somebody else reads: a guest, whose kernel has
@@ -22,10 +24,29 @@ type Foreign struct {
 // mounted is the file system among the others of a disk with these partitions.
 func (f *Foreign) mounted(parts []part) *fileSystem {
 	m := &fileSystem{FS: f.FS, kind: f.Kind, uuid: f.UUID, label: f.Label, volume: f.Device, subvolume: f.Subvolume}
+	if f.Subvolume != "" {
+		m.FS = subvolume{f.FS, f.Subvolume + "/"}
+	}
 	if i := slices.IndexFunc(parts, func(p part) bool { return p.number == f.Partition }); i >= 0 && f.Device == "" {
 		m.part = parts[i]
 	}
 	return m
+}
+
+// subvolume is a subvolume of btrfs, whose files are also below its name, as at the top: so
+// GRUB's configurations name them.
+type subvolume struct {
+	fs.FS
+	below string
+}
+
+// Open implements fs.FS.
+func (s subvolume) Open(name string) (fs.File, error) {
+	f, err := s.FS.Open(name)
+	if inside, ok := strings.CutPrefix(name, s.below); ok && errors.Is(err, fs.ErrNotExist) {
+		return s.FS.Open(inside)
+	}
+	return f, err
 }
 
 // foreignMarks tell the file systems that this package does not read, and volumes in
