@@ -56,7 +56,7 @@ func buildVMM(t *testing.T) string {
 }
 
 func vmmArgs(payload string) []string {
-	return []string{"run", "--kernel", payload, "--boot-protocol", "pvh", "-m", fmt.Sprint(memoryMB), "--console", "none"}
+	return []string{"run", "--engine", "kvm", "--kernel", payload, "--boot-protocol", "pvh", "-m", fmt.Sprint(memoryMB), "--console", "none"}
 }
 
 func qemuArgs(payload string) []string {

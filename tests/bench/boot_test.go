@@ -190,7 +190,7 @@ func TestCompareBoot(t *testing.T) {
 	// QEMU's microvm has no keyboard controller to reset it: only a triple fault ends all.
 	const cmdline = "console=ttyS0 panic=-1 quiet reboot=t"
 	ours := func(initrd string, more ...string) []string {
-		return append([]string{"run", "--kernel", kernel, "--initrd", initrd, "-m", "256M", "--no-agent", "--append", cmdline}, more...)
+		return append([]string{"run", "--engine", "kvm", "--kernel", kernel, "--initrd", initrd, "-m", "256M", "--no-agent", "--append", cmdline}, more...)
 	}
 	theirs := func(machine, initrd string, more ...string) []string {
 		return append([]string{"-M", machine, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-kernel", kernel, "-initrd", initrd, "-append", cmdline,
