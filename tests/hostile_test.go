@@ -219,7 +219,7 @@ func (a *attack) run(guest, transport string, rounds int) (done int) {
 		stuck = time.Since(last) > patience(t, 30*time.Second)
 	}
 	if running {
-		a.command()
+		a.command(ended)
 		hang := time.AfterFunc(patience(t, time.Minute), func() {
 			t.Error("vmm kill does not end it")
 			a.cmd.Process.Signal(unix.SIGABRT) // with a word of where it is
@@ -258,31 +258,40 @@ func roundsOn(t *testing.T, console string) (n int, answers []string) {
 	return n, answers
 }
 
-// command does to the VM what its user does, who must not be kept from it.
-func (a *attack) command() {
+// command does to the VM what its user does, who must not be kept from it but by the guest's end.
+func (a *attack) command(ended <-chan struct{}) {
+	wrong := func(format string, args ...any) {
+		a.t.Helper()
+		select {
+		case <-ended: // the guest goes on, and may find how to switch itself off
+			a.t.Logf("it has ended meanwhile: "+format, args...)
+		case <-time.After(patience(a.t, time.Second)):
+			a.t.Errorf(format, args...)
+		}
+	}
 	inspect := func() (vm api.VM) {
 		var infos []api.VM
 		if out, status := vmm(a.t, "inspect", hostileName); status != 0 || json.Unmarshal([]byte(out), &infos) != nil || len(infos) != 1 {
-			a.t.Errorf("inspect: status %d, %s", status, out)
+			wrong("inspect: status %d, %s", status, out)
 			return vm
 		}
 		return infos[0]
 	}
 	if vm := inspect(); vm.State != api.Running || vm.PID != a.cmd.Process.Pid || vm.Jail == "" {
-		a.t.Errorf("inspect says %+v", vm)
+		wrong("inspect says %+v", vm)
 	}
 	if out, status := vmm(a.t, "ps"); status != 0 || !strings.Contains(out, hostileName) {
-		a.t.Errorf("ps: status %d, %s", status, out)
+		wrong("ps: status %d, %s", status, out)
 	}
 	for _, c := range []struct {
 		command string
 		paused  bool
 	}{{"pause", true}, {"resume", false}, {"pause", true}, {"resume", false}} {
 		if out, status := vmm(a.t, c.command, hostileName); status != 0 {
-			a.t.Errorf("%s: status %d, %s", c.command, status, out)
+			wrong("%s: status %d, %s", c.command, status, out)
 		}
 		if vm := inspect(); vm.Paused != c.paused {
-			a.t.Errorf("after %s: %+v", c.command, vm)
+			wrong("after %s: %+v", c.command, vm)
 		}
 	}
 	saved := filepath.Join(a.t.TempDir(), "saved")
@@ -293,10 +302,10 @@ func (a *attack) command() {
 			}
 		}
 	} else if !strings.Contains(out, "malformed virtqueue") { // what is in rings is part of a device's state
-		a.t.Errorf("snapshot: status %d, %s", status, out)
+		wrong("snapshot: status %d, %s", status, out)
 	}
 	if out, status := vmm(a.t, "kill", hostileName); status != 0 {
-		a.t.Errorf("kill: status %d, %s", status, out)
+		wrong("kill: status %d, %s", status, out)
 	}
 }
 

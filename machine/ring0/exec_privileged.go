@@ -90,13 +90,16 @@ func execSysRetComplete(c *CPU, in *inst) status {
 		c.sregs.CS.L, c.sregs.CS.DB = 0, 1
 		c.r[rIP] = uint64(uint32(c.r[rCX]))
 	}
-	c.setFlags(c.r[r11]&^(flagRF|flagVM) | flagOne)
+	c.setFlags(c.r[r11]&sysretFlags | flagOne)
 	c.setMode()
 	if !was && c.InterruptsOn() {
 		return opened
 	}
 	return done
 }
+
+// sysretFlags are the bits of RFLAGS that SYSRET takes from R11 (SDM 2, SYSRET).
+const sysretFlags = 0x3c7fd7
 
 // execSysenter and execSysexit are Intel's way (SDM 2, SYSENTER).
 func execSysenter(c *CPU, in *inst) status {

@@ -43,6 +43,7 @@ func TestLevelsTranslated(t *testing.T) {
 			write(userCode+16, 0x0f, 0xa2, 0xf4)    // cpuid; hlt, which is a fault
 			write(kernelCode+0x800, c.kernel...)
 			cpu.r[rBX] = 4
+			cpu.sys |= 1 << 30 // which there is not, and SYSRET must not give back
 			stop := cpu.Run(10000)
 			want := kernelCode + 0x800 + c.at
 			if c.cpl == 3 { // the handler of #GP has told where it was
@@ -52,6 +53,9 @@ func TestLevelsTranslated(t *testing.T) {
 				}
 			} else if cpu.cpl != c.cpl || cpu.tlbNumber != c.tlb || cpu.base[segGS] != c.gs {
 				t.Errorf("level %d, TLB %d, GS %#x", cpu.cpl, cpu.tlbNumber, cpu.base[segGS])
+			}
+			if cpu.sys>>22 != 0 {
+				t.Errorf("RFLAGS %#x", cpu.flags())
 			}
 			if stop != StopHalt || cpu.RIP() != want {
 				t.Errorf("stopped by %v at %#x, want %#x", stop, cpu.RIP(), want)

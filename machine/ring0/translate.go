@@ -55,11 +55,10 @@ type translator struct {
 	index      int    // of the instruction
 	places     []place
 	waiting    []waitingJump
-	loops      bool  // nothing stores: who goes back need not compare the code again
-	again      int   // where the first instruction begins, in front of the look at Attention
-	hostFlags  bool  // flags are the host's
-	frameFlags bool  // frame.flags is exact
-	head       []int // jumps to where the block gives up at its beginning
+	loops      bool // nothing stores: who goes back need not compare the code again
+	again      int  // where the first instruction begins, in front of the look at Attention
+	hostFlags  bool // flags are the host's
+	frameFlags bool // frame.flags is exact
 	cold       []func()
 
 	code  [maxTranslated * maxInst]byte

@@ -106,6 +106,8 @@ func (t *translator) sysret(*inst) {
 	t.op(8, 0x3b, hostRAX, register(homes[rCX]))
 	t.interpretIf(ifNotEqual)
 	t.move(hostRCX, homes[r11])
+	t.op(4, 0x81, extAND, register(hostRCX))
+	t.u32(sysretFlags)
 	t.flagsFrom()
 	t.moveTo(tlbUser, movedLevel)
 	t.move(hostRAX, homes[rCX])

@@ -18,7 +18,7 @@ type coded struct {
 	// What it does to memory, where its operand is there.
 	store bool
 	// Whether the operands are general registers.
-	gprReg, gprRM, gprV bool
+	gprReg, gprRM bool
 }
 
 // takeApart returns the parts of an instruction that in was decoded from.

@@ -18,7 +18,8 @@ func (c *CPU) Translate() (err error) {
 
 // translatable reports whether Run may use translations now, budget instructions from its end.
 func (c *CPU) translatable(budget int) bool {
-	return c.translator != nil && c.mode == mode64 && c.Breakpoints == nil && budget > 1 && len(c.supplied) == 0 && c.sent == 0
+	levels := c.cpl == 0 || c.cpl == 3 // what is privileged is told by the TLB there
+	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && budget > 1 && len(c.supplied) == 0 && c.sent == 0
 }
 
 // runTranslated executes translations from RIP on until there is none, or until Run has to look
