@@ -1,6 +1,7 @@
 package ring0_test
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -40,16 +41,18 @@ func (noHost) TSC() uint64                { return 0 }
 
 // oracle is a vCPU of KVM beside an executor on the same memory.
 type oracle struct {
-	mem  ram
-	vcpu *kvm.VCPU
-	cpu  *ring0.CPU
-	s    kvm.Sregs
+	mem    ram
+	vcpu   *kvm.VCPU
+	cpu    *ring0.CPU
+	s      kvm.Sregs
+	tables []byte // the memory up to testTables as it is to be
 }
 
 const (
-	testCode  = 0x100000
-	testData  = 0x200000
-	testStack = 0x300000
+	testTables = 0x10000 // the GDT and the page tables end here
+	testCode   = 0x100000
+	testData   = 0x200000
+	testStack  = 0x300000
 )
 
 func newMemory(t testing.TB) ram {
@@ -125,6 +128,7 @@ func newOracle(t *testing.T) *oracle {
 	if err := o.vcpu.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugSingleStep}); err != nil {
 		t.Fatal(err)
 	}
+	o.tables = bytes.Clone(o.mem[:testTables])
 	o.cpu = newCPU(t, o.mem)
 	return o
 }
@@ -158,7 +162,8 @@ func (o *oracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 		break
 	}
 	if o.vcpu.Shared().ExitReason != kvm.ExitDebug {
-		return false // KVM does not know it, or it faults
+		copy(o.mem, o.tables) // some instruction may have written there
+		return false          // KVM does not know it, or it faults
 	}
 	got, err := o.vcpu.Regs()
 	if err != nil {
