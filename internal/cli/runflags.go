@@ -82,7 +82,7 @@ func (f *sessionFlags) add(fl *pflag.FlagSet) {
 }
 
 var (
-	engineUsage  = "what executes the guest: kvm, software, which is slower and needs no /dev/kvm, or auto, which is kvm where this host has it; see docs/hosts.md"
+	engineUsage  = "what executes the guest: kvm, software, which is slower and needs no /dev/kvm, or auto, which is kvm where hardware executes all of a guest; see docs/hosts.md"
 	netUsage     = form("network", spec.NetForm) + "; see docs/network.md; several are possible"
 	diskUsage    = form("disk", spec.DiskForm) + "; several are possible"
 	pmemUsage    = form("persistent memory", spec.PmemForm) + "; several are possible"
