@@ -1,7 +1,7 @@
 #include "go_asm.h"
 #include "textflag.h"
 
-// Offsets into Context; layout_test.go holds them to it.
+// Offsets into Context; unit_test.go holds them to it.
 #define ctxGPR(n) (8*n)(R15)
 #define ctxFlags 128(R15)
 #define ctxSP 136(R15)
@@ -12,7 +12,7 @@
 #define ctxMXCSR 188(R15)
 #define ctxXSave 512(R15)
 
-// Offsets into Frame; layout_test.go holds them to it.
+// Offsets into Frame; unit_test.go holds them to it.
 #define frameAttention 0(R9)
 #define frameTrap 4(R9)
 #define frameTrapAt 8(R9)

@@ -223,7 +223,6 @@ const (
 
 // Extensions of opcodes 0x81 and 0x83.
 const (
-	extADD = 0
 	extOR  = 1
 	extAND = 4
 	extCMP = 7

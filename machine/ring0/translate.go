@@ -50,7 +50,6 @@ type translator struct {
 	offset     uint32 // in the page, of the instruction
 	next       uint32 // of the one behind it
 	keep       uint16 // flags that it may not spoil before it is executed itself
-	live       uint16 // flags that are wanted behind it
 	wants      uint16 // flags that must be the host's when it is executed
 	index      int    // of the instruction
 	places     []place
@@ -193,7 +192,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 		if b.joins[i] {
 			t.join(b.live[i])
 		}
-		t.live, t.keep, t.wants = b.live[i+1], b.live[i], p.reads
+		t.keep, t.wants = b.live[i], p.reads
 		if p.touches {
 			t.wants |= b.live[i+1] &^ p.kills
 		}
@@ -229,7 +228,7 @@ type place struct {
 func (b *planned) findJoins(places []place) {
 	for i := range b.insts {
 		in := &b.insts[i]
-		if in.exec == nil || !jumpsNear(in) {
+		if !jumpsNear(in) {
 			continue
 		}
 		target := places[i].offset + int64(in.len) + int64(in.imm)
@@ -292,33 +291,6 @@ type waitingJump struct{ site, index int }
 func hostAddress(code []byte) uint64 {
 	first := unsafe.Pointer(&code[0])
 	return *(*uint64)(unsafe.Pointer(&first))
-}
-
-// blockTable finds blocks by their code and TLB: it holds numbers of blocks, with 0 for none,
-// each in the first free place from that of its hash on; one that is gone leaves its place to
-// another of the same code.
-type blockTable [1 << 18]uint32
-
-func blockHash(host uint64, tlb int) uint32 {
-	return uint32((host*3+uint64(tlb))*0x9e3779b97f4a7c15>>32) % uint32(len(blockTable{}))
-}
-
-func (t *blockTable) add(blocks []translation, n uint32) {
-	i := blockHash(blocks[n].host, int(blocks[n].tlb))
-	for t[i] != 0 && !(blocks[t[i]].gone && blocks[t[i]].host == blocks[n].host) {
-		i = (i + 1) % uint32(len(t))
-	}
-	t[i] = n
-}
-
-// find returns the number of a block, 0 if there is none.
-func (t *blockTable) find(blocks []translation, host, next uint64, tlb int) uint32 {
-	for i := blockHash(host, tlb); t[i] != 0; i = (i + 1) % uint32(len(t)) {
-		if b := &blocks[t[i]]; b.host == host && b.next == next && int(b.tlb) == tlb && !b.gone {
-			return t[i]
-		}
-	}
-	return 0
 }
 
 // planned is a block's instructions and how to translate them.
@@ -445,13 +417,21 @@ func (t *translator) wantVectors(offset uint32) {
 }
 
 // stub writes a place where translated code leaves, and returns where it is.
-func (t *translator) stub(s exitSite) int {
+func (t *translator) stub(s exitSite) int { return t.stubTo(s, t.exit) }
+
+// stubTo is stub with a way to the exit.
+func (t *translator) stubTo(s exitSite, way int) int {
 	at := t.n
 	s.block = t.block
 	t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
-	t.land(t.jump(), t.exit)
+	t.land(t.jump(), way)
 	t.sites = append(t.sites, s)
 	return at
+}
+
+// mayTrap notes that what comes next may trap.
+func (t *translator) mayTrap() {
+	t.traps = append(t.traps, trapSite{uint32(t.n), uint16(t.offset)})
 }
 
 // saveFlags makes frame.flags exact. It spoils RAX.

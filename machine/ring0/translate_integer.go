@@ -234,19 +234,17 @@ func (t *translator) compareExchange(in *inst) {
 
 // extend is MOVZX or MOVSX.
 func (t *translator) extend(in *inst) {
-	rm := t.rm(in, false)
-	if !in.mem && in.rm >= byteHigh {
-		t.op(4, in.opcode, hostRCX, rm) // the register may have a number for which there is none of these
-		if rm.reg = hostRCX; in.opcode == map0F|0xbe && in.size == 8 {
-			t.op(8, 0x63, hostRCX, rm) // movsxd
-		}
-		reg := t.hold(in.reg, hostRAX)
-		t.load(in.size, reg, rm)
-		t.keepIn(in.reg, reg)
+	if in.mem || in.rm < byteHigh {
+		t.toRegister(in)
 		return
 	}
-	reg := t.hold(in.reg, hostRCX)
-	t.op(in.size, in.opcode, reg, rm)
+	rm := t.rm(in, false)
+	t.op(4, in.opcode, hostRCX, rm) // the register may have a number for which there is none of these
+	if rm.reg = hostRCX; in.opcode == map0F|0xbe && in.size == 8 {
+		t.op(8, 0x63, hostRCX, rm) // movsxd
+	}
+	reg := t.hold(in.reg, hostRAX)
+	t.load(in.size, reg, rm)
 	t.keepIn(in.reg, reg)
 }
 
@@ -296,7 +294,7 @@ func (t *translator) wide(in *inst) {
 	}
 	t.move(hostRAX, homes[rAX])
 	if in.op >= 6 {
-		t.traps = append(t.traps, trapSite{uint32(t.n), uint16(t.offset)})
+		t.mayTrap()
 	}
 	t.op(in.size, 0xf6|wider(in.size), in.op, rm)
 	t.move(homes[rAX], hostRAX)
@@ -369,11 +367,7 @@ func (t *translator) bitImm(in *inst) {
 // bitString is BT, BTS, BTR or BTC with a register that reaches beyond the operand: by the
 // number of operands that is in its upper bits (SDM 2, BT).
 func (t *translator) bitString(in *inst) {
-	t.spoilFlags()
-	t.lea(hostRAX, t.offsetOf(in))
-	if in.seg == segFS || in.seg == segGS {
-		t.op(8, 0x03, hostRAX, segmentBase(in.seg))
-	}
+	t.linear(in)
 	shift := byte(5)
 	t.load(in.size, hostRCX, register(t.hold(in.reg, hostRCX)))
 	if in.size == 8 {

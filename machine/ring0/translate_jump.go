@@ -27,6 +27,11 @@ func (t *translator) push(in *inst) {
 func (t *translator) pushRM(in *inst) {
 	t.access(in, 8, false)
 	t.load(8, hostRCX, memory(hostRAX, 0))
+	t.pushRCX()
+}
+
+// pushRCX pushes what is in the host's RCX, which it needs for the way to the stack.
+func (t *translator) pushRCX() {
 	t.store(8, hostRCX, inFrameAt(offsetTarget))
 	t.stackSlot(-8, true)
 	t.load(8, hostRCX, inFrameAt(offsetTarget))
@@ -52,11 +57,7 @@ func (t *translator) pushFlags(*inst) {
 	t.saveFlags()
 	t.spoilFlags()
 	t.flagsToRCX()
-	t.store(8, hostRCX, inFrameAt(offsetTarget))
-	t.stackSlot(-8, true)
-	t.load(8, hostRCX, inFrameAt(offsetTarget))
-	t.store(8, hostRCX, memory(hostRAX, 0))
-	t.moveStack(-8)
+	t.pushRCX()
 }
 
 func (t *translator) pop(in *inst) {
@@ -97,8 +98,7 @@ func (t *translator) jmp(in *inst) {
 // returnAddress writes the address of the next instruction below the stack pointer.
 func (t *translator) returnAddress() {
 	t.stackSlot(-8, true)
-	t.load(8, hostRCX, inFrameAt(offsetPage))
-	t.lea(hostRCX, memory(hostRCX, int32(t.next)))
+	t.inPage(hostRCX, int32(t.next))
 	t.store(8, hostRCX, memory(hostRAX, 0))
 }
 

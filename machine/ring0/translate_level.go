@@ -83,8 +83,7 @@ func (t *translator) syscall(*inst) {
 	t.op(8, 0xf7, 2, register(hostRAX)) // not
 	t.op(4, 0x23, hostRCX, register(hostRAX))
 	t.flagsFrom()
-	t.load(8, homes[rCX], inFrameAt(offsetPage))
-	t.lea(homes[rCX], memory(homes[rCX], int32(t.next)))
+	t.inPage(homes[rCX], int32(t.next))
 	t.moveTo(tlbKernel, movedLevel)
 	t.load(8, hostRAX, inFrameAt(offsetSyscall))
 	t.jumpFar(tlbKernel, nil, nil)
@@ -127,8 +126,7 @@ func (t *translator) accessFlag(in *inst) {
 		t.u32(^uint32(flagAC))
 	}
 	t.moveTo(tlb, movedRights)
-	t.load(8, hostRAX, inFrameAt(offsetPage))
-	t.lea(hostRAX, memory(hostRAX, int32(t.next)))
+	t.inPage(hostRAX, int32(t.next))
 	t.jumpFar(tlb, nil, nil)
 }
 

@@ -65,11 +65,12 @@ func (t *translator) keepIn(guest, host uint8) {
 	}
 }
 
-// addressable reports whether linear has a form for an address.
-func (t *translator) addressable(in *inst, next uint32) bool {
+// addressable reports whether linear has a form for an address, wherever in its page the
+// instruction is.
+func addressable(in *inst) bool {
 	d := int64(in.disp)
 	if in.base == rIP {
-		d += int64(next)
+		d += pageSize
 	}
 	return d == int64(int32(d)) && !in.addr4 && !in.addr2 && in.disp == uint64(int64(int32(in.disp)))
 }
@@ -101,13 +102,17 @@ func (t *translator) offsetOf(in *inst) operand {
 // access puts the host's address of an operand of size bytes into RAX. It spoils RCX, and the
 // host's flags.
 func (t *translator) access(in *inst, size int, write bool) {
+	t.linear(in)
+	t.look(size, write, in.lock)
+}
+
+// linear puts the linear address of an operand into RAX. It spoils RCX, and the host's flags.
+func (t *translator) linear(in *inst) {
 	t.spoilFlags()
-	o := t.offsetOf(in)
-	t.lea(hostRAX, o)
+	t.lea(hostRAX, t.offsetOf(in))
 	if in.seg == segFS || in.seg == segGS {
 		t.op(8, 0x03, hostRAX, segmentBase(in.seg))
 	}
-	t.look(size, write, in.lock)
 }
 
 // look has the host's address of the linear address in RAX put into RAX. What is locked and not
@@ -141,11 +146,7 @@ func (t *translator) look(size int, write, locked bool) {
 	site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(again)}
 	unaligned := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
 	t.cold = append(t.cold, func() {
-		t.land(absent, t.n)
-		t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
-		t.land(t.jump(), t.miss[t.tlb][which])
-		site.block = t.block
-		t.sites = append(t.sites, site)
+		t.land(absent, t.stubTo(site, t.miss[t.tlb][which]))
 		if len(slow) > 0 {
 			t.land(slow[0], t.stub(unaligned))
 		}
@@ -163,9 +164,14 @@ func (t *translator) jumpTo(target int64) {
 
 // jumpToFar is jumpTo by the linear address.
 func (t *translator) jumpToFar(target int64) {
-	t.load(8, hostRAX, inFrameAt(offsetPage))
-	t.lea(hostRAX, memory(hostRAX, int32(target)))
+	t.inPage(hostRAX, int32(target))
 	t.jumpFar(t.tlb, nil, nil)
+}
+
+// inPage puts the linear address at an offset from the page's into a register.
+func (t *translator) inPage(reg uint8, offset int32) {
+	t.load(8, reg, inFrameAt(offsetPage))
+	t.lea(reg, memory(reg, offset))
 }
 
 // link has a jump go to a block of the page.

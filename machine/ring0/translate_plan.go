@@ -24,7 +24,7 @@ func (t *translator) planOf(in *inst, code []byte) plan {
 		return p
 	}
 	switch {
-	case in.priv != 0, in.addr4, in.addr2, in.mem && !t.addressable(in, pageSize):
+	case in.priv != 0, in.addr4, in.addr2, in.mem && !addressable(in):
 		return plan{}
 	case in.form != (vectorForm{}):
 		return t.planVector(in, code)
@@ -185,9 +185,7 @@ func planByte(in *inst) plan {
 		if in.rep != repE {
 			return plan{emit: (*translator).nothing}
 		}
-	case 0x98:
-		return plan{emit: (*translator).extendRAX}
-	case 0x99:
+	case 0x98, 0x99:
 		return plan{emit: (*translator).extendRAX}
 	case 0x9c:
 		if in.size == 8 {
@@ -226,8 +224,7 @@ func planByte(in *inst) plan {
 		case 3:
 			return arithmeticPlan((*translator).unary)
 		}
-		p := arithmeticPlan((*translator).wide)
-		return p
+		return arithmeticPlan((*translator).wide)
 	case 0xfe, 0xff:
 		return planGroup5(in)
 	}

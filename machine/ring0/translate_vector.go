@@ -159,7 +159,7 @@ func (t *translator) coded(in *inst, v coded) {
 		h := holder(in.reg, hostRCX)
 		rex, modrm = rex&^4|h>>3<<2, modrm&^0x38|h&7<<3
 	}
-	t.traps = append(t.traps, trapSite{uint32(t.n), uint16(t.offset)})
+	t.mayTrap()
 	if v.vex {
 		t.bytes(0xc4, ^rex<<5&0xe0|v.opmap, v.third)
 	} else {
@@ -250,7 +250,7 @@ func (t *translator) bmi(in *inst, v coded, third uint8) {
 		rex |= rm.reg >> 3
 		modrm |= 0xc0 | rm.reg&7
 	}
-	t.traps = append(t.traps, trapSite{uint32(t.n), uint16(t.offset)})
+	t.mayTrap()
 	t.bytes(0xc4, ^rex<<5&0xe0|v.opmap, v.third&^0x78|^other<<3&0x78, v.opcode, modrm)
 	t.bytes(v.imm...)
 	if group {

@@ -168,32 +168,24 @@ func (c *CPU) splitTranslation(at uint64, code []byte) uint32 {
 }
 
 // forgetJumps empties the tables that lead from addresses to translations.
-func (c *CPU) forgetJumps() {
-	if c.translator != nil {
-		for i := range c.frame.jumps {
-			c.frame.emptyJumps(i)
-		}
-	}
-}
+func (c *CPU) forgetJumps() { c.forgetJumpsIf(func(*jumpTable) bool { return true }) }
 
 // forgetLocalJumps is forgetJumps but for what leads to global pages.
-func (c *CPU) forgetLocalJumps() {
-	if c.translator != nil {
-		for i := range c.frame.jumps {
-			if j := &c.frame.jumps[i]; j.local {
-				c.frame.emptyJumps(i)
-			}
-		}
-	}
-}
+func (c *CPU) forgetLocalJumps() { c.forgetJumpsIf(func(j *jumpTable) bool { return j.local }) }
 
 // forgetJumpsTo is forgetJumps for what may lead to a page.
 func (c *CPU) forgetJumpsTo(vpn uint64) {
-	if c.translator != nil {
-		for i := range c.frame.jumps {
-			if j := &c.frame.jumps[i]; j.pages[vpn%jumpPages] {
-				c.frame.emptyJumps(i)
-			}
+	c.forgetJumpsIf(func(j *jumpTable) bool { return j.pages[vpn%jumpPages] })
+}
+
+// forgetJumpsIf empties the tables that are of a kind.
+func (c *CPU) forgetJumpsIf(kind func(*jumpTable) bool) {
+	if c.translator == nil {
+		return
+	}
+	for i := range c.frame.jumps {
+		if kind(&c.frame.jumps[i]) {
+			c.frame.emptyJumps(i)
 		}
 	}
 }
