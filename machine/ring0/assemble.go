@@ -216,9 +216,10 @@ func (a *assembler) land(site, to int) {
 
 // Conditions of jumps (SDM 1, appendix B).
 const (
-	ifNotEqual = 5
-	ifEqual    = 4
-	ifAbove    = 7
+	ifNotEqual   = 5
+	ifEqual      = 4
+	ifBelowEqual = 6
+	ifAbove      = 7
 )
 
 // Extensions of opcodes 0x81 and 0x83.

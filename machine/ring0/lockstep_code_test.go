@@ -70,6 +70,19 @@ func TestLockstepCode(t *testing.T) {
 		{name: "a loop within a page that changes its own number", want: 1234567,
 			code: asm(movRBX(mapA), callRBX, hltCode),
 			a:    asm(times(7, asm(withImm32(1, 0xb8), addR8RAX, withImm32(mapA+7, 0xfe, 0x04, 0x25))), []byte{0xc3})},
+		{name: "a loop within a page that changes it by another address", want: 1234567,
+			code: asm(set(entry(mapB), codeA|rights), invlpg(mapB), movRBX(mapA), callRBX, hltCode),
+			a:    asm(times(7, asm(withImm32(1, 0xb8), addR8RAX, withImm32(mapB+7, 0xfe, 0x04, 0x25))), []byte{0xc3})},
+		{name: "a loop within a page that pushes over its number", want: 1222,
+			// mov rdx, [its number]; inc dl; mov rcx, rsp; then, in turns, ...; mov esp, behind the number; push rdx; mov rsp, rcx
+			code: asm(movRBX(mapA), callRBX, hltCode),
+			a: asm(withImm32(mapA+23, 0x48, 0x8b, 0x14, 0x25), []byte{0xfe, 0xc2, 0x48, 0x89, 0xe1},
+				times(4, asm([]byte{0x90, 0x90, 0x90}, withImm32(1, 0xb8), addR8RAX, withImm32(mapA+31, 0xbc), []byte{0x52, 0x48, 0x89, 0xcc})), []byte{0xc3})},
+		{name: "a loop within a page that stores a vector over its number", want: 1222,
+			// mov rdx, [its number]; inc dl; movq xmm0, rdx; then, in turns, ...; movq [its number], xmm0
+			code: asm(movRBX(mapA), callRBX, hltCode),
+			a: asm(withImm32(mapA+23, 0x48, 0x8b, 0x14, 0x25), []byte{0xfe, 0xc2, 0x66, 0x48, 0x0f, 0x6e, 0xc2},
+				times(4, asm([]byte{0x90}, withImm32(1, 0xb8), addR8RAX, withImm32(mapA+23, 0x66, 0x0f, 0xd6, 0x04, 0x25))), []byte{0xc3})},
 		{name: "a block that changes the one behind it", want: 1234,
 			// inc byte [mapA+0x10]; jmp +7
 			code: asm(movRBX(mapA), times(4, asm(callRBX, addR8RAX)), hltCode),

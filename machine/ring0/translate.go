@@ -16,8 +16,8 @@ import (
 // A block is found by the host's address of its code, and by the TLB that it uses. It
 // begins with a comparison of the guest's code with what was translated, so that code may
 // change as it likes, and from anywhere; and with a look at Attention. Only a loop that is one
-// block, and stores nothing, is not compared with each turn: what another CPU changes there is
-// seen when Attention next ends it. Blocks of one page go to each other directly; between pages
+// block is not compared with each turn: it leaves what it stores to its own page to the
+// interpreter, and what another CPU changes there is seen when Attention next ends it. Blocks of one page go to each other directly; between pages
 // a table leads from linear addresses to translations, which is emptied with the TLB. A block
 // does not know its linear page, which is in frame.page.
 //
@@ -54,10 +54,11 @@ type translator struct {
 	index      int    // of the instruction
 	places     []place
 	waiting    []waitingJump
-	loops      bool // nothing stores: who goes back need not compare the code again
-	again      int  // where the first instruction begins, in front of the look at Attention
-	hostFlags  bool // flags are the host's
-	frameFlags bool // frame.flags is exact
+	turns      bool   // it is a loop, which does not compare its code with each turn
+	page       uint64 // the host's address of its page
+	again      int    // where the first instruction begins, in front of the look at Attention
+	hostFlags  bool   // flags are the host's
+	frameFlags bool   // frame.flags is exact
 	cold       []func()
 
 	code  [maxTranslated * maxInst]byte
@@ -177,7 +178,6 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	t.blocks = append(t.blocks, translation{host: host, next: nextHost, tlb: uint8(tlb), entry: uint32(t.n)})
 	start := uint32(host & pageMask)
 	t.cold = t.cold[:0]
-	t.loops = !b.stores && next == nil
 	t.beginBlock(start, b.vectors, part{host, mine[:min(b.bytes, len(code))]}, part{nextHost, mine[min(b.bytes, len(code)):b.bytes]})
 	t.hostFlags, t.frameFlags, t.next = false, true, start
 	t.places, t.waiting = t.places[:0], t.waiting[:0]
@@ -185,7 +185,8 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 		t.places = append(t.places, place{offset: int64(start)})
 		start += uint32(b.insts[i].len)
 	}
-	b.findJoins(t.places)
+	t.turns = b.findJoins(t.places) && next == nil
+	t.page = host &^ pageMask
 	for i := range b.insts {
 		in, p := &b.insts[i], &b.plans[i]
 		t.index, t.offset, t.next = i, t.next, t.next+uint32(in.len)
@@ -224,8 +225,9 @@ type place struct {
 	at     int   // in the region, where others go to it
 }
 
-// findJoins finds the instructions to which others of the block go.
-func (b *planned) findJoins(places []place) {
+// findJoins finds the instructions to which others of the block go, and reports whether one
+// goes back.
+func (b *planned) findJoins(places []place) (back bool) {
 	for i := range b.insts {
 		in := &b.insts[i]
 		if !jumpsNear(in) {
@@ -233,11 +235,13 @@ func (b *planned) findJoins(places []place) {
 		}
 		target := places[i].offset + int64(in.len) + int64(in.imm)
 		for k := range places {
-			if places[k].offset == target && k > 0 {
-				b.joins[k] = true
+			if places[k].offset == target {
+				b.joins[k] = k > 0
+				back = back || k <= i
 			}
 		}
 	}
+	return back
 }
 
 // jumpsNear reports whether an instruction is a JMP or a conditional jump.
@@ -269,7 +273,7 @@ func (t *translator) jumpWithin(site int, target int64) bool {
 		return false
 	case k > t.index:
 		t.waiting = append(t.waiting, waitingJump{site, k})
-	case !t.loops:
+	case !t.turns:
 		return false
 	case k == 0:
 		t.land(site, t.again)
@@ -301,7 +305,6 @@ type planned struct {
 	joins   []bool   // whether others of the block go to it
 	bytes   int
 	leaves  bool // the last one leaves the block
-	stores  bool // some may store to memory, and so to the block
 	stopped bool // the one behind the last has no translation
 	vectors bool // some use the vector registers
 }
@@ -324,7 +327,6 @@ func (t *translator) plan(code []byte, limit int) (b planned) {
 		b.bytes += int(in.len)
 		b.leaves = p.leaves
 		b.vectors = b.vectors || p.vector
-		b.stores = b.stores || p.stores
 		if jumpsNear(&in) && int64(in.imm) < 0 {
 			break // a loop, perhaps: what is behind it is not compared with each turn
 		}

@@ -115,8 +115,8 @@ func (t *translator) linear(in *inst) {
 	}
 }
 
-// look has the host's address of the linear address in RAX put into RAX. What is locked and not
-// aligned is left to the interpreter.
+// look has the host's address of the linear address in RAX put into RAX. It spoils RCX. What is
+// locked and not aligned is left to the interpreter, and what a loop stores to its own page.
 func (t *translator) look(size int, write, locked bool) {
 	again := t.n
 	kind := exitRead
@@ -143,12 +143,22 @@ func (t *translator) look(size int, write, locked bool) {
 	host := tag
 	host.disp = tagOffset(t.tlb, false) + int32(offsetTLBHost)
 	t.op(8, 0x03, hostRAX, host)
+	if write && t.turns {
+		t.loadImm(hostRCX, t.page)
+		t.op(8, 0x33, hostRCX, register(hostRAX))
+		t.arithmetic(8, extCMP, register(hostRCX), pageMask)
+		slow = append(slow, t.jumpIf(ifBelowEqual))
+	}
 	site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(again)}
-	unaligned := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
+	interpreted := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
 	t.cold = append(t.cold, func() {
 		t.land(absent, t.stubTo(site, t.miss[t.tlb][which]))
-		if len(slow) > 0 {
-			t.land(slow[0], t.stub(unaligned))
+		if len(slow) == 0 {
+			return
+		}
+		stub := t.stub(interpreted)
+		for _, jump := range slow {
+			t.land(jump, stub)
 		}
 	})
 }

@@ -14,7 +14,6 @@ type plan struct {
 	reads, kills uint16
 	touches      bool
 	leaves       bool // the block
-	stores       bool // to memory, perhaps
 	vector       bool // it uses the vector registers
 }
 
@@ -44,34 +43,7 @@ func (t *translator) planOf(in *inst, code []byte) plan {
 	if in.lock && !lockableOpcode(in) {
 		return plan{}
 	}
-	p.stores = in.mem && !justReads(in) || pushes(in)
 	return p
-}
-
-// justReads reports whether an instruction with a memory operand is known to read it only.
-func justReads(in *inst) bool {
-	switch op := in.opcode; {
-	case op < 0x40:
-		return op&7 == 2 || op&7 == 3 || in.op == aluCmp
-	case op == 0x80, op == 0x81, op == 0x83:
-		return in.op == aluCmp
-	case op == 0xf6, op == 0xf7:
-		return in.op != 2 && in.op != 3
-	case op == 0x63, op == 0x69, op == 0x6b, op == 0x84, op == 0x85, op == 0x8a, op == 0x8b, op == 0x8d:
-		return true
-	case op&^0xf == map0F|0x40, op == map0F|0xaf, op&^9 == map0F|0xb6, op == map0F|0xb8, op == map0F|0xbc, op == map0F|0xbd, op == map0F|0x1f:
-		return true
-	}
-	return false
-}
-
-// pushes reports whether an instruction stores without a memory operand, or beside it.
-func pushes(in *inst) bool {
-	switch op := in.opcode; {
-	case op&^7 == 0x50, op == 0x68, op == 0x6a, op == 0x9c, op == 0xe8:
-		return true
-	}
-	return in.opcode == 0xff && (in.op == 2 || in.op == 6)
 }
 
 // maxJump is how far a jump may go so that its target has a displacement from its page.

@@ -96,7 +96,7 @@ func (t *translator) planVector(in *inst, code []byte) plan {
 	if !ok || v.gprReg && in.mem {
 		return plan{}
 	}
-	p := plan{emit: func(t *translator, in *inst) { t.coded(in, v) }, vector: true, stores: in.mem && v.store}
+	p := plan{emit: func(t *translator, in *inst) { t.coded(in, v) }, vector: true}
 	if flags {
 		p.kills, p.touches = arithFlags, true
 	}
