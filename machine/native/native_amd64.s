@@ -111,8 +111,9 @@ TEXT ·handler(SB), NOSPLIT|NOFRAME|TOPFRAME, $0
 
 	// Code of a Region: its Frame is where RSP points to.
 region:
-	SUBQ $const_codeSize, R9
-	CMPQ R9, $const_regionsSize
+	SUBQ $const_regionOffset, R9
+	MOVQ $const_regionsSize, R10
+	CMPQ R9, R10
 	JAE  other
 	MOVQ 160(DX), R9 // RSP
 	CMPQ DI, $23

@@ -4,13 +4,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sizes of the memory for regions, which is behind that of units.
+// Sizes of the memory for regions, which is behind the units' contexts.
 const (
-	regions     = 64
-	regionsSize = regions * RegionSize
+	regions      = 64
+	regionsSize  = regions * RegionSize
+	regionOffset = codeSize + units<<contextShift
 
-	// RegionSize is the size of a Region, in bytes.
-	RegionSize = 10 << 20
+	// RegionSize is the size of a Region, in bytes. What of it was never written to takes no memory.
+	RegionSize = 40 << 20
 )
 
 // Region is memory for code that its owner makes, as a translator does. Unlike a piece, the
@@ -45,8 +46,12 @@ func (r *Region) Close() error {
 	shared.Lock()
 	defer shared.Unlock()
 	shared.regionInUse[r.number] = false
-	return unix.Madvise(r.Code, unix.MADV_REMOVE)
+	return r.Free(0)
 }
+
+// Free gives the memory from a multiple of the page's size on back to the system. The code
+// there is zeros then.
+func (r *Region) Free(from int) error { return unix.Madvise(r.Code[from:], unix.MADV_REMOVE) }
 
 // Enter executes the code at an address with f in RSP, until it goes to f.Return or traps.
 // What is in other registers then is nobody's.

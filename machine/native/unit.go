@@ -13,7 +13,7 @@ import (
 	"vmm/internal/x86"
 )
 
-// Sizes of the mappings: code of all units, the regions, then a context for each unit.
+// Sizes of the mappings: code of all units, a context for each, then the regions.
 const (
 	units        = 512
 	unitShift    = 15 // 32 KiB of code a unit
@@ -94,7 +94,7 @@ var ErrNoXSave = errors.New("this CPU has no XSAVE, which native code needs")
 
 // What the assembly needs.
 var (
-	codeBase, regionBase, contextBase uintptr
+	codeBase, contextBase, regionBase uintptr
 
 	previous [32]uintptr // handlers by signal
 )
@@ -171,20 +171,22 @@ func prepare() error {
 		return err
 	}
 	// One reservation, so that a piece finds its context by a displacement.
-	const all = codeSize + regionsSize + units<<contextShift
-	run, err := unix.Mmap(-1, 0, all, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	run, err := unix.Mmap(-1, 0, regionOffset+regionsSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err == nil {
-		_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(&run[0]), codeSize+regionsSize, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
+		err = mapCode(fd, 0, run[:codeSize])
+	}
+	if err == nil {
+		err = mapCode(fd, codeSize, run[regionOffset:])
 	}
 	if err != nil {
 		unix.Munmap(shared.code)
 		unix.Munmap(run)
 		return fmt.Errorf("executable memory: %w", err)
 	}
-	shared.contexts = run[codeSize+regionsSize:]
+	shared.contexts = run[codeSize:regionOffset]
 	codeBase = uintptr(unsafe.Pointer(&run[0]))
-	regionBase = codeBase + codeSize
-	contextBase = regionBase + regionsSize
+	contextBase = codeBase + codeSize
+	regionBase = codeBase + regionOffset
 	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGURG} {
 		if err := takeSignal(sig); err != nil {
 			return err
@@ -192,6 +194,12 @@ func prepare() error {
 	}
 	shared.ready = true
 	return nil
+}
+
+// mapCode maps a part of the file with code for execution.
+func mapCode(fd int, offset int64, at []byte) error {
+	_, err := unix.MmapPtr(fd, offset, unsafe.Pointer(&at[0]), uintptr(len(at)), unix.PROT_READ|unix.PROT_EXEC, unix.MAP_SHARED|unix.MAP_FIXED)
+	return err
 }
 
 // scratchDisplacement is what an instruction that ends end bytes behind the first byte of

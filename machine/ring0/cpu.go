@@ -240,7 +240,7 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 // Close frees what New has taken. The executor must not be used after it.
 func (c *CPU) Close() error {
 	if c.translator != nil {
-		return errors.Join(c.unit.Close(), c.translator.region.Close())
+		return errors.Join(c.unit.Close(), c.translator.close())
 	}
 	return c.unit.Close()
 }

@@ -9,28 +9,31 @@ import (
 type frame struct {
 	native.Frame
 
+	// What is near the beginning has a short displacement.
+
+	flags   uint64 // AX as LAHF and SETO have left it
+	page    uint64 // the linear page of the block
+	temp    uint64
+	target  uint64 // of a call, while its return address is written
+	address uint64 // linear, of an access that was not in the TLB
+	sys     uint64 // the bits of RFLAGS but for the arithmetic flags
+	site    uint32 // where it has left, a number of translator.sites
+	waiting uint32 // an interrupt may be waiting until the guest takes it
+
+	// Whether the vector registers are the guest's; may be loaded from xsave; are to be.
+	vectorsLoaded, vectorsReady, vectorsWanted uint32
+
+	moved, movedTo uint32 // what changed the TLB, and to which
+
 	// r holds the general registers by number, and RIP in r[rIP].
 	r [numRegs]uint64
 	// base is of segments, by segNone, segFS, ...
 	base [numSegs]uint64
 
-	sys uint64 // the bits of RFLAGS but for the arithmetic flags
-
 	kernelGSBase uint64
 	// Where SYSCALL goes, and what it clears in RFLAGS; 0 where that is the interpreter's.
 	syscallTarget, syscallMask uint64
-	moved, movedTo             uint32 // what changed the TLB, and to which
-	waiting                    uint32 // an interrupt may be waiting until the guest takes it
-	page                       uint64 // the linear page of the block
-	flags                      uint64 // AX as LAHF and SETO have left it
-	address                    uint64 // linear, of an access that was not in the TLB
-	temp                       uint64
-	target                     uint64 // of a call, while its return address is written
 	entry                      uint64 // where to enter translated code
-	site                       uint32 // where it has left, a number of translator.sites
-
-	// Whether the vector registers are the guest's; may be loaded from xsave; are to be.
-	vectorsLoaded, vectorsReady, vectorsWanted uint32
 
 	mxcsr uint32 // the host's
 	xsave uint64 // the address of the guest's extended state
@@ -47,8 +50,8 @@ type jumpTable struct {
 	pages [jumpPages]bool // whether some may be in pages with a number of this remainder
 	local bool            // some are in a page that is not global
 
-	used  int // how many were added, and the places of the first of them
-	slots [64]uint16
+	used  int          // how many were added, and the places of the first of them
+	slots [1024]uint16 // user mode's table is emptied with each change of CR3
 }
 
 const jumpPages = 1024

@@ -26,6 +26,8 @@ type Tables struct {
 	level []uint32
 	// poke makes KVM drop its shadow of a page.
 	poke func(gpa uint64) error
+	// room is for translations.
+	room room
 
 	// split is held by locked accesses that no instruction of the host's does at once.
 	split sync.Mutex

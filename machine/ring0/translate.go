@@ -30,6 +30,7 @@ import (
 type translator struct {
 	assembler
 	region *native.Region
+	room   *room
 	enter  int             // where to enter translated code
 	exit   int             // where it leaves, with exitSite set
 	begin  int             // behind the code that all blocks share
@@ -121,21 +122,32 @@ const (
 )
 
 // newTranslator makes a translator. The error is native.ErrNoMemory, or of the host.
-func newTranslator(f *frame, u *native.Unit) (*translator, error) {
+func newTranslator(f *frame, u *native.Unit, r *room) (*translator, error) {
 	region, err := native.NewRegion()
 	if err != nil {
 		return nil, err
 	}
-	t := &translator{region: region, assembler: assembler{b: region.Code}}
+	t := &translator{region: region, room: r, assembler: assembler{b: region.Code}}
 	f.TrapExit = region.Base + uint64(t.common(u))
 	f.xsave, f.mxcsr = u.Extended(), native.DefaultMXCSR
 	t.begin = t.n
+	r.join()
 	t.reset()
 	return t, nil
 }
 
+// close gives back what newTranslator has taken.
+func (t *translator) close() error {
+	t.room.leave(t.n - t.begin)
+	return t.region.Close()
+}
+
 // reset forgets all translations.
 func (t *translator) reset() {
+	t.room.take(t.begin - t.n)
+	if share := t.room.share(); t.n > share {
+		t.region.Free(share) // else it is just memory that is wanted again
+	}
 	t.n = t.begin
 	t.blocks = append(t.blocks[:0], translation{}) // none
 	clear(t.table[:])
@@ -161,7 +173,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	if b := t.table.find(t.blocks, host, nextHost, tlb); b != 0 {
 		return b
 	}
-	if t.n+blockRoom > len(t.b) || len(t.blocks) > len(t.table)/2 {
+	if t.n+blockRoom > len(t.b) || len(t.blocks) > len(t.table)/2 || t.room.lacks(t.n) {
 		t.reset()
 	}
 	mine := t.code[:copy(t.code[:], code)] // which the guest cannot change
@@ -216,6 +228,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 		t.cold[i]()
 	}
 	t.table.add(t.blocks, t.block)
+	t.room.take(t.n - int(t.blocks[t.block].entry))
 	return t.block
 }
 

@@ -194,9 +194,9 @@ func (t *translator) link(site int, target int64) {
 	})
 }
 
-// jumpBits are the binary logarithms of the numbers of places in the tables of jumps: user
-// mode's is emptied with each change of CR3. jumpHash places an address.
-var jumpBits = [numTLBs]uint8{tlbKernel: maxJumpBits, tlbUser: 11, tlbKernelAll: 11}
+// jumpBits are the binary logarithms of the numbers of places in the tables of jumps. jumpHash
+// places an address.
+var jumpBits = [numTLBs]uint8{tlbKernel: maxJumpBits, tlbUser: maxJumpBits, tlbKernelAll: 11}
 
 const (
 	maxJumpBits = 14

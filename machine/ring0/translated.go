@@ -11,7 +11,7 @@ import (
 // Translate has Run translate what it executes. The error is that of native.NewRegion;
 // without a translator, all is interpreted.
 func (c *CPU) Translate() (err error) {
-	c.translator, err = newTranslator(c.frame, c.unit)
+	c.translator, err = newTranslator(c.frame, c.unit, &c.tables.room)
 	c.forgetJumps() // a table that is just zero leads from 0 to nowhere
 	return err
 }

@@ -96,15 +96,15 @@ const (
 	busyPings   = 300
 )
 
-// bootInitrd makes an initial RAM disk with a script in the guest's init.
-func bootInitrd(t *testing.T, script string) string {
+// bootInitrd makes an initial RAM disk with a script in the guest's init, and further files.
+func bootInitrd(t *testing.T, script string, more ...cpio.Record) string {
 	t.Helper()
 	busybox, err := (&guestimages.Builder{}).Busybox(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := guestimages.Archive(cpio.StaticFile("bin/busybox", string(busybox), 0o755), cpio.Directory("dev", 0o755),
-		cpio.CharDev("dev/console", 0o600, 5, 1), cpio.StaticFile("init", fmt.Sprintf(bootGuest, script), 0o755))
+	b, err := guestimages.Archive(append([]cpio.Record{cpio.StaticFile("bin/busybox", string(busybox), 0o755), cpio.Directory("dev", 0o755),
+		cpio.CharDev("dev/console", 0o600, 5, 1), cpio.StaticFile("init", fmt.Sprintf(bootGuest, script), 0o755)}, more...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

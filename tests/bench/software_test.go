@@ -126,6 +126,15 @@ func TestCompareSoftware(t *testing.T) {
 	if !*compare {
 		t.Skip("make bench runs this")
 	}
+	sides := softwareSides(t, costInitrd(t), fmt.Sprintf("WORK=%d", max(*softwareWork, 1)))
+	runSides(t, sides, readCosts)
+	printCosts(sides, costs)
+}
+
+// softwareSides are QEMU's TCG, vmm's software engine and, where there is KVM, that: each with the default
+// guest's kernel, one CPU and no devices. It skips the test where something is missing.
+func softwareSides(t *testing.T, initrd, arguments string) []*side {
+	t.Helper()
 	const qemu = "qemu-system-x86_64"
 	if _, err := exec.LookPath(qemu); err != nil {
 		t.Skip(qemu + " is not installed: apt-get install qemu-system-x86")
@@ -134,8 +143,8 @@ func TestCompareSoftware(t *testing.T) {
 	if !ok {
 		t.Skip("no default guest: vmm setup makes it")
 	}
-	vmm, initrd := buildVMM(t), costInitrd(t)
-	cmdline := fmt.Sprintf("console=ttyS0 panic=-1 reboot=t quiet WORK=%d", max(*softwareWork, 1))
+	vmm := buildVMM(t)
+	cmdline := "console=ttyS0 panic=-1 reboot=t quiet " + arguments
 	// TCG's TSC is the host's. Linux has only the PIT there to find out how fast it is, which a busy
 	// host may prevent; without a TSC it waits for ticks that do not come, and half of the boots hang.
 	khz := fmt.Sprintf(" tsc_early_khz=%.0f", hostKHz())
@@ -153,22 +162,27 @@ func TestCompareSoftware(t *testing.T) {
 		f.Close()
 		sides = append(sides, &side{name: "KVM", program: vmm, args: ours("kvm")})
 	}
+	return sides
+}
+
+// runSides has each side run its guest as often as is wanted, in turns, and keeps what read makes of it.
+func runSides(t *testing.T, sides []*side, read func(*testing.T, passage) map[string]float64) {
+	t.Helper()
 	for _, s := range sides {
 		s.got = map[string][]float64{}
 	}
 	for range max(*softwareRounds, 1) {
 		for _, s := range sides {
-			for name, v := range readCosts(t, pass(t, s.program, s.args...)) {
+			for name, v := range read(t, pass(t, s.program, s.args...)) {
 				s.got[name] = append(s.got[name], v)
 			}
 		}
 	}
-	printCosts(sides)
 }
 
 // printCosts prints the sides' medians, and their ratios to the first one's: what is over 1 took
 // longer than there.
-func printCosts(sides []*side) {
+func printCosts(sides []*side, costs []cost) {
 	line := fmt.Sprintf("%-34s %10s", "medians of a guest's figures", sides[0].name)
 	for _, s := range sides[1:] {
 		line += fmt.Sprintf(" | %15s  %-23s", s.name, "ratio (least to most)")
