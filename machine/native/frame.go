@@ -3,7 +3,9 @@ package native
 import "sync/atomic"
 
 // Frame is the beginning of what a Region's code works with: its address is in RSP while
-// the code is executed.
+// the code is executed, or 8 less in a routine that the code calls. That is how the two are told
+// from each other: a Frame's address must be 8 more than a multiple of 16, with 8 bytes in
+// front of it for the return address.
 type Frame struct {
 	// Attention gets the bit AttendRuntime when the Go runtime wants the goroutine back;
 	// the code must look at it now and then, and return. Its other bits are the owner's.

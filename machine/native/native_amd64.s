@@ -109,13 +109,14 @@ TEXT ·handler(SB), NOSPLIT|NOFRAME|TOPFRAME, $0
 	MOVQ AX, 168(DX)
 	RET
 
-	// Code of a Region: its Frame is where RSP points to.
+	// Code of a Region: its Frame is where RSP points to, or behind that.
 region:
 	SUBQ $const_regionOffset, R9
 	MOVQ $const_regionsSize, R10
 	CMPQ R9, R10
 	JAE  other
 	MOVQ 160(DX), R9 // RSP
+	ORQ  $8, R9      // where a routine is called, too
 	CMPQ DI, $23
 	JEQ  wanted
 	MOVQ AX, frameTrapAt

@@ -16,7 +16,7 @@ const (
 
 // Region is memory for code that its owner makes, as a translator does. Unlike a piece, the
 // code stays, and goes from one place of it to another by itself. It keeps its Frame's address
-// in RSP wherever it may trap or be interrupted. It belongs to one goroutine.
+// in RSP, or that of a return address in front of it. It belongs to one goroutine.
 type Region struct {
 	number int
 	// Code is for writing; it is executed at Base. Both have RegionSize bytes.

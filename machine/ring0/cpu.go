@@ -228,7 +228,7 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &CPU{frame: new(frame), unit: unit, host: host, tables: tables, components: components,
+	c := &CPU{frame: newFrame(), unit: unit, host: host, tables: tables, components: components,
 		xarea: make([]byte, host.XSaveSize())}
 	c.tlb = &c.frame.tlbs[tlbKernel]
 	c.FlushTLB()

@@ -16,6 +16,7 @@ type frame struct {
 	temp    uint64
 	target  uint64 // of a call, while its return address is written
 	address uint64 // linear, of an access that was not in the TLB
+	came    uint64 // behind the call of the routine that has not found it
 	sys     uint64 // the bits of RFLAGS but for the arithmetic flags
 	site    uint32 // where it has left, a number of translator.sites
 	waiting uint32 // an interrupt may be waiting until the guest takes it
@@ -42,24 +43,36 @@ type frame struct {
 	tlbs  [numTLBs]tlb
 }
 
+// newFrame returns a frame where native.Frame wants it: what is so large begins with a page.
+func newFrame() *frame {
+	return &new(struct {
+		returnAddress uint64
+		frame         frame
+	}).frame
+}
+
 // jumpTable leads from linear addresses to translations. An address that belongs into another
 // place matches nothing.
 type jumpTable struct {
-	from, to [1 << maxJumpBits]uint64
+	jumps [1 << maxJumpBits]jump
 
-	pages [jumpPages]bool // whether some may be in pages with a number of this remainder
-	local bool            // some are in a page that is not global
+	pages [jumpPages / 64]uint64 // bits of whether some may be in pages with a number of this remainder
+	local bool                   // some are in a page that is not global
 
 	used  int          // how many were added, and the places of the first of them
 	slots [1024]uint16 // user mode's table is emptied with each change of CR3
 }
 
-const jumpPages = 1024
+// jump leads from an address to a translation.
+type jump struct{ from, to uint64 }
+
+// jumpPages is so large that pages of data seldom share a remainder with those of a large program.
+const jumpPages = 1 << 16
 
 // addJump makes an address lead to a translation for a TLB.
 func (f *frame) addJump(tlb int, from, to uint64, global bool) {
 	j, slot := &f.jumps[tlb], jumpSlot(tlb, from)
-	j.from[slot], j.to[slot] = from, to
+	j.jumps[slot] = jump{from, to}
 	if j.used < len(j.slots) {
 		j.slots[j.used] = uint16(slot)
 	}
@@ -69,26 +82,29 @@ func (f *frame) addJump(tlb int, from, to uint64, global bool) {
 
 // of notes that a jump leads to a page.
 func (j *jumpTable) of(vpn uint64, global bool) {
-	j.pages[vpn%jumpPages] = true
+	j.pages[vpn%jumpPages/64] |= 1 << (vpn % 64)
 	j.local = j.local || !global
 }
+
+// mayLeadTo reports whether a jump may lead to a page.
+func (j *jumpTable) mayLeadTo(vpn uint64) bool { return j.pages[vpn%jumpPages/64]>>(vpn%64)&1 != 0 }
 
 // emptyJumps forgets all jumps of a TLB.
 func (f *frame) emptyJumps(tlb int) {
 	j := &f.jumps[tlb]
-	if j.used == 0 && j.from[0] != 0 {
+	if j.used == 0 && j.jumps[0].from != 0 {
 		return
 	}
 	if j.used <= len(j.slots) {
 		for _, slot := range j.slots[:j.used] {
-			j.from[slot] = 0
+			j.jumps[slot].from = 0
 		}
 	} else {
-		clear(j.from[:1<<jumpBits[tlb]])
+		clear(j.jumps[:1<<jumpBits[tlb]])
 	}
 	clear(j.pages[:])
 	j.used = 0
-	j.from[0], j.local = 1, false
+	j.jumps[0].from, j.local = 1, false
 }
 
 // The TLBs, by what the accesses may do.

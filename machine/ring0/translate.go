@@ -31,11 +31,12 @@ type translator struct {
 	assembler
 	region *native.Region
 	room   *room
-	enter  int             // where to enter translated code
-	exit   int             // where it leaves, with exitSite set
-	begin  int             // behind the code that all blocks share
-	miss   [numTLBs][2]int // where an access goes that is not in a TLB, to read and to write
-	vector int             // loads the vector registers
+	enter  int               // where to enter translated code
+	exit   int               // where it leaves, with exitSite set
+	begin  int               // behind the code that all blocks share
+	miss   [numTLBs][2]int   // where an access goes that is not in a TLB, to read and to write
+	lookUp [2][lookSizes]int // routines that look into user mode's, by the logarithm of the size
+	vector int               // loads the vector registers
 
 	components uint64        // that the guest has enabled
 	smap       bool          // CR4.SMAP
@@ -43,7 +44,8 @@ type translator struct {
 	table      blockTable
 	resets     int
 	sites      []exitSite
-	traps      []trapSite // in the order of their places
+	traps      []codeSite // that may trap, in the order of their places
+	looks      []codeSite // behind calls of a routine that looks into a TLB, likewise
 
 	// Of the block that is being translated.
 	block      uint32
@@ -86,8 +88,8 @@ type exitSite struct {
 	block  uint32
 }
 
-// trapSite is an instruction in translated code that may trap.
-type trapSite struct {
+// codeSite is a place in translated code, and of which instruction it is.
+type codeSite struct {
 	at     uint32
 	offset uint16
 }
@@ -152,14 +154,16 @@ func (t *translator) reset() {
 	t.blocks = append(t.blocks[:0], translation{}) // none
 	clear(t.table[:])
 	t.resets++
-	t.sites = append(t.sites[:0], exitSite{kind: exitTrap}, exitSite{kind: exitFar})
-	t.traps = t.traps[:0]
+	t.sites = append(t.sites[:0], exitSite{kind: exitTrap}, exitSite{kind: exitFar}, exitSite{kind: exitRead}, exitSite{kind: exitWrite})
+	t.traps, t.looks = t.traps[:0], t.looks[:0]
 }
 
 // Numbers of the sites that all blocks share.
 const (
 	siteTrap = iota
 	siteFar
+	siteRead
+	siteWrite
 )
 
 // translate returns the translation of the block at code, which ends with its page, for a TLB;
@@ -446,7 +450,7 @@ func (t *translator) stubTo(s exitSite, way int) int {
 
 // mayTrap notes that what comes next may trap.
 func (t *translator) mayTrap() {
-	t.traps = append(t.traps, trapSite{uint32(t.n), uint16(t.offset)})
+	t.traps = append(t.traps, codeSite{uint32(t.n), uint16(t.offset)})
 }
 
 // saveFlags makes frame.flags exact. It spoils RAX.

@@ -1,6 +1,9 @@
 package ring0
 
-import "unsafe"
+import (
+	"math/bits"
+	"unsafe"
+)
 
 // Places in frame that translated code uses.
 const (
@@ -13,6 +16,7 @@ const (
 	offsetWaiting       = unsafe.Offsetof(frame{}.waiting)
 	offsetSyscall       = unsafe.Offsetof(frame{}.syscallTarget)
 	offsetTemp          = unsafe.Offsetof(frame{}.temp)
+	offsetCame          = unsafe.Offsetof(frame{}.came)
 	offsetTarget        = unsafe.Offsetof(frame{}.target)
 	offsetEntry         = unsafe.Offsetof(frame{}.entry)
 	offsetVectorsLoaded = unsafe.Offsetof(frame{}.vectorsLoaded)
@@ -117,51 +121,66 @@ func (t *translator) linear(in *inst) {
 
 // look has the host's address of the linear address in RAX put into RAX. It spoils RCX. What is
 // locked and not aligned is left to the interpreter, and what a loop stores to its own page.
+//
+// In user mode a routine does that but for a loop: programs are large, and most of their code is
+// executed seldom.
 func (t *translator) look(size int, write, locked bool) {
-	again := t.n
-	kind := exitRead
-	which := 0
-	if write {
-		kind, which = exitWrite, 1
-	}
 	var slow []int
 	if locked && size > 1 {
 		t.bytes(0xa8, byte(size-1)) // test al, size-1
 		slow = append(slow, t.jumpIf(ifNotEqual))
 	}
-	const indexMask = (tlbSize - 1) << 5
-	t.op(4, 0x8b, hostRCX, register(hostRAX))
-	t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, 7
-	t.bytes(12 - 5)
-	t.op(4, 0x81, extAND, register(hostRCX))
-	t.u32(indexMask)
-	tag := inFrameAt(uintptr(tagOffset(t.tlb, write))).indexed(hostRCX)
-	t.op(8, 0x33, hostRAX, tag) // xor
-	t.op(8, 0x81, extCMP, register(hostRAX))
-	t.u32(uint32(pageSize - size))
-	absent := t.jumpIf(ifAbove)
-	host := tag
-	host.disp = tagOffset(t.tlb, false) + int32(offsetTLBHost)
-	t.op(8, 0x03, hostRAX, host)
+	kind, which := exitRead, 0
+	if write {
+		kind, which = exitWrite, 1
+	}
+	if l := bits.TrailingZeros(uint(size)); t.tlb == tlbUser && !t.turns && size == 1<<l && l < lookSizes {
+		t.bytes(0xe8) // call
+		t.u32(uint32(t.lookUp[which][l] - t.n - 4))
+		t.looks = append(t.looks, codeSite{uint32(t.n), uint16(t.offset)})
+	} else {
+		site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(t.n)}
+		absent := t.lookInline(t.tlb, size, write, 0)
+		t.cold = append(t.cold, func() { t.land(absent, t.stubTo(site, t.miss[t.tlb][which])) })
+	}
 	if write && t.turns {
 		t.loadImm(hostRCX, t.page)
 		t.op(8, 0x33, hostRCX, register(hostRAX))
 		t.arithmetic(8, extCMP, register(hostRCX), pageMask)
 		slow = append(slow, t.jumpIf(ifBelowEqual))
 	}
-	site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(again)}
-	interpreted := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
-	t.cold = append(t.cold, func() {
-		t.land(absent, t.stubTo(site, t.miss[t.tlb][which]))
-		if len(slow) == 0 {
-			return
-		}
-		stub := t.stub(interpreted)
-		for _, jump := range slow {
-			t.land(jump, stub)
-		}
-	})
+	if len(slow) > 0 {
+		site := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
+		t.cold = append(t.cold, func() {
+			stub := t.stub(site)
+			for _, jump := range slow {
+				t.land(jump, stub)
+			}
+		})
+	}
 }
+
+// lookInline is look with the frame that far from RSP. It returns the jump for what is not in
+// the TLB, where the difference to the tag is in RAX, and its place in RCX.
+func (t *translator) lookInline(tlb, size int, write bool, frame uintptr) (absent int) {
+	const indexMask = (tlbSize - 1) << 5
+	t.op(4, 0x8b, hostRCX, register(hostRAX))
+	t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, 7
+	t.bytes(12 - 5)
+	t.op(4, 0x81, extAND, register(hostRCX))
+	t.u32(indexMask)
+	tag := inFrameAt(frame + uintptr(tagOffset(tlb, write))).indexed(hostRCX)
+	t.op(8, 0x33, hostRAX, tag) // xor
+	t.op(8, 0x81, extCMP, register(hostRAX))
+	t.u32(uint32(pageSize - size))
+	absent = t.jumpIf(ifAbove)
+	host := inFrameAt(frame + uintptr(tagOffset(tlb, false)) + offsetTLBHost).indexed(hostRCX)
+	t.op(8, 0x03, hostRAX, host)
+	return absent
+}
+
+// lookSizes is how many sizes of accesses routines look for: 1 to 32 bytes.
+const lookSizes = 6
 
 // jumpTo goes on at an offset from the page's address, with frame.flags exact.
 func (t *translator) jumpTo(target int64) {
@@ -200,6 +219,7 @@ var jumpBits = [numTLBs]uint8{tlbKernel: maxJumpBits, tlbUser: maxJumpBits, tlbK
 
 const (
 	maxJumpBits = 14
+	jumpShift   = 4 // of a jump's size
 	jumpHash    = 0x9e3779b1
 )
 
@@ -213,8 +233,9 @@ func (t *translator) jumpFar(tlb int, site *exitSite, last func()) {
 	t.op(4, 0x69, hostRCX, register(hostRAX)) // imul
 	t.u32(jumpHash)
 	t.op(4, 0xc1, 5, register(hostRCX)) // shr
-	t.bytes(32 - jumpBits[tlb])
-	slot := inFrameAt(table).indexed(hostRCX).scaled(3)
+	t.bytes(32 - jumpBits[tlb] - jumpShift)
+	t.arithmetic(4, extAND, register(hostRCX), -1<<jumpShift)
+	slot := inFrameAt(table).indexed(hostRCX)
 	t.op(8, 0x3b, hostRAX, slot)
 	absent := t.jumpIf(ifNotEqual)
 	t.op(8, 0x81, extAND, register(hostRAX))
@@ -223,7 +244,7 @@ func (t *translator) jumpFar(tlb int, site *exitSite, last func()) {
 	if last != nil {
 		last()
 	}
-	slot.disp += int32(unsafe.Offsetof(frame{}.jumps[0].to))
+	slot.disp += int32(unsafe.Offsetof(jump{}.to))
 	t.op(4, 0xff, 4, slot) // jmp
 	t.cold = append(t.cold, func() {
 		t.land(absent, t.n)

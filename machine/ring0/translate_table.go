@@ -3,7 +3,7 @@ package ring0
 // blockTable finds blocks by their code and TLB: it holds numbers of blocks, with 0 for none,
 // each in the first free place from that of its hash on; one that is gone leaves its place to
 // another of the same code.
-type blockTable [1 << 18]uint32
+type blockTable [1 << 19]uint32
 
 func blockHash(host uint64, tlb int) uint32 {
 	return uint32((host*3+uint64(tlb))*0x9e3779b97f4a7c15>>32) % uint32(len(blockTable{}))

@@ -104,7 +104,22 @@ func (c *CPU) enterTranslated(at int) *exitSite {
 		c.unitChanged = true
 	}
 	c.setArith(f.flags>>8&0xff | f.flags&1<<11)
-	return &t.sites[f.site]
+	s := &t.sites[f.site]
+	if f.site == siteRead || f.site == siteWrite { // a routine's caller knows what to go on with
+		const call = 5
+		came := uint32(f.came - t.region.Base)
+		s.offset, s.at = t.looks[siteAt(t.looks, came)].offset, came-call
+	}
+	return s
+}
+
+// siteAt returns the number of the site at a place in the region, or one that is not there.
+func siteAt(sites []codeSite, at uint32) int {
+	i, ok := slices.BinarySearchFunc(sites, at, func(s codeSite, at uint32) int { return int(s.at) - int(at) })
+	if !ok {
+		return len(sites)
+	}
+	return i
 }
 
 // filled brings into the TLB what translated code has not found there. It reports false where
@@ -175,7 +190,7 @@ func (c *CPU) forgetLocalJumps() { c.forgetJumpsIf(func(j *jumpTable) bool { ret
 
 // forgetJumpsTo is forgetJumps for what may lead to a page.
 func (c *CPU) forgetJumpsTo(vpn uint64) {
-	c.forgetJumpsIf(func(j *jumpTable) bool { return j.pages[vpn%jumpPages] })
+	c.forgetJumpsIf(func(j *jumpTable) bool { return j.mayLeadTo(vpn) })
 }
 
 // forgetJumpsIf empties the tables that are of a kind.
@@ -213,8 +228,8 @@ func (t *translator) replace(n uint32) {
 func (c *CPU) trapInTranslated() {
 	t, f := c.translator, c.frame
 	at := uint32(f.TrapAt - t.region.Base)
-	i, ok := slices.BinarySearchFunc(t.traps, at, func(s trapSite, at uint32) int { return int(s.at) - int(at) })
-	if !ok {
+	i := siteAt(t.traps, at)
+	if i == len(t.traps) {
 		panic(fmt.Sprintf("exception %d in translated code at %#x: %x", f.Trap-1, at, t.b[at&^15:][:64]))
 	}
 	f.r[rIP] = f.page + uint64(t.traps[i].offset)

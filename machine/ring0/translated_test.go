@@ -168,3 +168,39 @@ func TestTranslatedJumpToZero(t *testing.T) {
 		t.Errorf("%v at %#x", stop, c.r[rIP])
 	}
 }
+
+// TestTranslatedRoom has translations forgotten while a program runs, for want of room.
+func TestTranslatedRoom(t *testing.T) {
+	for name, fill := range map[string]func(*translator){
+		"the region is full": func(t *translator) {
+			t.room.take(len(t.b) - t.n)
+			t.n = len(t.b)
+		},
+		"others have much": func(t *translator) {
+			t.room.take(maxRoom)
+			t.room.owners.Add(maxRoom/minShare - 1)
+			t.room.take(minShare)
+			t.n += minShare
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := lockCPU(t, true)
+			// add eax, 1; jmp; add eax, 2; jmp; add eax, 4; hlt
+			code := []byte{0x83, 0xc0, 1, 0xeb, 0, 0x83, 0xc0, 2, 0xeb, 0, 0x83, 0xc0, 4, 0xf4}
+			layOut(c, code, lockCode, lockMode{}, kvm.Regs{RSP: lockData + 0x1000, RIP: lockCode, RFLAGS: 2}, 1)
+			mine := c.translator
+			fill(mine)
+			others := int(mine.room.used.Load()) - mine.n + mine.begin
+			resets := mine.resets
+			if stop := c.Run(100); stop != StopHalt || c.r[rAX] != 7 {
+				t.Errorf("%v, RAX %d", stop, c.r[rAX])
+			}
+			if mine.resets != resets+1 {
+				t.Errorf("forgotten %d times", mine.resets-resets)
+			}
+			if got := int(mine.room.used.Load()); got != others+mine.n-mine.begin {
+				t.Errorf("%d bytes are in use, and should %d", got, others+mine.n-mine.begin)
+			}
+		})
+	}
+}
