@@ -46,7 +46,7 @@ type blocks struct {
 // block returns the instructions at RIP, at least one; nil if they cannot be fetched.
 func (c *CPU) block() []inst {
 	c.cache.calls++
-	at := c.r[rIP] + c.base[segCS]
+	at := c.linear(segCS, c.r[rIP])
 	if c.code.tag != at>>12+1 && !c.fetch(at) {
 		return nil
 	}

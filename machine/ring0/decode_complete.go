@@ -199,6 +199,9 @@ func (d *decoder) completeTwo(op uint8) bool {
 	case 0x02:
 		d.modRMv()
 		in.exec = execLAR
+	case 0x03:
+		d.modRMv()
+		in.exec = execLSLComplete
 	case 0x05:
 		in.exec = execSyscall
 	case 0x06:

@@ -48,7 +48,17 @@ func (c *CPU) offset(in *inst) uint64 {
 }
 
 // address is the linear address of a memory operand.
-func (c *CPU) address(in *inst) uint64 { return c.offset(in) + c.base[in.seg] }
+func (c *CPU) address(in *inst) uint64 { return c.linear(in.seg, c.offset(in)) }
+
+// linear is the linear address of an offset in a segment. Outside of 64-bit mode it has 32
+// bits, and begins anew behind them: a thread's data are below the base of GS there.
+func (c *CPU) linear(seg uint8, offset uint64) uint64 {
+	a := c.base[seg] + offset
+	if c.mode != mode64 {
+		a = uint64(uint32(a))
+	}
+	return a
+}
 
 // source reads the r/m operand in the instruction's size.
 func (c *CPU) source(in *inst) (uint64, bool) { return c.sourceSize(in, in.size) }

@@ -175,7 +175,7 @@ func execBitReg(c *CPU, in *inst) status {
 		}
 		return c.modify(in, op)
 	}
-	addr := c.address(in) + uint64(int64(index)>>3)&^uint64(in.size-1)
+	addr := c.linear(in.seg, c.offset(in)+uint64(int64(index)>>3)&^uint64(in.size-1))
 	if in.op == bitTest {
 		v, ok := c.load(addr, in.size)
 		if !ok {

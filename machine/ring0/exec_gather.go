@@ -69,7 +69,7 @@ func execGather(c *CPU, in *inst) status {
 		if in.addr4 {
 			addr = uint64(uint32(addr))
 		}
-		v, ok := c.load(addr+c.base[in.seg], in.size)
+		v, ok := c.load(c.linear(in.seg, addr), in.size)
 		if !ok { // what has been loaded stays, and its mask says so
 			c.gathered()
 			return handOver

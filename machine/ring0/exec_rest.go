@@ -17,7 +17,7 @@ func execLAHF(c *CPU, _ *inst) status {
 
 // execXlat is a load from a table of bytes.
 func execXlat(c *CPU, in *inst) status {
-	v, ok := c.load((c.r[rBX]+c.r[rAX]&0xff)&in.addressMask()+c.base[in.seg], 1)
+	v, ok := c.load(c.linear(in.seg, (c.r[rBX]+c.r[rAX]&0xff)&in.addressMask()), 1)
 	if !ok {
 		return handOver
 	}
@@ -27,7 +27,7 @@ func execXlat(c *CPU, in *inst) status {
 
 // execMovAbsolute is MOV with an address in the instruction: from (0xa0, 0xa1) and to memory.
 func execMovAbsolute(c *CPU, in *inst) status {
-	addr := in.disp + c.base[in.seg]
+	addr := c.linear(in.seg, in.disp)
 	if in.op&2 != 0 {
 		return stored(c.store(addr, c.get(rAX, in.size), in.size))
 	}
@@ -64,7 +64,7 @@ func execEnter(c *CPU, in *inst) status {
 	}
 	frame := c.r[rSP]
 	for i := uint8(1); i < in.op; i++ {
-		v, ok := c.load(c.base[segSS]+bp-uint64(i)*uint64(in.size), in.size)
+		v, ok := c.load(c.linear(segSS, bp-uint64(i)*uint64(in.size)), in.size)
 		if !ok || c.push(v, in.size) != done {
 			return fail()
 		}
@@ -88,7 +88,7 @@ func execMaskMove(c *CPU, in *inst) status {
 		n, at = 16, func(r uint8) int { return xOffXMM + 16*int(r&15) }
 	}
 	from, mask := at(in.reg), at(in.rm)
-	addr := c.r[rDI]&in.addressMask() + c.base[in.seg]
+	addr := c.linear(in.seg, c.r[rDI]&in.addressMask())
 	for i := range n {
 		if c.xarea[mask+i]&0x80 != 0 && !c.store(addr+uint64(i), uint64(c.xarea[from+i]), 1) {
 			return handOver
@@ -253,7 +253,7 @@ func execLeaveNarrow(c *CPU, in *inst) status {
 	if c.sregs.SS.DB == 0 {
 		bp &= 0xffff
 	}
-	v, ok := c.load(c.base[segSS]+bp, in.size)
+	v, ok := c.load(c.linear(segSS, bp), in.size)
 	if !ok {
 		return handOver
 	}

@@ -114,8 +114,7 @@ func execVerify(c *CPU, in *inst) status {
 	if !ok {
 		return handOver
 	}
-	s, ok := c.visible(uint16(v))
-	good := ok && s.S != 0
+	s, good := c.visible(uint16(v), 0)
 	if in.op == 4 {
 		good = good && (s.Type&8 == 0 || s.Type&2 != 0)
 	} else {
@@ -129,15 +128,36 @@ func execLAR(c *CPU, in *inst) status {
 	if !ok {
 		return handOver
 	}
-	if _, ok = c.visible(uint16(v)); ok {
+	if _, ok = c.visible(uint16(v), systemLimits|1<<callGate); ok {
 		d, _, _ := c.descriptor(uint16(v), 0, false)
 		c.set(in.reg, in.size, d>>32&0xf0ff00)
 	}
 	return c.setZF(ok)
 }
 
-// visible reads a descriptor that the level may know of.
-func (c *CPU) visible(selector uint16) (kvm.Segment, bool) {
+// execLSLComplete is LSL of any segment that has a limit, also in the LDT and from user mode.
+func execLSLComplete(c *CPU, in *inst) status {
+	v, ok := c.sourceSize(in, 2)
+	if !ok {
+		return handOver
+	}
+	s, ok := c.visible(uint16(v), systemLimits)
+	if ok {
+		c.set(in.reg, in.size, uint64(s.Limit))
+	}
+	return c.setZF(ok)
+}
+
+// systemLimits are the types of system segments that LSL knows in long mode, as bits: an LDT,
+// an available and a busy task-state segment (SDM 2, LSL). LAR knows call gates too.
+const (
+	systemLimits = 1<<2 | 1<<9 | 1<<11
+	callGate     = 12
+)
+
+// visible reads a descriptor that the level may know of, of a code or data segment or of one of
+// the system's types.
+func (c *CPU) visible(selector uint16, system uint16) (kvm.Segment, bool) {
 	if selector&^3 == 0 {
 		return kvm.Segment{}, false
 	}
@@ -147,7 +167,8 @@ func (c *CPU) visible(selector uint16) (kvm.Segment, bool) {
 	}
 	s := segmentOf(selector, d)
 	level := max(c.cpl, uint8(selector&3))
-	return s, s.S != 0 && s.Type&12 == 12 || level <= s.DPL
+	known := s.S != 0 || system>>s.Type&1 != 0
+	return s, known && (s.S != 0 && s.Type&12 == 12 || level <= s.DPL)
 }
 
 // execMovToSeg loads a segment register; one of SS keeps interrupts off for an instruction.

@@ -30,7 +30,7 @@ func execString(c *CPU, in *inst) status {
 	if in.rep != repNone && c.r[rCX]&mask == 0 {
 		return done
 	}
-	src, dst := c.r[rSI]&mask+c.base[in.seg], c.r[rDI]&mask+c.base[segES]
+	src, dst := c.linear(in.seg, c.r[rSI]&mask), c.linear(segES, c.r[rDI]&mask)
 	compares := false
 	switch in.op &^ 1 {
 	case 0xa4: // MOVS

@@ -84,7 +84,7 @@ func (d *decoder) native(f vectorForm) {
 	for range f.imm {
 		d.u8()
 	}
-	if in.lock || in.mem && in.addr4 {
+	if in.lock {
 		return
 	}
 	in.form, in.own, in.exec = f, true, execVector
@@ -298,8 +298,9 @@ func (v *vectorCode) rewrite(in *inst, at int) {
 	modrm, n := int(in.form.modrm), int(in.form.imm)
 	var imm [1]byte
 	copy(imm[:], v.code[int(in.len)-n:in.len])
-	for i := range modrm { // segment overrides are not for the scratch memory: the host's FS has a base
-		if b := v.code[i]; b == 0x64 || b == 0x65 {
+	// A segment is not for the scratch memory, as the host's FS has a base, and 32-bit addresses are not.
+	for i := range modrm {
+		if b := v.code[i]; b == 0x64 || b == 0x65 || b == 0x67 {
 			v.code[i] = 0x3e
 		} else if b != 0x66 && b != 0xf2 && b != 0xf3 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b&0xf0 != 0x40 {
 			break // the opcode
@@ -318,7 +319,7 @@ func (c *CPU) follow(enabled uint64) {
 	v := &c.vector
 	for len(v.piece.Code)+maxInst <= len(v.code) && rip < c.cache.at+uint64(len(c.cache.code)) {
 		b := c.decoded(rip)
-		if !decode(b, &next) || next.form == (vectorForm{}) || next.mem || uint64(next.form.needs)&^enabled != 0 {
+		if !c.decodeInst(b, &next) || next.form == (vectorForm{}) || next.mem || uint64(next.form.needs)&^enabled != 0 {
 			break
 		}
 		n := len(v.piece.Code)

@@ -205,6 +205,9 @@ func (c *CPU) outer(selector uint16, offset uint64, ss uint16, sp uint64) *Excep
 	if lower { // what is not for the outer level is taken from it
 		for _, n := range []uint8{sregES, sregDS, sregFS, sregGS} {
 			s := c.segmentRegister(n)
+			if s.Selector&^3 == 0 {
+				s.Selector = 0
+			}
 			if s.Unusable == 0 && s.DPL < level && s.Type&12 != 12 {
 				*s = kvm.Segment{Unusable: 1}
 				c.base[baseOf[n]] = 0
@@ -258,7 +261,7 @@ func execIRetComplete(c *CPU, in *inst) status {
 	var fault *Exception
 	switch {
 	case real:
-		c.r[rSP] = c.stackTop(uint64(n) * uint64(size))
+		c.setSP(c.stackOffset(uint64(n) * uint64(size)))
 		fault = c.farTransfer(uint16(frame[1]), frame[0])
 	case c.sys&flagNT != 0 && c.sregs.EFER&x86.EFERLMA != 0:
 		fault = selectorFault(vectorGP, 0)
@@ -279,10 +282,17 @@ func execIRetComplete(c *CPU, in *inst) status {
 	return done
 }
 
-// stackTop is the linear address n bytes above the stack pointer, stackOffset that
-// address in its segment.
-func (c *CPU) stackTop(n uint64) uint64 { return c.base[segSS] + c.stackOffset(n) }
+// stackTop is the linear address n bytes above the stack pointer.
+func (c *CPU) stackTop(n uint64) uint64 {
+	sp := c.stackOffset(n)
+	if c.mode != mode64 && c.sregs.SS.DB == 0 {
+		sp = uint64(uint16(sp))
+	}
+	return c.linear(segSS, sp)
+}
 
+// stackOffset is the stack pointer n bytes above the one that is there; the upper half stays
+// where the stack has 16 bits.
 func (c *CPU) stackOffset(n uint64) uint64 {
 	switch {
 	case c.mode == mode64:
