@@ -140,12 +140,6 @@ func (c *CPU) ForgetExtended() {
 	c.xLoaded, c.xChanged, c.unitHas, c.unitChanged, c.xcr0Known = false, false, false, false, false
 }
 
-// DebugRegister returns one of DR0 to DR7, of the guest's own.
-func (c *CPU) DebugRegister(n int) uint64 { return c.debug[n] }
-
-// SetDebugRegister sets one.
-func (c *CPU) SetDebugRegister(n int, v uint64) { c.debug[n] = v }
-
 // SetWaiting tells whether an interrupt is waiting until the guest takes it.
 func (c *CPU) SetWaiting(on bool) {
 	c.frame.waiting = 0

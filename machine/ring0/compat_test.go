@@ -26,7 +26,9 @@ func TestCompatibilityMode(t *testing.T) {
 			func(c *CPU) { c.r[rDX], c.r[rCX] = 0xffffffd8, 0xffffffc4 }, func(c *CPU) bool { return c.cf == 1 }},
 		{"SSE to memory", []byte{0x66, 0x0f, 0x76, 0xc0, 0x66, 0x0f, 0x7f, 0x42, 0x20}, 2, // pcmpeqd xmm0, xmm0; movdqa [edx+0x20], xmm0
 			func(c *CPU) { c.r[rDX] = 0xffffffff00000000 | userStack },
-			func(c *CPU) bool { return data(c, userStack+0x20) == ^uint64(0) && data(c, userStack+0x28) == ^uint64(0) }},
+			func(c *CPU) bool {
+				return data(c, userStack+0x20) == ^uint64(0) && data(c, userStack+0x28) == ^uint64(0)
+			}},
 		{"x87 to memory of a segment", []byte{0xd9, 0xe8, 0x65, 0xdd, 0x5a, 0xe0}, 2, // fld1; fstp qword gs:[edx-0x20]
 			nil, func(c *CPU) bool { return data(c, userStack+0xe0) == 0x3ff0000000000000 }},
 		{"what is a prefix in 64-bit code between SSE", []byte{0x0f, 0x57, 0xc0, 0x40, 0x0f, 0x28, 0xc8}, 3, // xorps xmm0, xmm0; inc eax; movaps xmm1, xmm0

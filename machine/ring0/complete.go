@@ -35,7 +35,15 @@ func (c *CPU) Run(budget int) Stop {
 				return StopBreakpoint
 			}
 			c.passed = 0
-			next := c.r[rIP] + uint64(insts[i].len)
+			if c.own.code != 0 && c.meetsOwn() {
+				n++
+				if !c.debugException(0) {
+					return StopShutdown
+				}
+				break
+			}
+			next, resume := c.r[rIP]+uint64(insts[i].len), c.sys&flagRF
+			c.sys &^= flagRF
 			s := c.one(&insts[i])
 			n++
 			if s != done {
@@ -43,16 +51,20 @@ func (c *CPU) Run(budget int) Stop {
 					pauses++
 				}
 				if stop, ok := c.ended(s); !ok {
+					c.sys |= resume // it is executed once more
 					return stop
 				}
 			}
-			if len(c.touched) > 0 && c.watch(&insts[i]) && s != handOver && s != inject {
+			watched := len(c.touched) > 0 && c.watch(&insts[i])
+			if s == handOver || s == inject {
+				c.own.met = 0
+			} else if watched {
 				return StopWatchpoint
 			}
 			if (len(c.supplied) > 0 || c.sent > 0) && s != handOver {
 				c.forgetExits()
 			}
-			if trace && s != handOver && s != inject && !c.exception(Exception{Vector: vectorDB}) {
+			if (trace || c.own.met != 0) && s != handOver && s != inject && !c.trap(trace, s) {
 				return StopShutdown
 			}
 			if one || c.r[rIP] != next || n >= budget || c.code.tag != tag || c.cache.calls != calls || c.frame.Attention.Load() != 0 {

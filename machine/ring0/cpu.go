@@ -158,12 +158,14 @@ type CPU struct {
 	sent         int // writes to devices that the instruction has made
 	skipped      int // of those, when it comes again
 	exits        bool
-	watchpoints  []Watchpoint
-	touched      []touched // what the instruction has accessed of their pages
+	watchpoints  []Watchpoint // the debugger's, and those of own
+	debuggers    int          // how many of them are the debugger's
+	touched      []touched    // what the instruction has accessed of their pages
 	watched      int
 	lone         tlbEntry // of a page that is not to be in the TLB
 	passed       uint64   // the breakpoint at which Run stopped last, plus one
 	debug        [8]uint64
+	own          ownBreakpoints
 	// Exit is the access of a StopExit.
 	Exit Exit
 	// First is the exception that was raised last, which a StopShutdown began with.

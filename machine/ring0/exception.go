@@ -38,9 +38,6 @@ func (c *CPU) exception(e Exception) bool {
 		if e.Vector == vectorPF && !e.external {
 			c.sregs.CR2 = e.CR2
 		}
-		if e.Vector == vectorDB && !e.external {
-			c.debug[6] |= dr6Step
-		}
 		next := c.deliver(&e)
 		if next == nil {
 			return true

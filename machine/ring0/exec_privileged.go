@@ -4,13 +4,6 @@ import "vmm/internal/x86"
 
 // Instructions that only a complete CPU executes here; elsewhere they are KVM's.
 
-// Bits of DR6 and DR7 (SDM 3, 18.2).
-const (
-	dr6Step  = 1 << 14
-	dr6Fixed = 0xffff0ff0
-	dr7Fixed = 0x400
-)
-
 // gp0 is #GP(0).
 func (c *CPU) gp0() status { return c.raise(vectorGP, 0) }
 
@@ -237,37 +230,6 @@ func execSMSW(c *CPU, in *inst) status {
 func execCLTS(c *CPU, _ *inst) status {
 	c.sregs.CR0 &^= cr0TS
 	return done
-}
-
-// execMovFromDR and execMovToDR keep the debug registers; breakpoints in them do not
-// trigger here.
-func execMovFromDR(c *CPU, in *inst) status {
-	c.r[in.rm] = c.debug[debugRegister(in.reg)]
-	return done
-}
-
-func execMovToDR(c *CPU, in *inst) status {
-	v := c.r[in.rm]
-	n := debugRegister(in.reg)
-	if n >= 6 && v>>32 != 0 {
-		return c.gp0()
-	}
-	switch n {
-	case 6:
-		v = v&0x1e00f | dr6Fixed
-	case 7:
-		v = v&^0xd800 | dr7Fixed
-	}
-	c.debug[n] = v
-	return done
-}
-
-// debugRegister is the one that a number means: 4 and 5 are 6 and 7.
-func debugRegister(n uint8) uint8 {
-	if n == 4 || n == 5 {
-		n += 2
-	}
-	return n & 7
 }
 
 func execXSetBV(c *CPU, _ *inst) status {

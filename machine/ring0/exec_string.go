@@ -37,7 +37,7 @@ func (c *CPU) repeated(in *inst, n uint64) status {
 // run returns how many elements of size lie from addr to the end of its page,
 // at most n; 0 where the first crosses it or the direction is down.
 func (c *CPU) run(addr uint64, size uint8, n uint64) uint64 {
-	if c.sys&flagDF != 0 || c.slow {
+	if c.sys&flagDF != 0 || c.slow || c.inWatchedPage(addr) {
 		return 0
 	}
 	return min(n, (pageSize-addr&pageMask)/uint64(size))

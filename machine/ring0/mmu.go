@@ -285,7 +285,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	}
 	place := addr >> 12 % tlbSize
 	e := &c.tlb.data[place]
-	if c.watchpoints != nil && c.inWatchedPage(addr) {
+	if c.inWatchedPage(addr) {
 		c.touch(addr, access&pfWrite != 0)
 		e = &c.lone
 	} else if !c.global && c.tlb.locals < localSize {

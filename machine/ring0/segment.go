@@ -246,7 +246,10 @@ func execIRetComplete(c *CPU, in *inst) status {
 			return handOver
 		}
 	}
-	mask := uint64(arithFlags | flagTF | flagDF | flagNT | flagAC | flagID) // and no RF, for no breakpoint of DR7 triggers here
+	mask := uint64(arithFlags | flagTF | flagDF | flagNT | flagAC | flagID)
+	if c.own.code != 0 { // RF is for breakpoints alone
+		mask |= flagRF
+	}
 	if c.mayIO() {
 		mask |= flagIF
 	}

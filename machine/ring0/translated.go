@@ -19,7 +19,7 @@ func (c *CPU) Translate() (err error) {
 // translatable reports whether Run may use translations now, budget instructions from its end.
 func (c *CPU) translatable(budget int) bool {
 	levels := c.cpl == 0 || c.cpl == 3 // what is privileged is told by the TLB there
-	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && budget > 1 && len(c.supplied) == 0 && c.sent == 0
+	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && c.own.code == 0 && budget > 1 && len(c.supplied) == 0 && c.sent == 0
 }
 
 // runTranslated executes translations from RIP on until there is none, or until Run has to look
@@ -131,7 +131,7 @@ func (c *CPU) filled(s *exitSite) bool {
 	if s.kind == exitWrite {
 		tag, access = e.write, pfWrite
 	}
-	if tag == addr&^pageMask || c.watchpoints != nil && c.inWatchedPage(addr) {
+	if tag == addr&^pageMask || c.inWatchedPage(addr) {
 		return false
 	}
 	if c.fill(addr, access) == nil {

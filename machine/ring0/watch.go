@@ -1,5 +1,7 @@
 package ring0
 
+import "slices"
+
 // Watchpoint is a range of linear addresses whose accesses stop Run (StopWatchpoint), behind
 // the instruction.
 type Watchpoint struct {
@@ -10,8 +12,17 @@ type Watchpoint struct {
 // SetWatchpoints has Run stop for accesses to some ranges. Their pages are never in the TLB, so
 // that each access to them is seen.
 func (c *CPU) SetWatchpoints(w []Watchpoint) {
-	c.watchpoints = w
-	c.FlushTLB()
+	c.debuggers = len(w)
+	c.setWatchpoints(slices.Clip(w))
+}
+
+// setWatchpoints watches the debugger's ranges and the guest's own.
+func (c *CPU) setWatchpoints(debuggers []Watchpoint) {
+	w := c.armOwn(slices.Clip(debuggers))
+	if !slices.Equal(w, c.watchpoints) {
+		c.watchpoints = w
+		c.FlushTLB()
+	}
 }
 
 // Watched is the number of the watchpoint of the last StopWatchpoint, of those that were set.
@@ -38,16 +49,18 @@ type touched struct {
 	write bool
 }
 
-// watch looks whether an instruction that was done has met a watchpoint.
+// watch looks whether an instruction that was done has met a watchpoint of the debugger's, and
+// notes which of the guest's own.
 func (c *CPU) watch(in *inst) bool {
 	size := uint64(max(in.size, in.form.bytes, 1))
-	if in.count && in.rep != repNone {
-		size = pageSize // the rest of the page, at most
-	}
 	hit := false
 	for _, a := range c.touched {
 		for i, w := range c.watchpoints {
-			if (a.write || w.Reads) && a.addr < w.Addr+w.Size && w.Addr < a.addr+size && !hit {
+			switch met := (a.write || w.Reads) && a.addr < w.Addr+w.Size && w.Addr < a.addr+size; {
+			case !met:
+			case i >= c.debuggers:
+				c.own.met |= 1 << c.own.numbers[i-c.debuggers]
+			case !hit:
 				c.watched, hit = i, true
 			}
 		}
