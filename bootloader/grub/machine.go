@@ -136,9 +136,10 @@ func (m *machine) expand(words []word) (out, unset []string, err error) {
 			*a = argument{}
 		}
 		for _, p := range w {
-			v, ok := p.text, true
+			v := p.text
 			if p.variable {
-				if v, ok = m.variable(p.text); !ok {
+				var set bool
+				if v, set = m.variable(p.text); !set {
 					unset = append(unset, p.text)
 				}
 			}

@@ -105,8 +105,8 @@ func (a *assembler) opPrefixed(prefix byte, size uint8, opcode uint32, reg uint8
 	} else {
 		rex |= rm.reg >> 3 & 1
 	}
-	if !rm.mem && rm.reg >= byteHigh {
-		rm.reg, rex = rm.reg&^byteHigh|4, 0
+	if !rm.mem && rm.reg >= byteHigh { // which no instruction with a REX prefix has
+		rm.reg = rm.reg&^byteHigh | 4
 	} else if rex != 0 || size == 1 || opcode>>4 == 0xfb { // byte registers; MOVZX and MOVSX have them, too
 		a.bytes(0x40 | rex)
 	}

@@ -74,7 +74,7 @@ func (c *CPU) setMode() {
 	case s.CR0&x86.CR0PE == 0:
 		c.mode = mode16
 	default:
-		c.cpl = uint8(s.SS.DPL)
+		c.cpl = s.SS.DPL
 		switch {
 		case s.EFER&x86.EFERLMA != 0 && s.CS.L != 0:
 			c.mode = mode64

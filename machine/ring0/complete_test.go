@@ -277,7 +277,7 @@ func TestInvalidateLarge(t *testing.T) {
 	mem[0xa][0], mem[0xb][0] = 1, 2
 	cpu.Run(2)
 	le.PutUint64(entry, 0)
-	if cpu.Run(1); cpu.r[rAX] != 1 || cpu.r[rCX] != uint64(le.Uint64(mem[0xb][:])) {
+	if cpu.Run(1); cpu.r[rAX] != 1 || cpu.r[rCX] != le.Uint64(mem[0xb][:]) {
 		t.Fatalf("RAX %#x, RCX %#x", cpu.r[rAX], cpu.r[rCX])
 	}
 	if cpu.Run(1); cpu.First.Vector != vectorPF || cpu.sregs.CR2 != 2<<20|0xb000 {

@@ -44,7 +44,7 @@ func (c *CPU) in(port bool, addr uint64, size uint8) (uint64, bool) {
 	}
 	buf := c.deviceData[:size]
 	clear(buf)
-	done := false
+	var done bool
 	if port {
 		done = c.board.Port(uint16(addr), buf, false)
 	} else {
@@ -72,7 +72,7 @@ func (c *CPU) out(port bool, addr, v uint64, size uint8) bool {
 		c.exits = true
 		return false
 	}
-	done := false
+	var done bool
 	if port {
 		done = c.board.Port(uint16(addr), c.deviceData[:size], true)
 	} else {

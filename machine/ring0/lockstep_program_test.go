@@ -262,9 +262,9 @@ func (p *program) instruction() (code []byte) {
 func (p *program) put(code []byte) {
 	var in inst
 	if decodeComplete(code, &in, mode64) {
-		reads, kills := uint16(0), uint16(0)
 		pl := p.planner.planOf(&in, code[:in.len])
-		if reads, kills = pl.reads, pl.kills; pl.emit == nil && in.form == (vectorForm{}) {
+		reads, kills := pl.reads, pl.kills
+		if pl.emit == nil && in.form == (vectorForm{}) {
 			reads = arithFlags
 		}
 		if in.undefined != 0 && pl.emit == nil && in.op != 2 && in.op != 3 { // RCL, RCR

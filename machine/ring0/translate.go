@@ -228,7 +228,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 			t.jumpTo(int64(t.next))
 		}
 	}
-	for i := 0; i < len(t.cold); i++ { // they add to it
+	for i := 0; i < len(t.cold); i++ { //nolint:intrange // they add to it
 		t.cold[i]()
 	}
 	t.table.add(t.blocks, t.block)

@@ -35,7 +35,7 @@ func Tree(dir string) ([]*Node, error) {
 		t.add(filepath.Join(dir, e.Name()))
 	}
 	var roots []*Node
-	for i := 0; i < len(t.nodes); i++ { // more come to be
+	for i := 0; i < len(t.nodes); i++ { //nolint:intrange // more come to be
 		n := t.nodes[i]
 		if n.below == "" {
 			roots = append(roots, n)

@@ -52,7 +52,7 @@ func findDevices() {
 			addDevice(id>>16-virtioPCI, bar, config)
 		}
 	}
-	for i := uint64(0); i < maxDevices; i++ {
+	for i := range uint64(maxDevices) {
 		at := mmioWindow + mmioSize*i
 		if id := load(at+8, 4); load(at, 4) == mmioMagic && id != 0 {
 			addDevice(id, at, 0)

@@ -17,14 +17,16 @@ const Built = "VMM_TEST_PROGRAMS"
 // need, and without HTTP/2, which goes over no control socket.
 var Flags = []string{"-trimpath", "-tags", "nethttpomithttp2", "-ldflags", "-s -w -funcalign=16"}
 
-// Probe is vmm with a hook that tries its jail from inside, and ProbeFlags make it.
+// Probe is vmm with a hook that tries its jail from inside.
 const Probe = "vmm-probe"
 
+// ProbeFlags are those of go build that make Probe.
 var ProbeFlags = []string{"-tags", "nethttpomithttp2,jailprobe"}
 
-// HostileGuest is a guest that attacks vmm, and HostileGuestFlags make it.
+// HostileGuest is a guest that attacks vmm.
 const HostileGuest = "hostileguest"
 
+// HostileGuestFlags are those of go build that make HostileGuest.
 var HostileGuestFlags = []string{"-ldflags", "-E main.entry"}
 
 // Build makes a program of this module as make does, with further flags. It is dir/name, or where programs were built already.

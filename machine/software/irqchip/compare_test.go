@@ -148,7 +148,7 @@ func TestX2APICAgainstKVM(t *testing.T) {
 		p := newPair(t, seed)
 		for range 400 {
 			reg := one(p, slices.Concat(apicRegisters, []uint32{regEOI, regAPR, regSelfIPI, 0x040})...)
-			index := uint32(x2apicBase + reg/16)
+			index := x2apicBase + reg/16
 			switch p.rand.IntN(5) {
 			case 0:
 				// In x2APIC mode KVM keeps the ICR's destination elsewhere, and finds there what was

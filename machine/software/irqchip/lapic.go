@@ -84,13 +84,13 @@ const firstVector = 16
 type Wants uint32
 
 const (
-	// WantInterrupt: Interrupt has a vector.
+	// WantInterrupt says that Interrupt has a vector.
 	WantInterrupt Wants = 1 << iota
-	// WantNMI: TakeNMI.
+	// WantNMI says that TakeNMI has one.
 	WantNMI
-	// WantINIT: TakeINIT.
+	// WantINIT says that TakeINIT has one.
 	WantINIT
-	// WantSIPI: TakeSIPI.
+	// WantSIPI says that TakeSIPI has one.
 	WantSIPI
 )
 
