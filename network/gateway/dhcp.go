@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/miekg/dns"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"vmm/network/ether"
@@ -265,16 +264,33 @@ func room(q, reply *dhcpv4.DHCPv4) int {
 // searchList is an option's list of domains (RFC 3397): the first ones, as many as there is
 // room for. Ends that they have in common are in it once.
 func searchList(domains []string, room int) []byte {
-	out := make([]byte, max(0, room))
-	at, ends := 0, map[string]int{}
+	var out []byte
+	ends := map[string]int{}
 	for _, d := range domains {
-		end, err := dns.PackDomainName(dns.Fqdn(d), out, at, ends, true)
-		if err != nil {
-			break // there is no room left
+		longer := appendDomain(out, d, ends)
+		if len(longer) > room {
+			break
 		}
-		at = end
+		out = longer
 	}
-	return out[:at]
+	return out
+}
+
+// domainPointer makes two bytes point to where an end of a domain is (RFC 1035, 4.1.4).
+const domainPointer = 0xc000
+
+// appendDomain appends a domain to b, but for an end that b has already: ends says where.
+func appendDomain(b []byte, domain string, ends map[string]int) []byte {
+	for domain != "" {
+		if at, there := ends[domain]; there {
+			return binary.BigEndian.AppendUint16(b, domainPointer|uint16(at))
+		}
+		ends[domain] = len(b)
+		label, rest, _ := strings.Cut(domain, ".")
+		b = append(append(b, byte(len(label))), label...)
+		domain = rest
+	}
+	return append(b, 0)
 }
 
 func (g *Gateway) sendDHCP(reply *dhcpv4.DHCPv4, to ether.MAC, addr netip.Addr) {
