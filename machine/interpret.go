@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/arch/x86/x86asm"
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/x86"
@@ -351,14 +350,10 @@ func (in *interpreter) complete() error {
 
 // unknownInstruction is the error for what neither KVM nor ring0 can do.
 func (v *vcpu) unknownInstruction(code []byte) error {
-	name := "unknown instruction"
-	if i, err := x86asm.Decode(code, 64); err == nil {
-		name, code = i.Op.String(), code[:i.Len]
-	}
 	who := "this host's KVM"
 	if v.m.kind == SoftwareEngine {
 		who = "the software engine"
 	}
-	return fmt.Errorf("%s cannot execute the guest's %s (bytes % x): %s; "+
-		"try a kernel without it, or a host with hardware virtualization", who, name, code, v.where())
+	return fmt.Errorf("%s cannot execute the guest's instruction with the bytes % x: %s; "+
+		"try a kernel without it, or a host with hardware virtualization", who, code, v.where())
 }
