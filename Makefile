@@ -25,8 +25,10 @@ FUZZTIME    ?= 30s
 FUZZ        := -fuzztime $(FUZZTIME) -fuzzminimizetime 100x
 HOSTILE     ?= 150
 HOSTILE_ROUNDS ?= 10000
-# The version is the repository's tag; without git at hand the build says "untagged" itself.
-VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || git describe --always --dirty --exclude '*' 2>/dev/null | sed s/^/untagged-/)
+# The version is the repository's tag: in what git archive has packed, where there is no repository, it is in a
+# file (.gitattributes). Without either the build says "untagged" itself.
+VERSION     := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || \
+	{ git describe --always --dirty --exclude '*' 2>/dev/null || sed -n 's/^v[0-9]/&/p' packaging/version; } | sed '/^v/!s/^/untagged-/')
 # The same bytes wherever and whenever they are built; without HTTP/2, which goes over
 # no control socket. tests/programs does it alike, but for the inlining.
 GO_BUILD    := GOAMD64=v1 go build -trimpath -buildvcs=false -tags nethttpomithttp2
@@ -35,9 +37,9 @@ LDFLAGS     := -s -w -funcalign=16
 # These packages are built without inlining, which makes the program 0.7 MB smaller: no exit, request
 # or packet of a guest passes through them.
 COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 encoding/pem encoding/base64 text/... fmt mime/... log/... vendor/... \
-	golang.org/x/net/... golang.org/x/arch/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
+	golang.org/x/net/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
 	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... github.com/google/... github.com/docker/... github.com/sirupsen/... github.com/opencontainers/... github.com/compose-spec/... github.com/santhosh-tekuri/... github.com/go-viper/... github.com/distribution/... github.com/schollz/... \
-	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/vm/... vmm/bootloader/...
+	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/internal/compose vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/...
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint vulncheck golangci \

@@ -42,7 +42,7 @@ func TestStatus(t *testing.T) {
 		args   string
 		status int
 	}{
-		{"version", 0}, {"--help", 0}, {"run --help", 0}, {"completion bash", 0},
+		{"version", 0}, {"--version", 0}, {"--help", 0}, {"run --help", 0}, {"completion bash", 0},
 		{"fly", 2}, {"run --fly", 2}, {"run --no-agent extra", 2}, {"run --cwd /", 2}, {"run -d -t", 2}, {"run --name switch", 2}, {"exec", 2}, {"cp a b", 2}, {"test", 2}, {"ps extra", 2}, {"run -c 0", 2}, {"run -c 65", 2}, {"run -m 1M", 2}, {"run -m lots", 2},
 		{"run --name a.b", 2}, {"clone dev switch", 2}, {"clone dev a.b", 2}, {"run --timeout -1s", 2}, {"run --boot-protocol efi", 2}, {"run --console=", 2},
 		{sessionName, 2},

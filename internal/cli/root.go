@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/version"
 	"vmm/internal/visible"
 	"vmm/vm/client"
 )
@@ -88,9 +89,10 @@ func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmm",
 		Short: "Run Linux virtual machines",
-		Long: "vmm boots an unmodified Linux in a virtual machine on /dev/kvm: as an ordinary process,\n" +
-			"without root, firmware or helper processes.",
+		Long: "vmm boots an unmodified Linux in a virtual machine, on /dev/kvm or without it: as an ordinary\n" +
+			"process, without root, firmware or helper processes.",
 		Example:       "  vmm run                              # a shell in the default guest\n  vmm run --kernel bzImage --initrd initrd.img -m 1G -c 2\n  vmm doctor                           # what this host can do",
+		Version:       version.String(), // --version
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
