@@ -66,6 +66,9 @@ func (c *CPU) block() []inst {
 // goes on in the next page.
 func (c *CPU) decodeBlock(b *block, key uint64, code []byte) bool {
 	if len(c.cache.insts)+maxBlock > maxInsts {
+		if c.cache.spare == nil { // which many a guest never needs
+			c.cache.spare = make([]inst, 0, maxInsts)
+		}
 		c.cache.insts, c.cache.spare = c.cache.spare[:0], c.cache.insts
 		for i := range c.cache.table {
 			c.cache.table[i].key = 0

@@ -234,7 +234,7 @@ func New(host Host, tables *Tables, components [64]Component) (*CPU, error) {
 		xarea: make([]byte, host.XSaveSize())}
 	c.tlb = &c.frame.tlbs[tlbKernel]
 	c.FlushTLB()
-	c.cache.insts, c.cache.spare = make([]inst, 0, maxInsts), make([]inst, 0, maxInsts)
+	c.cache.insts = make([]inst, 0, maxInsts)
 	tables.join(c)
 	return c, nil
 }
