@@ -82,7 +82,7 @@ func inImage(ctx context.Context, t *testing.T, v *vm.VM, c vm.Cmd) (string, int
 	err := v.Exec(ctx, c)
 	var exit *vm.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("%v: %v\n%s", c.Args, err, strings.Join(v.Complaints(), "\n"))
+		t.Fatalf("%v: %v\n%s", c.Args, err, strings.Join(v.InitErrors(), "\n"))
 	}
 	if exit != nil {
 		return out.String() + exit.Reason, exit.Status

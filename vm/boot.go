@@ -92,7 +92,7 @@ func (v *VM) givenKernel(ctx context.Context, guest *guestinit.Config) (*booted,
 	if err != nil {
 		return b, err
 	}
-	if !v.cfg.Commands() && !v.cfg.HandsOver() {
+	if !v.cfg.ForCommands() && !v.cfg.HasImageInit() {
 		b.initrds = kernel.Initrds
 		if kernel.Args != "" {
 			b.args = append(b.args, kernel.Args)
@@ -129,7 +129,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 	if err != nil {
 		return err
 	}
-	guest.NoAgent, guest.AgentOnly, guest.Volumes = v.cfg.NoAgent, v.cfg.Commands() || v.cfg.HandsOver(), v.opts.volumes
+	guest.NoAgent, guest.AgentOnly, guest.Volumes = v.cfg.NoAgent, v.cfg.ForCommands() || v.cfg.HasImageInit(), v.opts.volumes
 	_, user := v.cfg.Nets[0].(User)
 	guest.WaitNetwork = guest.AgentOnly && user
 	guest.Addresses = v.cfg.addresses()
@@ -147,7 +147,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 		}
 	}
 	now := *guest
-	if v.cfg.Commands() {
+	if v.cfg.ForCommands() {
 		now.Mounts = nil // the agent has them mounted, also where nothing is booted
 	}
 	config, err := json.Marshal(&now)

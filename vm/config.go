@@ -35,8 +35,8 @@ type Config struct {
 	Hostname string `json:"hostname,omitempty"`
 	// Labels are what others note of the VM.
 	Labels    map[string]string `json:"labels,omitempty"`
-	CPUs      int               `json:"cpus,omitempty"`      // 1 if 0; at most machine.MaxCPUs
-	Memory    Size              `json:"memory,omitzero"`     // machine.DefaultMemory if 0
+	CPUs      int               `json:"cpus,omitempty"`      // at most 64; 1 if 0
+	Memory    Size              `json:"memory,omitzero"`     // from 16 MiB to 256 GiB, in whole pages; 512 MiB if 0
 	HugePages bool              `json:"hugePages,omitempty"` // of the host's hugetlb pool
 	Nested    bool              `json:"nested,omitempty"`    // the guest can have VMs of its own
 	// Engine is what executes the guest on this host; machine.AutoEngine if empty. What is
@@ -141,12 +141,12 @@ type Disk struct {
 	// Ephemeral keeps what the guest writes in a temporary file, which goes with the VM.
 	Ephemeral bool          `json:"ephemeral,omitempty"`
 	Cache     storage.Cache `json:"cache,omitempty"`  // one of storage.Caches
-	Serial    string        `json:"serial,omitempty"` // at most blk.MaxSerial bytes
-	Queues    int           `json:"queues,omitempty"` // one for each CPU, at most 8, if 0
+	Serial    string        `json:"serial,omitempty"` // at most 20 bytes
+	Queues    int           `json:"queues,omitempty"` // at most 64; if 0, one for each CPU, at most 8
 	// AnyBacking allows a raw backing file that is not beside the image.
 	AnyBacking     bool  `json:"anyBacking,omitempty"`
-	IOPS           int64 `json:"iops,omitempty"`           // at most so many requests a second; no bound if 0
-	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"` // no bound if 0
+	IOPS           int64 `json:"iops,omitempty"`           // at most so many requests a second, read and written; no bound if 0
+	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"` // read and written; no bound if 0
 }
 
 // options are those of the image.
@@ -197,7 +197,7 @@ type Owner struct {
 // Port is a port of the virtio console, which the guest has as
 // /dev/virtio-ports/NAME.
 type Port struct {
-	Name string   `json:"name"` // letters, digits, dashes, dots and underlines
+	Name string   `json:"name"` // letters, digits, dashes, dots and underlines, at most 63
 	To   Endpoint `json:"to,omitzero"`
 }
 
@@ -316,9 +316,9 @@ func (c *Config) check() error {
 		return wrong("ConsoleDevice", "%q: serial or virtio", c.ConsoleDevice)
 	case c.Health != nil && c.NoAgent:
 		return wrong("NoAgent", "a health check needs the agent")
-	case c.Commands() && c.NoAgent:
+	case c.ForCommands() && c.NoAgent:
 		return wrong("NoAgent", "a command needs the agent")
-	case c.HandsOver() && c.NoAgent:
+	case c.HasImageInit() && c.NoAgent:
 		return wrong("NoAgent", "the agent has the network of an image with an init of its own")
 	}
 	if err := c.Health.check(); err != nil {
@@ -447,15 +447,15 @@ func (c *Config) checkPorts() error {
 	return nil
 }
 
-// Commands reports whether the guest is there for commands, which its agent runs.
-func (c *Config) Commands() bool { return c.Root != nil && !c.Root.Boot && !c.HandsOver() }
+// ForCommands reports whether the guest is there for commands, which its agent runs.
+func (c *Config) ForCommands() bool { return c.Root != nil && !c.Root.Boot && !c.HasImageInit() }
 
-// HandsOver reports whether the guest is handed over to an init of its container image's.
-func (c *Config) HandsOver() bool {
+// HasImageInit reports whether the guest is handed over to an init of its container image's.
+func (c *Config) HasImageInit() bool {
 	return c.Root != nil && c.Root.Image != nil && c.Root.Image.Init != nil
 }
 
-// Outlasted reports whether what the guest writes can outlast it: VM.Sync is of use then.
-func (c *Config) Outlasted() bool {
+// Persistent reports whether what the guest writes can outlast it: VM.Sync is of use then.
+func (c *Config) Persistent() bool {
 	return len(c.Disks)+len(c.Pmems)+len(c.Shares) > 0 || c.Root != nil && c.Root.Image != nil && (c.Root.Image.Disk != nil || c.Root.Image.Dir != "")
 }

@@ -23,12 +23,12 @@ var (
 
 // NICInfo is a network device with what went over it.
 type NICInfo struct {
-	Mode     string
-	MAC      string
-	Up       bool // the cable is plugged in
-	Received vnet.Count
+	Mode     string     // as Net.Mode
+	MAC      string     // that the guest has now
+	Up       bool       // the cable is plugged in
+	Received vnet.Count // by the guest, as Sent is
 	Sent     vnet.Count
-	TCP, UDP int // connections through the gateway
+	TCP, UDP int // connections and flows through the gateway, now
 }
 
 // NICs returns the network devices, in their order.
@@ -48,8 +48,8 @@ func (v *VM) NICs() []NICInfo {
 	return out
 }
 
-// SetLink plugs the cable of a network device in, or pulls it out. The error is
-// ErrNotFound if there is none of that number.
+// SetLink plugs the cable of a network device, by its number in NICs, in or pulls it out. The
+// error is ErrNotFound if there is none of that number.
 func (v *VM) SetLink(nic int, up bool) error {
 	if err := v.running(); err != nil {
 		return err
@@ -72,7 +72,8 @@ func (v *VM) Published() []gateway.Publication {
 }
 
 // Publish makes a port of the guest's one of the host's, and returns it with the host's
-// port, which the system chooses if it is 0. The error is ErrNoGateway if there is none.
+// port, which the system chooses if it is 0. The error is ErrNoGateway if there is none, or
+// says what is wrong with the port, such as that another program has it.
 func (v *VM) Publish(p gateway.Publication) (gateway.Publication, error) {
 	g, err := v.gateway()
 	if err != nil {
@@ -81,7 +82,8 @@ func (v *VM) Publish(p gateway.Publication) (gateway.Publication, error) {
 	return g.Publish(p)
 }
 
-// Unpublish is the opposite of Publish.
+// Unpublish closes a port, as Publish has returned it, to new connections; those that there
+// are go on. It is an error if it is not published.
 func (v *VM) Unpublish(p gateway.Publication) error {
 	g, err := v.gateway()
 	if err != nil {
@@ -102,8 +104,8 @@ func (v *VM) gateway() (*gateway.Gateway, error) {
 }
 
 // ResizeDisk changes the size of the disk that began as the file at path. size returns
-// the new size for the old one, in bytes. The error is ErrNotFound if there is no such
-// disk.
+// the new size for the old one, both in bytes and a multiple of 512. The error is ErrNotFound
+// if there is no such disk, storage.ErrReadOnly, or what size returns.
 func (v *VM) ResizeDisk(path string, size func(old int64) (int64, error)) error {
 	if err := v.running(); err != nil {
 		return err
@@ -223,9 +225,9 @@ func (v *VM) DialAgent(ctx context.Context) (net.Conn, error) {
 // AgentAlive reports whether the guest's agent can be used now.
 func (v *VM) AgentAlive() bool { return v.running() == nil && !v.cfg.NoAgent && v.guest.alive() }
 
-// Await has the guest, once it is started, wait for a debugger before its first
+// HoldForDebugger has the guest, once it is started, wait for a debugger before its first
 // instruction. It is for a VM that Prepare has made.
-func (v *VM) Await() {
+func (v *VM) HoldForDebugger() {
 	if v.made() {
 		v.machine.Debugger().Await()
 	}

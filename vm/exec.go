@@ -79,7 +79,8 @@ func (v *VM) Exec(ctx context.Context, c Cmd) error {
 
 // CopyTo copies a file or directory of the host into the guest, CopyFrom one of the
 // guest to the host. What is copied to a directory goes into it, or only what is in it if
-// its name ends with "/."; else the directory above the destination must be there.
+// its name ends with "/."; else the directory above the destination must be there. The error
+// is ErrNoAgent if there never will be an agent, or the guest's or the host's own.
 func (v *VM) CopyTo(ctx context.Context, host, guest string) error {
 	if err := v.Ready(ctx); err != nil {
 		return err
@@ -88,7 +89,7 @@ func (v *VM) CopyTo(ctx context.Context, host, guest string) error {
 }
 
 // CopyFrom is the opposite of CopyTo. Of what the guest sends, only what was asked for is
-// taken, as much as the host has room for (an agent.TooLargeError), and through no link.
+// taken, as much as the host has room for (else an *agent.TooLargeError), and through no link.
 func (v *VM) CopyFrom(ctx context.Context, guest, host string) error {
 	if err := v.Ready(ctx); err != nil {
 		return err
@@ -145,15 +146,15 @@ func (v *VM) Ready(ctx context.Context) error {
 	case !v.guest.setUp:
 		return v.untilEnded(ctx, v.guest.waitOpen)
 	}
-	if err := v.Greeted(ctx); err != nil {
+	if err := v.WaitAgent(ctx); err != nil {
 		return err
 	}
 	return v.setUp(ctx)
 }
 
-// Greeted returns when the guest's agent has said hello. A guest for commands does not
+// WaitAgent returns when the guest's agent has said hello. A guest for commands does not
 // know yet what it is to mount then: Ready tells it.
-func (v *VM) Greeted(ctx context.Context) error {
+func (v *VM) WaitAgent(ctx context.Context) error {
 	switch err := v.running(); {
 	case err != nil:
 		return err
@@ -227,11 +228,11 @@ func (v *VM) news(mounts []guestinit.Mount) *agent.Setup {
 // Agent speaks to the guest's agent, once Ready has returned.
 func (v *VM) Agent() *agent.Client { return v.guest.client() }
 
-// Complaints are what the guest's init has said of why it could not do its work; of an image with an init of
+// InitErrors are what the guest's init has said of why it could not do its work; of an image with an init of
 // its own, before that has begun.
-func (v *VM) Complaints() []string {
+func (v *VM) InitErrors() []string {
 	var out []string
-	if !v.made() || v.cfg.HandsOver() && v.guest.greeted() {
+	if !v.made() || v.cfg.HasImageInit() && v.guest.greeted() {
 		return out
 	}
 	for _, line := range tail.Lines(v.console.last.String(), tail.Size) {
@@ -242,7 +243,8 @@ func (v *VM) Complaints() []string {
 	return out
 }
 
-// LastLines returns the last n lines that the guest has said on its console.
+// LastLines returns the last n lines that the guest has said on its console, of the last
+// 64 KiB, as they are: control characters are in them.
 func (v *VM) LastLines(n int) string {
 	if !v.made() {
 		return ""

@@ -23,8 +23,8 @@ func TestImageInit(t *testing.T) {
 		if errors.As(err, &config) != (c.field != "") || config != nil && config.Field != c.field {
 			t.Errorf("%s: %v", name, err)
 		}
-		if c.config.Commands() != c.commands || c.config.HandsOver() != c.hands {
-			t.Errorf("%s: for commands %v, handed over %v", name, c.config.Commands(), c.config.HandsOver())
+		if c.config.ForCommands() != c.commands || c.config.HasImageInit() != c.hands {
+			t.Errorf("%s: for commands %v, handed over %v", name, c.config.ForCommands(), c.config.HasImageInit())
 		}
 	}
 }

@@ -19,14 +19,15 @@ const DefaultDowntime = 300 * time.Millisecond
 
 // MigrateOptions say how a VM moves.
 type MigrateOptions struct {
-	// Key is what the receiver has printed (see Peer); a unix socket needs none.
+	// Key is what Listen has returned for the Receiver; a unix socket needs none.
 	Key string
 	// Conn is a connection to the Receiver, where this process cannot make one itself; nil
 	// connects. Migrate closes it.
 	Conn net.Conn
 	// Downtime is how long the guest may stand still; DefaultDowntime if 0.
 	Downtime time.Duration
-	// Progress is told how many bytes of memory were sent in all; nil drops it.
+	// Progress is told how many bytes of memory were sent in all, and in which round, from 1,
+	// by the goroutine of Migrate; nil drops it.
 	Progress func(sent int64, round int)
 }
 
@@ -39,8 +40,9 @@ var ErrUnknownEnd = migration.ErrUnknown
 
 // Migrate moves the VM to a Receiver at tcp://HOST:PORT or unix:PATH, while it runs: it
 // stands still only for the end of it. Its disks and shared directories must be there by
-// the same paths. After an error it goes on here, but for ErrUnknownEnd. When it has
-// moved, Wait returns here.
+// the same paths. When it has moved, Wait returns here. After an error it goes on here, but
+// for ErrUnknownEnd. Other errors are ErrConfined, ErrKey, ErrNoSpace, ErrPmemWritable, the
+// cause of ctx's end, what the other side says, and the network's.
 func (v *VM) Migrate(ctx context.Context, address string, o MigrateOptions) (*MigrateResult, error) {
 	end, err := v.beginSaving()
 	if err != nil {

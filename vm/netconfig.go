@@ -26,16 +26,19 @@ type NIC struct {
 	MAC ether.MAC `json:"mac,omitzero"` // made of the VM's name if it is zero
 	// Address is the guest's IPv4 address with its network, where it is not to ask for one. Only
 	// vmm's own guests, and those for commands, take it.
-	Address          netip.Prefix `json:"address,omitzero"`
-	MTU              int          `json:"mtu,omitempty"`    // bytes; 1500 if 0
-	Queues           int          `json:"queues,omitempty"` // pairs; what suits if 0
-	BytesPerSecond   int64        `json:"bytesPerSecond,omitempty"`
-	PacketsPerSecond int64        `json:"packetsPerSecond,omitempty"`
+	Address netip.Prefix `json:"address,omitzero"`
+	// MTU is in bytes, from ether.MinMTU to ether.MaxMTU (68 to 65521); 1500 if 0.
+	MTU int `json:"mtu,omitempty"`
+	// Queues are pairs, at most 32; if 0, one, and for a Tap one for each CPU, at most 8.
+	Queues int `json:"queues,omitempty"`
+	// BytesPerSecond and PacketsPerSecond bound each direction for itself; 0 does not.
+	BytesPerSecond   int64 `json:"bytesPerSecond,omitempty"`
+	PacketsPerSecond int64 `json:"packetsPerSecond,omitempty"`
 }
 
 // Gateway is a router with NAT, DHCP and DNS, in this process.
 type Gateway struct {
-	Subnet netip.Prefix `json:"subnet,omitzero"` // IPv4; gateway.DefaultSubnet if it is none
+	Subnet netip.Prefix `json:"subnet,omitzero"` // IPv4; gateway.DefaultSubnet (10.0.2.0/24) if it is none
 	// DNS are the resolvers that are asked; the host's if there are none.
 	DNS []netip.AddrPort `json:"dns,omitempty"`
 	// Hosts are names that its name server knows.
@@ -56,12 +59,12 @@ type (
 	// Tap is a TAP interface of the host.
 	Tap struct {
 		NIC
-		Interface string `json:"interface,omitempty"`
+		Interface string `json:"interface,omitempty"` // by its name, which ip tuntap add has given
 	}
 	// Switch joins the VMs of this user that name the same one.
 	Switch struct {
 		NIC
-		Name string `json:"name"`
+		Name string `json:"name"` // letters, digits and dashes, at most 63
 		// Gateway lets one of the switch's VMs be a gateway for all; nil does not.
 		Gateway *Gateway `json:"gateway,omitempty"`
 		// Listen is a unix socket where QEMU's stream sockets can join.

@@ -254,7 +254,7 @@ func openShares(c *Config, modules string, log func(error)) (*shares, error) {
 				return s, of("Root.Image.Dir", err)
 			}
 		}
-	} else if c.Commands() {
+	} else if c.ForCommands() {
 		if _, err := os.Stat(c.Root.Path); err != nil {
 			return s, of("Root", err)
 		}

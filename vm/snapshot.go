@@ -20,7 +20,7 @@ import (
 
 // SnapshotOptions say how a VM is saved. The zero value saves all of it.
 type SnapshotOptions struct {
-	Replace bool // an older snapshot of that name
+	Replace bool // an older snapshot in that directory; nothing else is replaced
 	// Parent is the snapshot since which only what has changed is saved: the last one of
 	// this VM, or what it was restored from.
 	Parent   string
@@ -36,7 +36,7 @@ type SnapshotOptions struct {
 	// Overlays are for what the guest writes from then on, by the files of PinnedDisks. A
 	// process that makes no files needs them; another one makes those that are missing.
 	Overlays map[string]*Overlay
-	// Progress is told how much of the memory is saved, in bytes; nil drops it.
+	// Progress is told how much of the memory is saved, in bytes, by any goroutine; nil drops it.
 	Progress func(done, total int64)
 	// GoesOn is called when the guest can go on while the rest is written. Such a
 	// snapshot stands alone, need not survive the host's crash, and has nothing to do
@@ -46,7 +46,7 @@ type SnapshotOptions struct {
 
 // SnapshotResult is what became of it.
 type SnapshotResult struct {
-	Paused time.Duration // how long the guest was
+	Paused time.Duration // how long the guest stood still
 	// Disks are where the VM writes now, by the files that belong to the snapshot.
 	Disks map[string]string
 }
@@ -117,7 +117,10 @@ func (v *VM) setPaused(on bool) error {
 
 // Snapshot saves the VM to a directory. It stands still for a part of it, and goes on
 // unless it is to stop. Its disks belong to the snapshot as they are: what the guest
-// writes from then on goes to new files beside them.
+// writes from then on goes to new files beside them. One goes on at a time, and while a
+// Migrate does. Errors are ErrConfined, ErrDevice, ErrNoSpace, ErrNotParent and
+// ErrPmemWritable, a *snapshot.Error for what Parent is, and the system's; after one the VM
+// goes on, and nothing is left of the snapshot.
 func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*SnapshotResult, error) {
 	end, err := v.beginSaving()
 	if err != nil {
@@ -332,8 +335,9 @@ type RestoreOptions struct {
 }
 
 // Restore makes a VM that goes on where the one was that Snapshot has saved to dir,
-// once it is started. Neither the snapshot nor its disks are changed. The error is a
-// *snapshot.Error if the snapshot is what is wrong.
+// once it is started. Neither the snapshot nor its disks are changed. The error is an
+// *UntrustedError, ErrOldSnapshot, a *ConfigError of what the options say, or a
+// *snapshot.Error if the snapshot is what is wrong (snapshot.ErrNotExist, snapshot.ErrCorrupt).
 func Restore(dir string, o RestoreOptions, list ...Option) (*VM, error) {
 	return restore(dir, &o, newOptions(list))
 }
@@ -355,7 +359,7 @@ func restore(dir string, o *RestoreOptions, opts *options) (_ *VM, err error) {
 
 // Clone makes a copy of the running VM, of another name, that goes on from now once it is
 // started; this one goes on too. They share the memory that they do not write to. What
-// the copy writes to its disks goes with it.
+// the copy writes to its disks goes with it. Errors are those of Snapshot and of Restore.
 func (v *VM) Clone(ctx context.Context, name string, list ...Option) (_ *VM, err error) {
 	opts := newOptions(list)
 	defer opts.abandon(&err)

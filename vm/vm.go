@@ -245,7 +245,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if v.nets, err = openNetworks(&v.cfg, r.macs(), v.opts, guest); err != nil {
 		return nil, err
 	}
-	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.cfg.Commands() && !saved); err != nil {
+	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.cfg.ForCommands() && !saved); err != nil {
 		return nil, err
 	}
 	err = v.makeDevices()

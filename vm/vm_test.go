@@ -13,12 +13,12 @@ func TestBeforeAndAfter(t *testing.T) {
 		t.Fatal(err)
 	}
 	look := func() {
-		v.Await()
+		v.HoldForDebugger()
 		v.StartProfile()
 		v.PressPowerButton()
 		v.Kill()
 		v.ResizeConsole(80, 25)
-		if v.Interpreted() || v.Exits() != nil || v.LastLines(1) != "" || v.Complaints() != nil || v.Paused() || v.AgentAlive() || len(v.DiskPaths()) > 0 {
+		if v.Interpreted() || v.Exits() != nil || v.LastLines(1) != "" || v.InitErrors() != nil || v.Paused() || v.AgentAlive() || len(v.DiskPaths()) > 0 {
 			t.Error("a VM that is none says something")
 		}
 		for name, err := range map[string]error{"Ready": v.Ready(t.Context()), "Exec": v.Exec(t.Context(), Cmd{Args: []string{"true"}}), "Pause": v.Pause(),

@@ -79,7 +79,7 @@ func (s *session) take(c *vm.Config) (err error) {
 	for _, n := range c.Nets {
 		info.Nets = append(info.Nets, n.Mode())
 	}
-	if s.StopSeconds == nil && c.HandsOver() {
+	if s.StopSeconds == nil && c.HasImageInit() {
 		info.StopSeconds = new(initStopSeconds)
 	}
 	if s.Restart != nil {

@@ -92,11 +92,11 @@ func downCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			patience := ownPatience
+			timeout := ownTimeout
 			if cmd.Flags().Changed("timeout") {
-				patience = time.Duration(seconds) * time.Second
+				timeout = time.Duration(seconds) * time.Second
 			}
-			return failed(down(cmd.Context(), cmd.OutOrStdout(), p, patience, volumes))
+			return failed(down(cmd.Context(), cmd.OutOrStdout(), p, timeout, volumes))
 		},
 	}
 	f.add(cmd.Flags())
@@ -225,7 +225,7 @@ func (u *up) follow(ctx context.Context, out io.Writer) error {
 	}
 	var errs []error
 	for _, s := range slices.Backward(u.services) {
-		errs = append(errs, stopVM(context.WithoutCancel(ctx), s.vm, ownPatience))
+		errs = append(errs, stopVM(context.WithoutCancel(ctx), s.vm, ownTimeout))
 	}
 	return errors.Join(errs...)
 }
@@ -241,7 +241,7 @@ func (u *up) outcome() error {
 }
 
 // down stops and removes the VMs of a project, those first that depend on others.
-func down(ctx context.Context, out io.Writer, p *compose.Project, patience time.Duration, volumes bool) error {
+func down(ctx context.Context, out io.Writer, p *compose.Project, timeout time.Duration, volumes bool) error {
 	var errs []error
 	for _, s := range slices.Backward(p.Order) {
 		name := p.VM(&s)
@@ -250,7 +250,7 @@ func down(ctx context.Context, out io.Writer, p *compose.Project, patience time.
 			continue // it is not there
 		}
 		if now.State != api.Exited {
-			err = stopVM(ctx, name, patience)
+			err = stopVM(ctx, name, timeout)
 		}
 		if err == nil {
 			if _, bad := registry.User().Look(name); bad == nil {

@@ -84,7 +84,7 @@ func (g *gdbListener) serve(v *vm.VM, kill func(), out io.Writer) {
 		return
 	}
 	if g.wait {
-		v.Await()
+		v.HoldForDebugger()
 		fmt.Fprintf(out, "vmm: waiting for gdb at %v\n", g.l.Addr())
 	}
 	go func() {

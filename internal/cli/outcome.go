@@ -84,12 +84,12 @@ func (s *session) outcome(v *vm.VM, r vm.Result, status int) error {
 		return &exitError{statusCrash, fmt.Errorf("the guest crashed: %s", r.Detail)}
 	case r.End == vm.EndDebugExit:
 		status = r.Status
-	case r.End == vm.EndPowerOff && s.Config != nil && s.Config.HandsOver():
-		if why := v.Complaints(); why != nil {
+	case r.End == vm.EndPowerOff && s.Config != nil && s.Config.HasImageInit():
+		if why := v.InitErrors(); why != nil {
 			return &exitError{statusFailed, fmt.Errorf("the guest could not start the image's init: %s", strings.Join(why, "; "))}
 		}
 	case r.End != vm.EndStopped && s.Sandbox:
-		if why := v.Complaints(); why != nil {
+		if why := v.InitErrors(); why != nil {
 			return &exitError{statusFailed, fmt.Errorf("the guest could not run the command: %s", strings.Join(why, "; "))}
 		}
 		return &exitError{statusFailed, errors.New("the guest shut down before the command had ended")}

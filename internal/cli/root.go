@@ -99,5 +99,6 @@ func Command() *cobra.Command {
 	root.AddCommand(runCommand(), execCommand(), cpCommand(), psCommand(), logsCommand(), attachCommand(), stopCommand(), killCommand(), rmCommand(), waitCommand(), snapshotCommand(), restoreCommand(), cloneCommand(), migrateCommand(), receiveCommand(), cacheCommand(),
 		pauseCommand("pause", "Stop VMs where they are", (*client.Client).Pause), pauseCommand("resume", "Let paused VMs go on", (*client.Client).Resume),
 		inspectCommand(), statsCommand(), configCommand(), testCommand(), gdbCommand(), agentCommand(), imageCommand(), pullCommand(), pushCommand(), imagesCommand(), historyCommand(), inspectImageCommand(), tagCommand(), rmiCommand(), loadCommand(), saveCommand(), commitCommand(), diffCommand(), exportCommand(), volumeCommand(), upCommand(), downCommand(), loginCommand(), logoutCommand(), pruneCommand(), portCommand(), netCommand(), doctorCommand(), setupCommand(), versionCommand(), sessionCommand(), ableCommand())
+	root.InitDefaultVersionFlag() // for the manual page, too
 	return root
 }

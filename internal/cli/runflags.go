@@ -418,20 +418,20 @@ func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	if s.Detach && s.Exec.TTY {
 		return usage("-d -t: a VM in the background has no terminal: vmm exec -it gives it one")
 	}
-	s.Sandbox = !c.HandsOver() && (len(s.Command) > 0 || s.Exec.TTY || s.Exec.Input)
+	s.Sandbox = !c.HasImageInit() && (len(s.Command) > 0 || s.Exec.TTY || s.Exec.Input)
 	if s.Sandbox || len(c.Shares) > 0 || len(f.hide)+len(f.expose) > 0 { // else the guest has nothing of this host's
 		if err := f.hideCredentials(c); err != nil {
 			return err
 		}
 	}
-	if c.HandsOver() {
+	if c.HasImageInit() {
 		if f.rw != nil || f.user != "" || f.cwd != "" || f.untrusted || f.stopSignal != "" {
 			return usage("--rw, --user, --cwd, --stop-signal and --untrusted are for a command, and --systemd starts an init")
 		}
 		return f.execFlags.check()
 	}
 	if !s.Sandbox {
-		if c.Commands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted || s.StopSignal != 0 || s.StopSeconds != nil {
+		if c.ForCommands() || f.rw != nil || f.env != nil || f.user != "" || f.cwd != "" || f.untrusted || s.StopSignal != 0 || s.StopSeconds != nil {
 			return usage("--root, --rw, --env, --user, --cwd, --stop-signal, --stop-timeout and --untrusted are for a command: vmm run ... -- COMMAND, or -it for a shell")
 		}
 		return nil

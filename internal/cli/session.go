@@ -366,7 +366,7 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 // job runs the command in the guest and saves what that has written.
 func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 	ready := func(ctx context.Context) error {
-		err := v.Greeted(ctx)
+		err := v.WaitAgent(ctx)
 		if s.result.Started = err == nil; err != nil {
 			return err
 		}
@@ -391,7 +391,7 @@ func (s *session) job(ctx context.Context, v *vm.VM) (int, error) {
 		return statusFailed, err
 	}
 	s.result.Exited = true
-	if c := v.Config(); c.Outlasted() {
+	if c := v.Config(); c.Persistent() {
 		if err := v.Sync(ctx); err != nil && ctx.Err() == nil {
 			return statusFailed, fmt.Errorf("saving what the guest has written: %w", err)
 		}

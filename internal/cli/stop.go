@@ -57,23 +57,23 @@ func killCommand() *cobra.Command {
 // stopTime is how long a guest may take to shut down where nobody says otherwise.
 const stopTime = 10 * time.Second
 
-// ownPatience leaves it to the VM how long it may take.
-const ownPatience = time.Duration(-1)
+// ownTimeout leaves it to the VM how long it may take.
+const ownTimeout = time.Duration(-1)
 
-// stopVM shuts a VM down, and ends it if that takes longer than patience; if that is ownPatience,
+// stopVM shuts a VM down, and ends it if that takes longer than timeout; if that is ownTimeout,
 // than the VM was said to take, or stopTime.
-func stopVM(ctx context.Context, name string, patience time.Duration) error {
+func stopVM(ctx context.Context, name string, timeout time.Duration) error {
 	return endVM(ctx, name, func(ctx context.Context, vm api.VM) error {
-		if patience == ownPatience {
-			patience = stopTime
+		if timeout == ownTimeout {
+			timeout = stopTime
 			if vm.StopSeconds != nil {
-				patience = time.Duration(*vm.StopSeconds) * time.Second
+				timeout = time.Duration(*vm.StopSeconds) * time.Second
 			}
 		}
 		if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
 			return err
 		}
-		wait, cancel := context.WithTimeout(ctx, patience)
+		wait, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		if registry.User().WaitEnded(wait, vm) == nil {
 			return nil
@@ -89,11 +89,11 @@ func stopCommand() *cobra.Command {
 		Long: "stop asks the guest to shut down, by its agent or by the power button, or sends the command that it\n" +
 			"is there for its signal to stop, and ends the VM if it has not ended in time.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			patience := ownPatience
+			timeout := ownTimeout
 			if cmd.Flags().Changed("time") {
-				patience = time.Duration(max(seconds, 0)) * time.Second
+				timeout = time.Duration(max(seconds, 0)) * time.Second
 			}
-			return forEach(cmd, args, func(ctx context.Context, name string) error { return stopVM(ctx, name, patience) })
+			return forEach(cmd, args, func(ctx context.Context, name string) error { return stopVM(ctx, name, timeout) })
 		},
 	}
 	cmd.Flags().IntVarP(&seconds, "time", "t", 0, "`SECONDS` until the VM is ended; 10, or what vmm run --stop-timeout has said, if not given")

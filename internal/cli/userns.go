@@ -19,7 +19,7 @@ import (
 // take. Files of others would be nobody's there, so a VM that shows the guest files of the
 // host stays without; and of one that was saved that is not known yet. A supervisor has no guest.
 func (s *session) canIsolate() bool {
-	return (s.Restart == nil || s.Supervised) && s.Jail == vm.JailFull && os.Getuid() != 0 && s.Config != nil && !s.Config.Commands() && len(s.Config.Shares) == 0
+	return (s.Restart == nil || s.Supervised) && s.Jail == vm.JailFull && os.Getuid() != 0 && s.Config != nil && !s.Config.ForCommands() && len(s.Config.Shares) == 0
 }
 
 // isolated are the attributes of a process in the background that begins in a user

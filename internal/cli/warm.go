@@ -14,7 +14,7 @@ import (
 // fromWarm makes and prepares a VM that goes on from a snapshot of its kind. It is nil if
 // there is none to be used; warm says then where one is to be made, if it is.
 func (s *session) fromWarm(ctx context.Context) (*vm.VM, error) {
-	if s.Config == nil || !s.Config.Commands() {
+	if s.Config == nil || !s.Config.ForCommands() {
 		return nil, nil
 	}
 	v, why, err := s.tryWarm(ctx)

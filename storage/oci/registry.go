@@ -42,7 +42,7 @@ func (s *Store) Pull(ctx context.Context, ref string, registry Registry, progres
 	if err != nil {
 		return nil, err
 	}
-	from, err := registry.open(ctx, ref, transport.PullScope, registry.patient())
+	from, err := registry.open(ctx, ref, transport.PullScope, registry.retrying())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ShortName(whole), err)
 	}
@@ -63,8 +63,8 @@ type remoteImage struct {
 // retries are what a registry that is asked again may answer by then.
 var retries = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 
-// patient is a transport that asks again, moments later, what a registry cannot answer now.
-func (r Registry) patient() http.RoundTripper {
+// retrying is a transport that asks again, moments later, what a registry cannot answer now.
+func (r Registry) retrying() http.RoundTripper {
 	t := r.transport()
 	if ordinary, ok := t.(*http.Transport); ok && ordinary.ResponseHeaderTimeout == 0 {
 		ordinary = ordinary.Clone()
@@ -213,8 +213,8 @@ type watched struct {
 
 // Read implements io.Reader.
 func (w *watched) Read(p []byte) (int, error) {
-	patience := time.AfterFunc(w.silence, func() { w.end(errSilent) })
-	defer patience.Stop()
+	silent := time.AfterFunc(w.silence, func() { w.end(errSilent) })
+	defer silent.Stop()
 	n, err := w.ReadCloser.Read(p)
 	if err != nil && w.ctx.Err() != nil {
 		err = context.Cause(w.ctx)

@@ -104,7 +104,7 @@ func buildID() (string, error) {
 // possible finds out whether a VM is of a kind that can start warm: nothing in it is this
 // one's alone before its first command. The error is what is.
 func possible(c *vm.Config) error {
-	if !c.Commands() {
+	if !c.ForCommands() {
 		return errors.New("it is not one for commands")
 	}
 	for _, own := range []struct {
