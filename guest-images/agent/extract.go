@@ -210,8 +210,8 @@ func (x *extraction) entry(t *tar.Reader, h *tar.Header) error {
 			return err
 		}
 		_, err = io.Copy(f, t)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return err
+		if err = errors.Join(err, f.Close()); err != nil { // half a file is none
+			return errors.Join(err, x.root.Remove(name))
 		}
 	default:
 		return nil // devices and the like are not files to copy

@@ -149,6 +149,22 @@ func TestGetRoot(t *testing.T) {
 	}
 }
 
+// TestGetHalf: of a file that does not come whole nothing is left, and what came whole stays.
+func TestGetHalf(t *testing.T) {
+	home := t.TempDir()
+	archive := tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeDir}, tar.Header{Name: "x/whole"}, tar.Header{Name: "x/half"})
+	archive = archive[:bytes.LastIndex(archive, []byte("x/half"))+3]
+	if err := hostile(t, archive).Get(t.Context(), "/x", home, GetOptions{}); err == nil {
+		t.Error("half an archive is enough")
+	}
+	if _, err := os.Lstat(home + "/x/half"); err == nil {
+		t.Error("half a file is there")
+	}
+	if _, err := os.Lstat(home + "/x/whole"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestGetBounds: what is too large is not written, and the way there is not the guest's.
 func TestGetBounds(t *testing.T) {
 	home := t.TempDir()

@@ -72,11 +72,14 @@ func endCommand(ctx context.Context) {
 }
 
 // interrupted returns the error of a command that a signal has ended, in the place of
-// what came of that.
+// what came of that, unless the command has told of the signal itself.
 func interrupted(ctx context.Context, err error) error {
-	var exit *exitError
-	if err != nil && errors.As(context.Cause(ctx), &exit) {
-		return exit
+	var cause, told *exitError
+	if err == nil || !errors.As(context.Cause(ctx), &cause) {
+		return err
 	}
-	return err
+	if errors.As(err, &told) && told.err == nil && told.status == cause.status {
+		return err
+	}
+	return cause
 }

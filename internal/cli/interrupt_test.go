@@ -23,6 +23,9 @@ func TestInterrupts(t *testing.T) {
 	if err := interrupted(ctx, context.Canceled); !errors.As(err, &exit) || exit.status != 128+int(unix.SIGHUP) || exit.Error() != "interrupted" {
 		t.Errorf("%v", err)
 	}
+	if err := interrupted(ctx, &exitError{128 + int(unix.SIGHUP), nil}); !errors.As(err, &exit) || exit.err != nil {
+		t.Errorf("what was told already is told again: %v", err)
+	}
 	if err := interrupted(ctx, nil); err != nil {
 		t.Errorf("what has ended well all the same: %v", err)
 	}
