@@ -175,7 +175,8 @@ func (m *MSIX) Save() (entries [][]byte, pending []bool) {
 	return entries, pending
 }
 
-// Load takes what Save has returned. SetControl sends what is pending.
+// Load takes what Save has returned, of a table with as many vectors; others are an error.
+// SetControl sends what is pending.
 func (m *MSIX) Load(entries [][]byte, pending []bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -56,7 +56,8 @@ func NewPCI() *PCI {
 // ErrPCIFull is returned when no device number is free.
 var ErrPCIFull = errors.New("all 32 device numbers of the PCI bus are taken")
 
-// Add puts a function on the bus and returns its device number.
+// Add puts a function on the bus, before the guest runs, and returns its device number, from
+// 1 to 31. The error is ErrPCIFull.
 func (p *PCI) Add(f PCIFunction) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

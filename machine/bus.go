@@ -8,14 +8,16 @@ import (
 )
 
 // PortDevice answers the IN and OUT instructions of a range of ports. offset
-// counts from the range's first port. Calls come from all vCPUs at once.
+// counts from the range's first port; data has 1, 2 or 4 bytes, which a device may not keep.
+// Calls come from all vCPUs at once.
 type PortDevice interface {
 	In(offset uint16, data []byte)
 	Out(offset uint16, data []byte)
 }
 
 // MMIODevice answers reads and writes of a range of guest-physical addresses;
-// offset counts from its start. Calls come from all vCPUs at once.
+// offset counts from its start; data has 1 to 8 bytes, which a device may not keep. Calls
+// come from all vCPUs at once.
 type MMIODevice interface {
 	Read(offset uint64, data []byte)
 	Write(offset uint64, data []byte)

@@ -362,7 +362,9 @@ var errNoWatch = errors.New("there are no watchpoints on this host, whose KVM in
 
 // SetBreakpoint stops every vCPU that is about to execute what is at an address, or
 // has touched the data there. One in software is a change of memory, as that vCPU
-// sees it.
+// sees it. It is an error where nothing is mapped at the address, where the CPU's four debug
+// registers (SDM 3, 17.2) are taken or cannot watch so many bytes, and for data where KVM
+// interprets the guest's kernel.
 func (d *Debugger) SetBreakpoint(cpu int, b Breakpoint) error {
 	switch {
 	case b.Kind == BreakSoftware:

@@ -10,7 +10,7 @@ import (
 )
 
 // Event is an eventfd: what KVM turns a guest's notification into, and what
-// it turns into an interrupt.
+// it turns into an interrupt. All methods but Close may be called from any goroutine.
 type Event struct {
 	fd     int
 	closed atomic.Bool

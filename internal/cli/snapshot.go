@@ -142,7 +142,10 @@ func pauseCommand(use, short string, do func(*client.Client, context.Context) er
 				if err != nil {
 					return err
 				}
-				return do(ask(vm), ctx)
+				if err := do(ask(vm), ctx); err != nil {
+					return fmt.Errorf("VM %q: %w", vm.Name, err)
+				}
+				return nil
 			})
 		},
 	}

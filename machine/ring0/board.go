@@ -159,10 +159,11 @@ func (c *CPU) Deliver(e Exception, external bool) bool {
 	return c.exception(e)
 }
 
-// Shadowed reports whether the last instruction keeps interrupts off for one more.
+// Shadowed reports whether the last instruction keeps interrupts off for one more, as STI and
+// a move to SS do (SDM 3, 6.8).
 func (c *CPU) Shadowed() bool { return c.frame.Attention.Load()&attendShadow != 0 }
 
-// SetShadowed sets what Shadowed tells.
+// SetShadowed tells whether it does, of a state that is loaded.
 func (c *CPU) SetShadowed(on bool) {
 	if on {
 		c.frame.Attention.Or(attendShadow)

@@ -12,8 +12,9 @@ import (
 	"vmm/machine/native"
 )
 
-// Open returns the engine. It fails where this process may have no executable memory of its
-// own, or the CPU has no XSAVE.
+// Open returns the engine. Safe for concurrent use. It fails where this process may have no
+// executable memory of its own, which is the system's error, and with native.ErrNoXSave on a
+// CPU without XSAVE.
 func Open() (engine.System, error) {
 	unit, err := native.New()
 	if err != nil {
