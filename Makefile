@@ -38,7 +38,7 @@ LDFLAGS     := -s -w -funcalign=16
 # or packet of a guest passes through them.
 COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 encoding/pem encoding/base64 text/... fmt mime/... log/... vendor/... \
 	golang.org/x/net/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
-	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... github.com/google/... github.com/docker/... github.com/sirupsen/... github.com/opencontainers/... github.com/compose-spec/... github.com/santhosh-tekuri/... github.com/go-viper/... github.com/distribution/... github.com/schollz/... \
+	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... github.com/google/... github.com/docker/... github.com/sirupsen/... github.com/opencontainers/... github.com/compose-spec/... github.com/santhosh-tekuri/... github.com/go-viper/... github.com/distribution/... \
 	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/internal/compose vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/...
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
 	"vmm/vm/api"
@@ -17,8 +17,8 @@ import (
 type progress struct {
 	what  string
 	start time.Time
-	bar   *progressbar.ProgressBar
 	tty   bool
+	shown string // on the terminal
 	// lines has a line for each tenth where standard error is no terminal.
 	lines bool
 	tenth int64
@@ -36,12 +36,10 @@ func (p *progress) show(done, total int64) {
 	switch {
 	case total <= 0 || time.Since(p.start) < progressDelay:
 	case p.tty:
-		if p.bar == nil {
-			p.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetDescription(p.what),
-				progressbar.OptionSetWidth(40), progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
+		if line := p.line(done, total, time.Since(p.start)); line != p.shown {
+			fmt.Fprint(os.Stderr, clearLine, line)
+			p.shown = line
 		}
-		p.bar.ChangeMax64(total)
-		p.bar.Set64(done)
 	case p.lines && done*10/total != p.tenth:
 		p.tenth = done * 10 / total
 		fmt.Fprintf(os.Stderr, "%s: %d %%\n", p.what, p.tenth*10)
@@ -61,8 +59,23 @@ func (p *progress) until(ctx context.Context) func(done, total int64) error {
 
 // end takes the display away.
 func (p *progress) end() {
-	if p.bar != nil {
-		p.bar.Clear()
-		p.bar = nil
+	if p.shown != "" {
+		fmt.Fprint(os.Stderr, clearLine)
+		p.shown = ""
 	}
+}
+
+// barWidth is how many characters stand for all of something.
+const barWidth = 40
+
+// line is what a terminal shows when so much was done in a time: also when the rest will be, if
+// it takes as long.
+func (p *progress) line(done, total int64, passed time.Duration) string {
+	part := float64(min(done, total)) / float64(total)
+	full := int(part * barWidth)
+	left := ""
+	if part > 0 {
+		left = time.Duration(float64(passed) * (1 - part) / part).Round(time.Second).String()
+	}
+	return fmt.Sprintf("%s %3.0f %% |%-*s| %s", p.what, 100*part, barWidth, strings.Repeat("█", full), left)
 }
