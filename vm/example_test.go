@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"vmm/kvm"
+	"vmm/machine"
 	"vmm/storage/image"
 	"vmm/virtio"
 	"vmm/vm"
@@ -21,7 +21,7 @@ import (
 // TestMain leaves the examples out on a host where no VM can run.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if sys, err := kvm.Open(); err == nil {
+	if sys, _, err := machine.AutoEngine.Open(""); err == nil {
 		sys.Close()
 	} else {
 		fmt.Println("the examples are skipped, for they run VMs:", err)
