@@ -46,7 +46,8 @@ type Kernel struct {
 	Args    string
 }
 
-// Open reads the kernel at path and finds out what it is.
+// Open reads the kernel at path and finds out what it is. The error is ErrNotKernel, Err32Bit, ErrCutOff,
+// or the system's.
 func Open(path string) (*Kernel, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 )
 
 // Debugger stops a machine's vCPUs and looks into them. Its methods are called one
-// at a time; all but Attach, Interrupt and Wait need a machine that is stopped.
+// at a time; all but Attach, Interrupt and Wait need a machine that is stopped. vCPUs are
+// numbered from 0; errors are ErrEnded, of a vCPU that is not there, and KVM's.
 type Debugger struct {
 	m      *Machine
 	events chan DebugEvent
@@ -323,7 +324,8 @@ func (d *Debugger) ReadMemory(cpu int, addr uint64, to []byte) (int, error) {
 	return d.eachPage(cpu, addr, to, d.m.mem.ReadSlice, func(memory, piece []byte) { copy(piece, memory) })
 }
 
-// WriteMemory writes at a linear address, whatever the page tables allow.
+// WriteMemory writes at a linear address, whatever the page tables allow, as far as it is
+// mapped. It returns how many bytes those were, as ReadMemory does, and an error for none.
 func (d *Debugger) WriteMemory(cpu int, addr uint64, from []byte) (int, error) {
 	return d.eachPage(cpu, addr, from, d.m.mem.Slice, func(memory, piece []byte) { copy(memory, piece) })
 }

@@ -191,7 +191,7 @@ func (v *VM) Stats() (Stats, error) {
 }
 
 // AttachConsole connects a terminal to the guest's console until the terminal or the VM
-// ends.
+// ends. The terminal is to be closed then, which ends what reads it.
 func (v *VM) AttachConsole(rw io.ReadWriter) error {
 	if err := v.running(); err != nil {
 		return err

@@ -1,10 +1,3 @@
-// Package vm is a Linux virtual machine for Go programs: a Config describes it, New makes
-// it, Start boots it, and while it runs it can be looked at, changed, saved, copied and
-// moved.
-//
-// A VM is in this process: there is no other one behind it. It needs /dev/kvm, or
-// takes longer (Config.Engine). Its methods can be called from any goroutine, and return
-// ErrNotRunning where it has to run and does not.
 package vm
 
 import (

@@ -174,7 +174,8 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 	return s, nil
 }
 
-// ReadManifest reads what a snapshot says of itself, and looks at nothing else.
+// ReadManifest reads what a snapshot says of itself, and looks at nothing else. The error is
+// ErrNotExist, ErrCorrupt, or the system's.
 func ReadManifest(dir string) (*Manifest, error) {
 	m, _, err := readManifest(dir)
 	return m, err

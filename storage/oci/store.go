@@ -3,6 +3,11 @@
 // metadata are the image's own and whose contents are those files, which all images share that
 // have the layer. Nothing of it needs root, or a process that serves it.
 //
+// An image that is asked for and not in the store is an ErrNotFound, what goes beyond the
+// Limits an ErrLimit, bytes that are not what they are to be a *DigestError. What takes a
+// context returns the cause of its end. A Store may be used by any number of goroutines and
+// processes.
+//
 // Sources: OCI image specification 1.1, OCI distribution specification 1.1.
 package oci
 
