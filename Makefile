@@ -46,7 +46,7 @@ SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config
 	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
 
 # What the tests compare with and look at disks with, as program:package.
-TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
+TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 mdadm:mdadm ip:iproute2 ping:iputils-ping curl:curl python3:python3 tshark:tshark passt:passt \
 	qemu-img:qemu-utils mke2fs:e2fsprogs sfdisk:fdisk mksquashfs:squashfs-tools mkfs.erofs:erofs-utils mkfs.vfat:dosfstools mcopy:mtools \
 	fio:fio gdb:gdb git:git docker-registry:docker-registry skopeo:skopeo umoci:umoci podman:podman
 # The same for make bench and make test-stock.
@@ -177,6 +177,7 @@ fuzz: setup
 	go test -run '^$$' -fuzz FuzzPacket $(FUZZ) ./virtio/vsock
 	go test -run '^$$' -fuzz FuzzFUSE $(FUZZ) ./virtio/fs
 	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./guest-images/agent
+	go test -run '^$$' -fuzz FuzzReadSuperblock $(FUZZ) ./guest-images/md
 	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./machine/gdb
 	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./kerneltest/ktap
 	go test -run '^$$' -fuzz FuzzFind $(FUZZ) ./kerneltest/crash

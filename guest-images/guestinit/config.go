@@ -17,7 +17,8 @@ const ConfigPath = "/etc/vmm.json"
 type Config struct {
 	// Modules are files to load into the kernel, in this order.
 	Modules []string `json:"modules,omitempty"`
-	// Volumes has the logical volumes on the disks found, of LVM2, to read them.
+	// Volumes has the arrays on the disks found, of Linux's software RAID, and the logical
+	// volumes of LVM2, to read them.
 	Volumes bool `json:"volumes,omitempty"`
 	// Root is the guest's root; nil is the initial RAM disk itself.
 	Root   *Root   `json:"root,omitempty"`

@@ -28,7 +28,9 @@ func Activate(paths ...string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
-		devices[p.uuid] = path
+		if devices[p.uuid] == "" { // else it is on a copy of a disk
+			devices[p.uuid] = path
+		}
 		if p.text != "" {
 			texts[p.text] = true
 		}
