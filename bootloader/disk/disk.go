@@ -30,6 +30,7 @@ type fileSystem struct {
 	cmdlines map[string]string
 	// Of one that somebody else reads: see Foreign.
 	volume, subvolume string
+	array             Array
 }
 
 // Bounds of what is read and kept.
@@ -53,6 +54,10 @@ func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	var kinds []string
 	m := &meter{r: r, left: maxSearch}
 	for _, p := range parts {
+		if p.member {
+			kinds = append(kinds, fmt.Sprintf("partition %d: a member of an array", p.number))
+			continue
+		}
 		f, err := open(m, p)
 		if err != nil {
 			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))

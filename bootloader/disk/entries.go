@@ -41,7 +41,7 @@ var errEntries = fmt.Errorf("the disk has %d entries or more, of which no more a
 // Entries lists what the disk of size bytes can boot; the first is the default. more are
 // file systems of it that somebody else reads.
 func Entries(r io.ReaderAt, size int64, more ...Foreign) ([]*Entry, error) {
-	parts := partitions(r, size)
+	parts := diskPartitions(r, size)
 	all, err := fileSystems(r, parts)
 	if err != nil && more == nil {
 		return nil, err

@@ -13,8 +13,9 @@ import (
 // the drivers.
 type Foreign struct {
 	FS        fs.FS
-	Partition int    // its number; 0 on a disk without partitions, -1 if Device is none
-	Device    string // where Linux has it, of a logical volume: /dev/mapper/...
+	Partition int    // its number; 0 on a disk or array without partitions, -1 of a logical volume
+	Device    string // where Linux has it, of a logical volume or an array: /dev/mapper/..., /dev/md0
+	Array     Array  // on which it is, by itself or in a partition; zero on none
 	Kind      string // as mount has it
 	UUID      string
 	Label     string
@@ -23,9 +24,12 @@ type Foreign struct {
 
 // mounted is the file system among the others of a disk with these partitions.
 func (f *Foreign) mounted(parts []part) *fileSystem {
-	m := &fileSystem{FS: f.FS, kind: f.Kind, uuid: f.UUID, label: f.Label, volume: f.Device, subvolume: f.Subvolume}
+	m := &fileSystem{FS: f.FS, kind: f.Kind, uuid: f.UUID, label: f.Label, volume: f.Device, array: f.Array, subvolume: f.Subvolume}
 	if f.Subvolume != "" {
 		m.FS = subvolume{f.FS, f.Subvolume + "/"}
+	}
+	if f.Array != (Array{}) {
+		m.part.number = f.Partition
 	}
 	if i := slices.IndexFunc(parts, func(p part) bool { return p.number == f.Partition }); i >= 0 && f.Device == "" {
 		m.part = parts[i]
@@ -87,8 +91,12 @@ type Unread struct {
 
 // UnreadPartitions returns those that a guest may be able to read.
 func UnreadPartitions(r io.ReaderAt, size int64) (out []Unread) {
-	for _, p := range partitions(r, size) {
-		if kind := foreignKind(r, p); kind != "" {
+	for _, p := range diskPartitions(r, size) {
+		kind := foreignKind(r, p)
+		if p.member {
+			kind = "md"
+		}
+		if kind != "" {
 			out = append(out, Unread{p.number, kind})
 		}
 	}

@@ -116,28 +116,37 @@ func grubEntries(all []*fileSystem) (out []*Entry) {
 
 // device is the file system's name for GRUB, which subvolumes share.
 func (f *fileSystem) device() string {
-	if f.volume != "" {
+	disk := firstDisk
+	switch {
+	case f.array != (Array{}):
+		disk = f.array.grubDisk()
+	case f.volume != "":
 		return "lvm/" + path.Base(f.volume)
 	}
 	if f.part.number == 0 {
-		return firstDisk
+		return disk
 	}
-	return firstDisk + "," + strconv.Itoa(f.part.number)
+	return disk + "," + strconv.Itoa(f.part.number)
 }
 
-// firstDisk is GRUB's name for the disk that is looked at; there is no other.
+// firstDisk is GRUB's name for the disk that is looked at; beside it there is what lies on it.
 const firstDisk = "hd0"
 
 // grubDisk is a disk as GRUB's scripts see it. It implements grub.Disk.
 type grubDisk []*fileSystem
 
-// find returns the file systems on a device: hd0, hd0,2, hd0,gpt2, hd0,msdos2 or
-// lvm/group-volume. One of btrfs is there several times: GRUB sees the top of it or, as
-// openSUSE has it, the default subvolume.
+// find returns the file systems on a device: hd0, hd0,2, hd0,gpt2, hd0,msdos2, lvm/group-volume,
+// or an array or a partition of one. One of btrfs is there several times: GRUB sees the top of it
+// or, as openSUSE has it, the default subvolume.
 func (d grubDisk) find(name string) (found several) {
 	name = strings.NewReplacer(",gpt", ",", ",msdos", ",").Replace(name)
+	disk, number, _ := strings.Cut(name, ",")
 	for _, f := range d {
-		if f.device() == name {
+		of := name
+		if f.array != (Array{}) && f.array.named(disk, strings.TrimSuffix(f.volume, "p"+number)) {
+			of = f.array.grubDisk() + name[len(disk):]
+		}
+		if f.device() == of {
 			found = append(found, f)
 		}
 	}

@@ -12,6 +12,7 @@ type part struct {
 	start, size int64 // bytes
 	kind        string
 	uuid        string // PARTUUID as Linux has it; "" where there is none
+	member      bool   // of an array
 }
 
 // The types of partitions that say what is in them (UAPI Group, Discoverable

@@ -23,12 +23,12 @@ func TestPartitions(t *testing.T) {
 		want         []part
 	}{
 		{"mbr", "label: dos\nlabel-id: 0x12abcdef\n1: start=2048,size=4096,type=83\n3: start=8192,size=100,type=c\n", nil,
-			[]part{{1, 2048, 4096, "", "12abcdef-01"}, {3, 8192, 100, "", "12abcdef-03"}}},
+			[]part{{1, 2048, 4096, "", "12abcdef-01", false}, {3, 8192, 100, "", "12abcdef-03", false}}},
 		{"logical", "label: dos\nlabel-id: 0x12abcdef\n1: start=2048,size=4096,type=83\n2: start=8192,size=60000,type=5\n5: start=10240,size=16384,type=83\n6: start=30720,size=2048,type=82\n7: start=40960,size=2048,type=83\n", nil,
-			[]part{{1, 2048, 4096, "", "12abcdef-01"}, {5, 10240, 16384, "", "12abcdef-05"}, {6, 30720, 2048, "", "12abcdef-06"}, {7, 40960, 2048, "", "12abcdef-07"}}},
+			[]part{{1, 2048, 4096, "", "12abcdef-01", false}, {5, 10240, 16384, "", "12abcdef-05", false}, {6, 30720, 2048, "", "12abcdef-06", false}, {7, 40960, 2048, "", "12abcdef-07", false}}},
 		{"gpt", "label: gpt\n1: start=2048,size=2048,type=" + esp + ",uuid=11111111-2222-3333-4444-5555555555AA\n4: start=4096,size=4096,type=" + typeRoot + ",uuid=" + uuid + "\n", nil,
-			[]part{{1, 2048, 2048, esp, "11111111-2222-3333-4444-5555555555aa"}, {4, 4096, 4096, typeRoot, uuid}}},
-		{"gpt4096", "label: gpt\n1: start=256,size=512,uuid=" + uuid + "\n", []string{"--sector-size", "4096"}, []part{{1, 2048, 4096, guidOf, uuid}}},
+			[]part{{1, 2048, 2048, esp, "11111111-2222-3333-4444-5555555555aa", false}, {4, 4096, 4096, typeRoot, uuid, false}}},
+		{"gpt4096", "label: gpt\n1: start=256,size=512,uuid=" + uuid + "\n", []string{"--sector-size", "4096"}, []part{{1, 2048, 4096, guidOf, uuid, false}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			disk := sparse(t, size)
