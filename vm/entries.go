@@ -13,18 +13,23 @@ import (
 	"vmm/storage/image"
 )
 
-// BootEntries lists what a disk can boot: Boot.Entry names one. The first is the
-// default. File systems that this program does not read are read
-// by the default guest, which takes some seconds: WithLog is told, and WithBuilder makes it.
-func BootEntries(ctx context.Context, img *image.Image, list ...Option) ([]*disk.Entry, error) {
-	entries, closeGuest, err := bootEntries(ctx, img, newOptions(list))
+// BootEntries lists what the first of some disks can boot: Boot.Entry names one. The first is
+// the default. File systems that this program does not read are read by the default guest, which
+// takes some seconds: WithLog is told, and WithBuilder makes it. It has all of the disks, over
+// which arrays and volume groups may reach.
+func BootEntries(ctx context.Context, disks []*image.Image, list ...Option) ([]*disk.Entry, error) {
+	entries, closeGuest, err := bootEntries(ctx, disks, newOptions(list))
 	return entries, errors.Join(err, closeGuest())
 }
 
 // bootEntries is BootEntries; the entries can be loaded until closeGuest, which is never
 // nil, is called.
-func bootEntries(ctx context.Context, img *image.Image, o *options) (entries []*disk.Entry, closeGuest func() error, err error) {
+func bootEntries(ctx context.Context, disks []*image.Image, o *options) (entries []*disk.Entry, closeGuest func() error, err error) {
 	closeGuest = func() error { return nil }
+	if len(disks) == 0 {
+		return nil, closeGuest, disk.ErrNoEntry
+	}
+	img := disks[0]
 	r := storage.ReaderAt{Disk: img}
 	entries, err = disk.Entries(r, img.Size())
 	if err == nil {
@@ -41,7 +46,7 @@ func bootEntries(ctx context.Context, img *image.Image, o *options) (entries []*
 		}
 	}
 	o.log(fmt.Errorf("%s: a guest looks for what it boots, on %s", img.File.Name(), strings.Join(kinds, ", ")))
-	guest, e := openForeign(ctx, img, o)
+	guest, e := openForeign(ctx, disks, o)
 	if e != nil {
 		return nil, closeGuest, fmt.Errorf("%w (and no guest to read others can be had: %w)", err, e)
 	}
@@ -64,7 +69,11 @@ func (s *diskSet) boot(ctx context.Context, name string, o *options) (_ *booted,
 			err = fmt.Errorf("%s: %w", img.File.Name(), err)
 		}
 	}()
-	entries, closeGuest, err := bootEntries(ctx, img, o)
+	var images []*image.Image
+	for _, d := range s.disks {
+		images = append(images, d.image)
+	}
+	entries, closeGuest, err := bootEntries(ctx, images, o)
 	defer func() { err = errors.Join(err, closeGuest()) }()
 	if err != nil {
 		return nil, err

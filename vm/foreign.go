@@ -26,15 +26,17 @@ const (
 	maxFetched = 1 << 30  // bytes of a kernel or initial RAM disk
 )
 
-// foreignScript runs in the guest: "mount PARTITION..." mounts what it can of the disk
-// and tells of each file system in a line, "list DIR" tells of the large files of the boot
-// loaders' directories, and "pack DIR" packs the small ones and the links.
+// foreignScript runs in the guest: "mount PARTITION..." mounts what it can of the first disk,
+// with the arrays and logical volumes on it, and tells of each file system in a line, "list DIR"
+// tells of the large files of the boot loaders' directories, and "pack DIR" packs the small ones
+// and the links.
 //
 //go:embed foreign.sh
 var foreignScript string
 
-// foreignDisk is a guest that reads the file systems of a disk which this program does
-// not: one that is meant to do harm finds a guest's kernel, and nobody on the host.
+// foreignDisk is a guest that reads the file systems of a disk which this program does not, and
+// has the disks beside it over which they may reach: one that is meant to do harm finds a guest's
+// kernel, and nobody on the host.
 type foreignDisk struct{ vm *VM }
 
 // readOnly is a disk for a second device: it is read, and stays open.
@@ -46,15 +48,18 @@ func (readOnly) ReadOnly() bool { return true }
 // Close leaves the image open.
 func (readOnly) Close() error { return nil }
 
-// openForeign starts the guest for an image. log is told what a user should know, and
-// the caller closes the guest when what it wants of the file systems is read.
-func openForeign(ctx context.Context, img *image.Image, o *options) (*foreignDisk, error) {
-	device, err := blk.New(readOnly{img}, blk.Options{})
-	if err != nil {
-		return nil, err
+// openForeign starts the guest for the first of some images, the disks of a VM. The caller
+// closes the guest when what it wants of the file systems is read.
+func openForeign(ctx context.Context, images []*image.Image, o *options) (*foreignDisk, error) {
+	list := []Option{WithBuilder(o.builder), func(o *options) { o.volumes = true }}
+	for _, img := range images {
+		device, err := blk.New(readOnly{img}, blk.Options{})
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, WithDevice(device))
 	}
-	v, err := New(Config{Boot: Boot{Kernel: DefaultKernel}, Memory: 256 << 20, CPUs: 1, Nets: Nets{None{}}},
-		WithBuilder(o.builder), WithDevice(device), func(o *options) { o.volumes = true })
+	v, err := New(Config{Boot: Boot{Kernel: DefaultKernel}, Memory: 256 << 20, CPUs: 1, Nets: Nets{None{}}}, list...)
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +107,9 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return b.w.Write(p)
 }
 
-// FileSystems returns those of partitions, and of the logical volumes. One that the guest cannot read either is left out. The files are read from
-// the guest until Close.
+// FileSystems returns those of partitions, and of the arrays and logical volumes on the disk.
+// One that the guest cannot read either is left out. The files are read from the guest until
+// Close.
 func (f *foreignDisk) FileSystems(ctx context.Context, partitions []disk.Unread) (out []disk.Foreign, err error) {
 	args := []string{"mount"}
 	for _, p := range partitions {
@@ -115,8 +121,8 @@ func (f *foreignDisk) FileSystems(ctx context.Context, partitions []disk.Unread)
 	}
 	for line := range strings.Lines(string(b)) {
 		// The label comes last: it may be anything.
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 7)
-		if len(fields) != 7 {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 8)
+		if len(fields) != 8 {
 			continue
 		}
 		n, err := strconv.Atoi(fields[1])
@@ -127,9 +133,10 @@ func (f *foreignDisk) FileSystems(ctx context.Context, partitions []disk.Unread)
 		if err != nil {
 			return nil, err
 		}
-		found := disk.Foreign{Partition: n, Kind: fields[2], Subvolume: fields[3], UUID: fields[5], Label: fields[6], FS: tree}
-		if n < 0 {
-			found.Device = fields[4] // which has no partition
+		found := disk.Foreign{Partition: n, Kind: fields[2], Subvolume: fields[3], UUID: fields[6], Label: fields[7], FS: tree}
+		found.Array.UUID, found.Array.Name, _ = strings.Cut(fields[5], " ")
+		if n < 0 || found.Array.UUID != "" {
+			found.Device = fields[4] // which is no partition of the disk
 		}
 		out = append(out, found)
 	}

@@ -9,8 +9,16 @@ id() {
 }
 text() { dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | tr '\000' '\n' | head -n 1; }
 
+# array DEVICE tells which array a device of md is, or a partition of one: UUID NAME.
+array() {
+	name=${1##*/}
+	while read -r device array; do
+		[ "$device" != "${name%p*}" ] || printf %s "$array"
+	done </run/arrays
+}
+
 # described DIRECTORY PARTITION KIND SUBVOLUME DEVICE tells of a mounted file system: these,
-# and its UUID and label.
+# its array, and its UUID and label.
 described() {
 	uuid='' label=''
 	case $3 in
@@ -19,7 +27,7 @@ described() {
 	ext4) uuid=$(id "$5" 1128) label=$(text "$5" 1144 16) ;;
 	f2fs) uuid=$(id "$5" 1132) ;;
 	esac
-	printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" "$uuid" "$label"
+	printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" "$(array "$5")" "$uuid" "$label"
 }
 
 # try mounts DEVICE at DIR as KIND with OPTIONS; nothing is written, and no log replayed.
@@ -46,6 +54,19 @@ subvolumes() {
 	done
 }
 
+# on_first NAME... reports whether one of some block devices lies on the disk, if only in part.
+on_first() {
+	for name; do
+		name=${name##*/}
+		case $name in
+		"${disk#/dev/}" | "${disk#/dev/}"[0-9]*) return 0 ;;
+		md*p*) name=${name%p*} ;;
+		esac
+		[ -d "/sys/block/$name/slaves" ] && on_first "/sys/block/$name/slaves"/* && return 0
+	done
+	return 1
+}
+
 case $1 in
 mount)
 	shift
@@ -54,8 +75,17 @@ mount)
 		[ "$n" = 0 ] || device=$disk$n
 		mounted "$device" "$n" "$n"
 	done
+	for sys in /sys/class/block/md*; do # arrays, and their partitions
+		on_first "$sys" || continue
+		name=${sys##*/}
+		case $name in
+		*p*) n=${name##*p} ;;
+		*) n=0 ;;
+		esac
+		mounted "/dev/$name" "$name" "$n"
+	done
 	for sys in /sys/block/dm-*; do # logical volumes, of whatever partitions
-		[ -e "$sys/dm/name" ] || continue
+		on_first "$sys" || continue
 		name=$(cat "$sys/dm/name")
 		mkdir -p /dev/mapper
 		ln -sf "/dev/${sys##*/}" "/dev/mapper/$name"

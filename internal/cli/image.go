@@ -80,6 +80,16 @@ func (f *imageFlags) withImage(path string, write bool, do func(*image.Image) er
 	}
 }
 
+// withImages opens images for reading behind those that are open, and closes them after do.
+func (f *imageFlags) withImages(paths []string, open []*image.Image, do func([]*image.Image) error) error {
+	if len(paths) == 0 {
+		return do(open)
+	}
+	return f.withImage(paths[0], false, func(img *image.Image) error {
+		return f.withImages(paths[1:], append(open, img), do)
+	})
+}
+
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

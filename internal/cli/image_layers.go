@@ -175,13 +175,14 @@ func diff(ctx context.Context, w io.Writer, a, b *image.Image, asJSON bool) erro
 func imageBootEntries() *cobra.Command {
 	var f imageFlags
 	cmd := &cobra.Command{
-		Use: "boot-entries IMAGE", Short: "List what a disk can boot", Args: cobra.ExactArgs(1),
+		Use: "boot-entries IMAGE...", Short: "List what a disk can boot", Args: cobra.MinimumNArgs(1),
 		Long: "boot-entries lists the entries of GRUB, of the Boot Loader Specification or of extlinux, or\n" +
-			"the kernels in /boot. The first is what vmm run --disk IMAGE boots, unless it is not wholly understood.",
+			"the kernels in /boot. The first is what vmm run --disk IMAGE boots, unless it is not wholly understood.\n" +
+			"Further images are the disks behind it, over which its RAID or volume group may reach.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.withImage(args[0], false, func(img *image.Image) error {
+			return f.withImages(args, nil, func(disks []*image.Image) error {
 				builder, built := setupBuilder()
-				entries, err := vm.BootEntries(cmd.Context(), img, vm.WithBuilder(builder), vm.WithLog(func(err error) {
+				entries, err := vm.BootEntries(cmd.Context(), disks, vm.WithBuilder(builder), vm.WithLog(func(err error) {
 					fmt.Fprintf(cmd.ErrOrStderr(), "vmm: %v\n", err)
 				}))
 				built()
