@@ -55,7 +55,7 @@ func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	m := &meter{r: r, left: maxSearch}
 	for _, p := range parts {
 		if p.member {
-			kinds = append(kinds, fmt.Sprintf("partition %d: a member of an array", p.number))
+			kinds = append(kinds, fmt.Sprintf("partition %d: a member of an array (md): are all of its disks there?", p.number))
 			continue
 		}
 		f, err := open(m, p)
