@@ -1,9 +1,9 @@
-# Installs a Debian on a disk as an installer would have laid it out: LAYOUT DISK IMAGE. The
-# image is a file system with the Debian, of the kind that the layout has for its root.
+# Installs a Debian on a disk as an installer would have laid it out: LAYOUT DISK IMAGE [SECOND-DISK].
+# The image is a file system with the Debian, of the kind that the layout has for its root.
 # The boot configuration is what Debian's own programs write. See installed_test.go.
 set -e
-layout=$1 disk=$2 image=$3 root=/mnt/root
-export DM_DISABLE_UDEV=1
+layout=$1 disk=$2 image=$3 second=$4 root=/mnt/root
+export DM_DISABLE_UDEV=1 MDADM_NO_UDEV=1
 mkdir -p "$root"
 
 # copied DEVICE puts the image there. Its holes are those of an empty disk.
@@ -44,6 +44,15 @@ lvm)
 	lvcreate -qq -Zn -Wn -l 10%FREE -n home the-group && lvcreate -qq -Zn -Wn -l 100%FREE -n root the-group
 	copied /dev/mapper/the--group-root
 	mounted /dev/mapper/the--group-root / ext4
+	;;
+md)
+	for d in "$disk" "$second"; do
+		printf 'label: gpt\nstart=2048,type=A19D880F-05FC-4D3B-A006-743F0F84911E\n' | sfdisk -q "$d"
+	done
+	mdadm -q --create /dev/md0 --run --assume-clean --level=1 --raid-devices=2 "${disk}1" "${second}1"
+	copied /dev/md0
+	mounted /dev/md0 / ext4
+	mdadm --detail --scan >>"$root/etc/mdadm/mdadm.conf"
 	;;
 separate-boot)
 	printf 'label: gpt\nstart=2048,size=524288\nstart=526336\n' | sfdisk -q "$disk"
@@ -104,7 +113,7 @@ uki) # as ukify does, which this Debian has not; the sections' addresses are onl
 *)
 	# udev would have made these; without them grub-mkconfig names the device.
 	mkdir -p /dev/disk/by-uuid "$root/boot/grub"
-	for d in "$disk"[0-9] /dev/mapper/the--group-root; do
+	for d in "$disk"[0-9] /dev/mapper/the--group-root /dev/md0; do
 		id=$([ ! -b "$d" ] || uuid "$d") && [ -n "$id" ] || continue
 		ln -sf "$d" "/dev/disk/by-uuid/$id"
 	done
@@ -116,3 +125,4 @@ uki) # as ukify does, which this Debian has not; the sections' addresses are onl
 esac
 umount -R "$root"
 [ "$layout" != lvm ] || vgchange -qq -an the-group
+[ "$layout" != md ] || mdadm -q --stop /dev/md0

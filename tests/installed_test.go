@@ -21,14 +21,14 @@ import (
 	guestimages "vmm/guest-images"
 )
 
-// installScript runs in a guest with the host's programs: LAYOUT DISK IMAGE puts the Debian
-// of an image on a disk, as an installer would have laid it out.
+// installScript runs in a guest with the host's programs: LAYOUT DISK IMAGE [DISK] puts the Debian
+// of an image on a disk or two, as an installer would have laid it out.
 //
 //go:embed install.sh
 var installScript string
 
 // debianPackages are what boots from the layouts, and writes their boot configurations.
-const debianPackages = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,zstd,grub2-common,lvm2,xfsprogs,btrfs-progs,systemd-boot,systemd-boot-efi"
+const debianPackages = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,zstd,grub2-common,lvm2,mdadm,xfsprogs,btrfs-progs,systemd-boot,systemd-boot-efi"
 
 // notForBoots is what of a Debian no boot needs; notForUse is what only dpkg needs.
 var (
@@ -40,10 +40,10 @@ var (
 )
 
 // debianRecipe changes when what debian does changes its result.
-const debianRecipe = 1
+const debianRecipe = 2
 
 // debian is a directory of the cache with this machine's Debian, as root.tar and as images of
-// file systems: root.ext4, root.xfs and root.btrfs. It is made once.
+// file systems: root.ext4, root.xfs, root.btrfs, and root.md, which is ext4 too. It is made once.
 func debian(t *testing.T) string {
 	t.Helper()
 	release, err := os.ReadFile("/etc/os-release")
@@ -71,10 +71,12 @@ func makeDebian(t *testing.T, suite, dir string) error {
 	must(t, "debootstrap", "--variant=minbase", "--include="+debianPackages, suite, root)
 	removeFrom(t, root, notForBoots)
 	image := filepath.Join(dir, "root.")
-	must(t, "truncate", "-s", "1536M", image+"ext4", image+"btrfs", image+"xfs")
+	must(t, "truncate", "-s", "1536M", image+"ext4", image+"btrfs", image+"xfs", image+"md")
+	must(t, "mke2fs", "-q", "-t", "ext4", "-d", root, image+"md")
+	must(t, "chroot", root, "dpkg", "--purge", "mdadm")
 	must(t, "mkfs.btrfs", "-q", "--rootdir", root, image+"btrfs")
-	// The others boot without its driver, which tries all vector instructions out: a minute
-	// where kernel mode is interpreted.
+	// The others boot without the drivers of these two, which try all vector instructions out: a
+	// minute where kernel mode is interpreted.
 	must(t, "chroot", root, "dpkg", "--purge", "btrfs-progs")
 	removeFrom(t, root, notForUse)
 	must(t, "tar", "-C", root, "-cf", filepath.Join(dir, "root.tar"), ".")
@@ -169,9 +171,9 @@ func prototypeOf(w io.Writer, name, path string, st fs.FileInfo) error {
 	return nil
 }
 
-// layouts installs a Debian on a disk of each layout, where Debian's own programs write the
-// boot configuration, and boots it to its login by its own entry, with no more flags than the
-// disk's.
+// layouts installs a Debian on a disk of each layout, or on two for a mirror, where Debian's own
+// programs write the boot configuration, and boots it to its login by its own entry, with no more
+// flags than the disks'.
 func layouts(t *testing.T, images string) {
 	runtimeDirFor(t)
 	made := t.TempDir()
@@ -179,18 +181,26 @@ func layouts(t *testing.T, images string) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ layout, root string }{
-		{"ext4", "ext4"}, {"uki", "ext4"}, {"systemd-boot", "ext4"}, {"btrfs", "btrfs"}, {"lvm", "ext4"}, {"separate-boot", "xfs"}, {"logical", "ext4"}, {"xfs", "xfs"},
+		{"ext4", "ext4"}, {"uki", "ext4"}, {"systemd-boot", "ext4"}, {"btrfs", "btrfs"}, {"lvm", "ext4"}, {"separate-boot", "xfs"}, {"logical", "ext4"}, {"xfs", "xfs"}, {"md", "md"},
 	} {
 		t.Run(c.layout, func(t *testing.T) {
-			disk := filepath.Join(t.TempDir(), c.layout+".qcow2")
-			ok(t, "image", "create", "-s", "3G", disk)
+			disks := []string{filepath.Join(t.TempDir(), c.layout+".qcow2")}
+			install := []string{"--share", made + ":/made", "--timeout", "30m", "--", "sh", "/made/install.sh", c.layout, "/dev/vda", "/dev/vdb"}
+			if c.layout == "md" {
+				disks = append(disks, filepath.Join(t.TempDir(), "second.qcow2"))
+				install = append([]string{"--disk", disks[1]}, append(install, "/dev/vdc")...)
+			}
+			boot := []string{"run", "-d", "--name", c.layout, "-m", "1G"}
+			for _, disk := range disks {
+				ok(t, "image", "create", "-s", "3G", disk)
+				boot = append(boot, "--disk", disk)
+			}
 			start := time.Now()
-			out := ok(t, "run", "-m", "1G", "--disk", disk, "--disk", filepath.Join(images, "root."+c.root)+",ro,format=raw", "--share", made+":/made",
-				"--timeout", "30m", "--", "sh", "/made/install.sh", c.layout, "/dev/vda", "/dev/vdb")
+			out := ok(t, append([]string{"run", "-m", "1G", "--disk", disks[0], "--disk", filepath.Join(images, "root."+c.root) + ",ro,format=raw"}, install...)...)
 			t.Logf("installed in %v:\n%s", time.Since(start), out)
-			t.Logf("boots:\n%s", ok(t, "image", "boot-entries", disk))
+			t.Logf("boots:\n%s", ok(t, append([]string{"image", "boot-entries"}, disks...)...))
 			start = time.Now()
-			ok(t, "run", "-d", "--name", c.layout, "-m", "1G", "--disk", disk)
+			ok(t, boot...)
 			defer vmm(t, "rm", "-f", c.layout)
 			prompt := c.layout + " login:"
 			for limit := time.Now().Add(patience(t, 10*time.Minute)); ; time.Sleep(time.Second) {
@@ -204,7 +214,9 @@ func layouts(t *testing.T, images string) {
 			}
 			t.Logf("took %v to the login", time.Since(start))
 			ok(t, "kill", c.layout)
-			ok(t, "image", "check", disk)
+			for _, disk := range disks {
+				ok(t, "image", "check", disk)
+			}
 		})
 	}
 }

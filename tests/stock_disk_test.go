@@ -19,7 +19,7 @@ func TestStockDisk(t *testing.T) {
 		t.Skip("make test-stock runs this")
 	}
 	needKVM(t)
-	needTools(t, "debootstrap", "mke2fs", "sfdisk", "mkfs.xfs", "mkfs.btrfs", "vgcreate", "mkfs.vfat", "objcopy")
+	needTools(t, "debootstrap", "mke2fs", "sfdisk", "mkfs.xfs", "mkfs.btrfs", "vgcreate", "mdadm", "mkfs.vfat", "objcopy")
 	images := debian(t)
 	t.Run("layouts", func(t *testing.T) { layouts(t, images) })
 	root := filepath.Join(t.TempDir(), "root")
