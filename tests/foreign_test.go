@@ -9,8 +9,8 @@ import (
 
 // foreignScript makes, in a guest with the host's programs, a disk with XFS, one with
 // btrfs whose root is a subvolume, one with a logical volume in a logical partition, and arrays
-// over several disks: a mirror whose members look like file systems, a logical volume on stripes,
-// and a partition on one with parity.
+// over several disks: a mirror whose members look like file systems, one that has gone on without a
+// member, a logical volume on stripes, and a partition on one with parity.
 const foreignScript = `set -e
 cd /made
 mkdir /mnt/d
@@ -54,7 +54,16 @@ created /dev/md2 --level=5 --raid-devices=3 /dev/vdh /dev/vdi /dev/vdj
 printf 'label: gpt\nstart=2048\n' | sfdisk -q /dev/md2
 mkfs.ext4 -q /dev/md2p1
 filled /dev/md2p1
-mdadm -q --stop /dev/md0 /dev/md1 /dev/md2
+created /dev/md3 --metadata=1.0 --level=1 --raid-devices=2 /dev/vdk /dev/vdl
+mkfs.ext4 -q /dev/md3
+filled /dev/md3
+mount /dev/md3 /mnt/d
+sed -i s/second/stale/ /mnt/d/boot/grub/grub.cfg
+sync
+mdadm -q /dev/md3 --fail /dev/vdl
+sed -i s/stale/second/ /mnt/d/boot/grub/grub.cfg
+umount /mnt/d
+mdadm -q --stop /dev/md0 /dev/md1 /dev/md2 /dev/md3
 sync
 `
 
@@ -70,7 +79,7 @@ func TestForeignFileSystems(t *testing.T) {
 	args := []string{"run", "--timeout", bootLimit}
 	at := t.TempDir()
 	disk := func(name string) string { return filepath.Join(at, name) }
-	for _, d := range []string{"xfs", "btrfs", "lvm", "mirror1", "mirror2", "stripe1", "stripe2", "parity1", "parity2", "parity3"} {
+	for _, d := range []string{"xfs", "btrfs", "lvm", "mirror1", "mirror2", "stripe1", "stripe2", "parity1", "parity2", "parity3", "newer", "stale"} {
 		ok(t, "image", "create", "-s", "400M", disk(d))
 		args = append(args, "--disk", disk(d))
 	}
@@ -81,6 +90,7 @@ func TestForeignFileSystems(t *testing.T) {
 		"xfs": {"xfs"}, "btrfs": {"btrfs"}, "lvm": {"lvm"}, "squashfs": {"squashfs"},
 		"a mirror": {"mirror1", "mirror2"}, "half of a mirror": {"mirror2"},
 		"a volume on stripes": {"stripe2", "stripe1"}, "a partition on parity": {"parity1", "parity2", "parity3"}, "parity without a disk": {"parity3", "parity1"},
+		"a stale half first": {"stale", "newer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			list, run := []string{"image", "boot-entries"}, []string{"run", "--boot-entry", "second", "--timeout", bootLimit}

@@ -9,12 +9,32 @@ id() {
 }
 text() { dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | tr '\000' '\n' | head -n 1; }
 
+# Of the arrays of md there are lines: DEVICE MEMBER,MEMBER... UUID NAME.
+arrays=/run/arrays
+
 # array DEVICE tells which array a device of md is, or a partition of one: UUID NAME.
 array() {
 	name=${1##*/}
-	while read -r device array; do
-		[ "$device" != "${name%p*}" ] || printf %s "$array"
-	done </run/arrays
+	while read -r md members id; do
+		[ "$md" != "${name%p*}" ] || printf %s "$id"
+	done <$arrays
+}
+
+# members NAME tells the members of an array.
+members() {
+	while read -r md members id; do
+		[ "$md" != "$1" ] || echo "$members" | tr , ' '
+	done <$arrays
+}
+
+# member NAME reports whether a device is a member of an array, or was.
+member() {
+	while read -r md members id; do
+		case ,$members, in
+		*,"$1",*) return 0 ;;
+		esac
+	done <$arrays
+	return 1
 }
 
 # described DIRECTORY PARTITION KIND SUBVOLUME DEVICE tells of a mounted file system: these,
@@ -60,9 +80,9 @@ on_first() {
 		name=${name##*/}
 		case $name in
 		"${disk#/dev/}" | "${disk#/dev/}"[0-9]*) return 0 ;;
-		md*p*) name=${name%p*} ;;
+		md*) on_first $(members "${name%p*}") && return 0 ;;
+		dm-*) on_first "/sys/block/$name/slaves"/* && return 0 ;;
 		esac
-		[ -d "/sys/block/$name/slaves" ] && on_first "/sys/block/$name/slaves"/* && return 0
 	done
 	return 1
 }
@@ -73,7 +93,7 @@ mount)
 	for n; do
 		device=$disk
 		[ "$n" = 0 ] || device=$disk$n
-		mounted "$device" "$n" "$n"
+		member "${disk#/dev/}" || member "${device#/dev/}" || mounted "$device" "$n" "$n"
 	done
 	for sys in /sys/class/block/md*; do # arrays, and their partitions
 		on_first "$sys" || continue

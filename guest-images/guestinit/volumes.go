@@ -12,7 +12,7 @@ import (
 )
 
 // ArraysPath is where a guest that has found volumes tells of the arrays among them, in lines of
-// DEVICE UUID NAME. The name may be empty.
+// DEVICE MEMBER,MEMBER... UUID NAME. The name may be empty.
 const ArraysPath = "/run/arrays"
 
 // findVolumes makes devices of the arrays on the guest's virtio disks, and of the logical
@@ -25,7 +25,7 @@ func findVolumes() error {
 	arrays, devices, err := md.Activate(devices...)
 	var list strings.Builder
 	for _, a := range arrays {
-		fmt.Fprintf(&list, "%s %s %s\n", a.Name, a.UUID, a.Label)
+		fmt.Fprintf(&list, "%s %s %s %s\n", a.Name, strings.Join(a.Members, ","), a.UUID, a.Label)
 	}
 	return errors.Join(err, os.WriteFile(ArraysPath, []byte(list.String()), 0o644), lvm.Activate(devices...))
 }

@@ -14,6 +14,9 @@ type Array struct {
 	Name  string // of its device in /dev, such as md0
 	UUID  string // 32 hexadecimal digits, as mdadm has them without colons
 	Label string // the array's own name, without that of its host; it may be empty
+	// Members are the names of all devices that say they are members, also of those that the array
+	// has gone on without.
+	Members []string
 }
 
 // Bounds of what is started.
@@ -27,8 +30,8 @@ const (
 const highest = 127
 
 // Activate starts the arrays on some block devices, and those on the arrays, as read-only
-// devices. rest are the devices that are no members of one that was started, with the arrays
-// and their partitions. What could not be started is in the error.
+// devices. rest are all the devices that are no members of these, with the arrays and their
+// partitions. What could not be started is in the error.
 func Activate(paths ...string) (arrays []Array, rest []string, err error) {
 	s := starter{"/sys/", map[int]bool{}}
 	var errs []error
@@ -43,12 +46,12 @@ func Activate(paths ...string) (arrays []Array, rest []string, err error) {
 			started, refused, err := s.start(a)
 			errs = append(errs, refused...)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("the array %s: %w", a[0].uuid, err))
+				errs = append(errs, fmt.Errorf("the array %s: %w", a.members[0].uuid, err))
 				continue
 			}
 			arrays = append(arrays, started)
-			for _, m := range a {
-				used[m.name] = true
+			for _, name := range a.names {
+				used[name] = true
 			}
 			devices, err := withPartitions("/dev/" + started.Name)
 			errs, next = append(errs, err), append(next, devices...)
@@ -152,20 +155,21 @@ func (s *starter) start(a array) (out Array, refused []error, err error) {
 	if len(s.taken) >= maxArrays {
 		return out, nil, fmt.Errorf("more than %d arrays", maxArrays)
 	}
-	number := a[0].minor
+	newest := a.members[0]
+	number := newest.minor
 	for free := highest; number < 0 || s.taken[number]; free-- {
 		number = free
 	}
 	s.taken[number] = true
-	out = Array{Name: fmt.Sprintf("md%d", number), UUID: a[0].uuid, Label: a[0].label}
+	out = Array{Name: fmt.Sprintf("md%d", number), UUID: newest.uuid, Label: newest.label, Members: a.names}
 	if err := write(filepath.Join(s.sys, "module/md_mod/parameters/new_array"), out.Name); err != nil {
 		return out, nil, err
 	}
 	set := func(attribute, value string) error {
 		return write(filepath.Join(s.sys, "block", out.Name, "md", attribute), value)
 	}
-	if err = set("metadata_version", a[0].version); err == nil {
-		for _, m := range a {
+	if err = set("metadata_version", newest.version); err == nil {
+		for _, m := range a.members {
 			if e := set("new_dev", m.number); e != nil {
 				refused = append(refused, fmt.Errorf("%s: %w", m.name, e))
 			}

@@ -19,8 +19,11 @@ type member struct {
 	*superblock
 }
 
-// array is the members of an array that are up to date, the freshest first.
-type array []member
+// array is an array with the members that are up to date, the freshest first.
+type array struct {
+	members []member
+	names   []string // of all devices that say they are members, those that are left out too
+}
 
 // assemble finds out which arrays there are. Devices that are no members of them after all are
 // left out with a word.
@@ -31,7 +34,7 @@ func assemble(members []member) (arrays []array, left []error) {
 		return slices.ContainsFunc(members, func(o member) bool { return o.name == m.disk })
 	}
 	var order []string
-	groups := map[string]array{}
+	groups := map[string][]member{}
 	for _, m := range members {
 		if inner(m) {
 			continue
@@ -43,7 +46,12 @@ func assemble(members []member) (arrays []array, left []error) {
 		groups[key] = append(groups[key], m)
 	}
 	for _, key := range order {
-		a, stale := groups[key].fresh()
+		var a array
+		for _, m := range groups[key] {
+			a.names = append(a.names, m.name)
+		}
+		var stale []error
+		a.members, stale = fresh(groups[key])
 		arrays, left = append(arrays, a), append(left, stale...)
 	}
 	return arrays, left
@@ -55,10 +63,10 @@ func ofPartition(m member, all []member) bool {
 	return slices.ContainsFunc(all, func(p member) bool { return p.disk == m.name && p.start+p.at == m.at })
 }
 
-// fresh leaves out the members that the array has gone on without. A member may lack the one
+// fresh leaves out the members of an array that it has gone on without. A member may lack the one
 // event that was just being written.
-func (a array) fresh() (out array, left []error) {
-	slices.SortStableFunc(a, func(x, y member) int {
+func fresh(all []member) (out []member, left []error) {
+	slices.SortStableFunc(all, func(x, y member) int {
 		switch {
 		case x.events > y.events:
 			return -1
@@ -67,8 +75,8 @@ func (a array) fresh() (out array, left []error) {
 		}
 		return 0
 	})
-	newest := a[0]
-	for _, m := range a {
+	newest := all[0]
+	for _, m := range all {
 		switch {
 		case newest.events-m.events > 1:
 			left = append(left, fmt.Errorf("%s: stale: the array %s has changed since, %d times", m.name, m.uuid, newest.events-m.events))

@@ -172,10 +172,17 @@ func TestAssemble(t *testing.T) {
 		var got []string
 		for _, a := range arrays {
 			var names []string
-			for _, m := range a {
+			for _, m := range a.members {
 				names = append(names, m.name)
 			}
 			got = append(got, strings.Join(names, " "))
+		}
+		all := 0
+		for _, a := range arrays {
+			all += len(a.names)
+		}
+		if named := len(strings.Fields(c.want)) + len(left); all != named {
+			t.Errorf("%s: %d devices say they are members, not %d", c.name, all, named)
 		}
 		if strings.Join(got, "; ") != c.want || len(left) != len(c.left) {
 			t.Errorf("%s: %q, left %v", c.name, got, left)
@@ -209,7 +216,7 @@ func TestStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := func(minor int) array {
-		return array{{device{name: "vda", number: "254:0"}, &superblock{uuid: someUUID, version: "1.2", label: "home", minor: minor}}}
+		return array{[]member{{device{name: "vda", number: "254:0"}, &superblock{uuid: someUUID, version: "1.2", label: "home", minor: minor}}}, []string{"vda", "vdb"}}
 	}
 	if _, _, err := s.start(a(5)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a kernel without md: %v", err)
@@ -222,7 +229,7 @@ func TestStart(t *testing.T) {
 		want  string
 	}{{0, "md0"}, {0, "md127"}, {-1, "md126"}} {
 		got, refused, err := s.start(a(c.minor))
-		if err != nil || refused != nil || got != (Array{c.want, someUUID, "home"}) {
+		if err != nil || refused != nil || !reflect.DeepEqual(got, Array{c.want, someUUID, "home", []string{"vda", "vdb"}}) {
 			t.Errorf("%d: %+v, %v, %v", c.minor, got, refused, err)
 		}
 		for path, want := range map[string]string{
