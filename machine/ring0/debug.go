@@ -70,17 +70,18 @@ func (c *CPU) trap(step bool, s status) bool {
 	if !step && s == shadow {
 		return true
 	}
-	bits := uint64(c.own.met)
+	bits := uint64(0)
 	if step {
-		bits |= dr6Step
+		bits = dr6Step
 	}
-	c.own.met = 0
 	return c.debugException(bits)
 }
 
-// debugException raises #DB, with bits in DR6. It reports false if the CPU has shut down.
+// debugException raises #DB, with bits in DR6, and for what else is due: a second one would come
+// within the handler of the first. It reports false if the CPU has shut down.
 func (c *CPU) debugException(bits uint64) bool {
-	c.debug[6] |= bits
+	c.debug[6] |= bits | uint64(c.own.met)
+	c.own.met = 0
 	return c.exception(Exception{Vector: vectorDB})
 }
 

@@ -81,3 +81,24 @@ func TestResume(t *testing.T) {
 		t.Errorf("at %#x, DR6 %#x", c.RIP(), c.DebugRegister(6))
 	}
 }
+
+// TestOwnTogether meets data behind MOV SS, and a breakpoint at the next instruction: that is one
+// exception, and none comes within its handler.
+func TestOwnTogether(t *testing.T) {
+	const data = userStack + 0x40
+	c, _ := completeCPU(t, 0x8e, 0x16, 0x90) // mov ss, [rsi]; nop
+	c.tables.mem.(fuzzMemory)[handlers>>12][16*vectorDB] = 0x90
+	inUser(c, false)
+	c.r[rSI] = data
+	c.store(data, 0x23, 8)
+	c.SetDebugRegister(0, data)
+	c.SetDebugRegister(1, userCode+2)
+	c.SetDebugRegister(7, 5|3<<16)
+	c.Run(2)
+	if c.RIP() != handlers+16*vectorDB || pushed(c)[0] != userCode+2 || c.DebugRegister(6)&15 != 3 {
+		t.Fatalf("at %#x, DR6 %#x", c.RIP(), c.DebugRegister(6))
+	}
+	if c.Run(1); c.RIP() != handlers+16*vectorDB+1 {
+		t.Errorf("within the handler, at %#x", c.RIP())
+	}
+}
