@@ -233,7 +233,7 @@ func (u *Unit) Run(p *Piece) (trap Trap, ok bool) {
 	u.PrepareExtended()
 	start := u.run + uintptr(slot*slotSize)
 	enter(u.Context, start)
-	clear(u.XSave[xsavePointers : xsavePointers+16])
+	clear(u.XSave[XSavePointers : XSavePointers+16])
 	if u.trap != 0 {
 		return Trap{uint8(u.trap - 1), int(uintptr(u.trapAt) - start - prologueSize)}, false
 	}
@@ -260,9 +260,12 @@ func (u *Unit) ExtendedMask() uint64 { return u.mask }
 
 // Places in an XSAVE area (SDM 1, 13.4.1 and 13.4.2).
 const (
-	xsavePointers = 8 // of the x87's last instruction and operand, which are this process's
-	xsaveMXCSR    = 24
-	xsaveHeader   = 512
+	xsaveMXCSR  = 24
+	xsaveHeader = 512
+
+	// XSavePointers is where the addresses of the x87's last instruction and operand are, of
+	// eight bytes each: they are this process's, and no guest may see them.
+	XSavePointers = 8
 )
 
 // arithmeticFlags are CF, PF, AF, ZF, SF and OF.

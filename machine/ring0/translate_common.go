@@ -106,6 +106,9 @@ func (t *translator) loadVectors(mask uint64) {
 func (t *translator) storeVectors(mask uint64) {
 	const xsave, ldmxcsr = 4, 2
 	t.extendedState(xsave, mask)
+	for at := range int32(2) { // addresses of this process
+		t.storeImm(8, memory(hostRCX, native.XSavePointers+8*at), 0)
+	}
 	if mask&xAVX != 0 {
 		t.bytes(0xc5, 0xf8, 0x77) // vzeroupper
 	}

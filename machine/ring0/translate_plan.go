@@ -25,6 +25,8 @@ func (t *translator) planOf(in *inst, code []byte) plan {
 	switch {
 	case in.priv != 0, in.addr4, in.addr2, in.mem && !addressable(in):
 		return plan{}
+	case in.opcode == opFWAIT, in.opcode&^7 == opX87:
+		return t.planX87(in, code)
 	case in.form != (vectorForm{}):
 		return t.planVector(in, code)
 	case in.reg >= byteHigh && !extendsOpcode(in), in.rm >= byteHigh && !takesHigh(in), in.lock && !in.mem:
