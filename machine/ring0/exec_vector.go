@@ -249,7 +249,7 @@ func execVector(c *CPU, in *inst) status {
 // writesSurely reports whether a write is known to succeed.
 func (c *CPU) writesSurely(addr uint64, size int) bool {
 	for _, a := range [2]uint64{addr, addr + uint64(size) - 1} {
-		if c.tlb.data[a>>12%tlbSize].write != a&^pageMask {
+		if c.tlb.data[tlbPlace(a>>12)].write != a&^pageMask {
 			return false
 		}
 	}

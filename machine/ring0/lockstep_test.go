@@ -262,6 +262,9 @@ func (p *lockPair) check(code []byte, at uint64, mode lockMode, regs kvm.Regs, f
 	if stop != StopHalt {
 		undefined = arithFlags // they may be older in the middle of a block
 	}
+	if stop != StopExit { // what was begun and not done
+		p.quick.Exit, p.plain.Exit = Exit{}, Exit{}
+	}
 	if err := p.differ(undefined); err != nil {
 		return fmt.Errorf("stopped by %v: %w\n%s", stop, err, strings.Join(p.trace, "\n"))
 	}

@@ -11,7 +11,8 @@ const (
 	pageSize = 4096
 	pageMask = pageSize - 1
 
-	tlbSize  = 1024
+	tlbSize  = 4096
+	tlbFold  = 10
 	itlbSize = 256
 
 	localSize    = 256
@@ -67,6 +68,14 @@ type tlbEntry struct {
 	_           uint64 // translated code finds an entry by a shift
 }
 
+// tlbPlace is the place of a page by its number. Programs have much at the same distance from large
+// powers of two, such as what describes a part of a heap: so higher bits count, too, of the lower
+// half of an address.
+func tlbPlace(vpn uint64) uint64 {
+	vpn &= 1<<(32-12) - 1
+	return (vpn ^ vpn>>tlbFold) % tlbSize
+}
+
 // clear makes an entry, of a place in its table, match nothing.
 func (e *tlbEntry) clear(place uint64) {
 	if *e = (tlbEntry{}); place == 0 {
@@ -102,7 +111,8 @@ func (t *tlb) emptyLocal() {
 
 // forget forgets the translations in the place of a page.
 func (t *tlb) forget(vpn uint64) {
-	t.data[vpn%tlbSize].clear(vpn % tlbSize)
+	place := tlbPlace(vpn)
+	t.data[place].clear(place)
 	t.code[vpn%itlbSize] = itlbEntry{}
 }
 
@@ -283,7 +293,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 {
 		c.tables.mem.WritePage(gpa)
 	}
-	place := addr >> 12 % tlbSize
+	place := tlbPlace(addr >> 12)
 	e := &c.tlb.data[place]
 	if c.inWatchedPage(addr) {
 		c.touch(addr, access&pfWrite != 0)
@@ -301,7 +311,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[addr>>12%tlbSize]
+	e := &c.tlb.data[tlbPlace(addr>>12)]
 	if e.read != addr&^pageMask {
 		if e = c.fill(addr, 0); e == nil {
 			return nil
@@ -312,7 +322,7 @@ func (c *CPU) readable(addr uint64) unsafe.Pointer {
 
 // writable is readable for writing.
 func (c *CPU) writable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[addr>>12%tlbSize]
+	e := &c.tlb.data[tlbPlace(addr>>12)]
 	if e.write != addr&^pageMask {
 		if e = c.fill(addr, pfWrite); e == nil {
 			return nil
