@@ -55,12 +55,12 @@ func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	m := &meter{r: r, left: maxSearch}
 	for _, p := range parts {
 		if p.member {
-			kinds = append(kinds, fmt.Sprintf("partition %d: a member of an array (md): are all of its disks there?", p.number))
+			kinds = append(kinds, p.String()+": a member of an array (md): are all of its disks there?")
 			continue
 		}
 		f, err := open(m, p)
 		if err != nil {
-			kinds = append(kinds, fmt.Sprintf("partition %d: %v", p.number, err))
+			kinds = append(kinds, fmt.Sprintf("%v: %v", p, err))
 			continue
 		}
 		out = append(out, f)

@@ -15,6 +15,14 @@ type part struct {
 	member      bool   // of an array
 }
 
+// String is what an error calls it.
+func (p part) String() string {
+	if p.number == 0 {
+		return "the whole disk"
+	}
+	return fmt.Sprintf("partition %d", p.number)
+}
+
 // The types of partitions that say what is in them (UAPI Group, Discoverable
 // Partitions Specification). part.kind is one of these, in GPT, or another.
 const typeRoot = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709" // SD_GPT_ROOT_X86_64
