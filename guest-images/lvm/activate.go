@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxVolumes bounds the volumes that are made devices: each takes memory of the guest, and time to be looked at.
+const maxVolumes = 256
+
 // Activate makes read-only devices of the logical volumes on some block devices, with the
 // names that they have in /sys/block/*/dm/name. Devices that are no physical volumes are
 // passed over; what could not be made is in the error.
@@ -49,10 +52,14 @@ func Activate(paths ...string) error {
 		list, left, err := volumes(text, func(uuid string) (string, bool) { d, ok := devices[uuid]; return d, ok })
 		errs = append(append(errs, left...), err)
 		for _, v := range list {
-			if !made[v.name] {
-				made[v.name] = true
-				errs = append(errs, create(control, &v))
+			if made[v.name] {
+				continue
 			}
+			if len(made) == maxVolumes {
+				return errors.Join(append(errs, fmt.Errorf("more than %d logical volumes", maxVolumes))...)
+			}
+			made[v.name] = true
+			errs = append(errs, create(control, &v))
 		}
 	}
 	return errors.Join(errs...)
