@@ -50,14 +50,19 @@ func bootEntries(ctx context.Context, disks []*image.Image, o *options) (entries
 	if e != nil {
 		return nil, closeGuest, fmt.Errorf("%w (and no guest to read others can be had: %w)", err, e)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, foreignTime, errForeignTime) // also for what is loaded later
+	end := func() error {
+		cancel()
+		return guest.Close()
+	}
 	more, err := guest.FileSystems(ctx, unread)
 	if err == nil {
 		entries, err = disk.Entries(r, img.Size(), more...)
 	}
 	if err != nil {
-		return nil, closeGuest, errors.Join(err, guest.Close())
+		return nil, closeGuest, errors.Join(err, end())
 	}
-	return entries, guest.Close, nil
+	return entries, end, nil
 }
 
 // boot reads from the first disk what it would boot: the entry of a name, or the

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -12,9 +13,11 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"vmm/bootloader/disk"
 	"vmm/internal/treefs"
+	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/virtio/blk"
 )
@@ -24,7 +27,12 @@ import (
 const (
 	maxForeign = 64 << 20 // bytes of configurations, and of a list
 	maxFetched = 1 << 30  // bytes of a kernel or initial RAM disk
+	maxScratch = 16 << 20 // bytes that it writes to a disk of its own, and nobody else sees
+
+	foreignTime = 5 * time.Minute // until all is read
 )
+
+var errForeignTime = fmt.Errorf("a guest that reads the disk has not done so within %v", foreignTime)
 
 // foreignScript runs in the guest: "mount PARTITION..." mounts what it can of the first disk,
 // with the arrays and logical volumes on it, and tells of each file system in a line, "list DIR"
@@ -39,27 +47,21 @@ var foreignScript string
 // kernel, and nobody on the host.
 type foreignDisk struct{ vm *VM }
 
-// readOnly is a disk for a second device: it is read, and stays open.
-type readOnly struct{ *image.Image }
-
-// ReadOnly implements storage.Disk, as Close does.
-func (readOnly) ReadOnly() bool { return true }
-
-// Close leaves the image open.
-func (readOnly) Close() error { return nil }
-
 // openForeign starts the guest for the first of some images, the disks of a VM. The caller
 // closes the guest when what it wants of the file systems is read.
 func openForeign(ctx context.Context, images []*image.Image, o *options) (*foreignDisk, error) {
 	list := []Option{WithBuilder(o.builder), func(o *options) { o.volumes = true }}
 	for _, img := range images {
-		device, err := blk.New(readOnly{img}, blk.Options{})
+		// Nothing is written to it; but the kernel, which starts arrays with a bitmap, wants to.
+		device, err := blk.New(storage.NewScratch(img, maxScratch), blk.Options{})
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, WithDevice(device))
 	}
-	v, err := New(Config{Boot: Boot{Kernel: DefaultKernel}, Memory: 256 << 20, CPUs: 1, Nets: Nets{None{}}}, list...)
+	// A kernel that a disk has led into a fault ends, and does not leave what reads it waiting.
+	boot := Boot{Kernel: DefaultKernel, Args: []string{"oops=panic"}}
+	v, err := New(Config{Boot: boot, Memory: 256 << 20, CPUs: 1, Nets: Nets{None{}}}, list...)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +84,7 @@ func (f *foreignDisk) run(ctx context.Context, limit int64, args ...string) ([]b
 		Stdout: &bounded{&out, limit}, Stderr: &bounded{&complaint, 4096}})
 	if errors.Is(err, ErrNotRunning) {
 		r, e := f.vm.Wait(ctx)
-		err = fmt.Errorf("a guest that reads the disk has ended: %+v: %w: %s", r, errors.Join(err, e), f.vm.LastLines(5))
+		err = fmt.Errorf("a guest that reads the disk has ended, by a %s: %w", cmp.Or(r.Detail, r.End.String()), cmp.Or(e, err))
 	}
 	var exit *ExitError
 	if errors.As(err, &exit) {
