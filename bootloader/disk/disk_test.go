@@ -129,6 +129,9 @@ func TestEntries(t *testing.T) {
 		{"bare", map[string]string{"boot/vmlinuz-6.9": kernel, "boot/vmlinuz-6.10": kernel, "boot/initrd.img-6.10": initrd}, []Entry{
 			{Title: "Linux 6.10", Kernel: "boot/vmlinuz-6.10", Initrds: []string{"boot/initrd.img-6.10"}, Args: "root=UUID=" + uuid + " ro"},
 			{Title: "Linux 6.9", Kernel: "boot/vmlinuz-6.9"}}}, // its arguments: TestWithoutInitrd
+		{"grub that leads nowhere", map[string]string{"boot/grub/grub.cfg": "while true; do true; done", "boot/vmlinuz-6.9": kernel, "boot/initrd.img-6.9": initrd}, []Entry{
+			{Title: "Linux 6.9", Kernel: "boot/vmlinuz-6.9", Initrds: []string{"boot/initrd.img-6.9"}, Args: "root=UUID=" + uuid + " ro",
+				Unclear: []string{"boot/grub/grub.cfg: no entry for Linux was found in it"}}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := tree(t, c.files)
@@ -149,7 +152,7 @@ func TestEntries(t *testing.T) {
 				}
 				for i, e := range got {
 					w := c.want[i]
-					if e.Title != w.Title || e.Kernel != w.Kernel || w.Args != "" && e.Args != w.Args || !slices.Equal(e.Initrds, w.Initrds) {
+					if e.Title != w.Title || e.Kernel != w.Kernel || w.Args != "" && e.Args != w.Args || !slices.Equal(e.Initrds, w.Initrds) || !slices.Equal(e.Unclear, w.Unclear) {
 						t.Errorf("%s: entry %d: %+v, want %+v", disk, i, e, w)
 					}
 					k, rd, err := e.Load()

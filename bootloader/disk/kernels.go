@@ -1,14 +1,24 @@
 package disk
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
 )
 
 // bareKernels makes entries of the kernels in /boot, for disks that were never
-// given a boot loader.
+// given a boot loader. Where there is a configuration of GRUB's, which has led to no entry, they
+// are a guess.
 func bareKernels(all []*fileSystem) (out []*Entry) {
+	var unclear []string
+	for _, f := range all {
+		for _, name := range grubConfigs {
+			if f.exists(name) {
+				unclear = append(unclear, fmt.Sprintf("%s: no entry for Linux was found in it", name))
+			}
+		}
+	}
 	for _, f := range all {
 		root := rootOf(all, f)
 		if root == nil {
@@ -21,7 +31,7 @@ func bareKernels(all []*fileSystem) (out []*Entry) {
 				if !ok {
 					continue
 				}
-				e := &Entry{Title: "Linux " + version, Kernel: path.Join(dir, name), home: f, loader: loaderKey{version: version}}
+				e := &Entry{Title: "Linux " + version, Kernel: path.Join(dir, name), home: f, Unclear: slices.Clone(unclear), loader: loaderKey{version: version}}
 				for _, initrd := range []string{"initrd.img-" + version, "initramfs-" + version + ".img", "initrd-" + version, "initramfs-" + version} {
 					if slices.Contains(names, initrd) {
 						e.Initrds = []string{path.Join(dir, initrd)}
