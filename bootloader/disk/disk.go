@@ -48,6 +48,9 @@ func catch(what string, err *error) {
 	}
 }
 
+// maxReasons is of how many partitions an error tells.
+const maxReasons = 4
+
 // fileSystems mounts what can be of a disk's partitions.
 func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	var out []*fileSystem
@@ -55,7 +58,7 @@ func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 	m := &meter{r: r, left: maxSearch}
 	for _, p := range parts {
 		if p.member {
-			kinds = append(kinds, p.String()+": a member of an array (md): are all of its disks there?")
+			kinds = append(kinds, p.String()+": a member of an array (md), of which nothing can be read: are all of its disks there?")
 			continue
 		}
 		f, err := open(m, p)
@@ -64,6 +67,9 @@ func fileSystems(r io.ReaderAt, parts []part) ([]*fileSystem, error) {
 			continue
 		}
 		out = append(out, f)
+	}
+	if n := len(kinds) - maxReasons; n > 1 {
+		kinds = append(kinds[:maxReasons], fmt.Sprintf("and so on with %d others", n))
 	}
 	if len(out) == 0 {
 		return nil, fmt.Errorf("no file system that can be read (ext2 to ext4, vfat): %s", strings.Join(kinds, "; "))

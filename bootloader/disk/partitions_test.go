@@ -106,3 +106,19 @@ func FuzzPartitions(f *testing.F) {
 		}
 	})
 }
+
+// TestManyUnread has an error tell of a few of many partitions.
+func TestManyUnread(t *testing.T) {
+	for n, want := range map[int]string{
+		1: "partition 1: a", 5: "partition 5: a", 6: "partition 4: a", 100: "; and so on with 96 others",
+	} {
+		var parts []part
+		for i := range n {
+			parts = append(parts, part{number: i + 1, member: true})
+		}
+		_, err := fileSystems(bytes.NewReader(nil), parts)
+		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 600 {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
