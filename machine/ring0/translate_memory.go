@@ -144,9 +144,9 @@ func (t *translator) look(size int, write, locked bool) {
 		t.cold = append(t.cold, func() { t.land(absent, t.stubTo(site, t.miss[t.tlb][which])) })
 	}
 	if write && t.turns {
-		t.loadImm(hostRCX, t.page)
-		t.op(8, 0x33, hostRCX, register(hostRAX))
-		t.arithmetic(8, extCMP, register(hostRCX), pageMask)
+		// By the lower half of the address: another page that has it, too, is just slow.
+		t.op(4, 0x8d, hostRCX, memory(hostRAX, -int32(t.page))) // lea
+		t.arithmetic(4, extCMP, register(hostRCX), pageMask)
 		slow = append(slow, t.jumpIf(ifBelowEqual))
 	}
 	if len(slow) > 0 {
