@@ -249,7 +249,7 @@ func execVector(c *CPU, in *inst) status {
 // writesSurely reports whether a write is known to succeed.
 func (c *CPU) writesSurely(addr uint64, size int) bool {
 	for _, a := range [2]uint64{addr, addr + uint64(size) - 1} {
-		if c.tlb.data[tlbPlace(a>>12)].write != a&^pageMask {
+		if c.tlb.data[tlbPlace(c.tlbNumber, a>>12)].write != a&^pageMask {
 			return false
 		}
 	}
@@ -295,21 +295,51 @@ func (c *CPU) scratchIn(addr uint64, size int) (at, read int) {
 
 // rewrite replaces the memory operand by one in the unit's scratch memory.
 func (v *vectorCode) rewrite(in *inst, at int) {
-	modrm, n := int(in.form.modrm), int(in.form.imm)
+	n := int(in.form.imm)
 	var imm [1]byte
 	copy(imm[:], v.code[int(in.len)-n:in.len])
-	// A segment is not for the scratch memory, as the host's FS has a base, and 32-bit addresses are not.
-	for i := range modrm {
-		if b := v.code[i]; b == 0x64 || b == 0x65 || b == 0x67 {
-			v.code[i] = 0x3e
-		} else if b != 0x66 && b != 0xf2 && b != 0xf3 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b&0xf0 != 0x40 {
-			break // the opcode
-		}
-	}
+	modrm := v.fewPrefixes(int(in.form.modrm))
 	v.code[modrm] = in.modrm&0x38 | 5 // relative to RIP
 	le.PutUint32(v.code[modrm+1:], uint32(at))
 	end := modrm + 5 + copy(v.code[modrm+5:], imm[:n])
 	v.piece = native.Piece{Code: v.code[:end], ScratchAt: modrm + 1, ScratchEnd: end}
+}
+
+// fewPrefixes leaves out the prefixes that are not for the scratch memory, a segment (the host's FS has
+// a base) and 32-bit addresses, and those that are there twice, so that the instruction is not longer
+// than one may be when it has a displacement. It returns where ModRM is, which was at modrm.
+func (v *vectorCode) fewPrefixes(modrm int) int {
+	opcode, wide, rep, rex := 0, false, byte(0), byte(0)
+prefixes:
+	for ; opcode < modrm; opcode++ {
+		last := rex
+		switch rex = 0; v.code[opcode] {
+		case 0x66:
+			wide = true
+		case 0xf2, 0xf3:
+			rep = v.code[opcode]
+		case 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67:
+		default:
+			if v.code[opcode]&0xf0 != 0x40 {
+				rex = last
+				break prefixes
+			}
+			rex = v.code[opcode] // which counts in front of the opcode only
+		}
+	}
+	var kept [maxInst]byte
+	code := kept[:0]
+	if wide {
+		code = append(code, 0x66)
+	}
+	for _, prefix := range [...]byte{rep, rex} {
+		if prefix != 0 {
+			code = append(code, prefix)
+		}
+	}
+	n := len(code) + modrm - opcode
+	copy(v.code[:], append(code, v.code[opcode:modrm]...))
+	return n
 }
 
 // follow appends the register-only vector instructions at RIP.

@@ -68,12 +68,15 @@ type tlbEntry struct {
 	_           uint64 // translated code finds an entry by a shift
 }
 
-// tlbPlace is the place of a page by its number. Programs have much at the same distance from large
-// powers of two, such as what describes a part of a heap: so higher bits count, too, of the lower
-// half of an address.
-func tlbPlace(vpn uint64) uint64 {
-	vpn &= 1<<(32-12) - 1
-	return (vpn ^ vpn>>tlbFold) % tlbSize
+// tlbPlace is the place in a TLB of a page by its number. Programs have much at the same distance
+// from large powers of two, such as what describes a part of a heap: so higher bits count, too, of
+// the lower half of an address. The kernel has not.
+func tlbPlace(tlb int, vpn uint64) uint64 {
+	if tlb == tlbUser {
+		vpn &= 1<<(32-12) - 1
+		vpn ^= vpn >> tlbFold
+	}
+	return vpn % tlbSize
 }
 
 // clear makes an entry, of a place in its table, match nothing.
@@ -109,9 +112,9 @@ func (t *tlb) emptyLocal() {
 	}
 }
 
-// forget forgets the translations in the place of a page.
-func (t *tlb) forget(vpn uint64) {
-	place := tlbPlace(vpn)
+// forget forgets the translations in the place of a page. The TLB has a number.
+func (t *tlb) forget(number int, vpn uint64) {
+	place := tlbPlace(number, vpn)
 	t.data[place].clear(place)
 	t.code[vpn%itlbSize] = itlbEntry{}
 }
@@ -156,7 +159,7 @@ func (c *CPU) flushPage(addr uint64) {
 			t.empty()
 			c.forgetJumps()
 		} else {
-			t.forget(vpn)
+			t.forget(i, vpn)
 		}
 	}
 	c.code = itlbEntry{}
@@ -263,7 +266,9 @@ func (c *CPU) noTable(addr uint64, access uint32) (uint64, bool) {
 }
 
 // forgetFailure is for who does without an access that has failed.
-func (c *CPU) forgetFailure() { c.fault.valid, c.notCanonical, c.onDevice = false, false, false }
+func (c *CPU) forgetFailure() {
+	c.fault.valid, c.notCanonical, c.onDevice, c.exits = false, false, false, false
+}
 
 // fill walks the page tables and remembers the result in the TLB. It returns
 // the entry, or nil when the access must fail.
@@ -293,7 +298,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 {
 		c.tables.mem.WritePage(gpa)
 	}
-	place := tlbPlace(addr >> 12)
+	place := tlbPlace(c.tlbNumber, addr>>12)
 	e := &c.tlb.data[place]
 	if c.inWatchedPage(addr) {
 		c.touch(addr, access&pfWrite != 0)
@@ -311,7 +316,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[tlbPlace(addr>>12)]
+	e := &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)]
 	if e.read != addr&^pageMask {
 		if e = c.fill(addr, 0); e == nil {
 			return nil
@@ -322,7 +327,7 @@ func (c *CPU) readable(addr uint64) unsafe.Pointer {
 
 // writable is readable for writing.
 func (c *CPU) writable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[tlbPlace(addr>>12)]
+	e := &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)]
 	if e.write != addr&^pageMask {
 		if e = c.fill(addr, pfWrite); e == nil {
 			return nil

@@ -164,11 +164,13 @@ func (t *translator) look(size int, write, locked bool) {
 // the TLB, where the difference to the tag is in RAX, and its place in RCX.
 func (t *translator) lookInline(tlb, size int, write bool, frame uintptr) (absent int) {
 	const indexMask = (tlbSize - 1) << 5
-	t.op(4, 0x8b, hostRCX, register(hostRAX)) // as tlbPlace does it
-	t.op(4, 0xc1, 5, register(hostRCX))       // shr ecx, tlbFold
-	t.bytes(tlbFold)
-	t.op(4, 0x33, hostRCX, register(hostRAX)) // xor
-	t.op(4, 0xc1, 5, register(hostRCX))       // shr ecx, 7
+	t.op(4, 0x8b, hostRCX, register(hostRAX))
+	if tlb == tlbUser { // as tlbPlace does it
+		t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, tlbFold
+		t.bytes(tlbFold)
+		t.op(4, 0x33, hostRCX, register(hostRAX)) // xor
+	}
+	t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, 7
 	t.bytes(12 - 5)
 	t.op(4, 0x81, extAND, register(hostRCX))
 	t.u32(indexMask)
