@@ -402,6 +402,7 @@ func (c *CPU) Code() []byte {
 		if c.read(c.r[rIP], b[:n]) {
 			return b[:n]
 		}
+		c.forgetFailure()
 	}
 	return nil
 }

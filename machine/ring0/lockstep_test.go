@@ -193,9 +193,7 @@ func (p *lockPair) step() (stop Stop, undefined uint16, ok bool) {
 		if len(p.trace) >= 40 {
 			p.trace = p.trace[20:]
 		}
-		{
-			p.trace = append(p.trace, fmt.Sprintf("%#x: % x", c.r[rIP], code[:in.len]))
-		}
+		p.trace = append(p.trace, fmt.Sprintf("%#x: % x", c.r[rIP], code[:in.len]))
 		if in.opcode == map0F|0xc7 && !in.mem {
 			return 0, 0, false // random numbers
 		}
