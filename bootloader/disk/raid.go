@@ -6,6 +6,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"vmm/guest-images/md"
 )
 
 // Array is an array of Linux's software RAID, md.
@@ -23,15 +25,8 @@ func (a Array) named(name, device string) bool {
 	return strings.EqualFold(name, a.grubDisk()) || a.Name != "" && name == "md/"+a.Name || name == path.Base(device)
 }
 
-// Where the superblock of a member is, and what is in it (md(4); <linux/raid/md_p.h>).
-const (
-	raidMagic   = 0xa92b4efc
-	raidBlock90 = 64 << 10
-	raidTail    = 8 << 10
-	raidAlign   = 4 << 10
-	raidPlaceAt = 144 // of version 1: its place on the member, in sectors
-	raidHead    = raidPlaceAt + 8
-)
+// raidHead is how much of a superblock is looked at.
+const raidHead = md.PlaceAt + 8
 
 // diskPartitions reads the partition table, and marks what is a member of an array: that is no
 // file system by itself, although it may look like one. What looks like partitions of a disk
@@ -57,24 +52,16 @@ func diskPartitions(r io.ReaderAt, size int64) []part {
 // raidSuperblock finds where on the disk a partition has the superblock of an array.
 func raidSuperblock(r io.ReaderAt, p part) (at int64, ok bool) {
 	le := binary.LittleEndian
-	for _, v := range []struct {
-		major uint32
-		at    int64
-	}{
-		{0, p.size/raidBlock90*raidBlock90 - raidBlock90},
-		{1, (p.size - raidTail) / raidAlign * raidAlign},
-		{1, 0},
-		{1, raidAlign},
-	} {
+	for _, v := range md.Places(p.size) {
 		var b [raidHead]byte
-		if v.at < 0 || v.at > p.size-raidHead {
+		if v.At < 0 || v.At > p.size-raidHead {
 			continue
 		}
-		if _, err := r.ReadAt(b[:], p.start+v.at); err != nil || le.Uint32(b[:]) != raidMagic || le.Uint32(b[4:]) != v.major {
+		if _, err := r.ReadAt(b[:], p.start+v.At); err != nil || le.Uint32(b[:]) != md.Magic || le.Uint32(b[4:]) != v.Major {
 			continue
 		}
-		if v.major == 0 || le.Uint64(b[raidPlaceAt:]) == uint64(v.at/sector) {
-			return p.start + v.at, true
+		if v.Major == 0 || le.Uint64(b[md.PlaceAt:]) == uint64(v.At/sector) {
+			return p.start + v.At, true
 		}
 	}
 	return 0, false

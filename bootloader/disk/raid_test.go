@@ -8,6 +8,15 @@ import (
 	"testing"
 )
 
+// Where superblocks are, and what is in them.
+const (
+	raidMagic   = 0xa92b4efc
+	raidBlock90 = 64 << 10
+	raidTail    = 8 << 10
+	raidAlign   = 4 << 10
+	raidPlaceAt = 144
+)
+
 // TestMembers: what is a member of an array is told from what only looks like one, and is read by
 // a guest.
 func TestMembers(t *testing.T) {

@@ -30,7 +30,7 @@ type made struct {
 func (m made) super() (b []byte, at int64) {
 	le := binary.LittleEndian
 	b = make([]byte, superSize)
-	le.PutUint32(b, magic)
+	le.PutUint32(b, Magic)
 	if m.version == "0.90" {
 		put := func(i int, v uint32) { le.PutUint32(b[4*i:], v) }
 		put(2, minor90)
@@ -57,7 +57,7 @@ func (m made) super() (b []byte, at int64) {
 	}
 	copy(b[name1:], m.label)
 	le.PutUint64(b[created1:], m.created)
-	le.PutUint64(b[superAt1:], uint64(at/sector))
+	le.PutUint64(b[PlaceAt:], uint64(at/sector))
 	le.PutUint32(b[device1:], m.index)
 	le.PutUint64(b[events1:], m.events)
 	le.PutUint32(b[maxDevice1:], roles)
@@ -134,8 +134,8 @@ func TestNoSuperblock(t *testing.T) {
 		"0.90, changed":            {changed("0.90", 400, 1, false), errDamaged},
 		"1.2, changed":             {changed("1.2", 100, 1, false), errDamaged},
 		"1.2, too many roles":      {changed("1.2", maxDevice1+1, 0xff, false), errDamaged},
-		"1.2, of another place":    {changed("1.2", superAt1, 16, true), errNone},
-		"1.0, of a larger device":  {changed("1.0", superAt1+2, 1, true), errNone},
+		"1.2, of another place":    {changed("1.2", PlaceAt, 16, true), errNone},
+		"1.0, of a larger device":  {changed("1.0", PlaceAt+2, 1, true), errNone},
 		"0.91, which is a reshape": {changed("0.90", 8, 91, false), errNone},
 		"version 2":                {changed("1.1", 4, 2, true), errNone},
 	} {

@@ -17,7 +17,11 @@ import (
 
 // Where superblocks are, and what they begin with (md(4), SUB-DEVICES; <linux/raid/md_p.h>).
 const (
-	magic      = 0xa92b4efc
+	// Magic is the first word of each, in little-endian.
+	Magic = 0xa92b4efc
+	// PlaceAt is where one of version 1 says its place on the device, in sectors.
+	PlaceAt = 144
+
 	superSize  = 4096 // of all versions at most
 	reserved90 = 64 << 10
 	tail10     = 8 << 10
@@ -49,7 +53,6 @@ const (
 	name1      = 32
 	nameSize1  = 32
 	created1   = 64
-	superAt1   = 144 // in sectors
 	device1    = 160
 	events1    = 200
 	checksum1  = 216
@@ -80,6 +83,23 @@ type superblock struct {
 	faulty  map[uint32]bool
 }
 
+// Place is where a device may have a superblock.
+type Place struct {
+	Version string // as md_version of sysfs has it, such as 1.2
+	Major   uint32 // its beginning, 0 or 1, which is behind Magic
+	At      int64  // in bytes; it may be none of the device's
+}
+
+// Places returns those of a device of size bytes.
+func Places(size int64) []Place {
+	return []Place{
+		{"0.90", 0, size/reserved90*reserved90 - reserved90},
+		{"1.0", 1, (size - tail10) / superSize * superSize},
+		{"1.1", 1, 0},
+		{"1.2", 1, at12},
+	}
+}
+
 // readSuperblock finds the superblock of a device of size bytes: of several the one of the
 // array that was made last. The error is errNone where there is none.
 func readSuperblock(r io.ReaderAt, size int64) (*superblock, error) {
@@ -88,30 +108,25 @@ func readSuperblock(r io.ReaderAt, size int64) (*superblock, error) {
 	}
 	var found *superblock
 	failed := errNone
-	for _, v := range []struct {
-		version string
-		at      int64
-		parse   func([]byte) (*superblock, error)
-	}{
-		{"0.90", size/reserved90*reserved90 - reserved90, parse90},
-		{"1.0", (size - tail10) / superSize * superSize, parse1},
-		{"1.1", 0, parse1},
-		{"1.2", at12, parse1},
-	} {
+	for _, v := range Places(size) {
 		b := make([]byte, superSize)
-		if _, err := r.ReadAt(b, v.at); err != nil || binary.LittleEndian.Uint32(b) != magic {
+		if _, err := r.ReadAt(b, v.At); err != nil || binary.LittleEndian.Uint32(b) != Magic {
 			continue
 		}
-		s, err := v.parse(b)
-		if err == nil && v.version != "0.90" && binary.LittleEndian.Uint64(b[superAt1:]) != uint64(v.at/sector) {
+		parse := parse1
+		if v.Major == 0 {
+			parse = parse90
+		}
+		s, err := parse(b)
+		if err == nil && v.Major == 1 && binary.LittleEndian.Uint64(b[PlaceAt:]) != uint64(v.At/sector) {
 			err = errNone // of another device, which ends or begins elsewhere
 		}
 		switch {
 		case errors.Is(err, errDamaged):
-			failed = fmt.Errorf("version %s: %w", v.version, err)
+			failed = fmt.Errorf("version %s: %w", v.Version, err)
 		case err == nil && (found == nil || s.created > found.created):
 			found = s
-			found.at, found.version = v.at, v.version
+			found.at, found.version = v.At, v.Version
 		}
 	}
 	if found == nil {

@@ -249,7 +249,7 @@ func execVector(c *CPU, in *inst) status {
 // writesSurely reports whether a write is known to succeed.
 func (c *CPU) writesSurely(addr uint64, size int) bool {
 	for _, a := range [2]uint64{addr, addr + uint64(size) - 1} {
-		if c.tlb.data[tlbPlace(c.tlbNumber, a>>12)].write != a&^pageMask {
+		if c.entry(a).write != a&^pageMask {
 			return false
 		}
 	}
@@ -305,41 +305,61 @@ func (v *vectorCode) rewrite(in *inst, at int) {
 	v.piece = native.Piece{Code: v.code[:end], ScratchAt: modrm + 1, ScratchEnd: end}
 }
 
-// fewPrefixes leaves out the prefixes that are not for the scratch memory, a segment (the host's FS has
-// a base) and 32-bit addresses, and those that are there twice, so that the instruction is not longer
+// fewPrefixes leaves out the prefixes that the instruction does without, so that it is not longer
 // than one may be when it has a displacement. It returns where ModRM is, which was at modrm.
 func (v *vectorCode) fewPrefixes(modrm int) int {
-	opcode, wide, rep, rex := 0, false, byte(0), byte(0)
-prefixes:
-	for ; opcode < modrm; opcode++ {
-		last := rex
-		switch rex = 0; v.code[opcode] {
+	p := prefixesOf(v.code[:modrm])
+	var few [maxInst]byte
+	code := p.legacy(few[:0])
+	if p.rex != 0 {
+		code = append(code, p.rex)
+	}
+	n := len(code) + modrm - p.n
+	copy(v.code[:], append(code, v.code[p.n:modrm]...))
+	return n
+}
+
+// prefixes are those of a vector or x87 instruction that count where its operand is elsewhere: not
+// those of segments (the host's FS has a base), nor of 32-bit addresses.
+type prefixes struct {
+	wide  bool // 0x66
+	rep   byte // the last of 0xf2 and 0xf3
+	rex   byte // in front of the opcode
+	rexes bool // there is one, perhaps in front of other prefixes, where it does not count
+	n     int  // how many bytes they all are
+}
+
+// prefixesOf returns those at the beginning of code.
+func prefixesOf(code []byte) (p prefixes) {
+	for ; p.n < len(code); p.n++ {
+		b := code[p.n]
+		switch b {
 		case 0x66:
-			wide = true
+			p.wide = true
 		case 0xf2, 0xf3:
-			rep = v.code[opcode]
+			p.rep = b
 		case 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67:
 		default:
-			if v.code[opcode]&0xf0 != 0x40 {
-				rex = last
-				break prefixes
+			if b&0xf0 != 0x40 {
+				return p
 			}
-			rex = v.code[opcode] // which counts in front of the opcode only
+			p.rex, p.rexes = b, true
+			continue
 		}
+		p.rex = 0
 	}
-	var kept [maxInst]byte
-	code := kept[:0]
-	if wide {
-		code = append(code, 0x66)
+	return p
+}
+
+// legacy appends all but REX to b.
+func (p *prefixes) legacy(b []byte) []byte {
+	if p.wide {
+		b = append(b, 0x66)
 	}
-	for _, prefix := range [...]byte{rep, rex} {
-		if prefix != 0 {
-			code = append(code, prefix)
-		}
+	if p.rep != 0 {
+		b = append(b, p.rep)
 	}
-	n := len(code) + modrm - opcode
-	copy(v.code[:], append(code, v.code[opcode:modrm]...))
-	return n
+	return b
 }
 
 // follow appends the register-only vector instructions at RIP.

@@ -314,9 +314,12 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	return e
 }
 
+// entry is where the TLB has the page of an address, or another one.
+func (c *CPU) entry(addr uint64) *tlbEntry { return &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)] }
+
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)]
+	e := c.entry(addr)
 	if e.read != addr&^pageMask {
 		if e = c.fill(addr, 0); e == nil {
 			return nil
@@ -327,7 +330,7 @@ func (c *CPU) readable(addr uint64) unsafe.Pointer {
 
 // writable is readable for writing.
 func (c *CPU) writable(addr uint64) unsafe.Pointer {
-	e := &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)]
+	e := c.entry(addr)
 	if e.write != addr&^pageMask {
 		if e = c.fill(addr, pfWrite); e == nil {
 			return nil

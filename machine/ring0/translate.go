@@ -17,9 +17,10 @@ import (
 // begins with a comparison of the guest's code with what was translated, so that code may
 // change as it likes, and from anywhere; and with a look at Attention. Only a loop that is one
 // block is not compared with each turn: it leaves what it stores to its own page to the
-// interpreter, and what another CPU changes there is seen when Attention next ends it. Blocks of one page go to each other directly; between pages
-// a table leads from linear addresses to translations, which is emptied with the TLB. A block
-// does not know its linear page, which is in frame.page.
+// interpreter, and what another CPU changes there is seen when Attention next ends it. Blocks of
+// one page go to each other directly; between pages a table leads from linear addresses to
+// translations, which is emptied with the TLB. A block does not know its linear page, which is in
+// frame.page.
 //
 // Between blocks the arithmetic flags are in frame.flags. Within a block they are the host's,
 // and saved where code of ours or the end of the block comes between them and who needs them.

@@ -23,26 +23,14 @@ type coded struct {
 
 // takeApart returns the parts of an instruction that in was decoded from.
 func takeApart(in *inst, code []byte) (v coded, ok bool) {
-	i := 0
-	for ; ; i++ {
-		switch b := code[i]; {
-		case b == 0x66 || b == 0xf2 || b == 0xf3:
-			v.prefixes = append(v.prefixes, b)
-			if b != 0x66 || v.pp == 0 {
-				v.pp = b
-			}
-			continue
-		case b == 0x64 || b == 0x65 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26:
-			continue
-		}
-		break
+	p := prefixesOf(code)
+	i := p.n
+	v.prefixes, v.rex = p.legacy(nil), p.rex
+	if n := len(v.prefixes); n > 0 {
+		v.pp = v.prefixes[n-1]
 	}
-	if code[i]&0xf0 == 0x40 {
-		v.rex = code[i]
-		i++
-		if code[i] != 0x0f {
-			return v, false // such as VEX: #UD
-		}
+	if p.rexes && code[i] != 0x0f {
+		return v, false // such as VEX: #UD
 	}
 	switch code[i] {
 	case 0x0f:

@@ -126,7 +126,7 @@ func siteAt(sites []codeSite, at uint32) int {
 // it cannot, or where the access goes on in another page.
 func (c *CPU) filled(s *exitSite) bool {
 	addr := c.frame.address
-	e := &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)]
+	e := c.entry(addr)
 	tag, access := e.read, uint32(0)
 	if s.kind == exitWrite {
 		tag, access = e.write, pfWrite
