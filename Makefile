@@ -67,8 +67,13 @@ $(INIT): $(SOURCES)
 	$(GO_BUILD) -ldflags '$(LDFLAGS)' -o $(INIT:.zst=) ./guest-images/init
 	go run ./guest-images/pack $(INIT:.zst=) $@
 
-vmm: $(SOURCES) $(INIT)
-	$(GO_BUILD) $(COLD:%=-gcflags=%=-l) -ldflags '$(LDFLAGS) -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
+# Dependencies without what they would do at each start.
+PATCHED := .patched/go.mod
+$(PATCHED): go.mod go.sum packaging/patched/main.go
+	go run ./packaging/patched >/dev/null
+
+vmm: $(SOURCES) $(INIT) $(PATCHED)
+	$(GO_BUILD) -modfile $(PATCHED) $(COLD:%=-gcflags=%=-l) -ldflags '$(LDFLAGS) -X vmm/internal/version.tag=$(VERSION)' -o $@ ./cmd/vmm
 
 run: vmm
 	./vmm run $(ARGS)
@@ -200,4 +205,4 @@ release-check:
 	packaging/check.sh
 
 clean:
-	rm -rf vmm $(INIT) $(INIT:.zst=) dist coverage.out coverage.html
+	rm -rf vmm $(INIT) $(INIT:.zst=) .patched dist coverage.out coverage.html

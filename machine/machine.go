@@ -76,6 +76,10 @@ type Config struct {
 // DefaultMemory is Config.Memory where none is given, in bytes.
 const DefaultMemory = 512 << 20
 
+// settling is how long a machine runs before it gives back what its start needed: a guest
+// that ends before that, as many do, does not wait for the collector.
+const settling = 500 * time.Millisecond
+
 // End is how a guest ended.
 type End int
 
@@ -395,14 +399,19 @@ func (m *Machine) Run(ctx context.Context) (Result, error) {
 			errs <- err
 		}()
 	}
-	// What the start needed, such as the kernel's file, is far more than what a running
-	// machine does, and the collector would keep it for minutes. Twice: what is in a
-	// sync.Pool, as the buffers of decompressors are, outlasts one collection.
-	runtime.GC()
-	debug.FreeOSMemory()
 	var failed []error
-	for range m.cpus {
-		failed = append(failed, <-errs)
+	settled := time.After(settling)
+	for len(failed) < len(m.cpus) {
+		select {
+		case err := <-errs:
+			failed = append(failed, err)
+		case <-settled:
+			// What the start needed, such as the kernel's file, is far more than what a running
+			// machine does, and the collector would keep it for minutes. Twice: what is in a
+			// sync.Pool, as the buffers of decompressors are, outlasts one collection.
+			runtime.GC()
+			debug.FreeOSMemory()
+		}
 	}
 	stopProfile() // before its vCPUs go
 	if m.cfg.Ending != nil {

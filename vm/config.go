@@ -243,7 +243,8 @@ func of(field string, err error) error {
 	return &ConfigError{field, err}
 }
 
-var validPort = regexp.MustCompile(`^[A-Za-z0-9._]([A-Za-z0-9._-]{0,61}[A-Za-z0-9._])?$`)
+// portForm is what a port may be called, with up to 63 characters.
+var portForm = regexp.MustCompile(`^[A-Za-z0-9._]([A-Za-z0-9._-]*[A-Za-z0-9._])?$`)
 
 // complete fills in what is left out.
 func (c *Config) complete() {
@@ -436,7 +437,7 @@ func (d *Disk) check() error {
 func (c *Config) checkPorts() error {
 	var names []string
 	for _, p := range c.Ports {
-		if !validPort.MatchString(p.Name) {
+		if len(p.Name) > 63 || !portForm.MatchString(p.Name) {
 			return wrong("Ports", "%q: only letters, digits, dashes, dots and underlines", p.Name)
 		}
 		if slices.Contains(names, p.Name) {

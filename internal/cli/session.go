@@ -98,6 +98,7 @@ func (s *session) start(ctx context.Context, out io.Writer) error {
 func (s *session) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(failed(err), s.leave(err)) }()
 	s.began, s.stdout, s.stderr = time.Now(), os.Stdout, os.Stderr
+	putOffCollection()
 	s.waiting = newWaiting(os.Stderr)
 	s.builder, s.built = setupBuilder()
 	if s.Config != nil {

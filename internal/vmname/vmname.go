@@ -3,9 +3,10 @@ package vmname
 
 import "regexp"
 
-// valid has the form of a hostname, which a name becomes.
-var valid = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+// form is that of a hostname, which a name becomes. Its length is no part of it: counted
+// repetitions are written out when the program starts.
+var form = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$`)
 
 // Valid reports whether a name has the right form: letters, digits and dashes between
 // them, 1 to 63.
-func Valid(name string) bool { return valid.MatchString(name) }
+func Valid(name string) bool { return len(name) <= 63 && form.MatchString(name) }

@@ -71,7 +71,10 @@ const (
 	making  = ".making-"
 )
 
-var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+// Its length is no part of it: counted repetitions are written out when the program starts.
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+
+func validName(name string) bool { return len(name) <= 128 && nameForm.MatchString(name) }
 
 // Create makes a volume, or returns the one that there is of that name, as it is. Without a name
 // it is anonymous. The error may be ErrName.
@@ -82,7 +85,7 @@ func (s *Store) Create(name string, labels map[string]string) (*Volume, error) {
 		rand.Read(id[:])
 		v.Name, v.Anonymous = hex.EncodeToString(id[:]), true
 	}
-	if !validName.MatchString(v.Name) {
+	if !validName(v.Name) {
 		return nil, fmt.Errorf("%q: %w", v.Name, ErrName)
 	}
 	if there, err := s.Get(v.Name); !errors.Is(err, ErrNotFound) {
@@ -122,7 +125,7 @@ func (s *Store) Create(name string, labels map[string]string) (*Volume, error) {
 
 // Get returns a volume. The error may be ErrNotFound.
 func (s *Store) Get(name string) (*Volume, error) {
-	if !validName.MatchString(name) {
+	if !validName(name) {
 		return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
 	}
 	v := &Volume{}
@@ -149,7 +152,7 @@ func (s *Store) List() ([]*Volume, error) {
 	}
 	var out []*Volume
 	for _, e := range entries {
-		if !validName.MatchString(e.Name()) {
+		if !validName(e.Name()) {
 			continue
 		}
 		v, err := s.Get(e.Name())

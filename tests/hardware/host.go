@@ -155,22 +155,17 @@ func (h *host) makeBundle(ctx context.Context, b *guestimages.Builder, dir strin
 	if err := programs.Init("."); err != nil {
 		return err
 	}
-	flags := append(slices.Clone(programs.Flags), "-o")
-	for _, pkg := range []string{"./cmd/vmm", "./tests/guestcheck"} {
-		if err := build(append(append([]string{"build"}, flags...), filepath.Join(bin, filepath.Base(pkg)), pkg)...); err != nil {
-			return err
-		}
-	}
 	for _, p := range []struct {
 		name, pkg string
 		flags     []string
-	}{{programs.Probe, "./cmd/vmm", programs.ProbeFlags}, {programs.HostileGuest, "./tests/hostileguest", programs.HostileGuestFlags}} {
-		if err := build(slices.Concat([]string{"build"}, programs.Flags, p.flags, []string{"-o", filepath.Join(bin, p.name), p.pkg})...); err != nil {
+	}{{"vmm", "vmm/cmd/vmm", nil}, {"guestcheck", "vmm/tests/guestcheck", nil}, {programs.Probe, "vmm/cmd/vmm", programs.ProbeFlags},
+		{programs.HostileGuest, "vmm/tests/hostileguest", programs.HostileGuestFlags}} {
+		if _, err := programs.Build(bin, p.name, p.pkg, p.flags...); err != nil {
 			return err
 		}
 	}
 	for _, p := range packages() {
-		if err := build(append(append([]string{"test", "-c"}, flags...), filepath.Join(bin, binary(p)), "./"+p)...); err != nil {
+		if err := build(slices.Concat([]string{"test", "-c"}, programs.Flags, []string{"-o", filepath.Join(bin, binary(p)), "./" + p})...); err != nil {
 			return err
 		}
 	}

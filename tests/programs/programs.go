@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Built is the environment variable that names a directory of programs that were
@@ -34,8 +35,12 @@ func Build(dir, name, pkg string, flags ...string) (string, error) {
 	if built := os.Getenv(Built); built != "" {
 		return filepath.Join(built, name), nil
 	}
+	mod, err := exec.Command("go", "run", "vmm/packaging/patched").Output()
+	if err != nil {
+		return "", fmt.Errorf("making the patched dependencies: %w\n%s", err, mod)
+	}
 	path := filepath.Join(dir, name)
-	c := exec.Command("go", slices.Concat([]string{"build"}, Flags, flags, []string{"-o", path, pkg})...)
+	c := exec.Command("go", slices.Concat([]string{"build", "-modfile", strings.TrimSpace(string(mod))}, Flags, flags, []string{"-o", path, pkg})...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
