@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
@@ -162,6 +163,34 @@ func TestImmediateExit(t *testing.T) {
 	v.Shared().SetImmediateExit(true)
 	if err := v.Run(); !errors.Is(err, unix.EINTR) {
 		t.Errorf("Run = %v, want EINTR", err)
+	}
+}
+
+// TestCollectorEndsRun: where the guest has been coming back soon, Go's collector gets a guest that
+// does not.
+func TestCollectorEndsRun(t *testing.T) {
+	_, v := openVCPU(t, 0xe6, 0x10, // out 0x10, al
+		0xeb, 0xfe) // jmp to itself
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := v.Run(); err != nil || v.run.ExitReason != ExitIO {
+		t.Fatalf("%v, exit %v", err, v.run.ExitReason)
+	}
+	collected := make(chan struct{})
+	go func() {
+		runtime.GC()
+		close(collected)
+	}()
+	for ended := false; !ended; {
+		v.brief = true // a busy host may have taken its time
+		if err := v.Run(); !errors.Is(err, unix.EINTR) {
+			t.Fatalf("%v, exit %v", err, v.run.ExitReason)
+		}
+		select {
+		case <-collected:
+			ended = true
+		default:
+		}
 	}
 }
 
