@@ -69,7 +69,7 @@ $(INIT): $(SOURCES)
 
 # Dependencies without what they would do at each start.
 PATCHED := .patched/go.mod
-$(PATCHED): go.mod go.sum packaging/patched/main.go
+$(PATCHED): go.mod go.sum packaging/patched/main.go packaging/patched/lazy.go.txt
 	go run ./packaging/patched >/dev/null
 
 vmm: $(SOURCES) $(INIT) $(PATCHED)

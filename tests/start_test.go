@@ -13,7 +13,7 @@ import (
 )
 
 // mostInitAllocs bounds what all packages together allocate before main: each command pays for it.
-const mostInitAllocs = 12000
+const mostInitAllocs = 5000
 
 var initLine = regexp.MustCompile(`(?m)^init (\S+) .* (\d+) allocs$`)
 

@@ -143,7 +143,7 @@ func overhead(t *testing.T, name string, args ...string) float64 {
 	}
 	defer c.Wait()
 	defer c.Process.Kill()
-	time.Sleep(time.Second)
+	time.Sleep(2 * time.Second) // by then it has given back what its start needed
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", c.Process.Pid))
 	if err != nil {
 		t.Fatal(err)

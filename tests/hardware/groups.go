@@ -15,6 +15,9 @@ type job struct {
 	cpus   int // of the host; 1 if 0
 	limit  time.Duration
 	script string // of a shell, in a copy of the source tree
+	// counted has the host's clocks advance by a nanosecond with each instruction, and by
+	// nothing else while there is one to execute: what takes time there is as many instructions.
+	counted bool
 }
 
 // hostTest is a function of a test binary, with what it asks for.

@@ -34,6 +34,7 @@ type options struct {
 	bench   bool
 	kernels bool
 	cpus    int
+	counted bool
 	hosts   int
 	keep    string
 	limit   time.Duration
@@ -49,6 +50,7 @@ func main() {
 	flag.BoolVar(&o.bench, "bench", false, "compare with QEMU instead of testing")
 	flag.BoolVar(&o.kernels, "kernels", false, "boot Debian's kernels instead, of the suites that -run matches; with -exec, have them in the cache")
 	flag.IntVar(&o.cpus, "cpus", 0, "give each host this `NUMBER` of CPUs, not what its tests ask for")
+	flag.BoolVar(&o.counted, "counted", false, "have the hosts' clocks count instructions, a nanosecond each; with one CPU")
 	flag.IntVar(&o.hosts, "hosts", 2, "run this `NUMBER` of hosts at the same time")
 	flag.StringVar(&o.keep, "keep", "", "keep the hosts' consoles in this `DIRECTORY`")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "end -exec after this time")
@@ -161,6 +163,7 @@ func (o *options) jobs() ([]job, error) {
 		if o.cpus > 0 {
 			jobs[i].cpus = o.cpus
 		}
+		jobs[i].counted = jobs[i].counted || o.counted
 	}
 	return jobs, nil
 }

@@ -26,6 +26,9 @@ const (
 	hostMemory = "6G"
 	// standstill is how long a host may say nothing; it does so every five seconds.
 	standstill = 45 * time.Second
+	// countedStandstill is that of one with a clock that counts instructions: five seconds
+	// are 5e9 of them.
+	countedStandstill = 10 * time.Minute
 	// bootTime is how long it may take to its first word.
 	bootTime = 2 * time.Minute
 	// nudge is how often a host gets an interrupt: TCG loses one of its APIC's now
@@ -73,12 +76,16 @@ func (h *host) start(ctx context.Context, j job, console string, out io.Writer) 
 	}
 	defer os.RemoveAll(dir)
 	qmp := filepath.Join(dir, "qmp")
-	c := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", cpuModel, "-smp", strconv.Itoa(max(j.cpus, 1)), "-m", hostMemory,
+	accel, silence := []string{"-accel", "tcg,thread=multi"}, standstill
+	if j.counted {
+		accel, silence = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"}, countedStandstill
+	}
+	c := exec.CommandContext(ctx, "qemu-system-x86_64", append(accel, "-cpu", cpuModel, "-smp", strconv.Itoa(max(j.cpus, 1)), "-m", hostMemory,
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", h.kernel, "-initrd", h.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable vmm.job="+base64.StdEncoding.EncodeToString([]byte("("+j.script+"\n)"+epilogue)),
 		"-serial", "file:"+console, "-serial", "stdio", "-qmp", "unix:"+qmp+",server=on,wait=off",
 		"-drive", "file="+h.root+",format=raw,if=virtio,snapshot=on,cache=unsafe",
-		"-drive", "file="+h.bundle+",format=raw,if=virtio,snapshot=on,cache=unsafe")
+		"-drive", "file="+h.bundle+",format=raw,if=virtio,snapshot=on,cache=unsafe")...)
 	c.Env = append(os.Environ(), "TMPDIR="+dir) // of the disks' changes
 	var complaints strings.Builder
 	c.Stderr = &complaints
@@ -90,7 +97,7 @@ func (h *host) start(ctx context.Context, j job, console string, out io.Writer) 
 		return 0, err
 	}
 	go keepAwake(ctx, qmp)
-	status, err = watch(pipe, out, cancel)
+	status, err = watch(pipe, out, silence, cancel)
 	if wait := c.Wait(); err == nil && status < 0 {
 		err = fmt.Errorf("the host ended early: %w: %s", errors.Join(wait, context.Cause(ctx)), complaints.String())
 	}
@@ -98,8 +105,8 @@ func (h *host) start(ctx context.Context, j job, console string, out io.Writer) 
 }
 
 // watch copies what the job says until it ends; status is -1 if it never says so.
-// A host that says nothing for long is ended with stop.
-func watch(from io.Reader, out io.Writer, stop func()) (status int, err error) {
+// A host that says nothing for longest is ended with stop.
+func watch(from io.Reader, out io.Writer, longest time.Duration, stop func()) (status int, err error) {
 	lines := make(chan string)
 	go func() {
 		defer close(lines)
@@ -114,7 +121,7 @@ func watch(from io.Reader, out io.Writer, stop func()) (status int, err error) {
 		}
 	}()
 	status = -1
-	silence := time.NewTimer(bootTime)
+	silence := time.NewTimer(max(bootTime, longest))
 	defer silence.Stop()
 	for {
 		select {
@@ -122,7 +129,7 @@ func watch(from io.Reader, out io.Writer, stop func()) (status int, err error) {
 			if !ok {
 				return status, err
 			}
-			silence.Reset(standstill)
+			silence.Reset(longest)
 			before, word, control := strings.Cut(line, "\x01")
 			io.WriteString(out, before)
 			if !control {

@@ -51,12 +51,12 @@ func TestWatch(t *testing.T) {
 		{"\x01begin\nhello\n", "hello\n", -1}, // it ended early
 	} {
 		var out strings.Builder
-		status, err := watch(strings.NewReader(c.said), &out, func() {})
+		status, err := watch(strings.NewReader(c.said), &out, time.Minute, func() {})
 		if status != c.status || err != nil || out.String() != c.out {
 			t.Errorf("%q: status %d, %v, %q", c.said, status, err, out.String())
 		}
 	}
-	if _, err := watch(strings.NewReader("\x01end of it\n"), io.Discard, func() {}); err == nil {
+	if _, err := watch(strings.NewReader("\x01end of it\n"), io.Discard, time.Minute, func() {}); err == nil {
 		t.Error("an end without a status")
 	}
 }
