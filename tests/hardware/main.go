@@ -142,7 +142,7 @@ func (o *options) jobs() ([]job, error) {
 	case o.exec != "":
 		jobs = []job{{name: "exec", limit: o.limit, script: o.exec}}
 	case o.bench:
-		jobs = []job{benchJob}
+		jobs = slices.Clone(benchJobs)
 	case o.kernels:
 		jobs = kernelJobs(regexp.MustCompile(o.run))
 	default:
