@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -16,9 +17,13 @@ const greeting = 10 * time.Second
 
 // ServeUnix lets programs of the host connect to the guest by a unix socket, as
 // Firecracker does: they write "CONNECT PORT\n", read "OK HOSTPORT\n", and have
-// the stream then. A connection that fails is closed without an answer. It
-// returns when the listener is closed.
+// the stream then. A connection that fails is closed without an answer. When the
+// listener is closed it closes them all, and returns.
 func (d *Device) ServeUnix(l *net.UnixListener) {
+	ctx, end := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer end()
 	for {
 		c, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -28,11 +33,14 @@ func (d *Device) ServeUnix(l *net.UnixListener) {
 			time.Sleep(10 * time.Millisecond) // too many open files, which may pass
 			continue
 		}
-		go d.greet(c)
+		serving.Go(func() {
+			defer context.AfterFunc(ctx, func() { c.Close() })()
+			d.greet(ctx, c)
+		})
 	}
 }
 
-func (d *Device) greet(u *net.UnixConn) {
+func (d *Device) greet(ctx context.Context, u *net.UnixConn) {
 	u.SetReadDeadline(time.Now().Add(greeting))
 	line, err := readLine(u)
 	port, ok := strings.CutPrefix(line, "CONNECT ")
@@ -41,7 +49,7 @@ func (d *Device) greet(u *net.UnixConn) {
 		u.Close()
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), greeting)
+	ctx, cancel := context.WithTimeout(ctx, greeting)
 	defer cancel()
 	c, err := d.Dial(ctx, uint32(n))
 	if err != nil {
@@ -103,6 +111,8 @@ func join(c *Conn, u *net.UnixConn) {
 		_, err := io.CopyBuffer(c, struct{ io.Reader }{u}, make([]byte, copySize))
 		if err != nil {
 			u.Close()
+			c.Close()
+			return
 		}
 		c.CloseWrite()
 	}()

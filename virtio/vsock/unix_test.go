@@ -57,6 +57,49 @@ func TestUnix(t *testing.T) {
 	p.want(opShutdown) // of the first, both ways
 }
 
+// TestServeUnixEnds: no connection outlasts the listener, be it one that says nothing, one whose
+// guest does not answer, or one whose guest is silent.
+func TestServeUnixEnds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "v")
+	p := start(t, Options{})
+	p.supply(16)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		p.dev.ServeUnix(l)
+	}()
+	var conns []net.Conn
+	for _, line := range []string{"", "CONNECT 1\n", "CONNECT 2\n"} {
+		u, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		conns = append(conns, u)
+		if line == "" {
+			continue
+		}
+		io.WriteString(u, line)
+		if h, _ := p.want(opRequest); h.dstPort == 2 {
+			p.send(header{srcPort: 2, dstPort: h.srcPort, op: opResponse}, nil)
+			if _, err := io.ReadFull(u, make([]byte, len("OK "))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l.Close()
+	<-served
+	for i, u := range conns {
+		if _, err := io.ReadAll(u); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+}
+
 // TestWriteThrough: whatever the host's reader takes at once and what later, all
 // comes in order.
 func TestWriteThrough(t *testing.T) {
