@@ -146,7 +146,10 @@ func said(words string) error {
 	if len(words) > maxSaid {
 		words = words[:maxSaid] + "…"
 	}
-	return errors.New(strings.Join(strings.Fields(words), " "))
+	if err := errors.New(strings.Join(strings.Fields(words), " ")); err.Error() != ErrNotAlone.Error() {
+		return err
+	}
+	return ErrNotAlone
 }
 
 // sendInput sends what is read, a window of frames at a time.

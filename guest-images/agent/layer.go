@@ -48,7 +48,7 @@ func (c *Client) Changes(ctx context.Context, each func(Change) error) error {
 
 // GetLayer writes what was written to the guest's root as a layer of a container image, a tar
 // archive that is not compressed (OCI image specification, layer.md). The guest's processes stand
-// still meanwhile, if pause is set.
+// still meanwhile, if pause is set; the error may be ErrNotAlone then.
 func (c *Client) GetLayer(ctx context.Context, w io.Writer, pause bool) error {
 	return c.get(ctx, Request{Op: OpLayer, Pause: pause}, copyTo(w))
 }
@@ -85,7 +85,7 @@ const (
 func (s *Server) layer(l *Link, pause bool) error {
 	if pause {
 		if !s.Alone {
-			return errNotAlone
+			return ErrNotAlone
 		}
 		defer stopOthers()()
 	}

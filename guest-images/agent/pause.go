@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errNotAlone is the error where the agent cannot stop all others: it would stop what it depends on.
-var errNotAlone = errors.New("the agent is a service of the guest's, and cannot stop all its processes: --pause=false")
+// ErrNotAlone is the error where the agent cannot stop all others: it would stop what it depends on.
+var ErrNotAlone = errors.New("the agent is a service of the guest's, and cannot stop all its processes")
 
 // stopOthers stops all processes but this one and the guest's init, until the function that it returns is
 // called. What had been stopped before stays so.

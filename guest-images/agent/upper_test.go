@@ -3,6 +3,7 @@ package agent
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -66,7 +67,7 @@ func TestUpper(t *testing.T) {
 		t.Errorf("changes: %q, want %q", got, want)
 	}
 	var b bytes.Buffer
-	if err := c.GetLayer(t.Context(), io.Discard, true); !errorHas(err, errNotAlone.Error()) { // it would stop the test
+	if err := c.GetLayer(t.Context(), io.Discard, true); !errors.Is(err, ErrNotAlone) { // it would stop the test
 		t.Errorf("all others are stopped by who needs them: %v", err)
 	}
 	if err := c.GetLayer(t.Context(), &b, false); err != nil {

@@ -28,6 +28,7 @@ var hints = []struct {
 	{storage.ErrMasquerade, "give format=raw to allow it"},
 	{oci.ErrInsecure, "--insecure (vmm run: --insecure-registry) allows it all the same"},
 	{vm.ErrNeedsRoot, "--root-size has a disk for that"},
+	{agent.ErrNotAlone, "--pause=false lets them run meanwhile"},
 	{lan.ErrAddressTaken, "give this VM another --name, or mac="},
 }
 
