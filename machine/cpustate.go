@@ -14,8 +14,13 @@ import (
 
 // MSRs that are loaded in an order of their own (SDM 4).
 const (
-	msrFeatureControl = 0x3a  // IA32_FEATURE_CONTROL
-	msrDeadline       = 0x6e0 // IA32_TSC_DEADLINE: arms a timer of the local APIC
+	msrFeatureControl = 0x3a       // IA32_FEATURE_CONTROL
+	msrSMBase         = 0x9e       // IA32_SMBASE
+	msrPlatformInfo   = 0xce       // MSR_PLATFORM_INFO
+	msrDeadline       = 0x6e0      // IA32_TSC_DEADLINE: arms a timer of the local APIC
+	msrDECfg          = 0xc0011029 // AMD: how LFENCE works and other decoding does (its processor programming references)
+	// Hyper-V Top Level Functional Specification, appendix C.
+	firstHyperV, lastHyperV = 0x40000000, 0x400001ff
 )
 
 // settle has KVM finish the instruction whose exit was served last: its result
@@ -89,11 +94,14 @@ func (v *vcpu) save(indices []uint32) (*CPUState, error) {
 	return s, err
 }
 
-// saveMSRs reads those MSRs that can be read.
+// saveMSRs reads those MSRs that can be read, but for Hyper-V's, which KVM lists and no guest is
+// offered: one is a clock.
 func (v *vcpu) saveMSRs(indices []uint32) ([]kvm.MSREntry, error) {
-	list := make([]kvm.MSREntry, len(indices))
-	for i, n := range indices {
-		list[i].Index = n
+	list := make([]kvm.MSREntry, 0, len(indices))
+	for _, n := range indices {
+		if n < firstHyperV || n > lastHyperV {
+			list = append(list, kvm.MSREntry{Index: n})
+		}
 	}
 	var out []kvm.MSREntry
 	for len(list) > 0 {
@@ -107,23 +115,56 @@ func (v *vcpu) saveMSRs(indices []uint32) ([]kvm.MSREntry, error) {
 	return out, nil
 }
 
+// offeredMSRs are MSRs that a guest has where a bit of CPUID says so (SDM 4, 2.1). KVM has them for all.
+var offeredMSRs = []struct {
+	first, last uint32
+	leaf, reg   uint32 // subleaf 0; EAX is 0
+	bit         uint
+}{
+	{0x3b, 0x3b, 7, 1, 1},                             // IA32_TSC_ADJUST
+	{0x10a, 0x10a, 7, 3, 29},                          // IA32_ARCH_CAPABILITIES
+	{0x179, 0x17b, 1, 3, 14},                          // IA32_MCG_CAP to IA32_MCG_CTL
+	{0x280, 0x29f, 1, 3, 14},                          // IA32_MC0_CTL2 on
+	{0x400, 0x47f, 1, 3, 14},                          // IA32_MC0_CTL on
+	{0xc0000104, 0xc0000104, cpuidSVM, 3, 4},          // TSC_RATIO
+	{0x4b564d05, 0x4b564d05, cpuidKVMFeatures, 0, 12}, // MSR_KVM_POLL_CONTROL
+}
+
+// hostsMSRs are as well what the host has made them: how the CPU decodes, what it says of its speed and of
+// CPUID faulting, and where a firmware's code is, of which there is none.
+var hostsMSRs = []uint32{msrDECfg, msrPlatformInfo, msrSMBase}
+
+// offers reports whether a guest with these leaves has an MSR, as far as offeredMSRs tells.
+func offers(ids []kvm.CPUIDEntry, msr uint32) bool {
+	for _, o := range offeredMSRs {
+		if msr >= o.first && msr <= o.last {
+			return leaf(ids, o.leaf, 0)[o.reg]>>o.bit&1 != 0
+		}
+	}
+	return true
+}
+
 // loadMSRs writes MSRs. One that cannot be written is no loss if it has the value
-// already, or none.
+// already, or none, or the guest is not told of it, or it is one of hostsMSRs.
 func (v *vcpu) loadMSRs(list []kvm.MSREntry) error {
+	var lost []string
 	for len(list) > 0 {
 		n, err := v.engine.SetSomeMSRs(list)
 		if err != nil {
 			return err
 		}
 		if n == len(list) {
-			return nil
+			break
 		}
-		if m := list[n]; m.Data != 0 {
+		if m := list[n]; m.Data != 0 && !slices.Contains(hostsMSRs, m.Index) && offers(v.cpuid, m.Index) {
 			if now, err := v.engine.MSR(m.Index); err != nil || now != m.Data {
-				return fmt.Errorf("this host's KVM does not take the value %#x for MSR %#x", m.Data, m.Index)
+				lost = append(lost, fmt.Sprintf("%#x for MSR %#x", m.Data, m.Index))
 			}
 		}
 		list = list[n+1:]
+	}
+	if lost != nil {
+		return fmt.Errorf("the engine does not take the value %s", strings.Join(lost, ", "))
 	}
 	return nil
 }
@@ -257,24 +298,33 @@ var comparedLeaves = []struct {
 	{0x80000001, 0, [4]uint32{0, 0, ^uint32(0), ^uint32(0)}},
 }
 
+// seenOf returns what a guest would see of the leaves that a host supports.
+func (v *vcpu) seenOf(host []kvm.CPUIDEntry) ([]kvm.CPUIDEntry, error) {
+	if err := v.engine.SetCPUID(host); err != nil {
+		return nil, err
+	}
+	seen, err := v.engine.CPUID()
+	return seen, errors.Join(err, v.engine.SetCPUID(v.cpuid))
+}
+
 // checkCPU compares the features that the guest has seen with the host's.
 func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
-	v := m.cpus[0]
-	if err := v.engine.SetCPUID(host); err != nil {
-		return err
-	}
-	have, err := v.engine.CPUID()
+	have, err := m.cpus[0].seenOf(host)
 	if err != nil {
-		return err
-	}
-	if err := v.engine.SetCPUID(v.cpuid); err != nil {
 		return err
 	}
 	want := s.CPUs[0].Features
 	if a, b := vendor(want), vendor(have); a != b {
 		return &CPUError{[]string{fmt.Sprintf("a CPU by %s, not %s", a, b)}}
 	}
-	var missing []string
+	if missing := missingFeatures(want, have); missing != nil {
+		return &CPUError{missing}
+	}
+	return nil
+}
+
+// missingFeatures names the bits of comparedLeaves that are wanted and not there.
+func missingFeatures(want, have []kvm.CPUIDEntry) (missing []string) {
 	for _, l := range comparedLeaves {
 		a, b := leaf(want, l.leaf, l.sub), leaf(have, l.leaf, l.sub)
 		for i, name := range []string{"EAX", "EBX", "ECX", "EDX"} {
@@ -285,10 +335,7 @@ func (m *Machine) checkCPU(s *State, host []kvm.CPUIDEntry) error {
 			}
 		}
 	}
-	if missing != nil {
-		return &CPUError{missing}
-	}
-	return nil
+	return missing
 }
 
 // features names bits of CPUID that people know by name (SDM 2, CPUID; APM 3, E.3).

@@ -31,11 +31,12 @@ const MaxCPUs = 64
 
 // Config describes a machine. The zero values of all but Kernel are good.
 type Config struct {
-	CPUs      int    // at most MaxCPUs; 1 if 0
-	Memory    uint64 // bytes, whole pages, from MinMemory to MaxMemory; DefaultMemory if 0
-	HugePages bool   // of the host's pool if that has enough, else transparent ones
-	Engine    Engine // AutoEngine if empty
-	Nested    bool   // the guest may have VMs of its own
+	CPUs      int      // at most MaxCPUs; 1 if 0
+	Memory    uint64   // bytes, whole pages, from MinMemory to MaxMemory; DefaultMemory if 0
+	HugePages bool     // of the host's pool if that has enough, else transparent ones
+	Engine    Engine   // AutoEngine if empty
+	Nested    bool     // the guest may have VMs of its own; with HostCPU only
+	CPUModel  CPUModel // what a guest that boots sees of the CPU; HostCPU if empty
 	Kernel    *bootloader.Kernel
 	Initrd    []byte // initial RAM disk, as it is; nil if there is none
 	// Cmdline is the user's kernel arguments; they win over the defaults.
@@ -235,7 +236,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.mapDevices(cpuid); err != nil {
 		return nil, err
 	}
-	if err = m.offerPerfmon(cpuid); err != nil {
+	if err = m.offerPerfmon(cfg.CPUModel.restrict(cpuid)); err != nil {
 		return nil, err
 	}
 	if m.interpreted {
@@ -289,8 +290,11 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry) error {
 		return err
 	}
 	m.cfg.Kernel, m.cfg.Initrd = nil, nil // the guest has them; here they are memory that nobody needs
-	offer := m.cpuOffer()
-	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(cpuid, id) }); err != nil {
+	offer, seen := m.cpuOffer(), m.cfg.CPUModel.restrict(cpuid)
+	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(seen, id) }); err != nil {
+		return err
+	}
+	if err := m.checkModel(cpuid); err != nil {
 		return err
 	}
 	return m.cpus[0].enter(entry)

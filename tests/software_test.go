@@ -111,6 +111,56 @@ func TestSoftware(t *testing.T) {
 	})
 }
 
+// TestEngineRestores saves a VM whose CPU is a model's, and restores it with the other engine and back.
+func TestEngineRestores(t *testing.T) {
+	needKVM(t)
+	runtimeDirFor(t)
+	for _, order := range [][]string{{"software", "kvm", "software"}, {"kvm", "software", "kvm"}} {
+		t.Run(order[0]+" first", func(t *testing.T) {
+			if only := os.Getenv("VMM_TEST_FIRST_ENGINE"); only != "" && order[0] != only {
+				t.Skip("VMM_TEST_FIRST_ENGINE is " + only)
+			}
+			ok(t, "run", "-d", "--name", "first", "--engine", order[0], "--cpu-model", "x86-64-v2", "-c", "2", "-m", "256M", "--net", "none")
+			defer gone(t, "first", "second", "third")
+			before := ok(t, "exec", "first", "sh", "-c", "echo kept >/tmp/kept; (while :; do date +%s >/tmp/alive; sleep 1; done) </dev/null >/dev/null 2>&1 & grep -c '^flags.* hypervisor' /proc/cpuinfo; uname -r")
+			for i, name := range []string{"second", "third"} {
+				saved := filepath.Join(t.TempDir(), "saved")
+				from := []string{"first", "second"}[i]
+				ok(t, "snapshot", from, saved)
+				ok(t, "kill", from)
+				out, status := runProgram(t, "", vmmPath, "restore", "-d", "--engine", order[i+1], "--name", name, saved)
+				if status != 0 && order[i] == "kvm" && strings.Contains(out, "this host's CPU lacks") && doctorSays(t, "kernel mode", "interpreted") {
+					t.Skipf("a KVM that interprets shows guests more of the CPU than it was told: %s", out)
+				}
+				if status != 0 {
+					t.Fatalf("%s: status %d, %s", name, status, out)
+				}
+				if v := inspected(t, name); v.Engine != order[i+1] {
+					t.Errorf("%s has the engine %q, not %q", name, v.Engine, order[i+1])
+				}
+				// The process in the background goes on, with its clock, and both CPUs execute.
+				got := ok(t, "exec", name, "sh", "-c", `rm /tmp/alive; until [ -s /tmp/alive ]; do sleep 0.1; done
+for cpu in 0 1; do taskset $((cpu + 1)) sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done' || echo "no CPU $cpu"; done
+cat /tmp/kept; grep -c "^flags.* hypervisor" /proc/cpuinfo; uname -r; dmesg | grep -E "BUG|WARNING|soft lockup|Call Trace" || true`)
+				if want := "kept\n" + before; got != want {
+					t.Errorf("%s: %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+// doctorSays reports whether a line of vmm doctor has a text.
+func doctorSays(t *testing.T, line, text string) bool {
+	t.Helper()
+	for l := range strings.Lines(ok(t, "doctor")) {
+		if strings.HasPrefix(l, line) && strings.Contains(l, text) {
+			return true
+		}
+	}
+	return false
+}
+
 // hideKVM runs a command in a mount namespace whose /dev has all that there is but kvm.
 const hideKVM = `mount --rbind /dev "$0" && mount -t tmpfs none /dev &&
 for f in "$0"/*; do [ "$f" = "$0/kvm" ] || ln -s "$f" /dev/ || exit; done && exec "$@"`

@@ -187,7 +187,7 @@ func (v *VM) bootConfig(ctx context.Context) (*machine.Config, error) {
 		b.initrds = append(b.initrds, initrd)
 	}
 	return &machine.Config{
-		CPUs: v.cfg.CPUs, Memory: uint64(v.cfg.Memory), HugePages: v.cfg.HugePages, Nested: v.cfg.Nested, Kernel: b.kernel,
+		CPUs: v.cfg.CPUs, Memory: uint64(v.cfg.Memory), HugePages: v.cfg.HugePages, Nested: v.cfg.Nested, CPUModel: v.cfg.CPUModel, Kernel: b.kernel,
 		Initrd: bootloader.JoinInitrds(b.initrds...), Cmdline: strings.Join(args, " "),
 		Protocol: v.cfg.Boot.Protocol, Transport: v.cfg.Transport,
 	}, nil

@@ -42,6 +42,9 @@ type Config struct {
 	// Engine is what executes the guest on this host; machine.AutoEngine if empty. What is
 	// saved of a VM does not have it.
 	Engine machine.Engine `json:"engine,omitempty"`
+	// CPUModel is what the guest sees of the CPU; machine.HostCPU if empty. With another one
+	// what is saved can be restored by any engine, on any host whose CPU has that.
+	CPUModel machine.CPUModel `json:"cpuModel,omitempty"`
 	// Transport is how the guest finds its virtio devices; machine.PCI if empty.
 	Transport machine.Transport `json:"transport,omitempty"`
 	Boot      Boot              `json:"boot,omitzero"`
@@ -263,6 +266,9 @@ func (c *Config) complete() {
 	if c.Engine == "" {
 		c.Engine = machine.AutoEngine
 	}
+	if c.CPUModel == "" {
+		c.CPUModel = machine.HostCPU
+	}
 	if c.Transport == "" {
 		c.Transport = machine.PCI
 	}
@@ -307,6 +313,10 @@ func (c *Config) check() error {
 		return wrong("Memory", "%v: between %v and %v", c.Memory, Size(machine.MinMemory), Size(machine.MaxMemory))
 	case !slices.Contains(machine.Engines, c.Engine):
 		return wrong("Engine", "%q: auto, kvm or software", c.Engine)
+	case !slices.Contains(machine.CPUModels, c.CPUModel):
+		return wrong("CPUModel", "%q: host, x86-64-v2 or x86-64-v3", c.CPUModel)
+	case c.Nested && c.CPUModel != machine.HostCPU:
+		return wrong("Nested", "only a CPU like the host's can have it, and %s is none", c.CPUModel)
 	case !slices.Contains(machine.Transports, c.Transport):
 		return wrong("Transport", "%q: pci, mmio or mmio-cmdline", c.Transport)
 	case !slices.Contains(bootloader.Protocols, c.Boot.Protocol):

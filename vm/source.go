@@ -249,7 +249,7 @@ func (r *source) overlay(i int, path, format string) (string, error) {
 
 // machineConfig is that of the machine.
 func (r *source) machineConfig(c *Config) *machine.Config {
-	m := &machine.Config{CPUs: c.CPUs, Memory: uint64(c.Memory), Nested: c.Nested, Transport: c.Transport,
+	m := &machine.Config{CPUs: c.CPUs, Memory: uint64(c.Memory), Nested: c.Nested, CPUModel: c.CPUModel, Transport: c.Transport,
 		State: r.state, RAM: r.ram, TrackDirty: !r.warm, Received: r.received,
 		Moved: r.moved || r.warm} // warm, the agent gets new randomness before anything is run
 	if r.snapshot != nil && (r.prefetch || r.warm) {

@@ -27,7 +27,7 @@ const (
 )
 
 // configFlags are the flags of vmm run whose values are in the Config. All others are in the table.
-var configFlags = []string{"append", "boot-entry", "boot-protocol", "console-device", "cpu-limit", "cpus", "disk", "engine", "hostname", "huge-pages", "initrd", "io-limit",
+var configFlags = []string{"append", "boot-entry", "boot-protocol", "console-device", "cpu-limit", "cpu-model", "cpus", "disk", "engine", "hostname", "huge-pages", "initrd", "io-limit",
 	"kernel", "label", "memory", "memory-limit", "modules", "name", "nested", "net", "no-agent", "on-enospc", "pids-limit", "pmem", "port", "publish", "root", "rootfs", "rw", "share", "virtio", "vsock"}
 
 // inTable reports whether a flag is in the table: where a Config has no word for what it says, too.

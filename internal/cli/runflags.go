@@ -31,6 +31,7 @@ type runFlags struct {
 	hugePages, nested                    bool
 	cpus                                 int
 	name, transport, terminal, onENOSPC  string
+	cpuModel                             string
 	disks, pmems                         []string
 	ports, nets, publish                 []string
 	shares, rw, hide, expose             []string
@@ -111,6 +112,7 @@ func (f *runFlags) add(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.args, "append", nil, "kernel `ARGUMENTS`; they win over vmm's own")
 	fl.VarP(&f.memory, "memory", "m", "guest memory `SIZE`, such as 512M or 4G")
 	fl.BoolVar(&f.hugePages, "huge-pages", false, "back guest memory with huge pages")
+	fl.StringVar(&f.cpuModel, "cpu-model", string(machine.HostCPU), "what the guest sees of the CPU: host (all), or the level x86-64-v2 or x86-64-v3, with which what is saved can be restored on other CPUs and by another engine")
 	fl.BoolVar(&f.nested, "nested", false, "show the guest the CPU's virtualization, so that it can have VMs of its own")
 	fl.IntVarP(&f.cpus, "cpus", "c", 1, "`NUMBER` of virtual CPUs")
 	f.sessionFlags.add(fl)
@@ -158,7 +160,7 @@ func usage(format string, args ...any) error {
 
 // flagOf are the flags that fill the fields of a Config.
 var flagOf = map[string]string{
-	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Engine": "--engine", "Transport": "--virtio",
+	"Version": "--config", "Name": "--name", "Hostname": "--hostname", "CPUs": "--cpus", "Memory": "--memory", "Engine": "--engine", "CPUModel": "--cpu-model", "Transport": "--virtio",
 	"Boot.Protocol": "--boot-protocol", "Boot.Modules": "--modules", "Root": "--root", "Root.Image.Dir": "--root-dir", "Root.Image.Disk": "--root-size", "Root.Image.Tmpfs": "--tmpfs",
 	"Root.Image.Hosts": "--add-host", "Root.Image.Init": "--systemd", "Root.Image.Volumes": "the image's VOLUME", "Root.Boot": "--rootfs", "Disks": "--disk", "Pmems": "--pmem", "OnNoSpace": "--on-enospc",
 	"Nets": "--net", "Publish": "--publish", "Shares": "--share", "Ports": "--port", "Console": "--console",
@@ -256,6 +258,7 @@ func (f *runFlags) fill(c *vm.Config) (err error) {
 	set("boot-entry", &c.Boot.Entry, f.bootEntry)
 	set("boot-protocol", (*string)(&c.Boot.Protocol), f.protocol)
 	set("engine", (*string)(&c.Engine), f.engine)
+	set("cpu-model", (*string)(&c.CPUModel), f.cpuModel)
 	set("virtio", (*string)(&c.Transport), f.transport)
 	set("console-device", (*string)(&c.ConsoleDevice), f.terminal)
 	set("on-enospc", (*string)(&c.OnNoSpace), f.onENOSPC)

@@ -66,6 +66,8 @@ func (d *decoder) twoByteRest(op uint8) {
 		d.threeByte38()
 	case 0x3a:
 		d.vector(0x3a)
+	case 0x77: // EMMS
+		in.form, in.own, in.exec = vectorForm{bytes: 1}, true, execVector
 	case 0xa0, 0xa1, 0xa8, 0xa9:
 		return
 	case 0xa3, 0xab, 0xb3, 0xbb:

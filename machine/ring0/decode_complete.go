@@ -240,8 +240,6 @@ func (d *decoder) completeTwo(op uint8) bool {
 		in.exec = execSysenter
 	case 0x35:
 		in.size, in.priv, in.exec = d.sizeV(), level0, execSysexit
-	case 0x77: // EMMS
-		in.form, in.own, in.exec = vectorForm{bytes: 1}, true, execVector
 	case 0xa0, 0xa8:
 		in.size, in.reg, in.exec = d.size64(), sregFS+op>>3&1, execPushSeg
 	case 0xa1, 0xa9:

@@ -35,6 +35,7 @@ type options struct {
 	kernels bool
 	cpus    int
 	counted bool
+	xsave   bool
 	hosts   int
 	keep    string
 	limit   time.Duration
@@ -51,6 +52,7 @@ func main() {
 	flag.BoolVar(&o.kernels, "kernels", false, "boot Debian's kernels instead, of the suites that -run matches; with -exec, have them in the cache")
 	flag.IntVar(&o.cpus, "cpus", 0, "give each host this `NUMBER` of CPUs, not what its tests ask for")
 	flag.BoolVar(&o.counted, "counted", false, "have the hosts' clocks count instructions, a nanosecond each; with one CPU")
+	flag.BoolVar(&o.xsave, "xsave", false, "give the hosts XSAVE and AVX, which their guests must not use")
 	flag.IntVar(&o.hosts, "hosts", 2, "run this `NUMBER` of hosts at the same time")
 	flag.StringVar(&o.keep, "keep", "", "keep the hosts' consoles in this `DIRECTORY`")
 	flag.DurationVar(&o.limit, "limit", 10*time.Minute, "end -exec after this time")
@@ -164,6 +166,7 @@ func (o *options) jobs() ([]job, error) {
 			jobs[i].cpus = o.cpus
 		}
 		jobs[i].counted = jobs[i].counted || o.counted
+		jobs[i].xsave = jobs[i].xsave || o.xsave
 	}
 	return jobs, nil
 }

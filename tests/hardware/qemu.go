@@ -17,10 +17,12 @@ import (
 )
 
 // cpuModel is an AMD CPU with SVM and nested paging, as far as TCG emulates one.
-// XSAVE is left out: TCG does not intercept a guest's XSETBV, so that KVM would
-// lose the guest's XCR0.
-const cpuModel = "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save," +
-	"-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-fma,-f16c"
+// XSAVE is left out, unless a job's guests do not see it: TCG does not intercept a guest's XSETBV,
+// so that KVM would lose the guest's XCR0.
+const (
+	cpuModel     = "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save"
+	withoutXSAVE = ",-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-fma,-f16c"
+)
 
 const (
 	hostMemory = "6G"
@@ -80,7 +82,11 @@ func (h *host) start(ctx context.Context, j job, console string, out io.Writer) 
 	if j.counted {
 		accel, silence = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"}, countedStandstill
 	}
-	c := exec.CommandContext(ctx, "qemu-system-x86_64", append(accel, "-cpu", cpuModel, "-smp", strconv.Itoa(max(j.cpus, 1)), "-m", hostMemory,
+	cpu := cpuModel
+	if !j.xsave {
+		cpu += withoutXSAVE
+	}
+	c := exec.CommandContext(ctx, "qemu-system-x86_64", append(accel, "-cpu", cpu, "-smp", strconv.Itoa(max(j.cpus, 1)), "-m", hostMemory,
 		"-nodefaults", "-display", "none", "-no-reboot", "-kernel", h.kernel, "-initrd", h.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable vmm.job="+base64.StdEncoding.EncodeToString([]byte("("+j.script+"\n)"+epilogue)),
 		"-serial", "file:"+console, "-serial", "stdio", "-qmp", "unix:"+qmp+",server=on,wait=off",
