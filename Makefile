@@ -130,6 +130,7 @@ test-stock: vmm tools
 	$(call need,$(STOCK_TOOLS))
 	./vmm setup --stock
 	VMM_TEST_STOCK=1 go test -timeout 3h -v -run Stock ./tests
+	VMM_TEST_STOCK=1 go test -timeout 1h -v -run LockstepBoot ./machine/ring0
 	VMM_TEST_ROUNDS=50 go test -timeout 60m -v -run 'SnapshotRounds|Clones' ./tests
 	VMM_TEST_ROUNDS=20 go test -timeout 30m -v -run 'Migration$$' ./tests
 	VMM_TEST_CRASHES=200 go test -timeout 30m -v -run Crash ./storage/image

@@ -19,7 +19,7 @@ func (c *CPU) Run(budget int) Stop {
 			}
 			trace = c.sys&flagTF != 0
 		}
-		one := !trace && c.translatable(budget) && c.runTranslated()
+		one := !trace && c.translatable(budget) && runTranslations(c)
 		insts := c.block()
 		if insts == nil {
 			n++

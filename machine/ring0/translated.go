@@ -22,6 +22,9 @@ func (c *CPU) translatable(budget int) bool {
 	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && c.own.code == 0 && budget > 1 && len(c.supplied) == 0 && c.sent == 0
 }
 
+// runTranslations is runTranslated; a test takes its place to compare what that does.
+var runTranslations = (*CPU).runTranslated
+
 // runTranslated executes translations from RIP on until there is none, or until Run has to look
 // up. It reports whether the instruction at RIP, and only that, is to be interpreted.
 func (c *CPU) runTranslated() (one bool) {
