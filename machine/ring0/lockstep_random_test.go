@@ -50,8 +50,8 @@ func TestLockstepTranslated(t *testing.T) {
 				exceptions[pair.quick.First.Vector]++
 			}
 			t.Logf("%d of %d programs compared, %d instructions, exceptions %v", pair.compared, n, pair.steps, exceptions)
-			if fails == 0 && (pair.compared < n/2 || exceptions[0xff] < n/60) {
-				t.Error("programs are not compared, or all end with exceptions")
+			if fails == 0 && (pair.compared < n/2 || pair.steps < 8*n) {
+				t.Error("programs are not compared, or end soon")
 			}
 		})
 	}
