@@ -25,7 +25,7 @@ type Lockstep struct {
 
 	Runs         int // of translations
 	Compared     int
-	Undefined    int // compared and differing by flags without a defined value, which were used
+	Undefined    int // of those, with differences in flags without a defined value that were kept
 	Instructions int // of what was compared
 	Longest      int // the most of them in a run
 	Jumps        int // of those instructions
@@ -145,7 +145,8 @@ type interpretation struct {
 	written int    // how many of the journal's pages translations have written to
 
 	undefined  uint16 // flags
-	used       bool   // flags were used that were undefined
+	kept       uint16 // flags that were undefined when they were put into a register or memory
+	differs    bool   // just in those
 	count      int
 	jumps      int
 	calls      int
@@ -160,17 +161,16 @@ func (l *Lockstep) compare(w *interpretation) {
 	err := l.interpret(w)
 	l.cpu.forgetFailure()
 	l.Compared++
-	switch {
-	case err == nil:
-		l.Instructions += w.count
-		l.Longest = max(l.Longest, w.count)
-		l.Jumps += w.jumps
-		l.Calls += w.calls
-		l.Vector += w.vector
-		l.Pages += w.written
-	case w.used:
+	l.Instructions += w.count
+	l.Longest = max(l.Longest, w.count)
+	l.Jumps += w.jumps
+	l.Calls += w.calls
+	l.Vector += w.vector
+	l.Pages += w.written
+	if w.differs {
 		l.Undefined++
-	default:
+	}
+	if err != nil {
 		l.Difference = fmt.Errorf("run %d, from %#x to %#x at level %d; interpreted, after %d instructions at %#x: %w; %v; the last instructions %x",
 			l.Runs, from, w.to.r[rIP], w.to.sregs.SS.DPL, w.count, l.cpu.r[rIP], err, w.difference, w.last[:min(w.count, len(w.last))])
 		l.Differ()
@@ -225,14 +225,14 @@ func (l *Lockstep) step(in *inst, w *interpretation) error {
 		if reads = conditionFlags(in.op); p.leaves {
 			reads = 0
 		}
-	case in.opcode == map0F|0x05:
+	case in.opcode == opSYSCALL, in.opcode == opSYSRET:
 		w.calls++
 	case p.leaves:
-		if reads = 0; in.opcode == map0F|0x07 {
-			w.calls++
-		}
+		reads = 0
 	}
-	w.used = w.used || w.undefined&reads != 0
+	if err := w.useFlags(in, reads); err != nil {
+		return err
+	}
 	w.undefined = w.undefined&^p.kills | in.undefined
 	if p.vector {
 		w.vector++
@@ -257,6 +257,28 @@ func (l *Lockstep) step(in *inst, w *interpretation) error {
 	return nil
 }
 
+// Instructions that keep all flags elsewhere, or take them from there.
+const (
+	opPUSHF   = 0x9c
+	opSYSCALL = map0F | 0x05
+	opSYSRET  = map0F | 0x07
+)
+
+// useFlags follows flags without a defined value: nothing but what keeps all flags may read them.
+func (w *interpretation) useFlags(in *inst, reads uint16) error {
+	switch bad := w.undefined & reads; in.opcode {
+	case opPUSHF, opSYSCALL:
+		w.kept |= bad
+	case opSYSRET:
+		w.undefined = w.kept
+	default:
+		if bad != 0 {
+			return fmt.Errorf("flags %#x are read that have no defined value", bad)
+		}
+	}
+	return nil
+}
+
 // alone executes an instruction without the vector instructions behind it, which the
 // interpreter would take along.
 func (l *Lockstep) alone(in *inst) status {
@@ -273,8 +295,9 @@ func (l *Lockstep) alone(in *inst) status {
 // differ tells how the state differs from that in which translations have left.
 func (l *Lockstep) differ(w *interpretation) error {
 	c, to := l.cpu, w.to
+	w.differs = false
 	for i := range c.r {
-		if c.r[i] != to.r[i] && i != rZero {
+		if !w.same(c.r[i], to.r[i]) && i != rZero {
 			return fmt.Errorf("register %d: %#x, interpreted %#x", i, to.r[i], c.r[i])
 		}
 	}
@@ -294,13 +317,22 @@ func (l *Lockstep) differ(w *interpretation) error {
 		if i < w.written {
 			want = &p.after
 		}
-		for k := 0; *p.host != *want; k++ {
-			if p.host[k] != want[k] {
-				return fmt.Errorf("memory at %#x of page %d of %d: %#x, interpreted %#x", k, i, w.written, want[k], p.host[k])
+		if *p.host == *want {
+			continue
+		}
+		for k := 0; k < pageSize; k += 8 {
+			if x, y := le.Uint64(p.host[k:]), le.Uint64(want[k:]); !w.same(x, y) {
+				return fmt.Errorf("memory at %#x of page %d of %d: %#x, interpreted %#x", k, i, w.written, y, x)
 			}
 		}
 	}
 	return l.differExtended(to)
+}
+
+// same reports whether numbers are the same, but for flags that were undefined when they were kept.
+func (w *interpretation) same(a, b uint64) bool {
+	w.differs = w.differs || a != b
+	return (a^b)&^uint64(w.kept) == 0
 }
 
 // differExtended is differ for the extended state.

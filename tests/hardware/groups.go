@@ -81,7 +81,7 @@ var allTests = []hostTest{
 	{name: "TestBadNetworks", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestContainerImage", dir: "tests", limit: 10 * time.Minute},
 	{name: "vm", dir: "vm", limit: 15 * time.Minute}, // its examples
-	{name: "ring0", dir: "machine/ring0", limit: 10 * time.Minute},
+	{name: "ring0", dir: "machine/ring0", limit: 15 * time.Minute},
 	{name: "kvm", dir: "kvm", limit: 5 * time.Minute, smoke: true},
 }
 
