@@ -58,11 +58,7 @@ func TestLockstepBoot(t *testing.T) {
 	sum := fmt.Sprintf("%x  ", md5.Sum(busybox))
 	wants := []string{sum + "/bin/busybox", sum + "-", "sum 8.58342 97", "signal", "ended"}
 	if os.Getenv("VMM_TEST_STOCK") == "" {
-		every := 100
-		if testing.Short() {
-			every = 500
-		}
-		boot(t, slim.Image, append(files, executable("init", []byte(bootScript+bootEnd))), every, wants)
+		boot(t, slim.Image, append(files, executable("init", []byte(bootScript+bootEnd))), 100, wants)
 		return
 	}
 	stock, err := b.StockKernel(t.Context())
