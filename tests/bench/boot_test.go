@@ -217,33 +217,38 @@ func TestCompareBoot(t *testing.T) {
 		return "qemu-system-x86_64"
 	}
 
-	fmt.Printf("exits to init of a guest without devices\n%-34s %s\n", "", strings.Join(shownCounters, " "))
-	for _, r := range rivals {
-		row(r.name, pass(t, program(r.name), r.boot...).counts["init"])
-	}
-	fmt.Printf("\nexits of a guest's work, each\n%-34s %10s %10s %10s\n", "", "idle s", "4 KiB read", "ping")
-	for _, r := range rivals {
-		p := pass(t, program(r.name), r.busy...)
-		per := func(from, to string, n int64) float64 {
-			return float64(p.counts[to].since(p.counts[from])["exits"]) / float64(n)
+	t.Run("exits", func(t *testing.T) {
+		fmt.Printf("exits to init of a guest without devices\n%-34s %s\n", "", strings.Join(shownCounters, " "))
+		for _, r := range rivals {
+			row(r.name, pass(t, program(r.name), r.boot...).counts["init"])
 		}
-		fmt.Printf("%-34s %10.1f %10.2f %10.2f\n", r.name, per("init", "idle", idleSeconds), per("idle", "blocks", busyBlocks), per("link", "packets", busyPings))
-	}
-	fmt.Println()
-	for _, r := range rivals[1:] {
-		var init, total [2][]float64
-		for range rounds {
-			for i, x := range []struct {
-				name string
-				args []string
-			}{{"vmm", rivals[0].boot}, {r.name, r.boot}} {
-				p := pass(t, program(x.name), x.args...)
-				init[i], total[i] = append(init[i], p.at["init"].Seconds()), append(total[i], p.total.Seconds())
+	})
+	t.Run("work", func(t *testing.T) {
+		fmt.Printf("exits of a guest's work, each\n%-34s %10s %10s %10s\n", "", "idle s", "4 KiB read", "ping")
+		for _, r := range rivals {
+			p := pass(t, program(r.name), r.busy...)
+			per := func(from, to string, n int64) float64 {
+				return float64(p.counts[to].since(p.counts[from])["exits"]) / float64(n)
 			}
+			fmt.Printf("%-34s %10.1f %10.2f %10.2f\n", r.name, per("init", "idle", idleSeconds), per("idle", "blocks", busyBlocks), per("link", "packets", busyPings))
 		}
-		ratio(t, "to init: "+r.name, init[0], init[1], "s")
-		ratio(t, "exec to exit: "+r.name, total[0], total[1], "s")
-	}
+	})
+	t.Run("times", func(t *testing.T) {
+		for _, r := range rivals[1:] {
+			var init, total [2][]float64
+			for range rounds {
+				for i, x := range []struct {
+					name string
+					args []string
+				}{{"vmm", rivals[0].boot}, {r.name, r.boot}} {
+					p := pass(t, program(x.name), x.args...)
+					init[i], total[i] = append(init[i], p.at["init"].Seconds()), append(total[i], p.total.Seconds())
+				}
+			}
+			ratio(t, "to init: "+r.name, init[0], init[1], "s")
+			ratio(t, "exec to exit: "+r.name, total[0], total[1], "s")
+		}
+	})
 }
 
 func row(name string, c counters) {
