@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/hostpid"
 )
 
 // Locks are open file description locks on single bytes of the image, the
@@ -143,7 +145,7 @@ func (f *File) locked() error {
 // process as far as the kernel tells, and other users' cannot be looked into.
 func (f *File) holder() (name string, process int) {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	self, mine, known := strconv.Itoa(os.Getpid()), 0, 1
+	self, mine, known := strconv.Itoa(hostpid.Self()), 0, 1
 	if f.held != nil {
 		known += f.held.descriptors()
 	}

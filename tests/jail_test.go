@@ -34,7 +34,7 @@ func TestJail(t *testing.T) {
 		if !strings.Contains(info.Jail, "Landlock") || !strings.Contains(info.Jail, "seccomp") {
 			t.Errorf("vmm inspect says of the jail: %q", info.Jail)
 		}
-		namespaces = strings.Contains(info.Jail, "namespaces (mnt ipc net)")
+		namespaces = strings.Contains(info.Jail, "namespaces (mnt ipc net pid)")
 		if privileged := os.Getuid() == 0; namespaces != privileged {
 			t.Errorf("vmm inspect says of the jail: %q", info.Jail)
 		}
@@ -42,7 +42,11 @@ func TestJail(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
+		wants := []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
+		if namespaces { // its number there is 1
+			wants = append(wants, fmt.Sprintf("NSpid:\t%d\t1\n", info.PID))
+		}
+		for _, want := range wants {
 			if !strings.Contains(string(status), want) {
 				t.Errorf("no %q in\n%s", want, status)
 			}

@@ -29,7 +29,7 @@ const userScript = `set -e
 cat made
 "$1" run -d --name mine --console none > /dev/null
 "$1" exec mine uname -s
-if unshare -Urm true 2> /dev/null; then "$1" inspect mine | grep -c 'namespaces (mnt ipc)'; else echo 1; fi
+if unshare -Urmp true 2> /dev/null; then "$1" inspect mine | grep -c 'namespaces (mnt ipc pid)'; else echo 1; fi
 "$1" snapshot mine saved
 "$1" kill mine > /dev/null
 "$1" restore -d --name again saved > /dev/null

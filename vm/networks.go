@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 
+	"vmm/internal/hostpid"
 	"vmm/internal/output"
 	"vmm/internal/version"
 	"vmm/network/ether"
@@ -177,7 +177,7 @@ func (v *vmNIC) join(s *lan.Switch, cfg *Switch, c *Config, o *options) error {
 		return errors.New("a switch needs a directory where its VMs meet (WithRuntimeDir)")
 	}
 	dir := filepath.Join(o.runtime, "switch", cfg.Name)
-	if err := s.Join(dir, lan.Member{Name: c.Name, PID: os.Getpid(), MAC: v.opts.MAC.String()}); err != nil {
+	if err := s.Join(dir, lan.Member{Name: c.Name, PID: hostpid.Self(), MAC: v.opts.MAC.String()}); err != nil {
 		return err
 	}
 	if cfg.Listen != "" {

@@ -23,6 +23,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/hostpid"
 )
 
 // The names of groups that several processes share.
@@ -45,6 +47,38 @@ type Group struct {
 // wrong with a path of the limits.
 func New(name string, l Limits) (*Group, error) { return local.group(name, &l) }
 
+// Divide makes room for groups with limits where others have to be moved for that, which takes one who knows their
+// numbers: a process in a namespace of its own, that this one is about to start, does not. Where nobody
+// is in the way it does nothing.
+func Divide(l Limits) error { return local.divide(l.controllers()) }
+
+func (h *host) divide(needed []string) error {
+	if len(needed) == 0 {
+		return nil
+	}
+	p, err := h.place(needed)
+	if err != nil || !h.crowded(p) {
+		return err
+	}
+	if err := h.mkdir(p.pool()); err != nil {
+		return err
+	}
+	_, err = h.claim(p)
+	return err
+}
+
+// Crowded reports whether some limits can be had only where others have been moved.
+func Crowded() bool { return local.anyCrowded() }
+
+func (h *host) anyCrowded() bool {
+	return slices.ContainsFunc(all, func(c string) bool {
+		p, err := h.place([]string{c})
+		return err == nil && h.crowded(p)
+	})
+}
+
+func (h *host) crowded(p *place) bool { return p.claim && !h.isRoot(p.dir) }
+
 func (h *host) group(name string, l *Limits) (*Group, error) {
 	settings, err := h.settings(l)
 	if err != nil {
@@ -55,7 +89,7 @@ func (h *host) group(name string, l *Limits) (*Group, error) {
 		return nil, err
 	}
 	g := &Group{host: h, place: p, settings: settings}
-	g.path = filepath.Join(p.pool(), fmt.Sprintf("%s-%d", name, os.Getpid()))
+	g.path = filepath.Join(p.pool(), fmt.Sprintf("%s-%d", name, hostpid.Self()))
 	return g, nil
 }
 
@@ -171,7 +205,7 @@ func (h *host) sweep(pool string) {
 	entries, _ := os.ReadDir(pool) // what cannot be read can wait
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name()[strings.LastIndexByte(e.Name(), '-')+1:])
-		if err == nil && pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if err == nil && pid > 0 && !hostpid.Exists(pid) {
 			h.rmdir(filepath.Join(pool, e.Name())) // unless it is in use
 		}
 	}

@@ -221,6 +221,31 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestDivide moves others out of the way for a process that will not know their numbers, and only where they are in it.
+func TestDivide(t *testing.T) {
+	const unit = "/app.slice/run-1.scope"
+	groups := "/:" + everything + ":" + everything + ":\n/app.slice:" + everything + ":" + everything + ":\n" + unit + ":" + everything + "::7,here,"
+	h, _ := tree(t, "0::"+unit+"\n", groups, "run-1.scope")
+	limits := Limits{CPUs: 1}
+	if err := h.divide(new(Limits).controllers()); err != nil || !h.anyCrowded() {
+		t.Errorf("without limits: %v, crowded: %t", err, h.anyCrowded())
+	}
+	if err := h.divide(limits.controllers()); err != nil || h.anyCrowded() {
+		t.Errorf("%v, crowded: %t", err, h.anyCrowded())
+	}
+	top := filepath.Join(h.root, "sys/fs/cgroup")
+	if there, left := get(filepath.Join(top, unit, poolName, othersName), procsFile), get(filepath.Join(top, unit), procsFile); there != "7\nhere\n" || left != "" {
+		t.Errorf("moved %q, left %q", there, left)
+	}
+	if p, err := h.place(limits.controllers()); err != nil || p.claim {
+		t.Errorf("who comes later: %+v, %v", p, err)
+	}
+	h, k := tree(t, "0::/\n", "/:"+everything+"::here,")
+	if err := h.divide(limits.controllers()); err != nil || h.anyCrowded() || k.change != nil {
+		t.Errorf("in the root: %v, crowded: %t, done %q", err, h.anyCrowded(), k.change)
+	}
+}
+
 // TestFailures leaves nothing where the kernel refuses something on the way.
 func TestFailures(t *testing.T) {
 	h, _ := tree(t, "0::/\n", "/:"+everything+"::here,")

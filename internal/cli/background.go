@@ -20,6 +20,7 @@ import (
 // What a process in the background says on readyFD is heard by the one who started it.
 const (
 	readyFD   = 3
+	hearsWord = "hears" // a signal ends it from now on: the default does not end number 1 of a namespace
 	readyWord = "ready"
 )
 
@@ -33,7 +34,8 @@ func holdStarter() error {
 	}
 	unix.CloseOnExec(readyFD) // its own children do not keep the one waiting who started it
 	go endWithStarter()
-	return nil
+	_, err := unix.Write(readyFD, []byte(hearsWord+"\n"))
+	return err
 }
 
 // endWithStarter ends a process whose starter has gone before it was ready.
@@ -62,9 +64,10 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer context.AfterFunc(ctx, func() { c.Process.Signal(unix.SIGTERM) })()
+	lines := bufio.NewReader(r)
+	defer endWith(ctx, c, lines)()
 	// A line and not all: the other side looks at the pipe for longer.
-	said, err := bufio.NewReader(r).ReadString('\n')
+	said, err := lines.ReadString('\n')
 	if err != nil && err != io.EOF {
 		return "", err
 	}
@@ -80,25 +83,28 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	return "", fmt.Errorf("the VM's process ended: %v", err)
 }
 
-// startBackground starts the process, which says on w when it is ready, and has more files after that; in a user
-// namespace if that is of use, and the host allows it.
+// endWith waits until a process in the background hears signals, and has ctx's end, earlier or later, end it, until
+// stop is called.
+func endWith(ctx context.Context, c *exec.Cmd, said *bufio.Reader) (stop func() bool) {
+	said.ReadString('\n') // hearsWord, or nothing: then it has ended
+	return context.AfterFunc(ctx, func() { c.Process.Signal(unix.SIGTERM) })
+}
+
+// startBackground starts the process, which says on w when it is ready, and has more files after that; in
+// namespaces that are of use, if the host allows them.
 func (s *session) startBackground(ctx context.Context, w *os.File, more ...*os.File) (*exec.Cmd, error) {
-	start := func(a *unix.SysProcAttr) (*exec.Cmd, error) {
-		c, err := s.process(context.WithoutCancel(ctx), self) // what is ready stays
-		if err != nil {
-			return nil, err
+	var c *exec.Cmd
+	err := startBest(s.isolations(), func(how isolation) (err error) {
+		s.NoPID = how.noPID
+		if c, err = s.process(context.WithoutCancel(ctx), self); err != nil { // what is ready stays
+			return err
 		}
 		c.Stderr = os.Stderr                          // until it is ready
 		c.ExtraFiles = append([]*os.File{w}, more...) // from readyFD on
-		c.SysProcAttr = a
-		return c, c.Start()
-	}
-	if s.canIsolate() {
-		if c, err := start(isolated()); err == nil {
-			return c, nil
-		}
-	}
-	return start(&unix.SysProcAttr{Setsid: true})
+		c.SysProcAttr = how.attributes()
+		return c.Start()
+	})
+	return c, err
 }
 
 // background is what a VM in the background has in the place of a terminal.

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/hostpid"
 	"vmm/vm"
 	"vmm/vm/api"
 	"vmm/vm/registry"
@@ -62,7 +63,7 @@ func (s *session) take(c *vm.Config) (err error) {
 			take = claimAgain
 		}
 	}
-	info := api.VM{Name: c.Name, PID: os.Getpid(), Command: s.Command, Detached: s.Detach, Labels: c.Labels, StopSeconds: s.StopSeconds,
+	info := api.VM{Name: c.Name, PID: hostpid.Self(), Command: s.Command, Detached: s.Detach, Labels: c.Labels, StopSeconds: s.StopSeconds,
 		CPUs: max(c.CPUs, 1), Memory: uint64(c.Memory), Kernel: c.Boot.Kernel}
 	if info.Kernel == "" {
 		info.Kernel = vm.DefaultKernel
@@ -83,7 +84,7 @@ func (s *session) take(c *vm.Config) (err error) {
 		info.StopSeconds = new(initStopSeconds)
 	}
 	if s.Restart != nil {
-		info.Restart, info.Supervisor = s.Restart.Text, os.Getpid()
+		info.Restart, info.Supervisor = s.Restart.Text, hostpid.Self()
 	}
 	if s.entry, err = take(info); err != nil {
 		return advise(err)

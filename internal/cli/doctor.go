@@ -39,9 +39,9 @@ type diagnosis struct {
 	// Speeds in million instructions per second.
 	Ring0MIPS   float64          `json:"ring0_mips,omitempty"`
 	Ring3MIPS   float64          `json:"ring3_mips,omitempty"`
-	Jail        string           `json:"jail"`                      // what a VM's process can be confined by
-	Background  string           `json:"jail_background,omitempty"` // and one in the background, of who is not root
-	Limits      string           `json:"limits"`                    // which it can have
+	Jail        string           `json:"jail"`            // what a VM's process can be confined by
+	Background  string           `json:"jail_background"` // and one in the background, for who is not root without shared directories
+	Limits      string           `json:"limits"`          // which it can have
 	MemoryMiB   uint64           `json:"memory_available_mib"`
 	HugePages   uint64           `json:"huge_pages_free"`
 	GuestImages []guestImageInfo `json:"guest_images"`
@@ -106,9 +106,7 @@ func doctorCommand() *cobra.Command {
 func diagnose() *diagnosis {
 	d := &diagnosis{Device: kvm.DevicePath}
 	d.Jail, d.Limits = jail.Able().String(), cgroup.Able()
-	if os.Getuid() != 0 {
-		d.Background = isolatedJail()
-	}
+	d.Background = isolatedJail()
 	d.MemoryMiB = meminfo.Value("MemAvailable") >> 10
 	d.HugePages = meminfo.Value("HugePages_Free")
 	slim, ok := guestimages.HasSlimKernel()
@@ -207,7 +205,9 @@ func (d *diagnosis) print(w io.Writer) {
 		line("software", "NO: %s", d.Software.Error)
 	}
 	line("jail", "%s", d.Jail)
-	if d.Background != "" {
+	if os.Getuid() == 0 {
+		line("", "with run -d: %s", d.Background)
+	} else {
 		line("", "with run -d, without shared directories: %s", d.Background)
 	}
 	line("limits", "%s", d.Limits)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/hostpid"
 )
 
 // interrupts ends a command's context by a signal, so that the command clears away what
@@ -41,6 +43,9 @@ func withInterrupts(ctx context.Context) context.Context {
 				select {
 				case <-i.over:
 				default:
+					if hostpid.Own() { // signals' defaults do not end it
+						os.Exit(128 + int(s.(unix.Signal)))
+					}
 					unix.Kill(os.Getpid(), s.(unix.Signal))
 				}
 			})

@@ -52,6 +52,7 @@ func (s *session) confine(v *vm.VM, local *server.Local) error {
 	if err != nil {
 		return fmt.Errorf("the jail: %w (--jail off runs without one)", err)
 	}
+	status.LackPID(s.NoPID)
 	local.Jail = status.String()
 	probeJail()
 	return nil

@@ -54,6 +54,7 @@ type session struct {
 	Result       string
 	Jail         vm.JailLevel
 	JailUser     *vm.JailUser `json:",omitempty"`
+	NoPID        string       `json:",omitempty"` // why this process has begun in no namespace of processes
 	Detach       bool
 	Restart      *restartPolicy `json:",omitempty"` // nil is never
 	Supervised   bool           // by a process that has begun this one, and holds the VM's name

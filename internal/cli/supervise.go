@@ -92,8 +92,8 @@ func (s *session) superviseRun(ctx context.Context, first bool) (status int, end
 		}
 		return statusFailed, ending{Detail: err.Error()}, nil
 	}
-	defer context.AfterFunc(ctx, func() { c.Process.Signal(unix.SIGTERM) })()
 	said := bufio.NewReader(io.LimitReader(r, maxEnding))
+	defer endWith(ctx, c, said)()
 	word, _ := said.ReadString('\n')
 	if strings.HasPrefix(word, readyWord+" ") {
 		if first {

@@ -30,7 +30,7 @@ var layers = [][]string{
 }
 
 // beside are those that any may import, and that import none of the layers.
-var beside = []string{"internal/bytesize", "internal/cgroup", "internal/compose", "internal/ctxio", "internal/decompress", "internal/elf", "internal/flock", "internal/holes", "internal/iovec", "internal/jail", "internal/loglimit", "internal/meminfo", "internal/mounts", "internal/output", "internal/paths", "internal/room",
+var beside = []string{"internal/bytesize", "internal/cgroup", "internal/compose", "internal/ctxio", "internal/decompress", "internal/elf", "internal/flock", "internal/holes", "internal/hostpid", "internal/iovec", "internal/jail", "internal/loglimit", "internal/meminfo", "internal/mounts", "internal/output", "internal/paths", "internal/room",
 	"internal/tail", "internal/tarfile", "internal/temp", "internal/tomlfile", "internal/treefs",
 	"internal/tcpowner", "internal/unixsocket", "internal/version", "internal/visible", "internal/vmem", "internal/vmname", "internal/x86", "internal/xattr", "vm/api", "vm/credentials"}
 

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/hostpid"
 )
 
 // Level is how much is taken.
@@ -74,7 +76,7 @@ type Status struct {
 	Landlock int  `json:"landlock"`
 	Seccomp  bool `json:"seccomp"`
 	// Namespaces are the process's own, by their names in /proc/PID/ns. Only a process with
-	// privileges, be it in a user namespace, has any.
+	// privileges, be it in a user namespace, has any; pid only one that has begun in it.
 	Namespaces []string `json:"namespaces,omitempty"`
 	// Missing says in words what this host cannot do.
 	Missing string `json:"missing,omitempty"`
@@ -209,10 +211,26 @@ func (s *Status) note(own *spaces) {
 	for _, n := range own.list {
 		s.Namespaces = append(s.Namespaces, n.name)
 	}
+	other := ""
+	if hostpid.Own() {
+		s.Namespaces, other = append(s.Namespaces, "pid"), "other "
+	}
 	if own.err != nil {
-		s.miss(fmt.Sprintf("no namespaces (%v)", own.err))
+		s.miss(fmt.Sprintf("no %snamespaces (%v)", other, own.err))
 	}
 }
+
+// LackPID notes why the process has not begun in a namespace of processes, which is worth a word
+// where it has others.
+func (s *Status) LackPID(why string) {
+	if why != "" && len(s.Namespaces) > 0 {
+		s.miss(fmt.Sprintf("no pid namespace (%s)", why))
+	}
+}
+
+// CanEnter is false in a program that cannot take its threads into namespaces, for it is linked with a C library.
+// To begin in some is of no use to it.
+const CanEnter = !cgo
 
 // privileged reports whether the process can make namespaces and take all of its threads
 // there (setns(2)).

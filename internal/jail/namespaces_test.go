@@ -8,9 +8,59 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
+
+// alone is the try of a process that begins in a namespace of processes.
+const alone = "alone"
+
+// beginAlone are the attributes of that process.
+func beginAlone() *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if os.Getuid() != 0 {
+		a.Cloneflags |= unix.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
+		a.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT}
+	}
+	return a
+}
+
+// tryAlone looks whether no other process has a number, and the own runtime's signals arrive.
+func tryAlone(dir string) error {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(string(status), "\nPPid:\t")
+	var parent int
+	if _, err := fmt.Sscan(rest, &parent); err != nil || parent == 0 {
+		return fmt.Errorf("the parent's number: %d, %v", parent, err)
+	}
+	if err := unix.Kill(parent, 0); !errors.Is(err, unix.ESRCH) { // without the filter, which refuses it too
+		return fmt.Errorf("signalling process %d: %v", parent, err)
+	}
+	allowed := len(Able().Namespaces) > 1
+	r := rules(dir, false)
+	r.Paths = append(r.Paths, Path{Path: "/proc/self", Access: Read})
+	s, err := Enforce(Full, r, violation)
+	if err != nil {
+		return err
+	}
+	if want := []string{"mnt", "ipc", "net", "pid"}; allowed && !slices.Equal(s.Namespaces, want) {
+		return fmt.Errorf("the status: %v", s)
+	}
+	for _, path := range []string{"/proc/1", fmt.Sprintf("/proc/%d", parent)} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := unix.Kill(os.Getpid(), 0); err != nil {
+		return fmt.Errorf("signalling itself: %w", err)
+	}
+	return errors.Join(readable("/proc/self/statm"), tryRuntime())
+}
 
 // tryRoot is what root's jail has beside that of others: what is not in the rules is not
 // there, its metadata neither, and the process cannot do what root can.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/internal/cgroup"
+	"vmm/internal/hostpid"
 	"vmm/vm/api"
 )
 
@@ -75,7 +76,7 @@ func (r *Registry) Adopt(name string, lock *os.File) (*Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the VM's directory: %w", err)
 	}
-	vm.State, vm.PID, vm.Started = api.Running, os.Getpid(), time.Now()
+	vm.State, vm.PID, vm.Started = api.Running, hostpid.Self(), time.Now()
 	vm.Status, vm.Detail, vm.Ended, vm.Cgroup = nil, "", time.Time{}, ""
 	if err := writeInfo(r.path(name), vm); err != nil {
 		return nil, fmt.Errorf("the VM's directory: %w", err)
