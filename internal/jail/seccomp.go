@@ -1,9 +1,11 @@
 package jail
 
 import (
-	"fmt"
+	"cmp"
+	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -34,69 +36,122 @@ type rule struct {
 	conditions []condition
 }
 
-// refuse hands the call to the listener.
-var refuse = bpf.RetConstant{Val: unix.SECCOMP_RET_USER_NOTIF}
+// program is a filter from its last instruction to its first: jumps lead forward only, so what they lead to is
+// there already. A place in it is how many instructions there are from there to the end.
+type program []bpf.Instruction
 
-// clone3 has its flags where no filter can look. Libraries take this answer for an older
-// kernel's, and call clone.
-var noClone3 = []bpf.Instruction{
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE3, SkipTrue: 1},
-	bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+// put puts an instruction before all others, and returns its place.
+func (p *program) put(i bpf.Instruction) int {
+	*p = append(*p, i)
+	return len(*p)
+}
+
+// jump goes on at one of two places. filter finds those that are out of reach.
+func (p *program) jump(cond bpf.JumpTest, value uint32, yes, no int) int {
+	reach := func(to int) uint8 { return uint8(min(len(*p)-to, unreachable)) }
+	return p.put(bpf.JumpIf{Cond: cond, Val: value, SkipTrue: reach(yes), SkipFalse: reach(no)})
+}
+
+// unreachable is no jump's, for it is too far.
+const unreachable = 255
+
+// test goes on at yes if the condition holds, else at no.
+func (p *program) test(c *condition, yes, no int) int {
+	if len(c.values)+len(c.exact) == 0 {
+		return no
+	}
+	for _, v := range slices.Backward(c.values) {
+		no = p.jump(bpf.JumpEqual, v, yes, no)
+	}
+	if c.mask != all && len(c.values) > 0 {
+		no = p.put(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask})
+	}
+	for _, v := range slices.Backward(c.exact) {
+		no = p.jump(bpf.JumpEqual, v, yes, no)
+	}
+	return p.put(bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4})
+}
+
+// span is from a system call on, up to the next span, and where to go on for it.
+type span struct {
+	from uint32
+	to   int
+}
+
+// search goes on where the span leads that the system call's number is in: by halves, for the kernel asks a filter
+// about every call when it is installed.
+func (p *program) search(spans []span) int {
+	if len(spans) == 1 {
+		return spans[0].to
+	}
+	half := len(spans) / 2
+	above := p.search(spans[half:])
+	below := p.search(spans[:half])
+	return p.jump(bpf.JumpGreaterOrEqual, spans[half].from, above, below)
 }
 
 // filter assembles the program that allows what the rules say, and hands all else to
-// the listener.
+// the listener. The first rule is the most frequent one.
 func filter(rules []rule) ([]unix.SockFilter, error) {
-	var p []bpf.Instruction
-	allow := bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
-	number := bpf.LoadAbsolute{Off: dataNumber, Size: 4}
-	p = append(p,
-		bpf.LoadAbsolute{Off: dataArch, Size: 4},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.AUDIT_ARCH_X86_64, SkipTrue: 1},
-		bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS}, // what a number means is not known there
-		number,
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: x32Bit, SkipTrue: 1},
-		bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS})
-	for _, r := range rules {
-		var body []bpf.Instruction
-		for _, c := range r.conditions {
-			body = append(body, c.test()...)
+	var p program
+	kill := p.put(bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS})
+	refuse := p.put(bpf.RetConstant{Val: unix.SECCOMP_RET_USER_NOTIF})
+	// clone3 has its flags where no filter can look. Libraries take this answer for an older
+	// kernel's, and call clone.
+	unknown := p.put(bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)})
+	allow := p.put(bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW})
+	calls := make([]span, 0, len(rules)+2)
+	calls = append(calls, span{x32Bit, kill}, span{unix.SYS_CLONE3, unknown}) // what a number means is not known there
+	to := allow
+	for i := range slices.Backward(rules) {
+		to = allow
+		for _, c := range slices.Backward(rules[i].conditions) {
+			to = p.test(&c, to, refuse)
 		}
-		body = append(body, allow)
-		if len(body) > 255 {
-			return nil, fmt.Errorf("the rule of system call %d is too long", r.call)
-		}
-		p = append(append(p, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: r.call, SkipTrue: uint8(len(body))}), body...)
-		if len(r.conditions) > 0 {
-			p = append(p, number) // the conditions have loaded arguments
-		}
+		calls = append(calls, span{rules[i].call, to})
 	}
-	raw, err := bpf.Assemble(append(append(p, noClone3...), refuse))
-	if err != nil {
-		return nil, err
-	}
-	var out []unix.SockFilter
-	for _, i := range raw {
-		out = append(out, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
-	}
-	return out, nil
+	slices.SortFunc(calls, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	found := p.search(spans(calls, refuse))
+	p.jump(bpf.JumpEqual, rules[0].call, to, found)
+	known := p.put(bpf.LoadAbsolute{Off: dataNumber, Size: 4})
+	p.jump(bpf.JumpEqual, unix.AUDIT_ARCH_X86_64, known, kill)
+	p.put(bpf.LoadAbsolute{Off: dataArch, Size: 4})
+	slices.Reverse(p)
+	return assemble(p)
 }
 
-// test is code that goes on behind itself if the condition holds, and else refuses.
-func (c condition) test() []bpf.Instruction {
-	load := bpf.LoadAbsolute{Off: uint32(dataArgs + 8*c.arg), Size: 4}
-	p := []bpf.Instruction{load, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask}}
-	left := len(c.values) + 1 + len(c.exact) // behind the first comparison, with what refuses
-	for _, v := range c.values {
-		left--
-		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(left + 1)})
+// spans are those of system calls in their order, of which only the last goes on above its own number, and of what is between
+// them. None leads where the one before it does.
+func spans(calls []span, between int) []span {
+	out := []span{{0, between}}
+	for i, c := range calls {
+		if out[len(out)-1].to != c.to {
+			if out[len(out)-1].from == c.from {
+				out = out[:len(out)-1]
+			}
+			out = append(out, c)
+		}
+		if i+1 < len(calls) && calls[i+1].from > c.from+1 {
+			out = append(out, span{c.from + 1, between})
+		}
 	}
-	p = append(p, load)
-	for _, v := range c.exact {
-		left--
-		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(left)})
+	return out
+}
+
+// assemble makes of a program what the kernel takes.
+func assemble(p program) ([]unix.SockFilter, error) {
+	var out []unix.SockFilter
+	for _, i := range p {
+		raw, err := i.Assemble()
+		if err != nil {
+			return nil, err
+		}
+		if jump, ok := i.(bpf.JumpIf); ok && max(jump.SkipTrue, jump.SkipFalse) == unreachable {
+			return nil, errors.New("a filter that is too long to jump in")
+		}
+		out = append(out, unix.SockFilter{Code: raw.Op, Jt: raw.Jt, Jf: raw.Jf, K: raw.K})
 	}
-	return append(p, refuse)
+	return out, nil
 }
 
 // filterCalls installs the filter in all threads, and a goroutine that tells of calls

@@ -32,17 +32,20 @@ func TestFilter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ask := func(call uint32, arg int, value uint32) uint32 {
+		askAll := func(call uint32, args map[int]uint32) uint32 {
 			data := make([]byte, dataArgs+6*8)
 			binary.BigEndian.PutUint32(data[dataNumber:], call) // as bpf.VM loads, unlike the kernel here
 			binary.BigEndian.PutUint32(data[dataArch:], unix.AUDIT_ARCH_X86_64)
-			binary.BigEndian.PutUint32(data[dataArgs+8*arg:], value)
+			for arg, value := range args {
+				binary.BigEndian.PutUint32(data[dataArgs+8*arg:], value)
+			}
 			answer, err := vm.Run(data)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return uint32(answer)
 		}
+		ask := func(call uint32, arg int, value uint32) uint32 { return askAll(call, map[int]uint32{arg: value}) }
 		for call := range uint32(1000) {
 			r, known := byCall[call]
 			want := uint32(unix.SECCOMP_RET_USER_NOTIF)
@@ -66,8 +69,19 @@ func TestFilter(t *testing.T) {
 					}
 				}
 				continue
-			case known:
+			case known && len(r.conditions) == 2:
+				a, b := r.conditions[0], r.conditions[1]
+				for v := range uint32(300) {
+					for w := range uint32(300) {
+						listed := slices.Contains(a.values, v&a.mask) && slices.Contains(b.values, w&b.mask)
+						if got := askAll(call, map[int]uint32{a.arg: v, b.arg: w}); (got == unix.SECCOMP_RET_ALLOW) != listed {
+							t.Fatalf("%s with %#x and %#x: %#x", callName(int(call)), v, w, got)
+						}
+					}
+				}
 				continue
+			case known:
+				t.Fatalf("%s has %d conditions", callName(int(call)), len(r.conditions))
 			}
 			if got := ask(call, 0, 0); got != want {
 				t.Errorf("%s: %#x, want %#x", callName(int(call)), got, want)
