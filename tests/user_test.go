@@ -22,18 +22,23 @@ import (
 	guestimages "vmm/guest-images"
 )
 
+// isolated is a function of the scripts, that tells 1 if a VM has namespaces of its own, or the host allows none.
+const isolated = `isolated() { if unshare -Urmp true 2> /dev/null; then "$1" inspect "$2" | grep -c 'namespaces (mnt ipc pid)'; else echo 1; fi; }
+`
+
 // userScript is what a user who is not root does with VMs.
-const userScript = `set -e
+const userScript = isolated + `set -e
 "$1" run --cold -- id -un
 "$1" run --rw . -- sh -c 'echo kept > made'
 cat made
 "$1" run -d --name mine --console none > /dev/null
 "$1" exec mine uname -s
-if unshare -Urmp true 2> /dev/null; then "$1" inspect mine | grep -c 'namespaces (mnt ipc pid)'; else echo 1; fi
+isolated "$1" mine
 "$1" snapshot mine saved
 "$1" kill mine > /dev/null
 "$1" restore -d --name again saved > /dev/null
 "$1" exec again uname -s
+isolated "$1" again
 "$1" stats --no-stream again | grep -c again
 "$1" kill again > /dev/null
 "$1" rm mine again > /dev/null
@@ -44,14 +49,14 @@ if unshare -Urmp true 2> /dev/null; then "$1" inspect mine | grep -c 'namespaces
 func TestNotRoot(t *testing.T) {
 	needKVM(t)
 	out, err := asUser(t, ":", userScript)
-	if want := "root\nkept\nLinux\n1\nLinux\n1\n"; out != want {
+	if want := "root\nkept\nLinux\n1\nLinux\n1\n1\n"; out != want {
 		t.Errorf("%v, %q, want %q", err, out, want)
 	}
 }
 
 // imageScript is what a user who is not root does with images, of which the registry at REGISTRY
 // has one and image.tar another.
-const imageScript = `set -e
+const imageScript = isolated + `set -e
 quietly() { "$@" > log 2>&1 || { cat log; exit 1; }; }
 quietly "$1" pull REGISTRY/base:1
 quietly "$1" load -i image.tar --name loaded:1
@@ -59,6 +64,7 @@ quietly "$1" load -i image.tar --name loaded:1
 "$1" run --cold --image REGISTRY/base:1 -- id -u
 "$1" volume create data
 quietly "$1" run -d --name mine --image loaded:1 -v data:/data -- sleep 100000
+"$1" inspect mine | grep -c "no namespaces" # for files of others in the volume would be nobody's
 "$1" exec mine -- stat -c '%u:%g %A %t %n' /app/device /app/tool
 "$1" exec mine -- sh -c 'echo kept >/data/kept; echo new >/etc/new; busybox chown 7:8 /etc/new; busybox chmod 4755 /etc/new; busybox rm /etc/gone'
 "$1" diff mine
@@ -66,6 +72,12 @@ quietly "$1" commit mine made:1
 "$1" export -o all.tar mine
 tar -tvf all.tar --numeric-owner etc/new app/device | cut -c 1-14
 quietly "$1" rm -f mine
+quietly "$1" run -d --name alone --image made:1 -- sleep 100000
+isolated "$1" alone
+"$1" exec alone -- sh -c 'cat /etc/new; stat -c "%u:%g" /etc/new'
+quietly "$1" commit alone again:1
+quietly "$1" rm -f alone
+quietly "$1" rmi again:1
 quietly "$1" tag made:1 REGISTRY/made:1
 quietly "$1" push REGISTRY/made:1
 "$1" save -o made.tar made:1
@@ -85,6 +97,7 @@ find "$HOME/.local/share/vmm/images" -type f ! -name '*lock' ! -name oci-layout 
 const imageScriptSays = `2
 0
 data
+1
 0:0 crw-r--r-- 1 /app/device
 5:6 -rwsr-xr-x 0 /app/tool
 A /data
@@ -93,6 +106,9 @@ D /etc/gone
 A /etc/new
 crw-r--r-- 0/0
 -rwsr-xr-x 7/8
+1
+new
+7:8
 7:8 -rwsr-xr-x /etc/new
 new
 kept

@@ -461,6 +461,12 @@ func (c *Config) checkPorts() error {
 // ForCommands reports whether the guest is there for commands, which its agent runs.
 func (c *Config) ForCommands() bool { return c.Root != nil && !c.Root.Boot && !c.HasImageInit() }
 
+// HasHostFiles reports whether the guest sees files of the host's, and whose they are: in shared directories, or a directory
+// that is its root or becomes its root's disk.
+func (c *Config) HasHostFiles() bool {
+	return len(c.Shares) > 0 || c.Root != nil && c.Root.Image == nil && c.Root.IsDir()
+}
+
 // HasImageInit reports whether the guest is handed over to an init of its container image's.
 func (c *Config) HasImageInit() bool {
 	return c.Root != nil && c.Root.Image != nil && c.Root.Image.Init != nil

@@ -384,15 +384,36 @@ func (v *VM) Clone(ctx context.Context, name string, list ...Option) (_ *VM, err
 
 // SavedConfig returns the Config of a saved VM, without its disks and shares.
 func SavedConfig(dir string) (*Config, error) {
+	s, err := readSaved(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &s.Config, nil
+}
+
+// SavedShares returns the directories of the host's that a saved VM shares with its guest.
+func SavedShares(dir string) (list []string, err error) {
+	s, err := readSaved(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range s.Shares {
+		list = append(list, m.Dir)
+	}
+	return list, nil
+}
+
+// readSaved reads what a snapshot says of its VM.
+func readSaved(dir string) (*saved, error) {
 	m, err := snapshot.ReadManifest(dir)
 	if err != nil {
 		return nil, &snapshot.Error{Dir: dir, Err: err}
 	}
-	var s saved
+	s := &saved{}
 	if err := s.unmarshal(m.Config); err != nil {
 		return nil, &snapshot.Error{Dir: dir, Err: err}
 	}
-	return &s.Config, nil
+	return s, nil
 }
 
 // make makes the VM that goes on from r, which errors call what.

@@ -85,9 +85,16 @@ func plain(err error) string {
 // canOwnUsers reports whether a user namespace is of use to the process of a VM in the
 // background: in it, one who is not root has the rights that the jail's other namespaces
 // take. Files of others would be nobody's there, so a VM that shows the guest files of the
-// host stays without; and of one that was saved that is not known yet.
+// host stays without; and of one that another process sends that is not known yet.
 func (s *session) canOwnUsers() bool {
-	return s.Config != nil && !s.Config.ForCommands() && len(s.Config.Shares) == 0
+	switch {
+	case s.Config != nil:
+		return !s.Config.HasHostFiles()
+	case s.Restore != nil:
+		dirs, err := vm.SavedShares(s.Restore.Dir)
+		return err == nil && len(dirs) == 0
+	}
+	return false
 }
 
 // noPID is why the session's process must not be in a namespace of processes; "" if it may. Others that have to
@@ -109,12 +116,18 @@ func (s *session) noPID() string {
 // limits are those of the VM; nil if they are not known yet.
 func (s *session) limits() *vm.Limits {
 	switch {
-	case s.Restore != nil:
-		return s.Restore.Options.Limits
+	case s.Config != nil:
+		return &s.Config.Limits
 	case s.Receive != nil:
 		return s.Receive.Options.Limits
+	case s.Restore.Options.Limits != nil:
+		return s.Restore.Options.Limits
 	}
-	return &s.Config.Limits
+	c, err := vm.SavedConfig(s.Restore.Dir)
+	if err != nil { // as the VM's process will say
+		return nil
+	}
+	return &c.Limits
 }
 
 // attributes are those of a process in the background that begins so.
