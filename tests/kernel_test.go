@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmm/internal/jail"
 )
 
 // provoke has the kernel's test module for crashes do one.
@@ -120,6 +122,9 @@ func TestKernelTestsCancelled(t *testing.T) {
 		"--", "sh", "-c", "echo under way; sleep 1000")
 	if !g.until("| under way") {
 		t.Fatalf("it does not begin:\n%s", g.out.String())
+	}
+	if able, has := jail.Able(), inspected(t, strings.TrimSpace(ok(t, "ps", "-q"))).Jail; len(able.Namespaces) > 0 && !strings.Contains(has, "seccomp, namespaces (mnt ipc pid)") {
+		t.Errorf("its jail is %q", has)
 	}
 	g.cmd.Process.Signal(os.Interrupt)
 	g.until("")

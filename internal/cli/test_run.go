@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -40,22 +41,30 @@ func (program selfRunner) Run(ctx context.Context, vm kerneltest.VM, s kerneltes
 	}
 	job.Config.Name, job.Config.Console.File, job.Result = name, console, result
 	var said tail.Buffer
-	c, err := job.process(ctx, string(program))
+	var c *exec.Cmd
+	err = startBest(job.isolations(), func(how isolation) (err error) {
+		job.NoPID = how.noPID
+		if c, err = job.process(ctx, string(program)); err != nil {
+			return err
+		}
+		c.Stdout, c.Stderr = s.Stdout, io.MultiWriter(&said, s.Stderr)
+		c.SysProcAttr = how.attributes() // in a session of its own, for Ctrl-C is for us alone
+		c.SysProcAttr.Pdeathsig = unix.SIGKILL
+		c.Cancel = func() error { return endTest(name, c.Process) }
+		c.WaitDelay = testEnd
+		return c.Start()
+	})
 	if err != nil {
 		return out, err
 	}
-	c.Stdout, c.Stderr = s.Stdout, io.MultiWriter(&said, s.Stderr)
-	c.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // Ctrl-C is for us alone
-	c.Cancel = func() error { return endTest(name, c.Process) }
-	c.WaitDelay = testEnd
-	runErr := c.Run()
+	runErr := c.Wait()
 	if err := copyConsole(s.Console, console); err != nil {
 		return out, err
 	}
 	if ctx.Err() != nil {
 		return out, ctx.Err()
 	}
-	if c.ProcessState == nil { // it could not be started
+	if c.ProcessState == nil { // nobody knows how it has ended
 		return out, runErr
 	}
 	r, err := readResult(result)
@@ -77,7 +86,7 @@ func testSession(vm *kerneltest.VM) (*session, error) {
 	if vm.Root != "" {
 		c.Root = &vmm.Root{Path: vm.Root}
 	}
-	s := &session{Config: c, Named: true, Sandbox: true, Command: vm.Test.Command, Timeout: vm.Test.Timeout, ConsoleGiven: true, Warm: vm.Warm}
+	s := &session{Config: c, Named: true, Sandbox: true, Command: vm.Test.Command, Timeout: vm.Test.Timeout, ConsoleGiven: true, Warm: vm.Warm, Jail: vmm.JailFull}
 	if err := parse("share", vm.Shares, spec.Share, &c.Shares); err != nil {
 		return nil, err
 	}

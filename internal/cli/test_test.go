@@ -208,7 +208,7 @@ echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
 		Limits: vm.Limits{CPUs: 1.5, Memory: 2 << 30, PIDs: 100, IO: []vm.IOLimit{{Path: "/a", WriteBPS: 1 << 20}}},
 		Shares: []vm.Share{{Host: "c", Guest: "/c", ReadOnly: true}, {Host: a, Guest: a}, {Host: b, Guest: b}}}.WithDefaults()
 	if want := (&session{Config: &config, Named: true, Sandbox: true, Command: []string{"check", "--all"}, Timeout: 90 * time.Second,
-		ConsoleGiven: true, Warm: true, Result: got.Result}); !reflect.DeepEqual(got, want) {
+		ConsoleGiven: true, Warm: true, Jail: vm.JailFull, NoPID: got.NoPID, Result: got.Result}); !reflect.DeepEqual(got, want) {
 		t.Errorf("run as %+v with %+v, want %+v with %+v", got, got.Config, want, want.Config)
 	}
 	wantEmpty(t, tmp)
@@ -251,7 +251,9 @@ func TestSelfRunnerCancel(t *testing.T) {
 	tmp := private(t)
 	pids := filepath.Join(t.TempDir(), "pids")
 	t.Setenv("PIDS", pids)
-	program := fakeVMM(t, "echo so far > $console; sleep 1000 & echo $$ $! > $PIDS; echo ready; wait")
+	// $$ is a number of the process's own namespace, but /proc is of this one.
+	program := fakeVMM(t, `echo so far > $console; number='read pid rest < /proc/self/stat; echo $pid >> $PIDS'
+eval "$number"; sh -c "$number; exec sleep 1000" & while [ $(wc -l < $PIDS) -lt 2 ]; do sleep 0.1; done; echo ready; wait`)
 	ctx, cancel := context.WithCancel(t.Context())
 	var console bytes.Buffer
 	out, err := program.Run(ctx, kerneltest.VM{Test: kerneltest.Test{Command: []string{"true"}, Timeout: time.Hour}},
