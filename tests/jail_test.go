@@ -104,6 +104,20 @@ func TestJail(t *testing.T) {
 			}
 		}
 	})
+	t.Run("background", func(t *testing.T) {
+		if !namespaces {
+			t.Skip("no process namespace without root, or namespaces")
+		}
+		here := os.Getpid()
+		c := exec.Command(probe, "run", "-d", "--name", "inside", "--net", "none")
+		c.Env = append(os.Environ(), fmt.Sprintf("VMM_JAIL_PROBE=read /proc/self/statm,read /proc/%d/stat,signal 1,signal %d", here, here))
+		out, err := c.CombinedOutput()
+		for _, want := range []string{"probe: read /proc/self/statm: <nil>\n", fmt.Sprintf("stat: open /proc/%d/stat: no such file", here), "probe: signal 1: <nil>\n", "made the system call kill,"} {
+			if err == nil || !strings.Contains(string(out), want) {
+				t.Errorf("no %q, %v, in\n%s", want, err, out)
+			}
+		}
+	})
 	t.Run("user", func(t *testing.T) {
 		if !namespaces {
 			t.Skip("another user needs root, and namespaces")

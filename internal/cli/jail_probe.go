@@ -12,7 +12,7 @@ import (
 )
 
 // probeJail tries from inside the jail what VMM_JAIL_PROBE lists, and tells what came of
-// it, a line each: "read PATH", "write PATH", "create PATH", or "call NUMBER".
+// it, a line each: "read PATH", "write PATH", "create PATH", "signal PROCESS", or "call NUMBER".
 func probeJail() {
 	for _, probe := range strings.Split(os.Getenv("VMM_JAIL_PROBE"), ",") {
 		what, of, _ := strings.Cut(probe, " ")
@@ -27,6 +27,9 @@ func probeJail() {
 			}
 		case "create":
 			err = os.WriteFile(of, nil, 0o600)
+		case "signal":
+			n, _ := strconv.Atoi(of)
+			err = unix.Kill(n, 0)
 		case "call":
 			n, _ := strconv.Atoi(of)
 			if _, _, errno := unix.Syscall6(uintptr(n), 0, 0, 0, 0, 0, 0); errno != 0 {
