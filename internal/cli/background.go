@@ -78,7 +78,11 @@ func (s *session) detach(ctx context.Context) (name string, err error) {
 	err = c.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return "", &exitError{exit.ExitCode(), nil}
+		told := &exitError{exit.ExitCode(), nil}
+		if errors.As(context.Cause(ctx), &told) { // it was a signal that came here
+			told = &exitError{told.status, nil}
+		}
+		return "", told
 	}
 	return "", fmt.Errorf("the VM's process ended: %v", err)
 }

@@ -35,22 +35,28 @@ func withInterrupts(ctx context.Context) context.Context {
 	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, interruptsKey{}, i))
 	signal.Notify(i.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	go func() {
+		var s os.Signal
 		select {
-		case s := <-i.signals:
-			i.end()
-			cancel(&exitError{128 + int(s.(unix.Signal)), errors.New("interrupted")})
-			time.AfterFunc(interruptTime, func() {
-				select {
-				case <-i.over:
-				default:
-					if hostpid.Own() { // signals' defaults do not end it
-						os.Exit(128 + int(s.(unix.Signal)))
-					}
-					unix.Kill(os.Getpid(), s.(unix.Signal))
-				}
-			})
+		case s = <-i.signals:
 		case <-i.done:
+			select {
+			case s = <-i.signals: // it came before, and there is nobody else to hear of it
+			default:
+				return
+			}
 		}
+		i.end()
+		cancel(&exitError{128 + int(s.(unix.Signal)), errors.New("interrupted")})
+		time.AfterFunc(interruptTime, func() {
+			select {
+			case <-i.over:
+			default:
+				if hostpid.Own() { // signals' defaults do not end it
+					os.Exit(128 + int(s.(unix.Signal)))
+				}
+				unix.Kill(os.Getpid(), s.(unix.Signal))
+			}
+		})
 	}()
 	return ctx
 }

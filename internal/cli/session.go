@@ -292,6 +292,9 @@ func (s *session) acceptStops() (stop func() error) {
 // and with the timeout.
 func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 	takeSignals(ctx)
+	if ctx.Err() != nil { // a signal came while the VM was prepared
+		return vm.Result{}, statusFailed, context.Cause(ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := func(status int, err error) { cancel(&exitError{status, err}) }
