@@ -20,13 +20,13 @@ import (
 
 // Namespaces need a privilege, which root has, and who begins in a user namespace: a program
 // that has threads already, as one in Go always has, cannot enter one (user_namespaces(7)).
-// There is no namespace of processes: a process has to begin in it (docs/jail.md says more).
+// A namespace of processes is not among those made here: a process has to begin in it (docs/jail.md says more).
 
 // space is a kind of namespaces.
 type space struct {
-	name string   // in /proc/PID/ns
-	flag int      // of unshare(2) and setns(2)
-	file *os.File // one that was made
+	name string // in /proc/PID/ns
+	flag int    // of unshare(2) and setns(2)
+	fd   int    // of one that was made
 }
 
 // spaces are namespaces that a thread has made, for all others to enter.
@@ -62,8 +62,8 @@ func (s *spaces) make(r *Rules) error {
 			return fmt.Errorf("a %s namespace: %w", k.name, err)
 		}
 		var err error
-		if k.file, err = os.Open("/proc/thread-self/ns/" + k.name); err != nil {
-			return err
+		if k.fd, err = unix.Open("/proc/thread-self/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("the %s namespace: %w", k.name, err)
 		}
 		s.list = append(s.list, k)
 	}
@@ -72,7 +72,7 @@ func (s *spaces) make(r *Rules) error {
 
 func (s *spaces) close() {
 	for _, n := range s.list {
-		n.file.Close()
+		unix.Close(n.fd)
 	}
 	s.list = nil
 }
@@ -93,7 +93,7 @@ func (s *spaces) enter() error {
 		return fmt.Errorf("a root for each thread: %w", errno)
 	}
 	for _, n := range s.list {
-		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, n.file.Fd(), uintptr(n.flag), 0); errno != 0 {
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, uintptr(n.fd), uintptr(n.flag), 0); errno != 0 {
 			return fmt.Errorf("entering the %s namespace: %w", n.name, errno)
 		}
 	}
@@ -254,9 +254,5 @@ func (t *tree) mountPoint() error {
 	if err := os.MkdirAll(filepath.Dir(t.real), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(t.real, os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	return f.Close()
+	return unix.Mknod(t.real, unix.S_IFREG|0o600, 0)
 }
