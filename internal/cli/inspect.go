@@ -25,7 +25,7 @@ func inspectCommand() *cobra.Command {
 					switch {
 					case err == nil:
 						vm = now
-					case !errors.Is(err, client.ErrGone): // else it just begins or ends: what is known without it
+					case !errors.Is(err, client.ErrGone) && !errors.Is(err, api.ErrConflict): // else it just begins or ends: what is known without it
 						return failed(err)
 					}
 				}
