@@ -22,7 +22,7 @@ import (
 )
 
 // hostRecipe changes when what buildHost does changes its result.
-const hostRecipe = 1
+const hostRecipe = 2
 
 // suite is the Debian of the host.
 const suite = "bookworm"
@@ -50,15 +50,19 @@ const (
 
 // host is what a host is started of.
 type host struct {
+	emulator             emulator
 	kernel, initrd, root string // files in the cache
 	bundle               string // disk of the tests
 }
 
+// diskModules are what the kernel needs for its disks but for virtio's: bochs has IDE.
+var diskModules = []string{"sd_mod", "ata_piix"}
+
 // prepare builds what is missing of the host, and a disk of the tests in dir.
-func prepare(ctx context.Context, dir string, kernels bool) (*host, error) {
-	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "depmod"} {
+func prepare(ctx context.Context, e emulator, dir string, kernels bool) (*host, error) {
+	for _, tool := range append(e.tools(), "mmdebstrap", "depmod") {
 		if _, err := exec.LookPath(tool); err != nil {
-			return nil, fmt.Errorf("%s is not installed: make test-hardware does that", tool)
+			return nil, fmt.Errorf("%s is not installed: make test-hardware does that, or make test-hardware-intel", tool)
 		}
 	}
 	b := &guestimages.Builder{Log: os.Stderr, Progress: progress()}
@@ -66,14 +70,14 @@ func prepare(ctx context.Context, dir string, kernels bool) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	recipe := sha256.Sum256(fmt.Append(nil, hostRecipe, suite, hostPackages, hostInit, initrdInit, rootRoom, kernel.Version()))
-	made, err := b.Once(ctx, fmt.Sprintf("svm-host-%.6x", recipe), func(ctx context.Context, dir string) error {
+	recipe := sha256.Sum256(fmt.Append(nil, hostRecipe, suite, hostPackages, hostInit, initrdInit, diskModules, rootRoom, kernel.Version()))
+	made, err := b.Once(ctx, fmt.Sprintf("hardware-host-%.6x", recipe), func(ctx context.Context, dir string) error {
 		return buildHost(ctx, b, kernel, dir)
 	})
 	if err != nil {
 		return nil, err
 	}
-	h := &host{kernel: kernel.Image, initrd: filepath.Join(made, "initrd"), root: filepath.Join(made, "root.ext4"),
+	h := &host{emulator: e, kernel: kernel.Image, initrd: filepath.Join(made, "initrd"), root: filepath.Join(made, "root.ext4"),
 		bundle: filepath.Join(dir, "bundle.ext4")}
 	return h, h.makeBundle(ctx, b, filepath.Join(dir, "bundle"), kernels)
 }
@@ -84,7 +88,7 @@ func buildHost(ctx context.Context, b *guestimages.Builder, kernel guestimages.K
 	if err := os.WriteFile(init, []byte(hostInit), 0o755); err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "building the host with SVM (some minutes, once)\n")
+	fmt.Fprintf(os.Stderr, "building the host (some minutes, once)\n")
 	c := exec.CommandContext(ctx, "mmdebstrap", "--variant=minbase", "--include="+strings.Join(hostPackages, ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook=copy-in "+filepath.Dir(kernel.Image)+"/lib/modules /usr/lib/", "--customize-hook=copy-in "+init+" /sbin/",
@@ -120,7 +124,7 @@ func writeInitrd(ctx context.Context, b *guestimages.Builder, kernel guestimages
 	if err != nil {
 		return err
 	}
-	files, load, err := guestimages.Modules(kernel.Modules)
+	files, load, err := guestimages.Modules(kernel.Modules, diskModules...)
 	if err != nil {
 		return err
 	}

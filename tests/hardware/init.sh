@@ -1,5 +1,5 @@
 #!/bin/bash
-# The init of the host with SVM: modules, the disk of the tests, the job; then off.
+# The init of the host: modules, the disk of the tests, the job; then off.
 # What the tests say goes to the second serial port; a byte 1 begins the lines that
 # are for who started the host.
 export PATH=/work/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -11,16 +11,19 @@ mount -t tmpfs tmpfs /run
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
-hostname svm
-for m in kvm_amd vhost_vsock vhost_net tun nbd overlay fuse loop; do modprobe $m || echo "no module $m"; done
-mount -t ext4 -o noatime /dev/vdb /work || echo "no disk of tests"
-stty -F /dev/ttyS1 raw -echo -onlcr
+hostname hardware
+kvm=kvm_amd
+grep -q -w vmx /proc/cpuinfo && kvm=kvm_intel
+argument() { sed -n "s/.*$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+for m in $kvm vhost_vsock vhost_net tun nbd overlay fuse loop; do modprobe $m || echo "no module $m"; done
+mount -t ext4 -o noatime "$(argument vmm.tests)" /work || echo "no disk of tests"
+stty -F /dev/ttyS1 115200 raw -echo -onlcr
 while sleep 5; do printf '\001alive\n' > /dev/ttyS1; done &
 mkdir -p /run/user
 export XDG_RUNTIME_DIR=/run/user XDG_CACHE_HOME=/work/cache VMM_TEST_PROGRAMS=/work/bin TMPDIR=/work/tmp
 mkdir -p $TMPDIR
 cd /work/src
-script=$(sed -n 's/.*vmm.job=\([^ ]*\).*/\1/p' /proc/cmdline | base64 -d)
+script=$(argument vmm.job | base64 -d)
 printf '\001begin\n' > /dev/ttyS1
 bash -c "$script" < /dev/null > /dev/ttyS1 2>&1
 printf '\n\001end %d\n' $? > /dev/ttyS1

@@ -1,8 +1,10 @@
 // Hardware runs vmm's tests on a host with hardware virtualization, on a machine
-// that has none: QEMU's TCG emulates an AMD CPU with SVM and nested paging, and a
-// Debian in it has a real kvm-amd. vmm's guests are guests of that guest.
+// that has none: QEMU's TCG emulates an AMD CPU with SVM and nested paging, bochs one of
+// Intel's with VMX, and a Debian in it has a real kvm-amd or kvm-intel. vmm's guests are
+// guests of that guest.
 //
 //	make test-hardware [RUN=REGEX]
+//	make test-hardware-intel [RUN=REGEX]
 //	go run ./tests/hardware -exec 'vmm doctor'
 //
 // Its host is built once, of Debian's packages, and kept in vmm's cache directory.
@@ -15,8 +17,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -27,23 +31,25 @@ import (
 )
 
 type options struct {
-	run     string
-	smoke   bool
-	verbose bool
-	exec    string
-	bench   bool
-	kernels bool
-	cpus    int
-	counted bool
-	xsave   bool
-	hosts   int
-	keep    string
-	limit   time.Duration
-	given   []string // names of the flags that were
+	emulator string
+	run      string
+	smoke    bool
+	verbose  bool
+	exec     string
+	bench    bool
+	kernels  bool
+	cpus     int
+	counted  bool
+	xsave    bool
+	hosts    int
+	keep     string
+	limit    time.Duration
+	given    []string // names of the flags that were
 }
 
 func main() {
 	var o options
+	flag.StringVar(&o.emulator, "emulator", "qemu", "the host's `NAME`: qemu has kvm-amd, bochs kvm-intel")
 	flag.StringVar(&o.run, "run", "", "only tests whose name matches `REGEX`, as with go test")
 	flag.BoolVar(&o.smoke, "smoke", false, "only the tests that every run of make test has")
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
@@ -83,6 +89,7 @@ func run(ctx context.Context, o *options) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	e := emulators[o.emulator]
 	dir, err := os.MkdirTemp("", "vmm-hardware-")
 	if err != nil {
 		return false, err
@@ -90,14 +97,19 @@ func run(ctx context.Context, o *options) (bool, error) {
 	defer os.RemoveAll(dir)
 	if o.keep == "" {
 		o.keep = dir
+	} else if o.keep, err = filepath.Abs(o.keep); err != nil {
+		return false, err
 	} else if err := os.MkdirAll(o.keep, 0o755); err != nil {
 		return false, err
 	}
-	h, err := prepare(ctx, dir, o.kernels)
+	h, err := prepare(ctx, e, dir, o.kernels)
 	if err != nil {
 		return false, err
 	}
-	r := &reporter{out: os.Stdout, verbose: o.verbose || o.exec != "" || o.bench, started: time.Now()}
+	r := &reporter{out: os.Stdout, module: e.module(), verbose: o.verbose || o.exec != "" || o.bench, started: time.Now()}
+	if o.emulator == "bochs" && o.exec == "" && o.run == "" {
+		r.note("%d of %d tests: %s takes too long for the others, which -run names", len(jobs), len(allTests), o.emulator)
+	}
 	work := make(chan job, len(jobs))
 	for _, j := range jobs {
 		work <- j
@@ -126,6 +138,10 @@ func run(ctx context.Context, o *options) (bool, error) {
 // jobs are what the options ask for.
 func (o *options) jobs() ([]job, error) {
 	var jobs []job
+	e, ok := emulators[o.emulator]
+	if !ok {
+		return nil, fmt.Errorf("-emulator %q: there are %s", o.emulator, strings.Join(slices.Sorted(maps.Keys(emulators)), " "))
+	}
 	if o.hosts < 1 {
 		return nil, fmt.Errorf("-hosts %d: one at least", o.hosts)
 	}
@@ -134,6 +150,9 @@ func (o *options) jobs() ([]job, error) {
 	}
 	if o.exec != "" && (o.smoke || o.bench || o.run != "") {
 		return nil, errors.New("-exec runs a command in the place of tests: without -run, -smoke and -bench")
+	}
+	if o.emulator != "qemu" && (o.bench || o.kernels || o.counted || o.cpus > 1) {
+		return nil, fmt.Errorf("-bench, -kernels, -counted and -cpus are not for %s, which is too slow, and has one CPU", o.emulator)
 	}
 	for _, part := range strings.Split(o.run, "/") { // as go test does, each for a level
 		if _, err := regexp.Compile(part); err != nil {
@@ -153,8 +172,8 @@ func (o *options) jobs() ([]job, error) {
 		first, _, _ := strings.Cut(o.run, "/")
 		match := regexp.MustCompile(first)
 		for _, t := range allTests {
-			if match.MatchString(t.name) && (t.smoke || !o.smoke) {
-				jobs = append(jobs, t.job(o.run))
+			if match.MatchString(t.name) && (t.smoke || !o.smoke) && (o.run != "" || e.covers(&t)) {
+				jobs = append(jobs, t.job(o.run, e.skips(&t)))
 			}
 		}
 		if len(jobs) == 0 {

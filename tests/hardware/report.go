@@ -13,6 +13,7 @@ import (
 // output if they fail. It may be used concurrently.
 type reporter struct {
 	out     io.Writer
+	module  string // of KVM, on the host
 	verbose bool
 	started time.Time
 
@@ -89,11 +90,11 @@ func (r *reporter) done(name, output string, status int, err error, d time.Durat
 	r.failed += failed
 	switch {
 	case err != nil:
-		fmt.Fprintf(r.out, "FAIL\t%s on kvm-amd\t%.1fs: %v\n", name, d.Seconds(), err)
+		fmt.Fprintf(r.out, "FAIL\t%s on %s\t%.1fs: %v\n", name, r.module, d.Seconds(), err)
 	case status != 0:
-		fmt.Fprintf(r.out, "FAIL\t%s on kvm-amd\t%.1fs: exit status %d\n", name, d.Seconds(), status)
+		fmt.Fprintf(r.out, "FAIL\t%s on %s\t%.1fs: exit status %d\n", name, r.module, d.Seconds(), status)
 	default:
-		fmt.Fprintf(r.out, "ok  \t%s on kvm-amd\t%.1fs\n", name, d.Seconds())
+		fmt.Fprintf(r.out, "ok  \t%s on %s\t%.1fs\n", name, r.module, d.Seconds())
 	}
 }
 
@@ -103,7 +104,7 @@ func (r *reporter) summary() bool {
 		fmt.Fprintf(r.out, "FAIL: %s\n", strings.Join(r.broken, " "))
 	}
 	if r.passed+r.failed+r.skipped > 0 {
-		fmt.Fprintf(r.out, "on kvm-amd in %.0f s:\n%d passed, %d failed, %d skipped\n", time.Since(r.started).Seconds(), r.passed, r.failed, r.skipped)
+		fmt.Fprintf(r.out, "on %s in %.0f s:\n%d passed, %d failed, %d skipped\n", r.module, time.Since(r.started).Seconds(), r.passed, r.failed, r.skipped)
 	}
 	return r.broken == nil
 }

@@ -41,6 +41,7 @@ func TestReport(t *testing.T) {
 
 // TestWatch reads what a host says: the job's output, and what is for who started it.
 func TestWatch(t *testing.T) {
+	p := qemu{}.pace(job{})
 	for _, c := range []struct {
 		said   string
 		out    string
@@ -51,12 +52,12 @@ func TestWatch(t *testing.T) {
 		{"\x01begin\nhello\n", "hello\n", -1}, // it ended early
 	} {
 		var out strings.Builder
-		status, err := watch(strings.NewReader(c.said), &out, time.Minute, func() {})
+		status, err := p.watch(strings.NewReader(c.said), &out, func() {})
 		if status != c.status || err != nil || out.String() != c.out {
 			t.Errorf("%q: status %d, %v, %q", c.said, status, err, out.String())
 		}
 	}
-	if _, err := watch(strings.NewReader("\x01end of it\n"), io.Discard, time.Minute, func() {}); err == nil {
+	if _, err := p.watch(strings.NewReader("\x01end of it\n"), io.Discard, func() {}); err == nil {
 		t.Error("an end without a status")
 	}
 }
@@ -68,24 +69,34 @@ func TestJobs(t *testing.T) {
 		jobs int
 		err  bool
 	}{
-		{options{hosts: 1, run: "^TestEnds$"}, 1, false},
-		{options{hosts: 1, run: "TestEnds$/panic"}, 1, false},
-		{options{hosts: 1, run: "TestNothing"}, 0, true},
-		{options{hosts: 1, run: "("}, 0, true},
-		{options{hosts: 1, run: "TestEnds/("}, 0, true},
-		{options{hosts: 1, exec: "true"}, 1, false},
-		{options{hosts: 1, exec: "true", smoke: true}, 0, true},
-		{options{hosts: 1, given: []string{"exec"}}, 0, true},
-		{options{run: "TestEnds"}, 0, true},
+		{options{emulator: "qemu", hosts: 1, run: "^TestEnds$"}, 1, false},
+		{options{emulator: "qemu", hosts: 1, run: "TestEnds$/panic"}, 1, false},
+		{options{emulator: "qemu", hosts: 1, run: "TestNothing"}, 0, true},
+		{options{emulator: "qemu", hosts: 1, run: "("}, 0, true},
+		{options{emulator: "qemu", hosts: 1, run: "TestEnds/("}, 0, true},
+		{options{emulator: "qemu", hosts: 1, exec: "true"}, 1, false},
+		{options{emulator: "qemu", hosts: 1, exec: "true", smoke: true}, 0, true},
+		{options{emulator: "qemu", hosts: 1, given: []string{"exec"}}, 0, true},
+		{options{emulator: "qemu", run: "TestEnds"}, 0, true},
+		{options{emulator: "bochs", hosts: 1, run: "^TestGDB$"}, 1, false},
+		{options{emulator: "bochs", hosts: 1, run: "^TestTap$"}, 1, false},
+		{options{emulator: "bochs", hosts: 1, bench: true}, 0, true},
+		{options{emulator: "bochs", hosts: 1, kernels: true}, 0, true},
+		{options{emulator: "bochs", hosts: 1, cpus: 2}, 0, true},
+		{options{emulator: "bochs", hosts: 1, counted: true}, 0, true},
+		{options{emulator: "other", hosts: 1}, 0, true},
 	} {
 		jobs, err := c.o.jobs()
 		if len(jobs) != c.jobs || (err != nil) != c.err {
 			t.Errorf("%+v: %d jobs, %v", c.o, len(jobs), err)
 		}
 	}
-	jobs, _ := (&options{hosts: 1, smoke: true}).jobs()
-	all, _ := (&options{hosts: 1}).jobs()
+	jobs, _ := (&options{emulator: "qemu", hosts: 1, smoke: true}).jobs()
+	all, _ := (&options{emulator: "qemu", hosts: 1}).jobs()
 	if len(jobs) == 0 || len(jobs) >= len(all) {
 		t.Errorf("%d of %d jobs are the smoke set", len(jobs), len(all))
+	}
+	if some, _ := (&options{emulator: "bochs", hosts: 1}).jobs(); len(some) == 0 || len(some) >= len(all) {
+		t.Errorf("%d of %d jobs are for bochs", len(some), len(all))
 	}
 }
