@@ -2,6 +2,7 @@
 # make setup  builds the default guest's own kernel, which boots faster (minutes)
 # make test   runs every test; make test-stock the slow one with Debian's kernel
 # make test-hardware [RUN=REGEX]  all that need KVM, on an emulated host with kvm-amd
+# make test-hardware-intel [RUN=REGEX]  some of them with kvm-intel, which takes hours
 # make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each, lets the hostile driver at the devices for HOSTILE times as long as make test,
@@ -42,7 +43,7 @@ COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 e
 	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/internal/compose vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/...
 SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
-.PHONY: run setup tools hardware-tools test test-stock test-kernels test-hardware lint vulncheck golangci \
+.PHONY: run setup tools hardware-tools intel-tools test test-stock test-kernels test-hardware test-hardware-intel lint vulncheck golangci \
 	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
 
 # What the tests compare with and look at disks with, as program:package.
@@ -53,10 +54,12 @@ TOOLS := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs vgcreate:lvm2 mdadm:mdadm ip:i
 BENCH_TOOLS := iperf3:iperf3 qemu-system-x86_64:qemu-system-x86 qemu-storage-daemon:qemu-system-common
 STOCK_TOOLS := debootstrap:debootstrap objcopy:binutils depmod:kmod
 # What the emulated host is built with and runs on.
-HARDWARE_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap depmod:kmod
+HOST_TOOLS := mmdebstrap:mmdebstrap depmod:kmod
+HARDWARE_TOOLS := qemu-system-x86_64:qemu-system-x86 $(HOST_TOOLS)
+INTEL_TOOLS := bochs:bochs+bochs-term+bochsbios+vgabios syslinux:syslinux mcopy:mtools $(HOST_TOOLS)
 
-# $(call need,LIST) installs what is missing of a list, or says what to install.
-need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $${t\#*:}"; done; \
+# $(call need,LIST) installs what is missing of a list, or says what to install. A program can be of several packages: a+b.
+need = @missing=; for t in $(1); do command -v $${t%%:*} >/dev/null || missing="$$missing $$(echo $${t\#*:} | tr + ' ')"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	if [ $$(id -u) = 0 ]; then apt-get update -q >/dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
 	else echo "as root: apt-get install$$missing"; exit 1; fi; fi
@@ -86,6 +89,9 @@ tools:
 
 hardware-tools:
 	$(call need,$(HARDWARE_TOOLS))
+
+intel-tools:
+	$(call need,$(INTEL_TOOLS))
 
 test: setup tools lint unit e2e smoke
 
@@ -125,6 +131,9 @@ smoke: setup hardware-tools
 
 test-hardware: setup hardware-tools
 	go run ./tests/hardware -run '$(RUN)'
+
+test-hardware-intel: setup intel-tools
+	go run ./tests/hardware -emulator bochs -run '$(RUN)'
 
 test-stock: vmm tools
 	$(call need,$(STOCK_TOOLS))
