@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -310,6 +311,24 @@ func TestGuestCPUID(t *testing.T) {
 	}
 	if host[0].EBX != 0x12340800 {
 		t.Error("the host's list was changed")
+	}
+}
+
+// TestFirmwareMSRs turns VMX on where the guest has it.
+func TestFirmwareMSRs(t *testing.T) {
+	for _, c := range []struct {
+		ecx  uint32 // of leaf 1
+		want []uint64
+	}{{0, nil}, {1 << 5, []uint64{5}}} {
+		var got []uint64
+		for _, m := range firmwareMSRs([]kvm.CPUIDEntry{{Function: 1, ECX: c.ecx}}) {
+			if m.Index == 0x3a { // IA32_FEATURE_CONTROL
+				got = append(got, m.Data)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("leaf 1 with ECX %#x: %v, want %v", c.ecx, got, c.want)
+		}
 	}
 }
 

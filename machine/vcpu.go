@@ -35,8 +35,10 @@ type vcpu struct {
 	stepping atomic.Bool
 }
 
-// MSRs that a PC's firmware sets up (SDM 4).
+// What a PC's firmware sets up: MSRs (SDM 4) and the local APIC.
 const (
+	featureLock     = 1 << 0 // of IA32_FEATURE_CONTROL, until a reset
+	featureVMXOn    = 1 << 2 // VMXON outside of SMX
 	msrMiscEnable   = 0x1a0
 	miscFastString  = 1 << 0
 	msrMTRRDefType  = 0x2ff
@@ -88,9 +90,21 @@ func (v *vcpu) initFirmwareState() error {
 		return err
 	}
 	// Best effort: not every host lets these be set, and Linux copes.
-	v.engine.SetMSR(msrMiscEnable, miscFastString)
-	v.engine.SetMSR(msrMTRRDefType, mtrrEnable|mtrrWriteBack)
+	for _, m := range firmwareMSRs(v.cpuid) {
+		v.engine.SetMSR(m.Index, m.Data)
+	}
 	return nil
+}
+
+// firmwareMSRs is what a BIOS leaves in the MSRs of a CPU with these leaves.
+func firmwareMSRs(ids []kvm.CPUIDEntry) []kvm.MSREntry {
+	msrs := []kvm.MSREntry{{Index: msrMiscEnable, Data: miscFastString}, {Index: msrMTRRDefType, Data: mtrrEnable | mtrrWriteBack}}
+	if leaf(ids, cpuidFeatures, 0)[2]&featureVMX != 0 {
+		// Without it VMX is there but off (SDM 3C, Enabling and Entering VMX Operation). A Linux with KVM turns it on
+		// itself; one without turns it off for good and shows none.
+		msrs = append(msrs, kvm.MSREntry{Index: msrFeatureControl, Data: featureLock | featureVMXOn})
+	}
+	return msrs
 }
 
 // enter puts the CPU into the kernel's entry state.
