@@ -2,7 +2,7 @@
 # make setup  builds the default guest's own kernel, which boots faster (minutes)
 # make test   runs every test; make test-stock the slow one with Debian's kernel
 # make test-hardware [RUN=REGEX]  all that need KVM, on an emulated host with kvm-amd
-# make test-hardware-intel [RUN=REGEX]  some of them with kvm-intel, which takes hours
+# make test-hardware-intel [RUN=REGEX]  some of them, on one with kvm-intel
 # make test-kernels  boots the kernels of four Debians
 # make bench  compares with QEMU
 # make fuzz   fuzzes every parser for FUZZTIME each, lets the hostile driver at the devices for HOSTILE times as long as make test,
