@@ -68,7 +68,7 @@ var allTests = []hostTest{
 	{name: "TestGDB", dir: "tests", intel: true, limit: 10 * time.Minute},
 	// A guest does not boot there by translations in a minute: TCG translates them anew with each that is added.
 	{name: "TestEngineRestores", dir: "tests", limit: 15 * time.Minute, env: "VMM_TEST_FIRST_ENGINE=kvm", xsave: true},
-	{name: "TestNested", dir: "tests", limit: 10 * time.Minute},
+	{name: "TestNested", dir: "tests", intel: true, limit: 10 * time.Minute},
 	{name: "TestSwitch", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestTap", dir: "tests", limit: 10 * time.Minute},
 	{name: "TestMigrationBetweenNamespaces", dir: "tests", limit: 10 * time.Minute},
