@@ -88,7 +88,7 @@ var allTests = []hostTest{
 	{name: "TestContainerImage", dir: "tests", limit: 10 * time.Minute},
 	{name: "vm", dir: "vm", limit: 15 * time.Minute}, // its examples
 	{name: "ring0", dir: "machine/ring0", limit: 15 * time.Minute},
-	{name: "kvm", dir: "kvm", intel: true, limit: 5 * time.Minute, smoke: true, notBochs: "^TestCollectorEndsRun$"}, // such a loop
+	{name: "kvm", dir: "kvm", intel: true, limit: 5 * time.Minute, smoke: true, notBochs: "^TestCollectorEndsRun$"}, // a loop, see above
 }
 
 func testNames() string {
