@@ -41,7 +41,7 @@ COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 e
 	golang.org/x/net/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
 	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... github.com/google/... github.com/docker/... github.com/sirupsen/... github.com/opencontainers/... github.com/compose-spec/... github.com/santhosh-tekuri/... github.com/go-viper/... github.com/distribution/... \
 	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/internal/compose vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/...
-SOURCES     := $(shell find . -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
+SOURCES     := $(shell find */ -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools intel-tools test test-stock test-kernels test-hardware test-hardware-intel lint vulncheck golangci \
 	unit e2e smoke cover bench bench-hardware fuzz release packages release-check clean
@@ -96,7 +96,7 @@ intel-tools:
 test: setup tools lint unit e2e smoke
 
 lint: $(INIT)
-	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
+	@out=$$(gofmt -l */); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	@$(MAKE) --no-print-directory vulncheck
