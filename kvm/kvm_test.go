@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -328,4 +329,36 @@ func deep[T any](n int, f func() (T, error)) (T, error) {
 		return f()
 	}
 	return deep(n-1, f)
+}
+
+// TestCloseVM: no descriptor is left of a VM, although one was sent away.
+func TestCloseVM(t *testing.T) {
+	s, err := Open()
+	if err != nil {
+		t.Skipf("no KVM here: %v", err)
+	}
+	defer s.Close()
+	open := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before := open()
+	for range 3 {
+		vm, err := s.CreateVM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if vm.last[0] < 0 {
+			t.Error("there is no socket to send it by")
+		}
+		if err := vm.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors are open, before it were %d", after, before)
+	}
 }
