@@ -23,6 +23,9 @@ const (
 // CPUModels lists them all.
 var CPUModels = []CPUModel{HostCPU, X86V2, X86V3}
 
+// whole reports whether that is all that the host has.
+func (m CPUModel) whole() bool { return m == HostCPU || m == "" }
+
 // ModelError is the error for a host that lacks what a model has.
 type ModelError struct {
 	Model   CPUModel
@@ -90,7 +93,7 @@ func (l *modelLeaf) has(m CPUModel) [4]uint32 {
 
 // restrict returns what the model has of a host's leaves.
 func (m CPUModel) restrict(host []kvm.CPUIDEntry) (out []kvm.CPUIDEntry) {
-	if m == HostCPU || m == "" {
+	if m.whole() {
 		return host
 	}
 	for _, e := range host {
@@ -123,7 +126,7 @@ func (m CPUModel) restrict(host []kvm.CPUIDEntry) (out []kvm.CPUIDEntry) {
 // checkModel refuses a host that lacks what the machine's model has; host is what it supports.
 func (m *Machine) checkModel(host []kvm.CPUIDEntry) error {
 	model := m.cfg.CPUModel
-	if model == HostCPU || model == "" {
+	if model.whole() {
 		return nil
 	}
 	have, err := m.cpus[0].seenOf(host)

@@ -25,7 +25,7 @@ func inspectCommand() *cobra.Command {
 					switch {
 					case err == nil:
 						vm = now
-					case !errors.Is(err, client.ErrGone) && !errors.Is(err, api.ErrConflict): // else it just begins or ends: what is known without it
+					case !justEnds(err): // else it just begins or ends: what is known without it
 						return failed(err)
 					}
 				}
@@ -36,4 +36,9 @@ func inspectCommand() *cobra.Command {
 			return e.Encode(out)
 		},
 	}
+}
+
+// justEnds reports whether an error is that of a VM that ends while it is asked, or has just ended.
+func justEnds(err error) bool {
+	return errors.Is(err, client.ErrGone) || errors.Is(err, api.ErrConflict)
 }

@@ -98,7 +98,7 @@ func statsTable(ctx context.Context, out io.Writer, vms []api.VM, before map[str
 	}
 	all := map[string]api.Stats{}
 	for _, a := range askAll(ctx, vms, (*client.Client).Stats) {
-		if errors.Is(a.err, client.ErrGone) || errors.Is(a.err, api.ErrConflict) {
+		if justEnds(a.err) {
 			continue
 		}
 		if a.err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Built is the environment variable that names a directory of programs that were
@@ -30,17 +31,26 @@ const HostileGuest = "hostileguest"
 // HostileGuestFlags are those of go build that make HostileGuest.
 var HostileGuestFlags = []string{"-ldflags", "-E main.entry"}
 
+// patched makes the dependencies that make builds vmm with, once, and returns their go.mod.
+var patched = sync.OnceValues(func() (string, error) {
+	out, err := exec.Command("go", "run", "vmm/packaging/patched").Output()
+	if err != nil {
+		return "", fmt.Errorf("making the patched dependencies: %w\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+})
+
 // Build makes a program of this module as make does, with further flags. It is dir/name, or where programs were built already.
 func Build(dir, name, pkg string, flags ...string) (string, error) {
 	if built := os.Getenv(Built); built != "" {
 		return filepath.Join(built, name), nil
 	}
-	mod, err := exec.Command("go", "run", "vmm/packaging/patched").Output()
+	mod, err := patched()
 	if err != nil {
-		return "", fmt.Errorf("making the patched dependencies: %w\n%s", err, mod)
+		return "", err
 	}
 	path := filepath.Join(dir, name)
-	c := exec.Command("go", slices.Concat([]string{"build", "-modfile", strings.TrimSpace(string(mod))}, Flags, flags, []string{"-o", path, pkg})...)
+	c := exec.Command("go", slices.Concat([]string{"build", "-modfile", mod}, Flags, flags, []string{"-o", path, pkg})...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
