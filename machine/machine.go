@@ -21,7 +21,6 @@ import (
 	"vmm/bootloader"
 	"vmm/devices"
 	"vmm/kvm"
-	"vmm/machine/engine"
 	"vmm/machine/ring0"
 	"vmm/virtio"
 )
@@ -70,6 +69,9 @@ type Config struct {
 	// HostNotes is a file of the user's own in which machines note what kind of host
 	// this is, until it boots again; without one each process finds out anew.
 	HostNotes string
+	// Opening is Engine, for which its Begin was called earlier with HostNotes, or nil. New
+	// takes it over, also if that returns an error.
+	Opening *Opening
 	// Now is the clock that the guest's CMOS shows; time.Now if nil.
 	Now func() time.Time
 }
@@ -112,12 +114,7 @@ type Machine struct {
 	life life         // who uses what follows does so in its use, but for vCPUs
 	free func() error // release, once
 
-	engine engine.System
-	// Which engine that is, and whether it is a KVM that interprets kernel mode.
-	kind        Engine
-	interpreted bool
-
-	vm   engine.VM
+	made
 	mem  *Memory
 	cpus []*vcpu
 
@@ -173,10 +170,14 @@ func New(cfg Config) (_ *Machine, err error) {
 	if cfg.Console == nil {
 		cfg.Console = io.Discard
 	}
+	if cfg.Opening == nil {
+		cfg.Opening = cfg.Engine.Begin(cfg.HostNotes)
+	}
 	m := newMachine(cfg)
 	m.mem = cfg.Received
 	defer func() {
 		if err != nil {
+			cfg.Opening.Close()
 			m.Close()
 		}
 	}()
@@ -195,17 +196,6 @@ func New(cfg Config) (_ *Machine, err error) {
 			return nil, &StateError{err}
 		}
 	}
-	if m.engine, m.kind, err = cfg.Engine.Open(cfg.HostNotes); err != nil {
-		return nil, err
-	}
-	if n, err := m.engine.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {
-		return nil, fmt.Errorf("%d CPUs: the engine %s allows %d on this host", cfg.CPUs, m.kind, n)
-	}
-	if m.kind == KVMEngine {
-		if m.interpreted, err = interpretsRing0(m.engine, cfg.HostNotes); err != nil {
-			return nil, err
-		}
-	}
 	if m.mem != nil && m.mem.size != cfg.Memory {
 		return nil, fmt.Errorf("%d bytes of memory were received, not %d", m.mem.size, cfg.Memory)
 	}
@@ -217,10 +207,16 @@ func New(cfg Config) (_ *Machine, err error) {
 	if cfg.TrackDirty {
 		m.mem.track()
 	}
+	if m.made, err = cfg.Opening.take(); err != nil {
+		return nil, err
+	}
+	if n, err := m.engine.CheckExtension(kvm.CapMaxVCPUs); err == nil && n > 0 && cfg.CPUs > n {
+		return nil, fmt.Errorf("%d CPUs: the engine %s allows %d on this host", cfg.CPUs, m.kind, n)
+	}
 	if len(cfg.Prefetch) > 0 {
 		m.life.users.Go(func() { m.mem.prefetch(cfg.Prefetch) })
 	}
-	if err = m.createVM(); err != nil {
+	if err = m.addMemory(); err != nil {
 		return nil, err
 	}
 	if err = m.addPlatform(); err != nil {
@@ -312,11 +308,8 @@ func (m *Machine) restore(cpuid []kvm.CPUIDEntry) error {
 	return m.loadState(s, host)
 }
 
-// createVM makes the VM with its memory and the chips that the engine emulates.
-func (m *Machine) createVM() (err error) {
-	if m.vm, err = m.engine.CreateVM(); err != nil {
-		return err
-	}
+// addMemory gives the VM its memory and the chips that the engine emulates.
+func (m *Machine) addMemory() (err error) {
 	if err = m.vm.SetIdentityMapAddr(identityPg); err != nil {
 		return err
 	}

@@ -344,6 +344,12 @@ func Restore(dir string, o RestoreOptions, list ...Option) (*VM, error) {
 
 func restore(dir string, o *RestoreOptions, opts *options) (_ *VM, err error) {
 	defer opts.abandon(&err)
+	opening := o.Engine.Begin(opts.notes)
+	defer func() {
+		if err != nil {
+			opening.Close()
+		}
+	}()
 	r, err := openSnapshot(dir, snapshot.Options{Verify: o.Verify, Progress: o.Progress})
 	if err != nil {
 		return nil, err
@@ -354,6 +360,7 @@ func restore(dir string, o *RestoreOptions, opts *options) (_ *VM, err error) {
 	if err != nil {
 		return nil, errors.Join(err, r.close())
 	}
+	v.opening = opening
 	return v, nil
 }
 

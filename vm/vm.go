@@ -53,7 +53,8 @@ type VM struct {
 	closed   bool
 
 	kernel  kernelChoice
-	symbols string // of the kernel: a System.map, if known
+	symbols string           // of the kernel: a System.map, if known
+	opening *machine.Opening // of the engine, from Prepare on, or from where the VM is made of a snapshot
 	machine *machine.Machine
 	devices []virtio.Device // that were made for a machine which is not there yet
 	disks   *diskSet
@@ -128,6 +129,9 @@ func (v *VM) prepare(ctx context.Context) (err error) {
 			err = errors.Join(err, v.abandon())
 		}
 	}()
+	if v.opening == nil {
+		v.opening = v.cfg.Engine.Begin(v.opts.notes)
+	}
 	cfg, err := v.open(ctx)
 	if err != nil {
 		return err
@@ -166,7 +170,7 @@ func (v *VM) abandon() error {
 	if v.machine != nil {
 		err = v.machine.Close()
 	}
-	v.err = errors.Join(err, v.release())
+	v.err = errors.Join(err, v.opening.Close(), v.release())
 	close(v.ended)
 	return v.err
 }
@@ -227,7 +231,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 		return nil, err
 	}
 	cfg.Console, cfg.Log = v.console, log.New(logWriter{v.opts.log}, "", 0)
-	cfg.HostNotes, cfg.Engine = v.opts.notes, v.cfg.Engine
+	cfg.HostNotes, cfg.Engine, cfg.Opening = v.opts.notes, v.cfg.Engine, v.opening
 	var terminal io.Writer
 	if v.cfg.ConsoleDevice == VirtioConsole {
 		terminal = v.console.virtio()

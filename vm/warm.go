@@ -38,7 +38,9 @@ func newWarm(cfg Config, dir string, opts *options) (_ *VM, err error) {
 	if err != nil {
 		return nil, err
 	}
+	v.opening = v.cfg.Engine.Begin(opts.notes)
 	if v.from, err = openSnapshot(dir, snapshot.Options{}); err != nil {
+		v.opening.Close()
 		return nil, err
 	}
 	v.from.warm = true

@@ -43,10 +43,15 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxText+1))
-	if err == nil && len(b) > maxText {
+	st, err := f.Stat()
+	if err == nil && st.Size() > maxText {
 		err = fmt.Errorf("%s has more than %d MiB", path, maxText>>20)
 	}
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, st.Size())
+	_, err = io.ReadFull(f, b)
 	return b, err
 }
 

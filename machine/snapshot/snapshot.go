@@ -17,7 +17,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -105,7 +104,7 @@ type Snapshot struct {
 	Dir    string
 	parent *Snapshot
 	memory *os.File
-	sum    string // of the Manifest as it was read
+	text   []byte // the Manifest's file as it was read
 	// working is what a working set is noted in; nil if it is not to be.
 	working *os.File
 }
@@ -139,11 +138,11 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 			s.Close()
 		}
 	}()
-	m, sum, err := readManifest(dir)
+	m, text, err := readManifest(dir)
 	if err != nil {
 		return nil, err
 	}
-	s.Manifest, s.sum = *m, sum
+	s.Manifest, s.text = *m, text
 	if s.Memory.Parent != "" {
 		path := s.Memory.Parent
 		if !filepath.IsAbs(path) {
@@ -181,29 +180,37 @@ func ReadManifest(dir string) (*Manifest, error) {
 	return m, err
 }
 
-// readManifest returns the checksum of the text too.
-func readManifest(dir string) (m *Manifest, sum string, err error) {
-	b, err := readFile(filepath.Join(dir, ManifestFile))
+// readManifest returns the file's text too.
+func readManifest(dir string) (m *Manifest, text []byte, err error) {
+	text, err = readFile(filepath.Join(dir, ManifestFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, "", ErrNotExist
+		return nil, nil, ErrNotExist
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	m = &Manifest{}
-	err = parse(b, m)
-	return m, checksum(b), err
-}
-
-// checksum is what the second line of a manifest says that of the first is.
-func checksum(b []byte) string {
-	_, sum, _ := bytes.Cut(b, []byte{'\n'})
-	return strings.TrimSuffix(string(sum), "\n")
+	return m, text, parse(text, m)
 }
 
 // parse reads a manifest with its checksum.
 func parse(b []byte, m *Manifest) error {
 	text, sum, ok := bytes.Cut(b, []byte{'\n'})
+	if want := digest(text); !ok || string(sum) != want+"\n" {
+		return unlessForeign(text, corrupt("%s does not match its checksum", ManifestFile))
+	}
+	if err := json.Unmarshal(text, m); err != nil {
+		return unlessForeign(text, corrupt("%s: %v", ManifestFile, err))
+	}
+	if m.Format != Format || m.Version != Version || m.State == nil || m.ID == "" {
+		return unlessForeign(text, corrupt("%s is no snapshot's", ManifestFile))
+	}
+	return m.Memory.check()
+}
+
+// unlessForeign returns what is wrong with a manifest: err, unless it is one of a version that
+// has other rules.
+func unlessForeign(text []byte, err error) error {
 	var head struct {
 		Format  string `json:"format"`
 		Version int    `json:"version"`
@@ -211,16 +218,7 @@ func parse(b []byte, m *Manifest) error {
 	if json.Unmarshal(text, &head) == nil && head.Format == Format && head.Version != Version {
 		return fmt.Errorf("it is of format %d, and this vmm knows format %d: use the vmm that made it", head.Version, Version)
 	}
-	if want := digest(text); !ok || string(sum) != want+"\n" {
-		return corrupt("%s does not match its checksum", ManifestFile)
-	}
-	if err := json.Unmarshal(text, m); err != nil {
-		return corrupt("%s: %v", ManifestFile, err)
-	}
-	if m.Format != Format || m.State == nil || m.ID == "" {
-		return corrupt("%s is no snapshot's", ManifestFile)
-	}
-	return m.Memory.check()
+	return err
 }
 
 // check finds what cannot be.
