@@ -92,7 +92,7 @@ func TestCompareRestore(t *testing.T) {
 	ownVMs(t)
 	dir := t.TempDir()
 	for _, size := range []string{"1024", "8192"} {
-		runVMM(t, vmm, "run", "-d", "--rm", "--name", "saved", "--kernel", payload, "--boot-protocol", "pvh", "-m", size, "--net", "none")
+		runVMM(t, vmm, "run", "-d", "--rm", "--engine", "kvm", "--name", "saved", "--kernel", payload, "--boot-protocol", "pvh", "-m", size, "--net", "none")
 		runVMM(t, vmm, "snapshot", "--stop", "saved", filepath.Join(dir, size))
 	}
 	state := filepath.Join(dir, "qemu")
@@ -111,7 +111,7 @@ s.sendall(('migrate "exec:cat > %s"\n' % sys.argv[2]).encode()); time.sleep(2); 
 	}
 	var small, large, theirs, own, ownLarge []float64
 	measure := func(size string, all, inside *[]float64) {
-		d, out := withInput(t, vmm, "restore", "-v", filepath.Join(dir, size))
+		d, out := withInput(t, vmm, "restore", "-v", "--engine", "kvm", filepath.Join(dir, size))
 		*all = append(*all, d.Seconds()*1e3)
 		m := setUp.FindStringSubmatch(out)
 		if m == nil {
