@@ -225,10 +225,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.addVirtio(); err != nil {
 		return nil, err
 	}
-	cpuid, err := m.engine.SupportedCPUID()
-	if err != nil {
-		return nil, err
-	}
+	cpuid := m.supported
 	if err = m.mapDevices(cpuid); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"sync"
 
+	"vmm/kvm"
 	"vmm/machine/engine"
 )
 
@@ -25,6 +26,9 @@ type made struct {
 	kind   Engine // never AutoEngine
 	// interpreted: a KVM that interprets the guest's kernel mode.
 	interpreted bool
+	// supported is SupportedCPUID: where this host is a virtual machine itself, each leaf is
+	// an exit to the host below.
+	supported []kvm.CPUIDEntry
 }
 
 // Begin begins to open the engine for Config.Opening. notes is as Config.HostNotes. Close
@@ -70,6 +74,9 @@ func (o *Opening) open(e Engine, notes string) error {
 	}
 	if m.kind == KVMEngine {
 		m.interpreted, err = interpretsRing0(m.engine, notes)
+	}
+	if err == nil {
+		m.supported, err = m.engine.SupportedCPUID()
 	}
 	if err == nil {
 		m.vm, err = m.engine.CreateVM()
