@@ -87,6 +87,10 @@ var tries = map[string]struct {
 	alone:      {tryAlone, "done"},
 	"no right": {tryUnprivileged, "done"},
 
+	onlyPlace: {inside(false, func() error {
+		unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(os.Getppid()), 0)
+		return nil
+	}), violated + "ptrace"},
 	"exec":         {inside(false, func() error { return unix.Exec("/bin/true", []string{"true"}, nil) }), violated + "execve"},
 	"fork":         {inside(false, call(unix.SYS_FORK)), violated + "fork"},
 	"vfork":        {inside(false, call(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uintptr(unix.SIGCHLD))), violated + "clone"},
@@ -116,6 +120,9 @@ var tries = map[string]struct {
 	"filter":       {inside(false, call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER)), violated + "seccomp"},
 	"other device": {inside(false, call(unix.SYS_IOCTL, 0, 0x4c00)), violated + "ioctl"}, // LOOP_SET_FD
 }
+
+// onlyPlace is the try of a call of which Go's scheduler does not know, where that has place for one goroutine.
+const onlyPlace = "only place"
 
 // inside tries something in a jail.
 func inside(internet bool, do func() error) func(string) error {
@@ -319,6 +326,9 @@ func TestJail(t *testing.T) {
 			defer cancel()
 			c := exec.CommandContext(ctx, "/proc/self/exe", dir)
 			c.Env = append(os.Environ(), tryVariable+"="+name)
+			if name == onlyPlace {
+				c.Env = append(c.Env, "GOMAXPROCS=1")
+			}
 			if name == alone {
 				if cgo || !hostpid.Tells() {
 					t.Skip("a program with a C library, or where /proc is of another namespace, does not begin in one")
