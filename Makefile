@@ -161,45 +161,11 @@ bench: setup tools
 bench-hardware: setup hardware-tools
 	go run ./tests/hardware -bench
 
+# Every target that there is, in the order of their files.
 fuzz: setup
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader
-	go test -run '^$$' -fuzz FuzzUnpack $(FUZZ) ./bootloader
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/extlinux
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./internal/cgroup
-	go test -run '^$$' -fuzz FuzzRead $(FUZZ) ./internal/elf
-	go test -run '^$$' -fuzz FuzzUART $(FUZZ) ./devices
-	go test -run '^$$' -fuzz FuzzDecode $(FUZZ) ./machine/ring0
-	go test -run '^$$' -fuzz FuzzExecute $(FUZZ) ./machine/ring0
-	go test -run '^$$' -fuzz FuzzInitrd $(FUZZ) ./bootloader
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/grub
-	go test -run '^$$' -fuzz FuzzRun $(FUZZ) ./bootloader/grub
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./bootloader/uki
-	go test -run '^$$' -fuzz FuzzDisk $(FUZZ) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzConfig $(FUZZ) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzFAT $(FUZZ) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzPartitions $(FUZZ) ./bootloader/disk
-	go test -run '^$$' -fuzz FuzzQcow2 $(FUZZ) ./storage/image
-	go test -run '^$$' -fuzz FuzzBacking $(FUZZ) ./storage/image
-	go test -run '^$$' -fuzz FuzzUnsupported $(FUZZ) ./internal/compose
-	go test -run '^$$' -fuzz FuzzLayer $(FUZZ) ./storage/oci
-	go test -run '^$$' -fuzz FuzzQueue $(FUZZ) ./virtio
-	go test -run '^$$' -fuzz FuzzPCI $(FUZZ) ./virtio
-	go test -run '^$$' -fuzz FuzzRequest $(FUZZ) ./virtio/blk
-	go test -run '^$$' -fuzz FuzzNet $(FUZZ) ./virtio/net
-	go test -run '^$$' -fuzz FuzzFrame $(FUZZ) ./network/ether
-	go test -run '^$$' -fuzz FuzzGateway $(FUZZ) ./network/gateway
-	go test -run '^$$' -fuzz FuzzStream $(FUZZ) ./network/lan
-	go test -run '^$$' -fuzz FuzzPacket $(FUZZ) ./virtio/vsock
-	go test -run '^$$' -fuzz FuzzFUSE $(FUZZ) ./virtio/fs
-	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./guest-images/agent
-	go test -run '^$$' -fuzz FuzzReadSuperblock $(FUZZ) ./guest-images/md
-	go test -run '^$$' -fuzz FuzzServe $(FUZZ) ./machine/gdb
-	go test -run '^$$' -fuzz FuzzParse $(FUZZ) ./kerneltest/ktap
-	go test -run '^$$' -fuzz FuzzFind $(FUZZ) ./kerneltest/crash
-	go test -run '^$$' -fuzz FuzzControl $(FUZZ) ./vm/server
-	go test -run '^$$' -fuzz FuzzManifest $(FUZZ) ./machine/snapshot
-	go test -run '^$$' -fuzz FuzzReceive $(FUZZ) ./machine/migration
-	go test -run '^$$' -fuzz FuzzConsole $(FUZZ) ./virtio/console
+	@grep -ro --include='*_test.go' '^func Fuzz[[:alnum:]]*' */ | sort | while IFS=: read -r file target; do \
+		target="$${target#func }"; package="./$${file%/*}"; echo "$$package $$target"; \
+		go test -run '^$$' -fuzz "^$$target$$" $(FUZZ) "$$package" </dev/null || exit; done
 	VMM_TEST_HOSTILE=$(HOSTILE) CGO_ENABLED=1 go test -race -timeout 0 -count 1 -v -run 'Hostile$$' ./virtio
 	VMM_TEST_HOSTILE=$(HOSTILE_ROUNDS) go test -timeout 0 -count 1 -v -run HostileGuest ./tests
 
