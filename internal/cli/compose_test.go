@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 
 	"vmm/internal/compose"
 	"vmm/network/gateway"
+	"vmm/vm"
 	"vmm/vm/api"
 	"vmm/vm/registry"
 )
@@ -69,6 +71,20 @@ func TestInService(t *testing.T) {
 	var exit *exitError
 	if !errors.As(err, &exit) || exit.status != statusUsage || !strings.Contains(exit.err.Error(), "services.db: no image") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestServiceVolumes: a directory of the host's is shown without the credentials in it.
+func TestServiceVolumes(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	c := &vm.Config{}
+	s := &types.ServiceConfig{ContainerSpec: types.ContainerSpec{Volumes: []types.ServiceVolumeConfig{{Type: types.VolumeTypeBind, Source: home, Target: "/srv"}}}}
+	if err := addServiceVolumes(&compose.Project{}, s, c); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Shares) != 1 || !slices.Contains(c.Hide, filepath.Join(home, ".ssh")) {
+		t.Errorf("shared are %v, without %q", c.Shares, c.Hide)
 	}
 }
 

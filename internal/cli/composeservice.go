@@ -144,7 +144,7 @@ func published(p types.ServicePortConfig) string {
 	return text
 }
 
-// addServiceVolumes gives a VM a service's volumes.
+// addServiceVolumes gives a VM a service's volumes, but not the credentials that are in their directories.
 func addServiceVolumes(p *compose.Project, s *types.ServiceConfig, c *vm.Config) error {
 	var list []spec.Volume
 	for _, v := range s.Volumes {
@@ -177,7 +177,10 @@ func addServiceVolumes(p *compose.Project, s *types.ServiceConfig, c *vm.Config)
 		}
 		list = append(list, at)
 	}
-	return addVolumes(c, list)
+	if err := addVolumes(c, list); err != nil || len(c.Shares) == 0 {
+		return err
+	}
+	return hideCredentials(c, nil, nil)
 }
 
 // addServiceNetworks gives a VM a gateway of its own, by which it reaches the world and its ports are

@@ -11,10 +11,10 @@ import (
 )
 
 // hideCredentials keeps from the guest what the user's and the host's secrets are in, but
-// for what is exposed.
-func (f *runFlags) hideCredentials(c *vm.Config) error {
+// for what is to be exposed; and what is to be hidden beside that.
+func hideCredentials(c *vm.Config, hide, expose []string) error {
 	var exposed []string
-	for _, p := range f.expose {
+	for _, p := range expose {
 		abs, err := paths.Abs(p)
 		if err != nil {
 			return failed(err)
@@ -22,7 +22,7 @@ func (f *runFlags) hideCredentials(c *vm.Config) error {
 		exposed = append(exposed, abs)
 	}
 	exposed = paths.Names(exposed)
-	for _, p := range f.hide {
+	for _, p := range hide {
 		abs, err := paths.Abs(p)
 		if err != nil {
 			return failed(err)
@@ -30,23 +30,39 @@ func (f *runFlags) hideCredentials(c *vm.Config) error {
 		c.Hide = append(c.Hide, abs)
 	}
 	for _, p := range credentials.Paths() {
-		real, err := paths.Real(p)
+		hide, err := conceals(p, exposed)
 		if err != nil {
-			real = p // it is not there
+			return err
 		}
-		if slices.ContainsFunc(exposed, func(e string) bool { return paths.Below(p, e) || paths.Below(real, e) }) {
-			continue
+		if hide {
+			c.Hide = append(c.Hide, p)
 		}
-		for _, e := range exposed {
-			if paths.Below(e, p) || paths.Below(e, real) {
-				return usage("--expose %s: all of %s is hidden: expose that", e, p)
-			}
-		}
-		c.Hide = append(c.Hide, p)
 	}
 	slices.Sort(c.Hide)
 	c.Hide = slices.Compact(c.Hide)
 	return nil
+}
+
+// conceals reports whether a path of credentials stays hidden beside what is exposed. It is a wrong use to
+// expose a part of one.
+func conceals(p string, exposed []string) (bool, error) {
+	if len(exposed) == 0 {
+		return true, nil
+	}
+	names := paths.Names([]string{p})
+	for _, name := range names {
+		if slices.ContainsFunc(exposed, func(e string) bool { return paths.Below(name, e) }) {
+			return false, nil
+		}
+	}
+	for _, name := range names {
+		for _, e := range exposed {
+			if paths.Below(e, name) {
+				return false, usage("--expose %s: all of %s is hidden: expose that", e, p)
+			}
+		}
+	}
+	return true, nil
 }
 
 // systemDirs are what a command needs of the host's root whatever it is.

@@ -423,7 +423,7 @@ func (f *runFlags) complete(ctx context.Context, s *session) (err error) {
 	}
 	s.Sandbox = !c.HasImageInit() && (len(s.Command) > 0 || s.Exec.TTY || s.Exec.Input)
 	if s.Sandbox || len(c.Shares) > 0 || len(f.hide)+len(f.expose) > 0 { // else the guest has nothing of this host's
-		if err := f.hideCredentials(c); err != nil {
+		if err := hideCredentials(c, f.hide, f.expose); err != nil {
 			return err
 		}
 	}

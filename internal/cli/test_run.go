@@ -93,6 +93,9 @@ func testSession(vm *kerneltest.VM) (*session, error) {
 	if err := shareWritable(c, vm.RW); err != nil {
 		return nil, err
 	}
+	if err := hideCredentials(c, nil, nil); err != nil {
+		return nil, err
+	}
 	var err error
 	if c.Limits, err = testLimits(&vm.Limits); err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,7 +204,10 @@ echo '{"started":true,"exited":true,"end":"stopped"}' > $result; exit 7`)
 	if !strings.HasPrefix(got.Config.Name, "test-") || got.Config.Console.File == "" || got.Result == "" {
 		t.Errorf("run as %s", stdout.String())
 	}
-	config := vm.Config{Name: got.Config.Name, CPUs: 2, Memory: 1 << 30, Boot: vm.Boot{Kernel: "bzImage", Modules: "mods", Args: []string{"loglevel=7", "quiet"}},
+	if !slices.Contains(got.Config.Hide, "/etc/shadow") {
+		t.Error("the guest is shown the host's credentials")
+	}
+	config := vm.Config{Name: got.Config.Name, Hide: got.Config.Hide, CPUs: 2, Memory: 1 << 30, Boot: vm.Boot{Kernel: "bzImage", Modules: "mods", Args: []string{"loglevel=7", "quiet"}},
 		Root: &vm.Root{Path: root}, Console: got.Config.Console,
 		Limits: vm.Limits{CPUs: 1.5, Memory: 2 << 30, PIDs: 100, IO: []vm.IOLimit{{Path: "/a", WriteBPS: 1 << 20}}},
 		Shares: []vm.Share{{Host: "c", Guest: "/c", ReadOnly: true}, {Host: a, Guest: a}, {Host: b, Guest: b}}}.WithDefaults()

@@ -50,6 +50,9 @@ func Below(path, dir string) bool {
 func Names(list []string) []string {
 	out := slices.Clone(list)
 	for _, path := range list {
+		if unix.Access(path, unix.F_OK) != nil { // most are not there, which takes one call to know
+			continue
+		}
 		if real, err := Real(path); err == nil && real != path {
 			out = append(out, real)
 		}

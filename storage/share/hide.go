@@ -63,10 +63,11 @@ func hiddenFiles(dir string, paths []string) map[fileID]bool {
 	files := map[fileID]bool{}
 	for _, p := range paths {
 		var st unix.Stat_t
-		if unix.Stat(filepath.Join(dir, p), &st) == nil {
-			files[fileID{st.Dev, st.Ino}] = true
+		if unix.Lstat(filepath.Join(dir, p), &st) != nil { // most are not there
+			continue
 		}
-		if unix.Lstat(filepath.Join(dir, p), &st) == nil {
+		files[fileID{st.Dev, st.Ino}] = true
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK && unix.Stat(filepath.Join(dir, p), &st) == nil {
 			files[fileID{st.Dev, st.Ino}] = true
 		}
 	}

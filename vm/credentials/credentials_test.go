@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,15 +36,58 @@ func TestHomes(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	got := paths([]string{"/home/ann", "/root"})
-	for _, want := range []string{"/home/ann/.ssh", "/root/.ssh", "/home/ann/.config/gcloud", "/etc/shadow"} {
+	env := map[string]string{
+		"XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "/settings/", "XDG_CACHE_HOME": "relative",
+		"KUBECONFIG": "/clusters/one:/clusters/two:", "GNUPGHOME": "/keys/../keys/gnupg", "CARGO_HOME": "/cargo",
+		"HISTFILE": "here", "GH_CONFIG_DIR": "/home/ann", "DOCKER_CONFIG": "/", "NETRC": "",
+	}
+	got := expand([]string{"/home/ann", "/root"}, func(name string) string { return env[name] })
+	for _, want := range []string{
+		"/home/ann/.ssh", "/root/.ssh", "/home/ann/.config/gcloud", "/etc/shadow", "/home/ann/.local/share/vmm", "/data/vmm", "/settings/gcloud",
+		"/clusters/one", "/clusters/two", "/keys/gnupg", "/cargo/credentials.toml",
+	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("no %s", want)
 		}
 	}
 	for _, p := range got {
-		if !filepath.IsAbs(p) || filepath.Clean(p) != p || strings.ContainsAny(p, "*~#") {
+		if !filepath.IsAbs(p) || filepath.Clean(p) != p || strings.ContainsAny(p, "*~#$:") || p == "/" || p == "/home/ann" || p == "/cargo" {
 			t.Errorf("%q", p)
+		}
+	}
+}
+
+// TestPattern: of a pattern there is what is there.
+func TestPattern(t *testing.T) {
+	home := t.TempDir()
+	for _, name := range []string{".any_history", "all.kdbx", "else"} {
+		if err := os.WriteFile(filepath.Join(home, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := expand([]string{home}, func(string) string { return "" })
+	for name, want := range map[string]bool{".any_history": true, "all.kdbx": true, "else": false} {
+		if slices.Contains(got, filepath.Join(home, name)) != want {
+			t.Errorf("%s is hidden: %v", name, !want)
+		}
+	}
+}
+
+// TestElsewhere: a home that is a symbolic link is hidden by both of its names, also what is not there yet.
+func TestElsewhere(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	home, real := filepath.Join(top, "home"), filepath.Join(top, "real")
+	if err := errors.Join(os.Mkdir(real, 0o700), os.Symlink(real, home)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HOME", home)
+	got := Paths()
+	for _, want := range []string{filepath.Join(home, ".aws"), filepath.Join(real, ".aws")} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %s", want)
 		}
 	}
 }
