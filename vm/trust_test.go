@@ -99,3 +99,27 @@ func TestRestoreForeign(t *testing.T) {
 		t.Errorf("trusted: %v", err)
 	}
 }
+
+// TestWarmForeign: what a snapshot for warm starts, which nobody has signed, says of disks is not opened.
+func TestWarmForeign(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := New(Config{Boot: Boot{Kernel: file}, Nets: Nets{None{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.from = &source{warm: true, vm: saved{CID: guestCID, Disks: []savedDisk{{Disk: Disk{Path: file, ReadOnly: true}, Size: st.Size(), Changed: st.ModTime().UnixNano()}}}}
+	defer v.release()
+	if _, err := v.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(v.disks.disks); n > 0 {
+		t.Errorf("%d disks are open", n)
+	}
+}

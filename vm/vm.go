@@ -195,9 +195,9 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 			return nil, err
 		}
 	}
-	if r != nil {
+	if saved {
 		v.disks, err = r.openDisks()
-	} else {
+	} else { // who starts warm has what the Config says, whatever is in the cache
 		v.disks, err = openDisks(ctx, &v.cfg)
 	}
 	if err != nil {
