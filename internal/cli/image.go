@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 
 	"vmm/internal/bytesize"
 	"vmm/internal/paths"
+	"vmm/internal/visible"
 	"vmm/storage"
 	"vmm/storage/image"
 	"vmm/storage/qcow2"
@@ -88,12 +88,6 @@ func (f *imageFlags) withImages(paths []string, open []*image.Image, do func([]*
 	return f.withImage(paths[0], false, func(img *image.Image) error {
 		return f.withImages(paths[1:], append(open, img), do)
 	})
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 // humanSize is a size as people read it.
@@ -185,7 +179,9 @@ func imageInfo() *cobra.Command {
 func (i *imageInfoJSON) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
-	line := func(name, format string, args ...any) { fmt.Fprintf(t, name+"\t"+format+"\n", args...) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, visible.Line(fmt.Sprintf(format, args...)))
+	}
 	line("image", "%s", i.Path)
 	line("format", "%s", i.Format)
 	line("virtual size", "%s (%d bytes)", humanSize(i.VirtualSize), i.VirtualSize)

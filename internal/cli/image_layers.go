@@ -116,7 +116,7 @@ func mapImage(w io.Writer, img *image.Image, asJSON bool) error {
 		if e.Offset >= 0 {
 			at = fmt.Sprintf("%#x", e.Offset)
 		}
-		fmt.Fprintf(t, "%#x\t%#x\t%s\t%s\n", e.Start, e.Length, at, chain[min(e.Depth, len(chain)-1)].File.Name())
+		fmt.Fprintf(t, "%#x\t%#x\t%s\t%s\n", e.Start, e.Length, at, visible.Line(chain[min(e.Depth, len(chain)-1)].File.Name()))
 	}
 	return t.Flush()
 }
@@ -183,7 +183,7 @@ func imageBootEntries() *cobra.Command {
 			return f.withImages(args, nil, func(disks []*image.Image) error {
 				builder, built := setupBuilder()
 				entries, err := vm.BootEntries(cmd.Context(), disks, vm.WithBuilder(builder), vm.WithLog(func(err error) {
-					fmt.Fprintf(cmd.ErrOrStderr(), "vmm: %v\n", err)
+					fmt.Fprintf(cmd.ErrOrStderr(), "vmm: %s\n", visible.Text(err.Error()))
 				}))
 				built()
 				if err != nil {
@@ -246,8 +246,9 @@ func printTree(w io.Writer, n *image.Node, lead, below string) {
 	if lead != "" {
 		name = filepath.Base(name)
 	}
+	name = visible.Line(name)
 	if n.Error != "" {
-		fmt.Fprintf(w, "%s%s\t%s\n", lead, name, n.Error)
+		fmt.Fprintf(w, "%s%s\t%s\n", lead, name, visible.Line(n.Error))
 	} else {
 		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\n", lead, name, n.Format, humanSize(n.VirtualSize), humanSize(n.OwnSize))
 	}

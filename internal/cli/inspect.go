@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -31,9 +30,7 @@ func inspectCommand() *cobra.Command {
 				}
 				out = append(out, vm)
 			}
-			e := json.NewEncoder(cmd.OutOrStdout())
-			e.SetIndent("", "  ")
-			return e.Encode(out)
+			return printJSON(cmd.OutOrStdout(), out)
 		},
 	}
 }

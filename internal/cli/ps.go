@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -52,7 +51,7 @@ func psCommand() *cobra.Command {
 				fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\n", vm.Name, vm.PID, statusText(&vm), vm.CPUs, humanSize(int64(vm.Memory)), whatText(&vm))
 			}
 			if asJSON {
-				return json.NewEncoder(out).Encode(shown)
+				return printJSONLine(out, shown)
 			}
 			return w.Flush()
 		},

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -119,7 +118,7 @@ func statsTable(ctx context.Context, out io.Writer, vms []api.VM, before map[str
 			humanSize(int64(s.Resident)), humanSize(int64(vm.Memory)), inOut(s.Disks), inOut(s.NICs), topExits(s.Exits))
 	}
 	if asJSON {
-		return json.NewEncoder(out).Encode(all)
+		return printJSONLine(out, all)
 	}
 	return w.Flush()
 }

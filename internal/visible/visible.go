@@ -4,10 +4,12 @@
 package visible
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -67,6 +69,26 @@ func convert(b *strings.Builder, s, stays string) {
 		}
 		s = s[n:]
 	}
+}
+
+// JSON makes a text in JSON visible to a terminal. It means the same to programs: what is not a character of
+// ASCII is in its strings only (RFC 8259).
+func JSON(text []byte) []byte {
+	if plain(string(text), "\n\t\r") {
+		return text
+	}
+	var b bytes.Buffer
+	for _, r := range string(text) {
+		switch {
+		case harmless(r, "\n\t\r\ufffd"):
+			b.WriteRune(r)
+		default:
+			for _, unit := range utf16.AppendRune(nil, r) {
+				fmt.Fprintf(&b, `\u%04x`, unit)
+			}
+		}
+	}
+	return b.Bytes()
 }
 
 // Writer makes what is written to it visible, as Text does. It is for one goroutine.

@@ -1,6 +1,9 @@
 package visible
 
 import (
+	"encoding/json"
+	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"unicode"
@@ -27,6 +30,27 @@ func TestVisible(t *testing.T) {
 		if got := Line(in); got != want.line {
 			t.Errorf("Line(%q) = %q, want %q", in, got, want.line)
 		}
+	}
+}
+
+// TestJSON: what is JSON stays what it is, and does nothing to a terminal.
+func TestJSON(t *testing.T) {
+	for in := range texts {
+		whole, err := json.Marshal(map[string]string{in: in})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := JSON(whole)
+		if !plain(string(got), "\ufffd") {
+			t.Errorf("%q", got)
+		}
+		var was, is map[string]string
+		if err := errors.Join(json.Unmarshal(whole, &was), json.Unmarshal(got, &is)); err != nil || !maps.Equal(was, is) {
+			t.Errorf("%q is %q, %v", whole, got, err)
+		}
+	}
+	if got := string(JSON([]byte("\"\U000e0001\x7f\""))); got != `"\udb40\udc01\u007f"` {
+		t.Errorf("%s", got)
 	}
 }
 
