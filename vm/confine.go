@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"vmm/internal/jail"
 )
@@ -70,11 +71,27 @@ func (v *VM) Confine(c Confinement) (JailStatus, error) {
 		return JailStatus{Level: JailOff}, ErrNotRunning
 	}
 	r := v.rules(&c)
+	r.Begun = v.begun.Swap(nil)
 	if c.Level != JailOff {
 		v.confined.Store(true)
 		v.offline.Store(!r.Internet)
 	}
 	return jail.Enforce(c.Level, r, c.Violation)
+}
+
+// beginConfining begins what Confine is for, if that will follow.
+func (v *VM) beginConfining() {
+	if v.opts.confine != nil {
+		v.begun.Store(jail.Begin(v.opts.confine().Level, v.cfg.Nets.internet()))
+	}
+}
+
+// goOnConfining goes on with it, once it is known what the VM needs.
+func (v *VM) goOnConfining() {
+	if begun := v.begun.Load(); begun != nil {
+		c := v.opts.confine()
+		begun.Root(v.rules(&c))
+	}
 }
 
 // Narrow follows a Confine: of what that has left, only what c names and what the VM needs
@@ -87,9 +104,12 @@ func (v *VM) Narrow(c Confinement) error {
 func (v *VM) rules(c *Confinement) jail.Rules {
 	r := v.needs()
 	r.User = c.User
-	for access, paths := range map[jail.Access][]string{jail.Read: c.Read, jail.Write: c.Write, jail.Files: c.Files, jail.Unlink: c.Unlink} {
-		for _, p := range paths {
-			r.Paths = append(r.Paths, jail.Path{Path: p, Access: access})
+	for _, list := range []struct {
+		access jail.Access
+		paths  []string
+	}{{jail.Read, c.Read}, {jail.Write, c.Write}, {jail.Files, c.Files}, {jail.Unlink, c.Unlink}} {
+		for _, p := range list.paths {
+			r.Paths = append(r.Paths, jail.Path{Path: p, Access: list.access})
 		}
 	}
 	return r
@@ -121,10 +141,7 @@ func (v *VM) needs() jail.Rules {
 	}
 	for _, n := range v.nets.nics {
 		switch cfg := n.cfg.(type) {
-		case User:
-			r.Internet = true
 		case Switch:
-			r.Internet = r.Internet || cfg.Gateway != nil
 			add(filepath.Join(v.opts.runtime, "switch", cfg.Name), jail.Write)
 			unlink(cfg.Listen)
 		case Stream:
@@ -135,6 +152,7 @@ func (v *VM) needs() jail.Rules {
 			add(filepath.Dir(cfg.Remote), jail.Read) // which need not be there yet
 		}
 	}
+	r.Internet = v.cfg.Nets.internet()
 	r.Connect = r.Connect || v.cfg.Vsock != "" // by the guest's wish
 	for _, socket := range append(v.sockets(), v.cfg.Vsock) {
 		unlink(socket)
@@ -149,6 +167,19 @@ func (v *VM) needs() jail.Rules {
 		add(g.Dir(), jail.Unlink)
 	}
 	return r
+}
+
+// internet reports whether one of the networks has a gateway, whose connections are this process's.
+func (n Nets) internet() bool {
+	return slices.ContainsFunc(n, func(n Net) bool {
+		switch n := n.(type) {
+		case User:
+			return true
+		case Switch:
+			return n.Gateway != nil
+		}
+		return false
+	})
 }
 
 // sockets are those of the console and the ports.

@@ -22,7 +22,8 @@ type options struct {
 	runtime  string
 	notes    string
 	group    *Group
-	volumes  bool // the guest looks for logical volumes on its disks
+	confine  func() Confinement // that Confine will be asked for
+	volumes  bool               // the guest looks for logical volumes on its disks
 }
 
 // Option is something that a VM gets of this process.
@@ -62,6 +63,10 @@ func WithRuntimeDir(dir string) Option { return func(o *options) { o.runtime = d
 // WithGroup says that this process is in a group which has the Config's Limits. Confine
 // lets it leave it.
 func WithGroup(g *Group) Option { return func(o *options) { o.group = g } }
+
+// WithConfinement says that Confine will follow, with what c returns: Prepare begins with what takes time of
+// that, beside its own work. Where it is asked for something else, Confine takes longer.
+func WithConfinement(c func() Confinement) Option { return func(o *options) { o.confine = c } }
 
 func newOptions(list []Option) *options {
 	o := &options{log: func(error) {}, builder: &guestimages.Builder{Log: io.Discard}}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"vmm/internal/jail"
 	"vmm/machine"
 	"vmm/storage/share"
 	"vmm/virtio"
@@ -45,6 +46,7 @@ type VM struct {
 
 	// confined and offline are what Confine has made of the process.
 	confined, offline atomic.Bool
+	begun             atomic.Pointer[jail.Begun] // for Confine
 
 	making   sync.Mutex // Prepare, Start and Close come one after the other
 	mu       sync.Mutex // of the following, for a moment at a time
@@ -132,10 +134,12 @@ func (v *VM) prepare(ctx context.Context) (err error) {
 	if v.opening == nil {
 		v.opening = v.cfg.Engine.Begin(v.opts.notes)
 	}
+	v.beginConfining()
 	cfg, err := v.open(ctx)
 	if err != nil {
 		return err
 	}
+	v.goOnConfining()
 	v.devices = nil // they are the machine's, also if it cannot be made, as its memory is
 	v.from.handOver()
 	m, err := machine.New(*cfg)
@@ -361,6 +365,7 @@ var spareMu sync.Mutex
 func (v *VM) release() error {
 	v.saver.mu.Lock()
 	defer v.saver.mu.Unlock()
+	v.begun.Swap(nil).Close()
 	var errs []error
 	for _, d := range v.devices {
 		errs = append(errs, d.Close())

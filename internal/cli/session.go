@@ -147,7 +147,7 @@ func (s *session) options() []vm.Option {
 	}
 	o := []vm.Option{
 		vm.WithConsole(keys, s.console), vm.WithLog(s.log), vm.WithBuilder(s.builder), vm.WithCapture(s.Capture),
-		vm.WithRuntimeDir(registry.User().Dir()), vm.WithGroup(s.group),
+		vm.WithRuntimeDir(registry.User().Dir()), vm.WithGroup(s.group), vm.WithConfinement(s.confinement),
 	}
 	if s.Terminal && s.console.in != nil {
 		serial := s.Config == nil || s.Config.ConsoleDevice != vm.VirtioConsole

@@ -64,6 +64,9 @@ type Rules struct {
 	// User is who the process becomes; nil for who it is. It needs Full and namespaces:
 	// the paths would not be there for that user without them.
 	User *User
+	// Begun is what Begin has begun, and is Enforce's from then on. Where it is for other rules, or nil, it is
+	// begun anew.
+	Begun *Begun
 }
 
 // ErrUser is that of a User where the process cannot become one.
@@ -140,16 +143,21 @@ func CloseInherited() error {
 // it stands still, and violation has to end the process. What the kernel cannot do is
 // left out and told by the Status. It is called once; Narrow can follow.
 func Enforce(level Level, r Rules, violation func(call string)) (Status, error) {
+	begun := r.Begun
+	if begun != nil && (level != Full || !begun.fits(&r)) {
+		begun.Close()
+		begun = nil
+	}
 	if r.User != nil && (level != Full || !privileged()) {
 		return Status{Level: Off}, fmt.Errorf("another user for the VM's process: %w", ErrUser)
 	}
 	if level == Off {
 		return Status{Level: Off}, nil
 	}
-	var making <-chan spaces
-	if level == Full && privileged() {
-		making = makeSpaces(&r)
+	if begun == nil {
+		begun = Begin(level, r.Internet)
 	}
+	begun.Root(r)
 	s := able()
 	s.Level = level
 	if level == Landlock {
@@ -163,8 +171,8 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 		}
 	}
 	var own spaces
-	if making != nil { // before Landlock forbids to mount, and all paths are there still for its rules
-		own = <-making
+	if begun != nil { // before Landlock forbids to mount, and all paths are there still for its rules
+		own = begun.finish(&r)
 		s.note(&own)
 		if r.User != nil && own.err != nil {
 			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
@@ -272,8 +280,8 @@ func Narrow(r Rules) error {
 func Able() Status {
 	s := able()
 	own := spaces{err: errUnprivileged()}
-	if privileged() {
-		own = <-makeSpaces(&Rules{Paths: []Path{{Path: "/proc/self"}}})
+	if begun := Begin(Full, false); begun != nil {
+		own = begun.finish(&Rules{Paths: []Path{{Path: "/proc/self"}}})
 	}
 	s.note(&own)
 	own.close()

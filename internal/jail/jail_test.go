@@ -83,6 +83,9 @@ var tries = map[string]struct {
 	"clone3":   {inside(false, tryClone3), "done"},
 	"relative": {tryRelative, "done"},
 	"root":     {tryRoot, "done"},
+	"begun":    {tryBegun(false), "done"},
+	"other":    {tryBegun(true), "done"},                      // was begun
+	"paths":    {tryBegun(false, Path{Path: "/tmp"}), "done"}, // are others
 	"user":     {tryUser, "done"},
 	alone:      {tryAlone, "done"},
 	"no right": {tryUnprivileged, "done"},

@@ -35,26 +35,74 @@ type spaces struct {
 	err  error
 }
 
-// makeSpaces makes the namespaces, and the file system of the mount namespace, on a thread
-// of its own that ends with it: what is begun there and fails has changed nothing else.
-// The result comes when it is done.
-func makeSpaces(r *Rules) <-chan spaces {
-	done := make(chan spaces, 1)
+// Begun is what Begin has begun. Nil is nothing. It is for one goroutine at a time.
+type Begun struct {
+	internet bool
+	paths    []Path // of the root, once it is begun
+	rules    chan *Rules
+	done     chan spaces
+}
+
+// Begin begins with what takes most of the time that Enforce does, for rules with this Internet, on a thread of its own that
+// ends with it: beside it other work can be done that does not need them yet, and what fails has changed nothing.
+// Rules.Begun or Close is for what it returns.
+func Begin(level Level, internet bool) *Begun {
+	if level != Full || !privileged() {
+		return nil
+	}
+	b := &Begun{internet: internet, rules: make(chan *Rules, 1), done: make(chan spaces, 1)}
 	go func() {
 		runtime.LockOSThread() // and never unlocked
 		var s spaces
-		s.err = s.make(r)
+		s.err = s.make(internet)
+		if r := <-b.rules; r != nil && s.err == nil {
+			s.err = newRoot(r)
+		}
 		if s.err != nil {
 			s.close()
 		}
-		done <- s
+		b.done <- s
 	}()
-	return done
+	return b
 }
 
-func (s *spaces) make(r *Rules) error {
+// Root goes on with the file system of the mount namespace, as soon as the rules are known.
+func (b *Begun) Root(r Rules) {
+	if b == nil || b.paths != nil {
+		return
+	}
+	b.paths = r.Paths
+	b.rules <- &r
+}
+
+// fits reports whether what was begun is for these rules.
+func (b *Begun) fits(r *Rules) bool {
+	return b.internet == r.Internet && (b.paths == nil || slices.Equal(b.paths, r.Paths))
+}
+
+// finish returns the namespaces.
+func (b *Begun) finish(r *Rules) spaces {
+	b.Root(*r)
+	return <-b.done
+}
+
+// Close gives up what was begun.
+func (b *Begun) Close() {
+	if b == nil {
+		return
+	}
+	if b.paths == nil {
+		close(b.rules)
+	}
+	go func() {
+		s := <-b.done
+		s.close()
+	}()
+}
+
+func (s *spaces) make(internet bool) error {
 	kinds := []space{{name: "mnt", flag: unix.CLONE_NEWNS}, {name: "ipc", flag: unix.CLONE_NEWIPC}, {name: "net", flag: unix.CLONE_NEWNET}}
-	if r.Internet {
+	if internet {
 		kinds = kinds[:2]
 	}
 	for _, k := range kinds {
@@ -67,7 +115,7 @@ func (s *spaces) make(r *Rules) error {
 		}
 		s.list = append(s.list, k)
 	}
-	return newRoot(r)
+	return nil
 }
 
 func (s *spaces) close() {

@@ -125,6 +125,29 @@ func tryRoot(dir string) error {
 	return nil
 }
 
+// tryBegun finishes what was begun for such rules, and for others.
+func tryBegun(internet bool, begun ...Path) func(string) error {
+	return func(dir string) error {
+		Begin(Full, false).Close()
+		r := rules(dir, false)
+		r.Begun = Begin(Full, internet)
+		if begun != nil {
+			r.Begun.Root(Rules{Paths: begun})
+		}
+		s, err := Enforce(Full, r, violation)
+		if err != nil {
+			return err
+		}
+		if privileged := r.Begun != nil; privileged && !slices.Equal(s.Namespaces, []string{"mnt", "ipc", "net"}) {
+			return fmt.Errorf("the status: %v", s)
+		}
+		if err := readable(filepath.Join(dir, "secret")); err == nil {
+			return errors.New("the secret can be read")
+		}
+		return readable(filepath.Join(dir, "ro/there"))
+	}
+}
+
 // tryRelative looks whether relative paths lead where they led before.
 func tryRelative(dir string) error {
 	// A shell may have come there by a link.
