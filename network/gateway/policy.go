@@ -81,13 +81,22 @@ func (p *Policy) ParseRule(allow bool, s string) error {
 	return nil
 }
 
+// unmapped is a network of IPv4, if it was written as IPv6 (RFC 4291, section 2.5.5.2), as destinations are looked at.
+func unmapped(n netip.Prefix) netip.Prefix {
+	const lead = 96
+	if n.Addr().Is4In6() && n.Bits() >= lead {
+		return netip.PrefixFrom(n.Addr().Unmap(), n.Bits()-lead)
+	}
+	return n
+}
+
 // allows reports whether the guest may connect to a destination of the host's
 // network.
 func (p *Policy) allows(to netip.AddrPort) bool {
 	a := to.Addr()
 	inside := embedded(a)
 	for _, r := range p.Rules {
-		if (r.Net.Contains(a) || r.Net.Contains(inside)) && to.Port() >= r.First && to.Port() <= r.Last {
+		if n := unmapped(r.Net); (n.Contains(a) || n.Contains(inside)) && to.Port() >= r.First && to.Port() <= r.Last {
 			return r.Allow
 		}
 	}
