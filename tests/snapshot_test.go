@@ -253,7 +253,11 @@ func TestBadSnapshots(t *testing.T) {
 	dir := t.TempDir()
 	disk := filepath.Join(dir, "disk.qcow2")
 	ok(t, "image", "create", "-s", "8M", disk)
-	ok(t, "run", "-d", "--name", "vm", "-m", "96M", "--kernel", "default", "--disk", disk)
+	shared := filepath.Join(dir, "shared")
+	if err := os.Mkdir(shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ok(t, "run", "-d", "--name", "vm", "-m", "96M", "--kernel", "default", "--disk", disk, "--share", shared+":/shared")
 	defer gone(t, "vm")
 	ok(t, "exec", "vm", "sh", "-c", "echo kept > /tmp/file")
 	good := filepath.Join(dir, "good")
@@ -321,6 +325,12 @@ func TestBadSnapshots(t *testing.T) {
 		wantRefusal(t, []string{"snapshot", "vm", filepath.Join(small, "s")}, 125, "no space left on device")
 		if left, _ := os.ReadDir(small); len(left) > 1 { // lost+found
 			t.Errorf("left behind: %v", left)
+		}
+	})
+	t.Run("where the guest writes", func(t *testing.T) { // who could exchange what is signed
+		wantRefusal(t, []string{"snapshot", "vm", filepath.Join(shared, "s")}, 125, "the guest can change")
+		if left, err := os.ReadDir(shared); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
 	t.Run("exists", func(t *testing.T) { wantRefusal(t, []string{"snapshot", "vm", good}, 125, "exists already") })

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmm/internal/output"
 	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/internal/version"
@@ -119,8 +120,8 @@ func (v *VM) setPaused(on bool) error {
 // unless it is to stop. Its disks belong to the snapshot as they are: what the guest
 // writes from then on goes to new files beside them. One goes on at a time, and while a
 // Migrate does. Errors are ErrConfined, ErrDevice, ErrNoSpace, ErrNotParent and
-// ErrPmemWritable, a *snapshot.Error for what Parent is, and the system's; after one the VM
-// goes on, and nothing is left of the snapshot.
+// ErrPmemWritable, a *snapshot.Error for what Parent is, a *paths.GuestError for a directory where the guest can change
+// what is written, and the system's; after one the VM goes on, and nothing is left of the snapshot.
 func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*SnapshotResult, error) {
 	end, err := v.beginSaving()
 	if err != nil {
@@ -129,6 +130,11 @@ func (v *VM) Snapshot(ctx context.Context, dir string, o SnapshotOptions) (*Snap
 	defer end()
 	if v.confined.Load() && o.Files == nil && o.GoesOn == nil { // a warm start has its directory still
 		return nil, ErrConfined
+	}
+	if o.Files == nil && o.GoesOn == nil { // which what is signed must not be exchanged in
+		if _, err := output.Place(dir, v.GuestWritable()); err != nil {
+			return nil, err
+		}
 	}
 	mem := snapshot.MemoryOptions{Zstd: o.Zstd, Progress: o.Progress}
 	if o.Parent != "" {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/output"
 	"vmm/internal/paths"
 	"vmm/machine/snapshot"
 	"vmm/vm"
@@ -73,6 +74,10 @@ func askSnapshot(ctx context.Context, of api.VM, req api.SnapshotRequest) (*api.
 			return nil, &snapshot.Error{Dir: req.Parent, Err: err}
 		}
 		req.ParentID = m.ID
+	}
+	// What is signed there must not be exchanged before.
+	if _, err := output.Place(req.Dir, now.GuestWritable); err != nil {
+		return nil, err
 	}
 	place, err := snapshot.NewPlace(req.Dir, req.Replace)
 	if err != nil {

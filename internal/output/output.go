@@ -40,18 +40,9 @@ type File struct {
 // leads through a link there. A device or a pipe is written to as it is, and so are the
 // links of /dev and /proc, such as /dev/stdout. Other errors are a *fs.PathError.
 func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
-	real, links, err := paths.Walk(path, false)
+	real, err := Place(path, guest)
 	if err != nil {
-		var part *fs.PathError // of a directory above it, which says less than the output's name
-		if errors.As(err, &part) {
-			err = &fs.PathError{Op: "open", Path: path, Err: part.Err}
-		}
 		return nil, err
-	}
-	for _, p := range append(links, real) {
-		if dir := paths.Inside(p, guest); dir != "" {
-			return nil, &paths.GuestError{Path: path, Dir: dir}
-		}
 	}
 	st, err := os.Lstat(real)
 	if err == nil && st.Mode()&fs.ModeSymlink != 0 {
@@ -80,6 +71,25 @@ func Open(path string, mode fs.FileMode, guest []string) (*File, error) {
 		f.real = real
 	}
 	return f, nil
+}
+
+// Place returns a path, which need not be there, absolute and free of symbolic links but for one that it ends with. Where
+// a guest could put something in its way, the error is a *paths.GuestError; guest are the directories that it can write to.
+func Place(path string, guest []string) (real string, err error) {
+	real, links, err := paths.Walk(path, false)
+	if err != nil {
+		var part *fs.PathError // of a directory above it, which says less than the output's name
+		if errors.As(err, &part) {
+			err = &fs.PathError{Op: "open", Path: path, Err: part.Err}
+		}
+		return "", err
+	}
+	for _, p := range append(links, real) {
+		if dir := paths.Inside(p, guest); dir != "" {
+			return "", &paths.GuestError{Path: path, Dir: dir}
+		}
+	}
+	return real, nil
 }
 
 // Regular reports whether the output is a file on a disk.
