@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/vm/api"
-	"vmm/vm/client"
 )
 
 func inspectCommand() *cobra.Command {
@@ -24,7 +23,7 @@ func inspectCommand() *cobra.Command {
 					switch {
 					case err == nil:
 						vm = now
-					case !justEnds(err): // else it just begins or ends: what is known without it
+					case !errors.Is(err, api.ErrNotRunning): // else it just begins or ends: what is known without it
 						return failed(err)
 					}
 				}
@@ -33,9 +32,4 @@ func inspectCommand() *cobra.Command {
 			return printJSON(cmd.OutOrStdout(), out)
 		},
 	}
-}
-
-// justEnds reports whether an error is that of a VM that ends while it is asked, or has just ended.
-func justEnds(err error) bool {
-	return errors.Is(err, client.ErrGone) || errors.Is(err, api.ErrConflict)
 }

@@ -108,7 +108,7 @@ func askSnapshot(ctx context.Context, of api.VM, req api.SnapshotRequest) (*api.
 	for _, f := range files {
 		f.Close()
 	}
-	if req.Stop && errors.Is(err, client.ErrGone) && place.Publish() == nil {
+	if req.Stop && errors.Is(err, api.ErrNotRunning) && place.Publish() == nil {
 		return &api.SnapshotResult{}, nil // it was saved, and ended before it could say so
 	}
 	if err != nil {

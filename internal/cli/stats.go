@@ -97,7 +97,7 @@ func statsTable(ctx context.Context, out io.Writer, vms []api.VM, before map[str
 	}
 	all := map[string]api.Stats{}
 	for _, a := range askAll(ctx, vms, (*client.Client).Stats) {
-		if justEnds(a.err) {
+		if errors.Is(a.err, api.ErrNotRunning) {
 			continue
 		}
 		if a.err != nil {

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmm/vm/api"
-	"vmm/vm/client"
 	"vmm/vm/registry"
 )
 
@@ -70,7 +69,7 @@ func stopVM(ctx context.Context, name string, timeout time.Duration) error {
 				timeout = time.Duration(*vm.StopSeconds) * time.Second
 			}
 		}
-		if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, client.ErrGone) {
+		if err := ask(vm).Stop(ctx); err != nil && !errors.Is(err, api.ErrNotRunning) {
 			return err
 		}
 		wait, cancel := context.WithTimeout(ctx, timeout)

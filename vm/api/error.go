@@ -16,10 +16,12 @@ type ErrorAnswer struct {
 
 // The errors of the API. Any other has the code of ErrFailed.
 var (
-	ErrBadRequest  = &Error{"badRequest", "the request cannot be understood"}
-	ErrNotFound    = &Error{"notFound", "the VM has no such thing"}
-	ErrMethod      = &Error{"method", "the path has no such method"}
-	ErrConflict    = &Error{"conflict", "the VM cannot do that now"}
+	ErrBadRequest = &Error{"badRequest", "the request cannot be understood"}
+	ErrNotFound   = &Error{"notFound", "the VM has no such thing"}
+	ErrMethod     = &Error{"method", "the path has no such method"}
+	ErrConflict   = &Error{"conflict", "the VM cannot do that now"}
+	// ErrNotRunning is that of a VM that has ended, or ends before it has answered, or has not begun.
+	ErrNotRunning  = &Error{"notRunning", "the VM is not running"}
 	ErrPaused      = &Error{"paused", "the VM is paused already"}
 	ErrNotPaused   = &Error{"notPaused", "the VM is not paused"}
 	ErrNoRoom      = &Error{"noRoom", "the VM waits for room on the host's disk"}
@@ -37,7 +39,7 @@ var (
 )
 
 // Errors are all of them.
-var Errors = []*Error{ErrBadRequest, ErrNotFound, ErrMethod, ErrConflict, ErrPaused, ErrNotPaused, ErrNoRoom, ErrConfined, ErrNotParent, ErrShrink,
+var Errors = []*Error{ErrBadRequest, ErrNotFound, ErrMethod, ErrConflict, ErrNotRunning, ErrPaused, ErrNotPaused, ErrNoRoom, ErrConfined, ErrNotParent, ErrShrink,
 	ErrNoGateway, ErrNoAgent, ErrAgentSilent, ErrNoConsole, ErrMigrationUnknown, ErrFailed}
 
 // Error implements error.

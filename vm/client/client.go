@@ -2,7 +2,8 @@
 // vm/registry for where the sockets are. It needs nothing but the standard library.
 //
 // Errors are a VM's *api.Error, which errors.Is finds by its code (api.ErrPaused and so
-// on), ErrGone, ErrVersion, the cause of the context's end, or the operating system's.
+// on), ErrVersion, the cause of the context's end, or the operating system's. Where nobody
+// listens, or hangs up before the answer, it is api.ErrNotRunning too.
 package client
 
 import (
@@ -22,12 +23,8 @@ import (
 	"vmm/vm/api"
 )
 
-var (
-	// ErrGone is that of a VM that has ended, or ends before it has answered.
-	ErrGone = errors.New("the VM has ended")
-	// ErrVersion is that of a VM whose process speaks another version of the protocol.
-	ErrVersion = errors.New("the VM's process speaks another version of the API than " + api.Version + ": it was started by another vmm")
-)
+// ErrVersion is that of a VM whose process speaks another version of the protocol.
+var ErrVersion = errors.New("the VM's process speaks another version of the API than " + api.Version + ": it was started by another vmm")
 
 // Client asks one VM. Its methods may be called at the same time.
 type Client struct {
@@ -270,7 +267,7 @@ func explain(ctx context.Context, err error) error {
 	}
 	for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, gone) {
-			return ErrGone
+			return api.ErrNotRunning.With("the VM has ended")
 		}
 	}
 	return err

@@ -61,8 +61,8 @@ func TestBadAnswers(t *testing.T) {
 		answer string
 		want   error // nil if any will do
 	}{
-		{"", ErrGone},
-		{head("200 OK", "Content-Length: 100\r\n\r\n{"), ErrGone},
+		{"", api.ErrNotRunning},
+		{head("200 OK", "Content-Length: 100\r\n\r\n{"), api.ErrNotRunning},
 		{head("404 Not Found", "Content-Type: text/plain\r\n\r\n404 page not found\n"), ErrVersion},
 		{head("409 Conflict", "\r\n{}"), ErrVersion},
 		{head("409 Conflict", "\r\n"+`{"error":{"code":"paused","message":"x"}}`), api.ErrPaused},
@@ -85,7 +85,7 @@ func TestBadAnswers(t *testing.T) {
 	}
 	// Lines without an end.
 	client := answers(t, head("200 OK", "\r\n"+`{"progress":{"done":1,"total":2}}`+"\n"))
-	if _, err := client.Migrate(ctx, api.MigrateRequest{}, nil); !errors.Is(err, ErrGone) {
+	if _, err := client.Migrate(ctx, api.MigrateRequest{}, nil); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("a migration without an end: %v", err)
 	}
 }
@@ -94,7 +94,7 @@ func TestGone(t *testing.T) {
 	c := New(filepath.Join(t.TempDir(), "none"))
 	_, dial := c.DialAgent(context.Background())
 	for _, err := range []error{c.Pause(context.Background()), dial} {
-		if !errors.Is(err, ErrGone) {
+		if !errors.Is(err, api.ErrNotRunning) {
 			t.Errorf("err = %v", err)
 		}
 	}

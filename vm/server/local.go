@@ -37,7 +37,7 @@ var codes = []struct {
 	{vm.ErrPaused, api.ErrPaused}, {vm.ErrNotPaused, api.ErrNotPaused}, {vm.ErrNoSpace, api.ErrNoRoom}, {vm.ErrConfined, api.ErrConfined},
 	{vm.ErrNotParent, api.ErrNotParent}, {vm.ErrNotFound, api.ErrNotFound}, {vm.ErrNoGateway, api.ErrNoGateway},
 	{vm.ErrNoAgent, api.ErrNoAgent}, {vm.ErrUnknownEnd, api.ErrMigrationUnknown},
-	{vm.ErrNotRunning, api.ErrConflict},
+	{vm.ErrNotRunning, api.ErrNotRunning},
 }
 
 // coded gives an error its code.

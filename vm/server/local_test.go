@@ -24,9 +24,9 @@ func TestLocal(t *testing.T) {
 	_, console := l.Console()
 	_, save := l.Snapshot(context.Background(), api.SnapshotRequest{Dir: "/x"}, nil)
 	for _, e := range []struct{ got, want error }{
-		{l.Resize(api.ResizeRequest{Path: "/x", Size: 1}), api.ErrConflict}, {l.SetLink(0, true), api.ErrConflict}, {publish, api.ErrConflict},
-		{l.Unpublish(api.Port{}), api.ErrConflict}, {agent, api.ErrConflict}, {console, api.ErrNoConsole}, {l.Resume(), api.ErrConflict}, {save, api.ErrConflict},
-		{l.Stop(context.Background()), api.ErrConflict},
+		{l.Resize(api.ResizeRequest{Path: "/x", Size: 1}), api.ErrNotRunning}, {l.SetLink(0, true), api.ErrNotRunning}, {publish, api.ErrNotRunning},
+		{l.Unpublish(api.Port{}), api.ErrNotRunning}, {agent, api.ErrNotRunning}, {console, api.ErrNoConsole}, {l.Resume(), api.ErrNotRunning}, {save, api.ErrNotRunning},
+		{l.Stop(context.Background()), api.ErrNotRunning},
 	} {
 		if !errors.Is(e.got, e.want) {
 			t.Errorf("%v, want %v", e.got, e.want)
@@ -43,6 +43,7 @@ func TestCodes(t *testing.T) {
 	for err, want := range map[error]*api.Error{
 		vm.ErrPaused: api.ErrPaused, vm.ErrNotPaused: api.ErrNotPaused, vm.ErrNoSpace: api.ErrNoRoom, vm.ErrNotParent: api.ErrNotParent,
 		vm.ErrNotFound: api.ErrNotFound, vm.ErrNoGateway: api.ErrNoGateway, vm.ErrNoAgent: api.ErrNoAgent, vm.ErrUnknownEnd: api.ErrMigrationUnknown,
+		vm.ErrNotRunning: api.ErrNotRunning, vm.ErrConfined: api.ErrConfined,
 	} {
 		of := fmt.Errorf("disk 7: %w", err)
 		if got := coded(of); !errors.Is(got, want) || got.Error() != of.Error() {

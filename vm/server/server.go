@@ -68,11 +68,14 @@ const (
 	maxSocketPath = 107
 )
 
+// errEnded is what somebody is told who asks too late.
+var errEnded = api.ErrNotRunning.With("the VM has ended")
+
 // Server serves the API of one VM.
 type Server struct {
 	vm     VM
 	http   http.Server
-	cancel context.CancelFunc // of all requests
+	cancel context.CancelCauseFunc // of all requests
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -85,7 +88,7 @@ type Server struct {
 func New(vm VM) *Server {
 	s := &Server{vm: vm, joined: map[Conn]bool{}}
 	var ctx context.Context
-	ctx, s.cancel = context.WithCancel(context.Background())
+	ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = http.Server{Handler: s, ReadHeaderTimeout: headerTime, BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: withConn}
 	return s
@@ -120,8 +123,8 @@ func (s *Server) Serve() {
 	}
 }
 
-// Close ends the socket and waits. The contexts of requests that are being served end,
-// and they are answered still; connections that were upgraded end. It may be called
+// Close ends the socket and waits. The contexts of requests that are being served end, with
+// an api.ErrNotRunning as their cause, and they are answered still; connections that were upgraded end. It may be called
 // twice.
 func (s *Server) Close() error {
 	s.mu.Lock()
@@ -133,7 +136,7 @@ func (s *Server) Close() error {
 		hangUp(conn)
 	}
 	s.mu.Unlock()
-	s.cancel()
+	s.cancel(errEnded)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -162,7 +165,7 @@ func (s *Server) begin() bool {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.begin() {
-		answerError(w, api.ErrConflict.With("the VM has ended"))
+		answerError(w, errEnded)
 		return
 	}
 	defer s.serving.Done()

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"vmm/vm/api"
-	"vmm/vm/client"
 )
 
 // TestRequests sends each request as the client does.
@@ -240,7 +239,7 @@ func TestClose(t *testing.T) {
 	vm := &fakeVM{hold: func(ctx context.Context) error {
 		begun <- true
 		<-ctx.Done()
-		return api.ErrConflict.With("it ends")
+		return context.Cause(ctx)
 	}}
 	vm.guest = func() (Conn, error) { return dialEcho(t, vm) }
 	s, c, socket := serve(t, vm)
@@ -267,7 +266,7 @@ func TestClose(t *testing.T) {
 	<-begun
 	closed := make(chan error)
 	go func() { closed <- s.Close() }()
-	if err := <-failed; !errors.Is(err, api.ErrConflict) || err.Error() != "it ends" {
+	if err := <-failed; !errors.Is(err, api.ErrNotRunning) || err.Error() != "the VM has ended" {
 		t.Errorf("the snapshot: %v", err)
 	}
 	if b, err := io.ReadAll(console); err != nil || string(b) != "bye" {
@@ -282,12 +281,12 @@ func TestClose(t *testing.T) {
 	if _, err := io.ReadAll(silent); err != nil {
 		t.Errorf("who has asked nothing: %v", err)
 	}
-	if err := c.Pause(ctx); !errors.Is(err, client.ErrGone) {
+	if err := c.Pause(ctx); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("after that: %v", err)
 	}
 	w := httptest.NewRecorder()
-	if s.ServeHTTP(w, httptest.NewRequest("POST", api.PathPause, nil)); w.Code != http.StatusConflict {
-		t.Errorf("by another way: %d", w.Code)
+	if s.ServeHTTP(w, httptest.NewRequest("POST", api.PathPause, nil)); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), `"notRunning"`) {
+		t.Errorf("by another way: %d %s", w.Code, w.Body)
 	}
 }
 
