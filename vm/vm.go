@@ -92,7 +92,8 @@ func newVM(cfg Config, o *options) (_ *VM, err error) {
 	return v, nil
 }
 
-// Config returns what the VM is made of, with defaults filled in.
+// Config returns what the VM is made of, with defaults filled in. One that was restored or received has its disks and
+// shares from there, and not in its Config.
 func (v *VM) Config() Config { return v.cfg }
 
 // Prepare does all that takes time before the guest can run: it makes or fetches the

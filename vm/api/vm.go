@@ -6,7 +6,10 @@
 // seconds. A field that is missing is its zero value.
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // State is what a VM's process is doing.
 type State string
@@ -63,6 +66,9 @@ type VM struct {
 	// Engine is what executes the guest, kvm or software, and EngineReason why it is that one; while it runs.
 	Engine       string `json:"engine,omitempty"`
 	EngineReason string `json:"engineReason,omitempty"`
+	// Config is what it is made of, while it runs: a vm.Config, with its version. It has no disks and shares of
+	// one that was restored or received.
+	Config json.RawMessage `json:"config,omitempty"`
 	// Jail tells what the VM's process is confined to; "" if it is not.
 	Jail string `json:"jail,omitempty"`
 	// Limits tells what the VM's process may take of the host; "" if nothing bounds it.

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"os"
@@ -53,6 +54,7 @@ func coded(err error) error {
 // Info implements VM.
 func (l *Local) Info() api.VM {
 	info := l.Entry()
+	info.Config, _ = json.Marshal(l.VM.Config()) // plain data
 	info.Jail, info.GuestWritable = l.Jail, l.VM.GuestWritable()
 	if e := l.VM.Engine(); e != "" {
 		info.Engine, info.EngineReason = string(e), l.VM.Config().Engine.Why(e)

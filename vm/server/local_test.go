@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"testing"
 
 	"vmm/vm"
@@ -13,7 +15,7 @@ import (
 
 // TestLocal asks a VM that does not run.
 func TestLocal(t *testing.T) {
-	v, err := vm.New(vm.Config{})
+	v, err := vm.New(vm.Config{CPUs: 2, Disks: []vm.Disk{{Path: "/x"}}, Nets: vm.Nets{vm.None{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,6 +33,10 @@ func TestLocal(t *testing.T) {
 		if !errors.Is(e.got, e.want) {
 			t.Errorf("%v, want %v", e.got, e.want)
 		}
+	}
+	var config vm.Config
+	if err := json.Unmarshal(l.Info().Config, &config); err != nil || !reflect.DeepEqual(config, v.Config()) {
+		t.Errorf("the VM is made of %s, %v, and not of %+v", l.Info().Config, err, v.Config())
 	}
 	l.Kill()
 	if len(l.NICs()) != 0 || len(l.Ports()) != 0 || l.Info().Paused || l.Info().Agent || l.Info().Name != "x" {

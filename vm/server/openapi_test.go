@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding"
+	"encoding/json"
 	"maps"
 	"os"
 	"os/exec"
@@ -195,6 +196,8 @@ func (d *document) compare(where string, s *schema, t reflect.Type) {
 		}
 	}
 	switch k := t.Kind(); {
+	case t == reflect.TypeFor[json.RawMessage](): // which Go's package vm describes
+		is("object")
 	case t == reflect.TypeFor[time.Time]():
 		if is("string"); s.Format != "date-time" {
 			fail("it is a time")

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -50,8 +51,9 @@ func (vm *fakeVM) did() []string {
 
 var (
 	status = 7
-	fakeOf = api.VM{Name: "dev", PID: 3, State: api.Running, Status: &status, Started: time.Unix(1e9, 5).UTC(), Memory: 1 << 40, CPUs: 2, Agent: true, Paused: true, Disks: []string{"a", "b"}}
-	stats  = api.Stats{CPUSeconds: []float64{1.25, 0}, Exits: map[string]uint64{"io": 12345678, "a \"b\"\\\n": 1}, Resident: 123456789012, Private: 5,
+	fakeOf = api.VM{Name: "dev", PID: 3, State: api.Running, Status: &status, Started: time.Unix(1e9, 5).UTC(), Memory: 1 << 40, CPUs: 2, Agent: true, Paused: true, Disks: []string{"a", "b"},
+		Config: json.RawMessage(`{"version":1}`)}
+	stats = api.Stats{CPUSeconds: []float64{1.25, 0}, Exits: map[string]uint64{"io": 12345678, "a \"b\"\\\n": 1}, Resident: 123456789012, Private: 5,
 		Disks: []api.Transfer{{Device: "disk0", In: 1 << 30, Out: 3}}, NICs: []api.Transfer{{Device: "eth0", In: 7, Out: 1 << 60}}}
 	port  = api.Port{UDP: true, Host: netip.MustParseAddrPort("[::1]:8080"), Guest: 80}
 	nic   = api.NIC{Mode: "user", MAC: "52:54:00:12:34:56", Up: true, Received: api.Count{Packets: 1, Bytes: 2, Dropped: 3}, Sent: api.Count{Packets: 4, Bytes: 5, Dropped: 6}, TCPConnections: 7, UDPFlows: 8}
