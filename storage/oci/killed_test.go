@@ -203,7 +203,8 @@ func TestKilled(t *testing.T) {
 func killAt(t *testing.T, work, from, dir string, round int, after time.Duration) bool {
 	t.Helper()
 	c := exec.Command(os.Args[0], "-test.run=^TestKilled$")
-	c.Env = append(os.Environ(), killedEnv+"="+work, killedEnv+"_FROM="+from, killedEnv+"_DIR="+dir, fmt.Sprint(killedEnv, "_ROUND=", round))
+	c.Env = append(os.Environ(), killedEnv+"="+work, killedEnv+"_FROM="+from, killedEnv+"_DIR="+dir, fmt.Sprint(killedEnv, "_ROUND=", round),
+		"TMPDIR="+t.TempDir()) // also for what package testing begins, to write coverage
 	c.Stderr = os.Stderr
 	out, err := c.StdoutPipe()
 	if err == nil {
