@@ -72,7 +72,7 @@ $(INIT): $(SOURCES)
 
 # Dependencies without what they would do at each start.
 PATCHED := .patched/go.mod
-$(PATCHED): go.mod go.sum packaging/patched/main.go packaging/patched/lazy.go.txt
+$(PATCHED): go.mod go.sum $(wildcard packaging/patched/*)
 	go run ./packaging/patched >/dev/null
 
 vmm: $(SOURCES) $(INIT) $(PATCHED)

@@ -1,12 +1,18 @@
 // Command patched makes, in .patched at the top of the source tree, copies of dependencies that
-// do when they are needed what they would do at each start of the program, and a go.mod that
-// has these in their place. It prints that file's name, for go build's -modfile. A build
-// without it works as well, but for the time that each command takes to start.
+// do when they are needed what they would do at each start of the program, and lack what vmm has
+// no use for but the linker keeps; and a go.mod that has these in their place. It prints that
+// file's name, for go build's -modfile. A build without it works as well, but for the time that
+// each command takes to start, and the program's size.
 //
 // jsonschema compiles the schemas of five drafts of JSON Schema when a program starts, by
 // 21,000 allocations: a sixth of the CPU time that vmm needed to start a VM. Only compose files
 // need them, of which one goroutine makes the first compiler. The regular expressions of
 // image names and digests were a third of what was left before main.
+//
+// gvisor can save its state, and so registers 356 types and their methods when a program starts;
+// vmm has other ways. golang.org/x/text has what it takes to say how long a string may be in all
+// the world's languages, and jsonschema wants English. A third of the schema of compose files is
+// for people to read.
 package main
 
 import (
@@ -30,6 +36,12 @@ type patch struct {
 	edits  []edit
 	// lazy are files of that whose regular expressions are compiled when they are first used.
 	lazy []string
+	// without is how the names of files end that are left out.
+	without string
+	// schema is a JSON schema, which loses its descriptions and spaces.
+	schema string
+	// instead has the files that are all of the copy beside its go.mod.
+	instead map[string]string
 }
 
 // edit is a piece of a file that is there once, and what it becomes.
@@ -49,10 +61,19 @@ func compileDrafts() {
 	}},
 	{module: "github.com/distribution/reference", pkg: "reference", lazy: []string{"regexp.go"}},
 	{module: "github.com/opencontainers/go-digest", pkg: "digest", lazy: []string{"algorithm.go", "digest.go"}},
+	{module: "gvisor.dev/gvisor", pkg: "gvisor", without: "_state_autogen.go"},
+	{module: "github.com/compose-spec/compose-go/v2", pkg: "compose", schema: "schema/compose-spec.json"},
+	{module: "golang.org/x/text", pkg: "text", instead: map[string]string{"language/language.go": language, "message/message.go": message}},
 }
 
-//go:embed lazy.go.txt
-var lazyRegexp string
+var (
+	//go:embed lazy.go.txt
+	lazyRegexp string
+	//go:embed language.go.txt
+	language string
+	//go:embed message.go.txt
+	message string
+)
 
 func main() {
 	name, err := write()
@@ -125,6 +146,9 @@ func (p patch) apply(dir string) (string, error) {
 		if d.IsDir() {
 			return os.MkdirAll(filepath.Join(copied, rel), 0o755)
 		}
+		if p.leavesOut(rel) {
+			return nil
+		}
 		b, err := os.ReadFile(from)
 		if err != nil {
 			return err
@@ -135,6 +159,9 @@ func (p patch) apply(dir string) (string, error) {
 		}
 		return os.WriteFile(filepath.Join(copied, rel), []byte(text), 0o644)
 	})
+	for file, text := range p.instead {
+		err = errors.Join(err, os.WriteFile(filepath.Join(copied, file), []byte(text), 0o644))
+	}
 	if err == nil && len(p.lazy) > 0 {
 		err = os.WriteFile(filepath.Join(copied, "lazy_regexp.go"), []byte("package "+p.pkg+"\n"+lazyRegexp), 0o644)
 	}
@@ -145,6 +172,11 @@ func (p patch) apply(dir string) (string, error) {
 		return "", err
 	}
 	return name, nil
+}
+
+// leavesOut reports whether a file of the module is not in the copy.
+func (p patch) leavesOut(file string) bool {
+	return p.instead != nil && file != "go.mod" || p.without != "" && strings.HasSuffix(file, p.without)
 }
 
 // changed is a file's text after the patch.
@@ -161,7 +193,33 @@ func (p patch) changed(file, text string) (string, error) {
 	if slices.Contains(p.lazy, file) {
 		text = strings.NewReplacer("\t\"regexp\"\n", "", "regexp.MustCompile(", "newLazyRegexp(", "*regexp.Regexp", "*lazyRegexp").Replace(text)
 	}
+	if file == p.schema {
+		var s any
+		if err := json.Unmarshal([]byte(text), &s); err != nil {
+			return "", err
+		}
+		undescribe(s)
+		b, err := json.Marshal(s)
+		return string(b), err
+	}
 	return text, nil
+}
+
+// undescribe takes the descriptions out of a JSON schema; a property of that name is none.
+func undescribe(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		if _, ok := v["description"].(string); ok {
+			delete(v, "description")
+		}
+		for _, e := range v {
+			undescribe(e)
+		}
+	case []any:
+		for _, e := range v {
+			undescribe(e)
+		}
+	}
 }
 
 // replace writes a file, which another build may be reading.
