@@ -1,11 +1,11 @@
 package jail
 
 import (
-	"cmp"
 	"errors"
 	"os"
 	"runtime"
 	"slices"
+	"sort"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -110,7 +110,7 @@ func filter(rules []rule) ([]unix.SockFilter, error) {
 		}
 		calls = append(calls, span{rules[i].call, to})
 	}
-	slices.SortFunc(calls, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	sort.Slice(calls, func(i, j int) bool { return calls[i].from < calls[j].from })
 	found := p.search(spans(calls, refuse))
 	p.jump(bpf.JumpEqual, rules[0].call, to, found)
 	known := p.put(bpf.LoadAbsolute{Off: dataNumber, Size: 4})

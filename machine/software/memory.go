@@ -1,10 +1,10 @@
 package software
 
 import (
-	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
+	"sort"
 	"sync/atomic"
 	"unsafe"
 
@@ -112,7 +112,7 @@ func (vm *VM) SetUserMemoryRegion(r *kvm.UserspaceMemoryRegion) error {
 		}
 		slots = append(slots, s)
 	}
-	slices.SortFunc(slots, func(a, b slot) int { return cmp.Compare(a.gpa, b.gpa) })
+	sort.Slice(slots, func(i, j int) bool { return slots[i].gpa < slots[j].gpa })
 	vm.memory.Store(&memory{slots})
 	vm.flush()
 	return nil

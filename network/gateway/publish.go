@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -150,7 +149,7 @@ func (g *Gateway) Publications() []Publication {
 	for p := range s.open {
 		out = append(out, p)
 	}
-	slices.SortFunc(out, func(a, b Publication) int { return strings.Compare(a.String(), b.String()) })
+	sort.Slice(out, func(i, j int) bool { return out[i].String() < out[j].String() })
 	return out
 }
 

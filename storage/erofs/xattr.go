@@ -2,7 +2,7 @@ package erofs
 
 import (
 	"encoding/binary"
-	"slices"
+	"sort"
 	"strings"
 )
 
@@ -81,7 +81,7 @@ func (n *Inode) xattrCount() uint16 {
 
 // putXattrs writes the attributes, in the order of their names.
 func (n *Inode) putXattrs(b []byte) {
-	slices.SortFunc(n.Xattrs, func(a, b Xattr) int { return strings.Compare(a.Name(), b.Name()) })
+	sort.Slice(n.Xattrs, func(i, j int) bool { return n.Xattrs[i].Name() < n.Xattrs[j].Name() })
 	at := xattrHeader // which is all zeros: nothing is shared, and no filter of names is kept
 	for _, x := range n.Xattrs {
 		b[at], b[at+1] = uint8(len(x.suffix)), x.prefix

@@ -2,14 +2,13 @@ package share
 
 import (
 	"bufio"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -139,8 +138,8 @@ func (f *FS) Save() ([]byte, error) {
 		}
 		s.Handles = append(s.Handles, o)
 	}
-	slices.SortFunc(s.Nodes, func(a, b NodeState) int { return cmp.Compare(a.ID, b.ID) })
-	slices.SortFunc(s.Handles, func(a, b HandleState) int { return cmp.Compare(a.ID, b.ID) })
+	sort.Slice(s.Nodes, func(i, j int) bool { return s.Nodes[i].ID < s.Nodes[j].ID })
+	sort.Slice(s.Handles, func(i, j int) bool { return s.Handles[i].ID < s.Handles[j].ID })
 	return json.Marshal(&s)
 }
 

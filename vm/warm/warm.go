@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -325,7 +326,7 @@ func (s *Store) List() ([]Snapshot, error) {
 		w.Config, _ = vm.SavedConfig(w.Dir)
 		out = append(out, w)
 	}
-	slices.SortFunc(out, func(a, b Snapshot) int { return b.Used.Compare(a.Used) })
+	sort.Slice(out, func(i, j int) bool { return out[i].Used.After(out[j].Used) })
 	return out, nil
 }
 
