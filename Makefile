@@ -40,7 +40,10 @@ LDFLAGS     := -s -w -funcalign=16
 COLD        := net net/... crypto/... encoding/json encoding/xml encoding/asn1 encoding/pem encoding/base64 text/... fmt mime/... log/... vendor/... \
 	golang.org/x/net/... golang.org/x/text/... golang.org/x/term golang.org/x/crypto/... \
 	github.com/spf13/... github.com/BurntSushi/... github.com/insomniacslk/... github.com/google/... github.com/docker/... github.com/sirupsen/... github.com/opencontainers/... github.com/compose-spec/... github.com/santhosh-tekuri/... github.com/go-viper/... github.com/distribution/... \
-	go.yaml.in/... regexp/syntax math/big vmm/internal/cli vmm/internal/compose vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/...
+	github.com/mattn/... github.com/xhit/... github.com/dustin/... github.com/u-root/... github.com/landlock-lsm/... kernel.org/... \
+	go.yaml.in/... regexp/syntax math/big archive/... path/... encoding/csv flag \
+	vmm/internal/cli vmm/internal/compose vmm/internal/cgroup vmm/internal/jail vmm/internal/tomlfile vmm/vm/... vmm/bootloader/... vmm/guest-images/... vmm/kerneltest/... \
+	vmm/storage/oci vmm/storage/volume vmm/machine/acpi vmm/machine/gdb
 SOURCES     := $(shell find */ -name '*.go' -o -name '*.s' -o -name kernel.config -o -name dhcp.sh) go.mod go.sum
 
 .PHONY: run setup tools hardware-tools intel-tools test test-stock test-kernels test-hardware test-hardware-intel lint vulncheck golangci \
