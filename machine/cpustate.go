@@ -8,20 +8,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
-	"vmm/machine/ring0"
 )
 
-// MSRs that are loaded in an order of their own (SDM 4).
-const (
-	msrFeatureControl = 0x3a       // IA32_FEATURE_CONTROL
-	msrSMBase         = 0x9e       // IA32_SMBASE
-	msrPlatformInfo   = 0xce       // MSR_PLATFORM_INFO
-	msrDeadline       = 0x6e0      // IA32_TSC_DEADLINE: arms a timer of the local APIC
-	msrDECfg          = 0xc0011029 // AMD: how LFENCE works and other decoding does (its processor programming references)
-	// Hyper-V Top Level Functional Specification, appendix C.
-	firstHyperV, lastHyperV = 0x40000000, 0x400001ff
-)
+// MSRs of Hyper-V's (Top Level Functional Specification, appendix C).
+const firstHyperV, lastHyperV = 0x40000000, 0x400001ff
 
 // settle has KVM finish the instruction whose exit was served last: its result
 // is not in the registers before. The vCPU's own goroutine calls it at the gate.
@@ -121,18 +113,18 @@ var offeredMSRs = []struct {
 	leaf, reg   uint32 // subleaf 0; EAX is 0
 	bit         uint
 }{
-	{0x3b, 0x3b, 7, 1, 1},                             // IA32_TSC_ADJUST
-	{0x10a, 0x10a, 7, 3, 29},                          // IA32_ARCH_CAPABILITIES
-	{0x179, 0x17b, 1, 3, 14},                          // IA32_MCG_CAP to IA32_MCG_CTL
-	{0x280, 0x29f, 1, 3, 14},                          // IA32_MC0_CTL2 on
-	{0x400, 0x47f, 1, 3, 14},                          // IA32_MC0_CTL on
-	{0xc0000104, 0xc0000104, cpuidSVM, 3, 4},          // TSC_RATIO
-	{0x4b564d05, 0x4b564d05, cpuidKVMFeatures, 0, 12}, // MSR_KVM_POLL_CONTROL
+	{x86.MSRTSCAdjust, x86.MSRTSCAdjust, 7, 1, 1},
+	{x86.MSRArchCap, x86.MSRArchCap, 7, 3, 29},
+	{x86.MSRMCGCap, x86.MSRMCGCtl, 1, 3, 14},
+	{0x280, 0x29f, 1, 3, 14}, // IA32_MC0_CTL2 on
+	{0x400, 0x47f, 1, 3, 14}, // IA32_MC0_CTL on
+	{x86.MSRTSCRatio, x86.MSRTSCRatio, cpuidSVM, 3, 4},
+	{x86.MSRKVMPollControl, x86.MSRKVMPollControl, cpuidKVMFeatures, 0, 12},
 }
 
 // hostsMSRs are as well what the host has made them: how the CPU decodes, what it says of its speed and of
 // CPUID faulting, and where a firmware's code is, of which there is none.
-var hostsMSRs = []uint32{msrDECfg, msrPlatformInfo, msrSMBase}
+var hostsMSRs = []uint32{x86.MSRDEConfig, x86.MSRPlatformInfo, x86.MSRSMBase}
 
 // offers reports whether a guest with these leaves has an MSR, as far as offeredMSRs tells.
 func offers(ids []kvm.CPUIDEntry, msr uint32) bool {
@@ -173,7 +165,7 @@ func (v *vcpu) loadMSRs(list []kvm.MSREntry) error {
 // time that reading them takes: KVM then keeps them so.
 func alignTSC(cpus []CPUState) {
 	tsc := func(c *CPUState) *uint64 {
-		if i := slices.IndexFunc(c.MSRs, func(m kvm.MSREntry) bool { return m.Index == ring0.MSRTSC }); i >= 0 {
+		if i := slices.IndexFunc(c.MSRs, func(m kvm.MSREntry) bool { return m.Index == x86.MSRTSC }); i >= 0 {
 			return &c.MSRs[i].Data
 		}
 		return nil
@@ -243,9 +235,9 @@ func (v *vcpu) load(s *CPUState) error {
 func splitMSRs(list []kvm.MSREntry) (control, first, last []kvm.MSREntry) {
 	for _, m := range list {
 		switch m.Index {
-		case msrFeatureControl:
+		case x86.MSRFeatureControl:
 			control = append(control, m)
-		case msrDeadline:
+		case x86.MSRTSCDeadline:
 			last = append(last, m)
 		default:
 			first = append(first, m)
@@ -264,12 +256,12 @@ func (in *interpreter) load(s *CPUState) error {
 	in.entered = s.MPState != kvm.MPStateUninitialized
 	in.halted = s.MPState == kvm.MPStateHalted
 	in.window = true // an interrupt may be waiting
-	for _, msr := range []uint32{ring0.MSRLStar, ring0.MSRStar, ring0.MSRTSC} {
+	for _, msr := range []uint32{x86.MSRLStar, x86.MSRStar, x86.MSRTSC} {
 		if err := in.wrote(msr); err != nil {
 			return err
 		}
 	}
-	gs, err := in.v.engine.MSR(ring0.MSRKernelGSBase)
+	gs, err := in.v.engine.MSR(x86.MSRKernelGSBase)
 	if err != nil {
 		return err
 	}

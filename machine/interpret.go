@@ -94,7 +94,7 @@ func (in *interpreter) XCR0() (uint64, error) {
 
 // MSR implements ring0.Host.
 func (in *interpreter) MSR(index uint32) (uint64, error) {
-	if index == ring0.MSRStar {
+	if index == x86.MSRStar {
 		return in.star, nil
 	}
 	return in.v.engine.MSR(index)
@@ -119,7 +119,7 @@ func measureTSCOffset(v engine.VCPU) (offset uint64, err error) {
 	shortest := ^uint64(0)
 	for range 16 { // the thread may lose its CPU on the way
 		before := x86.RDTSC()
-		t, err := v.MSR(ring0.MSRTSC)
+		t, err := v.MSR(x86.MSRTSC)
 		if err != nil {
 			return 0, err
 		}
@@ -259,11 +259,11 @@ func (in *interpreter) step() error {
 // wrote keeps what is known of an MSR that the guest has written.
 func (in *interpreter) wrote(msr uint32) (err error) {
 	switch msr {
-	case ring0.MSRLStar:
+	case x86.MSRLStar:
 		in.lstar, err = in.v.engine.MSR(msr)
-	case ring0.MSRStar:
+	case x86.MSRStar:
 		in.star, err = in.v.engine.MSR(msr)
-	case ring0.MSRTSC, ring0.MSRTSCAdjust:
+	case x86.MSRTSC, x86.MSRTSCAdjust:
 		err = in.readTSCOffset()
 	}
 	return err
@@ -291,7 +291,7 @@ func (in *interpreter) flush() error {
 	}
 	in.store()
 	if gs, changed := in.cpu.KernelGSBase(); changed {
-		return in.v.engine.SetMSR(ring0.MSRKernelGSBase, gs)
+		return in.v.engine.SetMSR(x86.MSRKernelGSBase, gs)
 	}
 	return nil
 }

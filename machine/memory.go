@@ -26,7 +26,6 @@ const (
 	pciBuses   = 1
 	ecamSize   = pciBuses << 20 // PCI Express 5.0, 7.2.2
 	ioapicBase = 0xfec00000
-	lapicBase  = 0xfee00000
 	identityPg = 0xfffbc000 // KVM_SET_IDENTITY_MAP_ADDR
 	tssPages   = 0xfffbd000 // KVM_SET_TSS_ADDR, three pages
 	helperBase = 0xfe000000 // see helper.go

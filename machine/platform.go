@@ -5,6 +5,7 @@ import (
 
 	"vmm/bootloader"
 	"vmm/devices"
+	"vmm/internal/x86"
 	"vmm/machine/acpi"
 )
 
@@ -76,7 +77,7 @@ var resetCode = []byte{
 func (m *Machine) firmware() []byte {
 	p := acpi.Platform{
 		CPUs:    m.cfg.CPUs,
-		LAPIC:   lapicBase,
+		LAPIC:   x86.LAPICBase,
 		IOAPIC:  ioapicBase,
 		ECAM:    ecamBase,
 		LastBus: pciBuses - 1,

@@ -5,7 +5,6 @@ import (
 
 	"vmm/internal/x86"
 	"vmm/kvm"
-	"vmm/machine/ring0"
 )
 
 // TestTSCOffset has the guest's TSC, as the executor reads it, nowhere behind the one
@@ -28,7 +27,7 @@ func TestTSCOffset(t *testing.T) {
 	}
 	defer v.Close()
 	for i := range uint64(200) {
-		if err := v.SetMSR(ring0.MSRTSC, i<<32); err != nil {
+		if err := v.SetMSR(x86.MSRTSC, i<<32); err != nil {
 			t.Fatal(err)
 		}
 		measured, err := measureTSCOffset(v)
@@ -39,14 +38,14 @@ func TestTSCOffset(t *testing.T) {
 			t.Fatalf("measured %d, KVM says %d", int64(measured), int64(told))
 		} else if err == nil {
 			before := x86.RDTSC() + told
-			now, err := v.MSR(ring0.MSRTSC)
+			now, err := v.MSR(x86.MSRTSC)
 			if after := x86.RDTSC() + told; err != nil || now < before || now > after {
 				t.Fatalf("TSC %#x (%v), which is not from %#x to %#x", now, err, before, after)
 			}
 		} else if i == 0 {
 			t.Logf("this KVM does not tell its offset: %v", err)
 		}
-		if now, err := v.MSR(ring0.MSRTSC); err != nil || now > x86.RDTSC()+measured {
+		if now, err := v.MSR(x86.MSRTSC); err != nil || now > x86.RDTSC()+measured {
 			t.Fatalf("TSC %#x (%v), of which the measured one is behind", now, err)
 		}
 	}

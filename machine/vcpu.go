@@ -39,9 +39,7 @@ type vcpu struct {
 const (
 	featureLock     = 1 << 0 // of IA32_FEATURE_CONTROL, until a reset
 	featureVMXOn    = 1 << 2 // VMXON outside of SMX
-	msrMiscEnable   = 0x1a0
 	miscFastString  = 1 << 0
-	msrMTRRDefType  = 0x2ff
 	mtrrEnable      = 1 << 11
 	mtrrWriteBack   = 6
 	lapicLVT0       = 0x350
@@ -98,11 +96,11 @@ func (v *vcpu) initFirmwareState() error {
 
 // firmwareMSRs is what a BIOS leaves in the MSRs of a CPU with these leaves.
 func firmwareMSRs(ids []kvm.CPUIDEntry) []kvm.MSREntry {
-	msrs := []kvm.MSREntry{{Index: msrMiscEnable, Data: miscFastString}, {Index: msrMTRRDefType, Data: mtrrEnable | mtrrWriteBack}}
+	msrs := []kvm.MSREntry{{Index: x86.MSRMiscEnable, Data: miscFastString}, {Index: x86.MSRMTRRDefType, Data: mtrrEnable | mtrrWriteBack}}
 	if leaf(ids, cpuidFeatures, 0)[2]&featureVMX != 0 {
 		// Without it VMX is there but off (SDM 3C, Enabling and Entering VMX Operation). A Linux with KVM turns it on
 		// itself; one without turns it off for good and shows none.
-		msrs = append(msrs, kvm.MSREntry{Index: msrFeatureControl, Data: featureLock | featureVMXOn})
+		msrs = append(msrs, kvm.MSREntry{Index: x86.MSRFeatureControl, Data: featureLock | featureVMXOn})
 	}
 	return msrs
 }

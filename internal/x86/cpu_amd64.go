@@ -14,8 +14,7 @@ func CPUID(leaf, sub uint32) [4]uint32 {
 // XCR0 returns the components of the extended state that the host's kernel has enabled,
 // 0 if it has no XSAVE.
 func XCR0() uint64 {
-	const osxsave = 1 << 27
-	if _, _, c, _ := cpuid(1, 0); c&osxsave == 0 {
+	if _, _, c, _ := cpuid(1, 0); c&CPUIDOSXSAVE == 0 {
 		return 0
 	}
 	return xgetbv()

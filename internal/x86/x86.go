@@ -43,5 +43,8 @@ const (
 	PTEFrame    = 0x000ffffffffff000 // the address
 )
 
+// CPUIDOSXSAVE is the bit of leaf 1 in ECX that tells that CR4 has CR4OSXSAVE (SDM 2, CPUID).
+const CPUIDOSXSAVE = 1 << 27
+
 // PageTableBits is how many bits of a linear address each level translates.
 const PageTableBits = 9

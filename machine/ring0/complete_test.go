@@ -63,7 +63,7 @@ func completeCPU(t testing.TB, code ...byte) (*CPU, *testBoard) {
 		le.PutUint64(mem[4][8*i:], i<<12|bits)
 	}
 	le.PutUint64(mem[4][8*fuzzPages:], 0xfe000000|x86.PTEPresent|x86.PTEWritable|x86.PTEUser) // a device
-	b := &testBoard{msrs: map[uint32]uint64{MSRStar: 0x001b_0008_0000_0000, MSRLStar: kernelCode + 0x800, MSRSFMask: flagIF}, devices: map[uint64]byte{}}
+	b := &testBoard{msrs: map[uint32]uint64{x86.MSRStar: 0x001b_0008_0000_0000, x86.MSRLStar: kernelCode + 0x800, x86.MSRSFMask: flagIF}, devices: map[uint64]byte{}}
 	le.PutUint32(b.area[xOffMXCSR:], defaultMXCSR)
 	c, err := NewComplete(b, NewMemory(mem), [64]Component{})
 	if err != nil {

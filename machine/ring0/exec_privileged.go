@@ -39,20 +39,20 @@ func execSyscall(c *CPU, in *inst) status {
 	if c.sregs.EFER&efersce == 0 || c.sregs.EFER&x86.EFERLMA == 0 {
 		return c.faultAt(in, vectorUD)
 	}
-	entry := uint32(MSRLStar)
+	entry := uint32(x86.MSRLStar)
 	if c.mode != mode64 {
-		entry = MSRCStar
+		entry = x86.MSRCStar
 	}
 	target, _ := c.host.MSR(entry)
-	star, _ := c.host.MSR(MSRStar)
-	mask, _ := c.host.MSR(MSRSFMask)
+	star, _ := c.host.MSR(x86.MSRStar)
+	mask, _ := c.host.MSR(x86.MSRSFMask)
 	flags := c.flags()
 	c.r[rCX], c.r[r11] = c.r[rIP], flags&^flagRF
 	c.kernelSegments(star)
 	c.r[rIP] = target
 	c.setFlags(flags &^ (mask | flagRF))
 	c.setMode()
-	if entry == MSRLStar {
+	if entry == x86.MSRLStar {
 		c.syscalls(target, mask)
 	}
 	return done
@@ -71,7 +71,7 @@ func (c *CPU) userSegments(star uint64) {
 
 // execSysRetComplete returns to user mode, 64-bit or 32-bit (SDM 2, SYSRET).
 func execSysRetComplete(c *CPU, in *inst) status {
-	star, _ := c.host.MSR(MSRStar)
+	star, _ := c.host.MSR(x86.MSRStar)
 	if in.size == 8 && !canonical(c.r[rCX]) {
 		return c.gp0()
 	}
@@ -96,9 +96,9 @@ const sysretFlags = 0x3c7fd7
 
 // execSysenter and execSysexit are Intel's way (SDM 2, SYSENTER).
 func execSysenter(c *CPU, in *inst) status {
-	cs, _ := c.host.MSR(MSRSysenterCS)
-	sp, _ := c.host.MSR(MSRSysenterESP)
-	ip, _ := c.host.MSR(MSRSysenterEIP)
+	cs, _ := c.host.MSR(x86.MSRSysenterCS)
+	sp, _ := c.host.MSR(x86.MSRSysenterESP)
+	ip, _ := c.host.MSR(x86.MSRSysenterEIP)
 	if cs&^3 == 0 {
 		return c.gp0()
 	}
@@ -111,7 +111,7 @@ func execSysenter(c *CPU, in *inst) status {
 }
 
 func execSysexit(c *CPU, in *inst) status {
-	cs, _ := c.host.MSR(MSRSysenterCS)
+	cs, _ := c.host.MSR(x86.MSRSysenterCS)
 	if cs&^3 == 0 {
 		return c.gp0()
 	}
@@ -253,9 +253,9 @@ func (c *CPU) readMSR() status {
 func (c *CPU) writeMSR(v uint64) status {
 	index := uint32(c.r[rCX])
 	switch index {
-	case MSRStar, MSRLStar, MSRSFMask:
+	case x86.MSRStar, x86.MSRLStar, x86.MSRSFMask:
 		c.ForgetSyscalls()
-	case MSREFER:
+	case x86.MSREFER:
 		c.ForgetSyscalls()
 		return c.writeEFER(v)
 	}

@@ -4,25 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
-)
-
-// MSRs (SDM 4).
-const (
-	MSREFER         = 0xc0000080
-	MSRSysenterCS   = 0x174
-	MSRSysenterESP  = 0x175
-	MSRSysenterEIP  = 0x176
-	MSRTSC          = 0x10
-	MSRTSCAdjust    = 0x3b
-	MSRStar         = 0xc0000081
-	MSRLStar        = 0xc0000082
-	MSRCStar        = 0xc0000083
-	MSRSFMask       = 0xc0000084
-	MSRFSBase       = 0xc0000100
-	MSRGSBase       = 0xc0000101
-	MSRKernelGSBase = 0xc0000102
-	MSRTSCAux       = 0xc0000103
 )
 
 // raise ends an instruction with an exception that has an error code.
@@ -110,11 +93,11 @@ func execFSGSBase(c *CPU, in *inst) status {
 func execRDMSR(c *CPU, _ *inst) status {
 	var v uint64
 	switch uint32(c.r[rCX]) {
-	case MSRFSBase:
+	case x86.MSRFSBase:
 		v = c.base[segFS]
-	case MSRGSBase:
+	case x86.MSRGSBase:
 		v = c.base[segGS]
-	case MSRKernelGSBase:
+	case x86.MSRKernelGSBase:
 		v = c.kernelGSBase
 	default:
 		if c.board != nil {
@@ -138,11 +121,11 @@ func execWRMSR(c *CPU, _ *inst) status {
 		return c.gp0()
 	}
 	switch index {
-	case MSRFSBase:
+	case x86.MSRFSBase:
 		c.base[segFS] = v
-	case MSRGSBase:
+	case x86.MSRGSBase:
 		c.base[segGS] = v
-	case MSRKernelGSBase:
+	case x86.MSRKernelGSBase:
 		c.kernelGSBase = v
 	default:
 		if c.board != nil {
@@ -155,7 +138,7 @@ func execWRMSR(c *CPU, _ *inst) status {
 
 // isAddress reports whether an MSR holds a linear address.
 func isAddress(index uint32) bool {
-	return index >= MSRFSBase && index <= MSRKernelGSBase || index == MSRLStar || index == MSRCStar
+	return index >= x86.MSRFSBase && index <= x86.MSRKernelGSBase || index == x86.MSRLStar || index == x86.MSRCStar
 }
 
 func execRDTSC(c *CPU, _ *inst) status {
@@ -165,7 +148,7 @@ func execRDTSC(c *CPU, _ *inst) status {
 }
 
 func (c *CPU) tscAux() (uint64, bool) {
-	v, err := c.host.MSR(MSRTSCAux)
+	v, err := c.host.MSR(x86.MSRTSCAux)
 	return v, err == nil
 }
 
@@ -261,7 +244,7 @@ func execSysRet(c *CPU, in *inst) status {
 	if in.size != 8 || !canonical(c.r[rCX]) {
 		return handOver
 	}
-	star, err := c.host.MSR(MSRStar)
+	star, err := c.host.MSR(x86.MSRStar)
 	if err != nil {
 		return handOver
 	}
@@ -341,7 +324,7 @@ func execIRet(c *CPU, _ *inst) status {
 
 // isUser64 reports whether the selectors are those of SYSRET, which are flat.
 func (c *CPU) isUser64(cs, ss uint64) bool {
-	star, err := c.host.MSR(MSRStar)
+	star, err := c.host.MSR(x86.MSRStar)
 	sel := star >> 48
 	return err == nil && sel != 0 && cs == sel+16|3 && ss == sel+8|3
 }

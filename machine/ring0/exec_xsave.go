@@ -3,6 +3,8 @@ package ring0
 import (
 	"encoding/binary"
 	"math/bits"
+
+	"vmm/internal/x86"
 )
 
 // State components (SDM 1, 13.1) and the layout of an XSAVE area (13.4).
@@ -24,8 +26,6 @@ const (
 	defaultMXCSR = 0x1f80
 	mxcsrMask    = 0xffff // MXCSR_MASK: the others are reserved
 	defaultFCW   = 0x37f
-
-	msrXSS = 0xda0
 )
 
 // Kinds of save, in inst.op.
@@ -44,7 +44,7 @@ func (c *CPU) requested(supervisor bool) (uint64, bool) {
 		return 0, false
 	}
 	if supervisor {
-		if xss, err := c.host.MSR(msrXSS); err == nil {
+		if xss, err := c.host.MSR(x86.MSRXSS); err == nil {
 			x |= xss
 		}
 	}

@@ -32,7 +32,7 @@ func TestLevelsTranslated(t *testing.T) {
 			if err := cpu.Translate(); err != nil {
 				t.Fatal(err)
 			}
-			board.msrs[MSRSFMask] = flagIF | flagAC
+			board.msrs[x86.MSRSFMask] = flagIF | flagAC
 			inUser(cpu, false)
 			cpu.base[segGS], cpu.kernelGSBase = 0x1000, 0x2000
 			write := func(at uint64, code ...byte) {

@@ -49,7 +49,7 @@ type lockMode struct {
 func lockCPU(t testing.TB, translated bool) *CPU {
 	t.Helper()
 	b := &lockBoard{testBoard{devices: map[uint64]byte{}, msrs: map[uint32]uint64{
-		MSRStar: 0x001b_0008_0000_0000, MSRLStar: lockSyscall, MSRSFMask: flagIF | flagAC | flagTF}}}
+		x86.MSRStar: 0x001b_0008_0000_0000, x86.MSRLStar: lockSyscall, x86.MSRSFMask: flagIF | flagAC | flagTF}}}
 	c, err := NewComplete(b, NewMemory(make(lockRAM, lockPages)), [64]Component{2: {Offset: 576, Size: 256}})
 	if err != nil {
 		t.Fatal(err)

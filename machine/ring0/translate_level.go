@@ -1,6 +1,10 @@
 package ring0
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"vmm/internal/x86"
+)
 
 // Translations of what changes privileges or the rights of accesses, and so the TLB. Who
 // leaves translated code after one of these finds the rest of the CPU's state behind: arrived
@@ -133,7 +137,7 @@ func (t *translator) accessFlag(in *inst) {
 // arrived brings the CPU's state up to date with where translated code has gone.
 func (c *CPU) arrived() {
 	if c.frame.moved&movedLevel != 0 {
-		star, _ := c.host.MSR(MSRStar)
+		star, _ := c.host.MSR(x86.MSRStar)
 		if c.frame.movedTo == tlbUser {
 			c.userSegments(star)
 		} else {

@@ -38,8 +38,6 @@ const (
 	alwaysTimer  = 1 << 2
 	// The features of KVM's leaf: kvmclock, old and new, and that it is one for all CPUs.
 	kvmFeatures = 1<<0 | 1<<3 | 1<<24
-
-	osxsave = 1 << 27 // leaf 1, ECX
 )
 
 // hostXCR0 is the components of the extended state that a guest can have.
@@ -162,8 +160,8 @@ func (v *vcpu) visible(e *kvm.CPUIDEntry) [4]uint32 {
 	r := [4]uint32{e.EAX, e.EBX, e.ECX, e.EDX}
 	switch {
 	case e.Function == 1:
-		if r[2] &^= osxsave; v.cpu.Sregs().CR4&x86.CR4OSXSAVE != 0 {
-			r[2] |= osxsave
+		if r[2] &^= x86.CPUIDOSXSAVE; v.cpu.Sregs().CR4&x86.CR4OSXSAVE != 0 {
+			r[2] |= x86.CPUIDOSXSAVE
 		}
 	case e.Function == 0xd && e.Index <= 1: // what the enabled components take
 		size := uint32(legacyXSave)

@@ -7,38 +7,10 @@ import (
 
 	"vmm/internal/x86"
 	"vmm/kvm"
-	"vmm/machine/ring0"
 )
 
-// MSRs beside those of package ring0 (SDM 4; APM 2, appendix A; the KVM API's msr.rst).
-const (
-	msrPlatformID  = 0x17
-	msrAPICBase    = 0x1b
-	msrUcodeRev    = 0x8b
-	msrMTRRCap     = 0xfe
-	msrArchCap     = 0x10a
-	msrMCGCap      = 0x179
-	msrMCGStatus   = 0x17a
-	msrMiscEnable  = 0x1a0
-	msrMTRRBase0   = 0x200 // to 0x20f: 8 pairs
-	msrMTRRFix64K  = 0x250
-	msrMTRRFix16K  = 0x258 // and the next
-	msrMTRRFix4K   = 0x268 // to 0x26f
-	msrPAT         = 0x277
-	msrMTRRDefType = 0x2ff
-	msrDeadline    = 0x6e0
-	msrX2APIC      = 0x800
-	msrX2APICEnd   = 0x8ff
-	msrHWCR        = 0xc0010015
-	msrNBConfig    = 0xc001001f
-	msrDEConfig    = 0xc0011029
-	msrClockOld    = 0x12
-	msrWallOld     = 0x11
-	msrWall        = 0x4b564d00
-	msrClock       = 0x4b564d01
-
-	mtrrPairs = 8
-)
+// mtrrPairs are the ranges of variable size of the MTRRs (SDM 3, 12.11.2.3).
+const mtrrPairs = 8
 
 // resetPAT is IA32_PAT after a reset (SDM 3, 12.12.4).
 const resetPAT = 0x0007040600070406
@@ -62,60 +34,60 @@ func (m *msrs) reset() {
 // stored returns where an MSR is kept that only keeps what it is given; nil for others.
 func (m *msrs) stored(index uint32) *uint64 {
 	switch index {
-	case ring0.MSRStar:
+	case x86.MSRStar:
 		return &m.star
-	case ring0.MSRLStar:
+	case x86.MSRLStar:
 		return &m.lstar
-	case ring0.MSRCStar:
+	case x86.MSRCStar:
 		return &m.cstar
-	case ring0.MSRSFMask:
+	case x86.MSRSFMask:
 		return &m.sfmask
-	case ring0.MSRSysenterCS:
+	case x86.MSRSysenterCS:
 		return &m.sysenterCS
-	case ring0.MSRSysenterESP:
+	case x86.MSRSysenterESP:
 		return &m.sysenterESP
-	case ring0.MSRSysenterEIP:
+	case x86.MSRSysenterEIP:
 		return &m.syserEIP
-	case ring0.MSRTSCAux:
+	case x86.MSRTSCAux:
 		return &m.tscAux
-	case msrPAT:
+	case x86.MSRPAT:
 		return &m.pat
-	case msrMiscEnable:
+	case x86.MSRMiscEnable:
 		return &m.misc
-	case msrMCGStatus:
+	case x86.MSRMCGStatus:
 		return &m.mcgStatus
-	case msrHWCR:
+	case x86.MSRHWCR:
 		return &m.hwcr
-	case msrNBConfig:
+	case x86.MSRNBConfig:
 		return &m.nbConfig
-	case msrDEConfig:
+	case x86.MSRDEConfig:
 		return &m.deConfig
-	case msrMTRRDefType:
+	case x86.MSRMTRRDefType:
 		return &m.mtrrDefault
-	case msrMTRRFix64K:
+	case x86.MSRMTRRFix64K:
 		return &m.fixed[0]
-	case msrMTRRFix16K, msrMTRRFix16K + 1:
-		return &m.fixed[1+index-msrMTRRFix16K]
+	case x86.MSRMTRRFix16K, x86.MSRMTRRFix16K + 1:
+		return &m.fixed[1+index-x86.MSRMTRRFix16K]
 	}
 	switch {
-	case index >= msrMTRRBase0 && index < msrMTRRBase0+2*mtrrPairs:
-		return &m.mtrr[index-msrMTRRBase0]
-	case index >= msrMTRRFix4K && index < msrMTRRFix4K+8:
-		return &m.fixed[3+index-msrMTRRFix4K]
+	case index >= x86.MSRMTRRPhysBase0 && index < x86.MSRMTRRPhysBase0+2*mtrrPairs:
+		return &m.mtrr[index-x86.MSRMTRRPhysBase0]
+	case index >= x86.MSRMTRRFix4K && index < x86.MSRMTRRFix4K+8:
+		return &m.fixed[3+index-x86.MSRMTRRFix4K]
 	}
 	return nil
 }
 
 // savedMSRs are the MSRs of a saved CPU.
 func savedMSRs() []uint32 {
-	list := []uint32{ring0.MSRStar, ring0.MSRLStar, ring0.MSRCStar, ring0.MSRSFMask, ring0.MSRKernelGSBase, ring0.MSRSysenterCS,
-		ring0.MSRSysenterESP, ring0.MSRSysenterEIP, ring0.MSRTSCAux, ring0.MSRTSC, msrPAT, msrMiscEnable, msrMCGStatus, msrHWCR, msrDEConfig,
-		msrMTRRDefType, msrMTRRFix64K, msrMTRRFix16K, msrMTRRFix16K + 1, msrWall, msrClock, msrDeadline}
+	list := []uint32{x86.MSRStar, x86.MSRLStar, x86.MSRCStar, x86.MSRSFMask, x86.MSRKernelGSBase, x86.MSRSysenterCS,
+		x86.MSRSysenterESP, x86.MSRSysenterEIP, x86.MSRTSCAux, x86.MSRTSC, x86.MSRPAT, x86.MSRMiscEnable, x86.MSRMCGStatus, x86.MSRHWCR, x86.MSRDEConfig,
+		x86.MSRMTRRDefType, x86.MSRMTRRFix64K, x86.MSRMTRRFix16K, x86.MSRMTRRFix16K + 1, x86.MSRKVMWallClock, x86.MSRKVMClock, x86.MSRTSCDeadline}
 	for i := range uint32(2 * mtrrPairs) {
-		list = append(list, msrMTRRBase0+i)
+		list = append(list, x86.MSRMTRRPhysBase0+i)
 	}
 	for i := range uint32(8) {
-		list = append(list, msrMTRRFix4K+i)
+		list = append(list, x86.MSRMTRRFix4K+i)
 	}
 	return list
 }
@@ -126,29 +98,29 @@ func (v *vcpu) ReadMSR(index uint32) (uint64, bool) {
 		return *p, true
 	}
 	switch index {
-	case ring0.MSREFER:
+	case x86.MSREFER:
 		return v.cpu.Sregs().EFER, true
-	case ring0.MSRTSC:
+	case x86.MSRTSC:
 		return v.TSC(), true
-	case ring0.MSRKernelGSBase:
+	case x86.MSRKernelGSBase:
 		return v.cpu.KernelGS(), true
-	case msrAPICBase:
+	case x86.MSRAPICBase:
 		return v.apic.Base(), true
-	case msrMTRRCap:
+	case x86.MSRMTRRCap:
 		const fixed, writeCombining = 1 << 8, 1 << 10
 		return mtrrPairs | fixed | writeCombining, true
-	case msrArchCap:
+	case x86.MSRArchCap:
 		return archCapabilities, v.intel()
-	case msrUcodeRev:
+	case x86.MSRUcodeRev:
 		return 0xffffffff << 32, true // newer than any that mends something
-	case msrPlatformID, msrMCGCap:
+	case x86.MSRPlatformID, x86.MSRMCGCap:
 		return 0, true
-	case msrClock, msrClockOld:
+	case x86.MSRKVMClock, x86.MSRKVMClockOld:
 		return v.clock.msr, true
-	case msrWall, msrWallOld:
+	case x86.MSRKVMWallClock, x86.MSRKVMWallClockOld:
 		return v.clock.wall, true
 	}
-	if index == msrDeadline || index >= msrX2APIC && index <= msrX2APICEnd {
+	if index == x86.MSRTSCDeadline || index >= x86.MSRX2APIC && index <= x86.MSRX2APICEnd {
 		return v.apic.ReadMSR(index)
 	}
 	return 0, false
@@ -160,7 +132,7 @@ const archCapabilities = 1<<0 | 1<<3 | 1<<5 | 1<<6 | 1<<8 | 1<<13 | 1<<14 | 1<<1
 
 // WriteMSR implements ring0.Board.
 func (v *vcpu) WriteMSR(index uint32, x uint64) bool {
-	if index == msrPAT && !validPAT(x) {
+	if index == x86.MSRPAT && !validPAT(x) {
 		return false
 	}
 	if p := v.msrs.stored(index); p != nil {
@@ -168,21 +140,21 @@ func (v *vcpu) WriteMSR(index uint32, x uint64) bool {
 		return true
 	}
 	switch index {
-	case ring0.MSRTSC:
+	case x86.MSRTSC:
 		v.setTSC(x)
 		return true
-	case msrAPICBase:
+	case x86.MSRAPICBase:
 		ok := v.setAPICBase(x, v.apic.SetBase)
 		v.lookUp()
 		return ok
-	case msrUcodeRev:
+	case x86.MSRUcodeRev:
 		return true // how its reading begins
-	case msrClock, msrClockOld:
+	case x86.MSRKVMClock, x86.MSRKVMClockOld:
 		return v.setClock(x)
-	case msrWall, msrWallOld:
+	case x86.MSRKVMWallClock, x86.MSRKVMWallClockOld:
 		return v.setWall(x)
 	}
-	if index == msrDeadline || index >= msrX2APIC && index <= msrX2APICEnd {
+	if index == x86.MSRTSCDeadline || index >= x86.MSRX2APIC && index <= x86.MSRX2APICEnd {
 		ok := v.apic.WriteMSR(index, x)
 		v.lookUp()
 		return ok
@@ -239,10 +211,10 @@ func (v *vcpu) setAPICBase(x uint64, set func(uint64) bool) bool {
 // MSR implements engine.VCPU and ring0.Host.
 func (v *vcpu) MSR(index uint32) (uint64, error) {
 	switch index {
-	case ring0.MSRFSBase:
+	case x86.MSRFSBase:
 		_, s := v.registers()
 		return s.FS.Base, nil
-	case ring0.MSRGSBase:
+	case x86.MSRGSBase:
 		_, s := v.registers()
 		return s.GS.Base, nil
 	}
@@ -257,13 +229,13 @@ func (v *vcpu) MSR(index uint32) (uint64, error) {
 func (v *vcpu) SetMSR(index uint32, x uint64) error {
 	v.cpu.ForgetSyscalls()
 	switch index {
-	case ring0.MSRKernelGSBase:
+	case x86.MSRKernelGSBase:
 		v.cpu.SetKernelGSBase(x)
 		return nil
-	case ring0.MSRTSC: // of a saved machine: all of its CPUs' were one
+	case x86.MSRTSC: // of a saved machine: all of its CPUs' were one
 		v.setTSCOffset(v.vm.tscs.match(x-x86.RDTSC(), v.vm.tscKHz*1000))
 		return nil
-	case ring0.MSREFER:
+	case x86.MSREFER:
 		_, s := v.registers()
 		s.EFER = x
 		return v.SetSregs(&s)

@@ -9,9 +9,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 	"vmm/machine/engine"
-	"vmm/machine/ring0"
 )
 
 // realMode makes a machine of n CPUs with 1 MiB of memory, whose first CPU is in front of
@@ -186,7 +186,7 @@ func TestStep(t *testing.T) {
 func TestTSCs(t *testing.T) {
 	vm, _, cpus := realMode(t, 2)
 	for _, c := range cpus {
-		if err := c.SetMSR(ring0.MSRTSC, 1<<40); err != nil {
+		if err := c.SetMSR(x86.MSRTSC, 1<<40); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
@@ -196,7 +196,7 @@ func TestTSCs(t *testing.T) {
 	if a != b {
 		t.Errorf("offsets %#x and %#x", a, b)
 	}
-	cpus[1].SetMSR(ring0.MSRTSC, 1<<40+5*vm.tscKHz*1000)
+	cpus[1].SetMSR(x86.MSRTSC, 1<<40+5*vm.tscKHz*1000)
 	if c, _ := cpus[1].TSCOffset(); c == a {
 		t.Error("one that is far off is taken for the same")
 	}
@@ -206,7 +206,7 @@ func TestTSCs(t *testing.T) {
 func TestKVMClock(t *testing.T) {
 	vm, mem, cpus := realMode(t, 1)
 	vm.SetClock(&kvm.ClockData{Clock: 1e15})
-	if err := cpus[0].SetMSR(msrClock, 0x3000|clockEnabled); err != nil {
+	if err := cpus[0].SetMSR(x86.MSRKVMClock, 0x3000|clockEnabled); err != nil {
 		t.Fatal(err)
 	}
 	le := binary.LittleEndian
@@ -236,7 +236,7 @@ func TestState(t *testing.T) {
 	area := make([]byte, a.XSaveSize())
 	area[160], area[24], area[25] = 7, 0x80, 0x1f // XMM0, MXCSR
 	for _, err := range []error{a.SetSregs(&want), a.SetRegs(&kvm.Regs{RAX: 1, R15: 2, RIP: 0x1000, RFLAGS: 0x202}), a.SetXSave(area),
-		a.SetMSR(ring0.MSRLStar, 0xffffffff81000000), a.SetMSR(ring0.MSRKernelGSBase, 77)} {
+		a.SetMSR(x86.MSRLStar, 0xffffffff81000000), a.SetMSR(x86.MSRKernelGSBase, 77)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,8 +264,8 @@ func TestState(t *testing.T) {
 	gotSregs, _ := b.Sregs()
 	got := make([]byte, b.XSaveSize())
 	b.XSave(got)
-	lstar, _ := b.MSR(ring0.MSRLStar)
-	gs, _ := b.MSR(ring0.MSRKernelGSBase)
+	lstar, _ := b.MSR(x86.MSRLStar)
+	gs, _ := b.MSR(x86.MSRKernelGSBase)
 	if gotRegs != regs || gotSregs != sregs || string(got) != string(saved) || lstar != 0xffffffff81000000 || gs != 77 || gotSregs.FS.Base != 0x1234 {
 		t.Errorf("%+v\n%+v\n%+v", gotRegs, gotSregs, lstar)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -47,13 +48,13 @@ func newPair(t *testing.T, seed uint64) *pair {
 // probeEOI finds out about autoEOI.
 func (p *pair) probeEOI() {
 	const vector = 0x21
-	_, err := p.guest.vm.SignalMSI(kvm.MSI{AddressLo: lapicBase, Data: vector})
+	_, err := p.guest.vm.SignalMSI(kvm.MSI{AddressLo: x86.LAPICBase, Data: vector})
 	p.guest.must(err)
 	if got := p.guest.interrupt(); got != vector {
 		p.t.Fatalf("interrupt %#x, want %#x", got, vector)
 	}
-	p.autoEOI = p.guest.read32(lapicBase+regISR+0x10) == 0
-	p.guest.write32(lapicBase+regEOI, 0)
+	p.autoEOI = p.guest.read32(x86.LAPICBase+regISR+0x10) == 0
+	p.guest.write32(x86.LAPICBase+regEOI, 0)
 }
 
 func (p *pair) do(s step) {
@@ -148,13 +149,13 @@ func TestX2APICAgainstKVM(t *testing.T) {
 		p := newPair(t, seed)
 		for range 400 {
 			reg := one(p, slices.Concat(apicRegisters, []uint32{regEOI, regAPR, regSelfIPI, 0x040})...)
-			index := x2apicBase + reg/16
+			index := x86.MSRX2APIC + reg/16
 			switch p.rand.IntN(5) {
 			case 0:
 				// In x2APIC mode KVM keeps the ICR's destination elsewhere, and finds there what was
 				// left in it.
 				base := one(p, bases...)
-				p.do(all(fmt.Sprintf("base %#x", base), p.wrmsr(0x1b, base), p.wrmsr(x2apicBase+regICR/16, 0x10007<<32|icrAssert|0x31)))
+				p.do(all(fmt.Sprintf("base %#x", base), p.wrmsr(0x1b, base), p.wrmsr(x86.MSRX2APIC+regICR/16, 0x10007<<32|icrAssert|0x31)))
 			case 1:
 				if reg != regPPR {
 					p.do(p.rdmsr(index))
@@ -162,7 +163,7 @@ func TestX2APICAgainstKVM(t *testing.T) {
 			case 2:
 				p.do(p.physicalStep())
 			case 3:
-				p.do(p.wrmsr(x2apicBase+regEOI/16, 0))
+				p.do(p.wrmsr(x86.MSRX2APIC+regEOI/16, 0))
 			case 4:
 				p.do(p.x2apicWrite(reg, index))
 			}

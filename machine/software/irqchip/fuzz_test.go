@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -35,9 +36,9 @@ func FuzzGuest(f *testing.F) {
 			case 4:
 				l.MMIO(uint32(at)<<4|uint32(data[6]>>4), b, write)
 			case 5:
-				l.WriteMSR(x2apicBase+uint32(at), uint64(v)|uint64(data[6])<<32)
-				l.ReadMSR(x2apicBase + uint32(at))
-				l.WriteMSR(msrTSCDeadline, uint64(v)<<(data[6]%33))
+				l.WriteMSR(x86.MSRX2APIC+uint32(at), uint64(v)|uint64(data[6])<<32)
+				l.ReadMSR(x86.MSRX2APIC + uint32(at))
+				l.WriteMSR(x86.MSRTSCDeadline, uint64(v)<<(data[6]%33))
 			case 6:
 				chips.SetLine(uint32(at), v&1 != 0)
 				chips.Signal(v % 32)

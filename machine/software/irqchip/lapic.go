@@ -5,10 +5,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vmm/internal/x86"
 )
 
 // Registers of a local APIC (SDM, 10.4.1), by their offset in its page. x2APIC's MSRs are at
-// x2apicBase + the offset / 16.
+// x86.MSRX2APIC + the offset / 16.
 const (
 	regID          = 0x020
 	regVersion     = 0x030
@@ -131,7 +133,7 @@ type LAPIC struct {
 }
 
 func newLAPIC(c *Chips, id uint32, cpu CPU) *LAPIC {
-	l := &LAPIC{chips: c, id: id, cpu: cpu, base: lapicBase | baseEnable}
+	l := &LAPIC{chips: c, id: id, cpu: cpu, base: x86.LAPICBase | baseEnable}
 	if id == 0 {
 		l.base |= baseBSP
 	}

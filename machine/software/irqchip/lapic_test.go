@@ -3,6 +3,7 @@ package irqchip
 import (
 	"testing"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -16,7 +17,7 @@ func x2(t *testing.T, l *LAPIC) {
 // ipi writes the ICR in the mode that the APIC is in.
 func ipi(l *LAPIC, dest, low uint32) {
 	if l.x2apic() {
-		l.WriteMSR(x2apicBase+regICR/16, uint64(dest)<<32|uint64(low))
+		l.WriteMSR(x86.MSRX2APIC+regICR/16, uint64(dest)<<32|uint64(low))
 		return
 	}
 	write32(l, regICR2, dest<<24)
@@ -166,13 +167,13 @@ func TestStartup(t *testing.T) {
 }
 
 func TestBase(t *testing.T) {
-	const off, x, x2 = lapicBase, lapicBase | baseEnable, lapicBase | baseEnable | baseX2APIC
+	const off, x, x2 = x86.LAPICBase, x86.LAPICBase | baseEnable, x86.LAPICBase | baseEnable | baseX2APIC
 	for _, c := range []struct {
 		from, to uint64
 		ok       bool
 	}{
-		{x, x2, true}, {x, off, true}, {x, lapicBase | baseX2APIC, false},
-		{x2, x2, true}, {x2, x, false}, {x2, off, true}, {x2, lapicBase | baseX2APIC, false},
+		{x, x2, true}, {x, off, true}, {x, x86.LAPICBase | baseX2APIC, false},
+		{x2, x2, true}, {x2, x, false}, {x2, off, true}, {x2, x86.LAPICBase | baseX2APIC, false},
 		{off, x, true}, {off, x2, false}, {off, off, true},
 		{x, x | 1, false}, {x, x | 1<<9, false}, {x, x | 1<<52, false}, {x, 0xfed00000 | baseEnable, true},
 	} {
@@ -196,7 +197,7 @@ func TestBase(t *testing.T) {
 func TestX2APIC(t *testing.T) {
 	_, apics := newTestChips(t, 20)
 	l := apics[18]
-	if _, ok := l.ReadMSR(x2apicBase + regID/16); ok {
+	if _, ok := l.ReadMSR(x86.MSRX2APIC + regID/16); ok {
 		t.Error("MSRs in xAPIC mode")
 	}
 	x2(t, l)
@@ -231,10 +232,10 @@ func TestX2APIC(t *testing.T) {
 		{regAPR, 0, false, false, 0},
 		{0xff0, 0, false, false, 0},
 	} {
-		if ok := l.WriteMSR(x2apicBase+c.reg/16, c.write); ok != c.writeable {
+		if ok := l.WriteMSR(x86.MSRX2APIC+c.reg/16, c.write); ok != c.writeable {
 			t.Errorf("write of %#x to register %#x: %v", c.write, c.reg, ok)
 		}
-		if v, ok := l.ReadMSR(x2apicBase + c.reg/16); ok != c.readable || ok && v != c.read {
+		if v, ok := l.ReadMSR(x86.MSRX2APIC + c.reg/16); ok != c.readable || ok && v != c.read {
 			t.Errorf("register %#x: %#x, %v; want %#x", c.reg, v, ok, c.read)
 		}
 	}

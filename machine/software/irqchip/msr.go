@@ -1,20 +1,13 @@
 package irqchip
 
+import "vmm/internal/x86"
+
 // IA32_APIC_BASE (SDM, 10.4.4 and 10.12.1).
 const (
-	lapicBase = 0xfee0_0000 // after a reset
-
 	baseBSP      = 1 << 8
 	baseX2APIC   = 1 << 10
 	baseEnable   = 1 << 11
 	baseReserved = 0xff | 1<<9 | 0xfff<<52 // 52 bits are the most that an address has
-)
-
-// The MSRs of a local APIC.
-const (
-	x2apicBase     = 0x800
-	x2apicEnd      = 0x8ff
-	msrTSCDeadline = 0x6e0
 )
 
 func (l *LAPIC) x2apic() bool { return l.base&(baseEnable|baseX2APIC) == baseEnable|baseX2APIC }
@@ -74,7 +67,7 @@ func (l *LAPIC) x2apicLDR() uint32 { return l.id>>4<<16 | 1<<(l.id&15) }
 
 // ReadMSR reads an x2APIC register, or IA32_TSC_DEADLINE. ok is false where the guest gets #GP.
 func (l *LAPIC) ReadMSR(index uint32) (v uint64, ok bool) {
-	if index == msrTSCDeadline {
+	if index == x86.MSRTSCDeadline {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return l.deadline, true
@@ -82,7 +75,7 @@ func (l *LAPIC) ReadMSR(index uint32) (v uint64, ok bool) {
 	if !l.isX2APIC(index) {
 		return 0, false
 	}
-	reg := (index - x2apicBase) * 16
+	reg := (index - x86.MSRX2APIC) * 16
 	low, ok := l.read(reg)
 	v = uint64(low)
 	if reg == regICR {
@@ -95,7 +88,7 @@ func (l *LAPIC) ReadMSR(index uint32) (v uint64, ok bool) {
 
 // WriteMSR writes what ReadMSR reads. ok is false where the guest gets #GP.
 func (l *LAPIC) WriteMSR(index uint32, v uint64) (ok bool) {
-	if index == msrTSCDeadline {
+	if index == x86.MSRTSCDeadline {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.timerMode() == timerDeadline {
@@ -106,7 +99,7 @@ func (l *LAPIC) WriteMSR(index uint32, v uint64) (ok bool) {
 	if !l.isX2APIC(index) {
 		return false
 	}
-	reg := (index - x2apicBase) * 16
+	reg := (index - x86.MSRX2APIC) * 16
 	switch {
 	case reg == regICR:
 		if v&icrReserved != 0 {
@@ -129,7 +122,7 @@ func (l *LAPIC) WriteMSR(index uint32, v uint64) (ok bool) {
 func (l *LAPIC) isX2APIC(index uint32) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.x2apic() && index >= x2apicBase && index <= x2apicEnd
+	return l.x2apic() && index >= x86.MSRX2APIC && index <= x86.MSRX2APICEnd
 }
 
 // selfIPI is the register for an interrupt of the CPU's own (SDM, 10.12.11).

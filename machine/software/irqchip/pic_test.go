@@ -1,6 +1,10 @@
 package irqchip
 
-import "testing"
+import (
+	"testing"
+
+	"vmm/internal/x86"
+)
 
 // ints are the interrupts that the PICs have for CPU 0, until there is none; they are not ended.
 func ints(l *LAPIC) (out []int) {
@@ -100,7 +104,7 @@ func TestPIC(t *testing.T) {
 			write32(l, regLVT+lvtLINT0*16, 0x700)
 		}, []int{0x34}},
 		{"LINT0 fixed", 1, func(c *Chips, l *LAPIC) { write32(l, regLVT+lvtLINT0*16, 0x99); up(c, 4) }, []int{0x99}},
-		{"without APIC", 1, func(c *Chips, l *LAPIC) { l.SetBase(lapicBase | baseBSP); up(c, 4) }, []int{0x34}},
+		{"without APIC", 1, func(c *Chips, l *LAPIC) { l.SetBase(x86.LAPICBase | baseBSP); up(c, 4) }, []int{0x34}},
 	} {
 		chips, apics := newTestChips(t, 1)
 		initPICs(chips, c.icw4)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -52,13 +53,13 @@ func (p *pair) ioapicRead(reg uint32) step {
 func (p *pair) apicWrite(reg, v uint32) step {
 	return step{fmt.Sprintf("APIC %#x = %#x", reg, v),
 		func() uint64 { write32(p.apics[0], reg, v); return 0 },
-		func() uint64 { p.guest.write32(lapicBase+reg, v); return 0 }}
+		func() uint64 { p.guest.write32(x86.LAPICBase+reg, v); return 0 }}
 }
 
 func (p *pair) apicRead(reg uint32) step {
 	return step{fmt.Sprintf("read APIC %#x", reg),
 		func() uint64 { return uint64(read32(p.apics[0], reg)) },
-		func() uint64 { return uint64(p.guest.read32(lapicBase + reg)) }}
+		func() uint64 { return uint64(p.guest.read32(x86.LAPICBase + reg)) }}
 }
 
 func (p *pair) wrmsr(index uint32, v uint64) step {
@@ -118,7 +119,7 @@ func (p *pair) interrupt() step {
 		v := take(l)
 		if p.autoEOI && l.isr != before {
 			write32(l, regEOI, 0)
-			l.WriteMSR(x2apicBase+regEOI/16, 0)
+			l.WriteMSR(x86.MSRX2APIC+regEOI/16, 0)
 		}
 		return uint64(v)
 	}
@@ -295,7 +296,7 @@ func (p *pair) sourceStep() step {
 	case 0:
 		mode, hint := one(p, modeFixed, modeLowest), p.rand.Uint32()&8
 		dest := p.dest(mode == modeLowest || hint != 0)
-		return p.msi(kvm.MSI{AddressLo: lapicBase | dest<<12 | hint | p.rand.Uint32()&4,
+		return p.msi(kvm.MSI{AddressLo: x86.LAPICBase | dest<<12 | hint | p.rand.Uint32()&4,
 			Data: p.vector(ofOthers) | uint32(mode)<<8 | p.rand.Uint32()&0xc000})
 	case 1:
 		return p.interrupt()
@@ -317,7 +318,7 @@ func (p *pair) lineStep() step {
 func (p *pair) physicalStep() step {
 	switch p.rand.IntN(3) {
 	case 0:
-		return p.msi(kvm.MSI{AddressLo: lapicBase | one[uint32](p, 0, 1, 2, 3, 0xff)<<12, Data: p.vector(ofOthers) | p.rand.Uint32()&0xc000})
+		return p.msi(kvm.MSI{AddressLo: x86.LAPICBase | one[uint32](p, 0, 1, 2, 3, 0xff)<<12, Data: p.vector(ofOthers) | p.rand.Uint32()&0xc000})
 	case 1:
 		return p.interrupt()
 	}

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"vmm/internal/x86"
 )
 
 // ticks is how often an interrupt comes in a time.
@@ -82,27 +84,27 @@ func TestDeadline(t *testing.T) {
 		c, apics := newTestChips(t, 1)
 		l := apics[0]
 		deadline := func() int {
-			v, _ := l.ReadMSR(msrTSCDeadline)
+			v, _ := l.ReadMSR(x86.MSRTSCDeadline)
 			return int(v)
 		}
-		l.WriteMSR(msrTSCDeadline, 1000)
+		l.WriteMSR(x86.MSRTSCDeadline, 1000)
 		expect(t, "no deadline in another mode", deadline(), 0)
 		write32(l, regLVT, 0x40|timerDeadline<<17)
-		l.WriteMSR(msrTSCDeadline, c.tsc()+testTSCKHz) // a millisecond
+		l.WriteMSR(x86.MSRTSCDeadline, c.tsc()+testTSCKHz) // a millisecond
 		write32(l, regInitial, 1000)
 		expect(t, "no count in this mode", int(read32(l, regInitial)), 0)
 		expect(t, "before it", ticks(t, l, 900*time.Microsecond), 0)
 		expect(t, "after it", ticks(t, l, 500*time.Microsecond), 1)
 		expect(t, "the deadline is gone", deadline(), 0)
-		l.WriteMSR(msrTSCDeadline, 1)
+		l.WriteMSR(x86.MSRTSCDeadline, 1)
 		expect(t, "a past one", take(l), 0x40)
 		write32(l, regEOI, 0)
-		l.WriteMSR(msrTSCDeadline, math.MaxUint64)
+		l.WriteMSR(x86.MSRTSCDeadline, math.MaxUint64)
 		expect(t, "a far one", ticks(t, l, time.Millisecond), 0)
-		l.WriteMSR(msrTSCDeadline, c.tsc()+2*testTSCKHz)
+		l.WriteMSR(x86.MSRTSCDeadline, c.tsc()+2*testTSCKHz)
 		l.SetTSCOffset(testTSCKHz)
 		expect(t, "this CPU's TSC is ahead", ticks(t, l, 1100*time.Microsecond), 1)
-		l.WriteMSR(msrTSCDeadline, c.tsc()+3*testTSCKHz)
+		l.WriteMSR(x86.MSRTSCDeadline, c.tsc()+3*testTSCKHz)
 		write32(l, regLVT, 0x40)
 		expect(t, "the mode left", deadline(), 0)
 	})
