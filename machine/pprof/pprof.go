@@ -5,11 +5,10 @@
 package pprof
 
 import (
+	"compress/gzip"
 	"encoding/binary"
 	"io"
 	"slices"
-
-	"github.com/klauspost/compress/gzip"
 )
 
 // Fields of the messages, by their numbers in profile.proto.
