@@ -3,14 +3,14 @@ package disk
 import (
 	"path"
 	"slices"
+	"strconv"
 	"strings"
-
-	"vmm/bootloader/uki"
 )
 
 // loaderKey is what the entries of the Boot Loader Specification are ordered by.
 type loaderKey struct {
-	id        string // the file's name without what counts its tries, and without .conf
+	id        string // the file's name without what counts its tries
+	suffix    string // of a profile's id, which stay in their order
 	sort      string // sort-key
 	machine   string // machine-id
 	version   string
@@ -58,6 +58,9 @@ func (k loaderKey) compare(o loaderKey) int {
 	return compareVersions(o.id, k.id)
 }
 
+// name is what systemd-boot calls the entry.
+func (k loaderKey) name() string { return k.id + k.suffix }
+
 // loaderDefault is the pattern of the default entry in systemd-boot's configuration.
 // What it has saved is in the firmware, so there is none then.
 func loaderDefault(f *fileSystem) (pattern string) {
@@ -73,13 +76,17 @@ func loaderDefault(f *fileSystem) (pattern string) {
 	return pattern
 }
 
-// prefer makes the first entry whose id fits the pattern the default.
+// prefer makes the first entry whose id fits the pattern the default. It is one of
+// fnmatch(3); old configurations have it without .conf.
 func prefer(all []*Entry, pattern string) {
-	pattern = strings.TrimSuffix(strings.ToLower(pattern), ".conf")
+	pattern = strings.ReplaceAll(strings.ToLower(pattern), "[!", "[^")
 	for _, e := range all {
-		if ok, err := path.Match(pattern, strings.ToLower(e.loader.id)); ok && err == nil {
-			e.preferred = true
-			return
+		id := strings.ToLower(e.loader.name())
+		for _, name := range []string{id, strings.TrimSuffix(id, ".conf")} {
+			if ok, err := path.Match(pattern, name); ok && err == nil {
+				e.preferred = true
+				return
+			}
 		}
 	}
 }
@@ -126,9 +133,6 @@ func arguments(s string) string {
 	return strings.Join(slices.DeleteFunc(strings.Fields(s), func(a string) bool { return strings.HasPrefix(a, "$") }), " ")
 }
 
-// isEFI reports whether a name is that of a unified kernel image, in any case, as a vfat has it.
-func isEFI(name string) bool { return strings.EqualFold(path.Ext(name), ".efi") }
-
 // blsSnippets reads the entries in a directory as they are written, with variables of GRUB's.
 func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
 	for _, name := range f.list(dir) {
@@ -149,9 +153,10 @@ func blsSnippets(f *fileSystem, dir string) (out []*Entry) {
 			continue
 		}
 		e.Source, e.home, e.ID = file, f, id
-		e.loader.id, e.loader.exhausted = cutTries(id)
+		base, exhausted := cutTries(id)
+		e.loader.id, e.loader.exhausted = base+".conf", exhausted
 		if e.Title == "" {
-			e.Title = e.loader.id
+			e.Title = base
 		}
 		out = append(out, e)
 	}
@@ -183,6 +188,10 @@ func parseBLS(text string) *Entry {
 	var args []string
 	for key, v := range settings(text) {
 		switch key {
+		case "architecture": // as EFI calls them; one for another is not shown
+			if !strings.EqualFold(v, "x64") {
+				return &Entry{}
+			}
 		case "title":
 			e.Title = v
 		case "version":
@@ -192,9 +201,13 @@ func parseBLS(text string) *Entry {
 		case "machine-id":
 			e.loader.machine = v
 		case "linux", "efi", "uki":
-			e.Kernel = v
+			e.Kernel, e.program = slashes(v), key == "efi"
+		case "profile":
+			if n, err := strconv.Atoi(v); err == nil && n >= 0 {
+				e.profile = n
+			}
 		case "initrd":
-			e.Initrds = append(e.Initrds, strings.Fields(v)...)
+			e.Initrds = append(e.Initrds, strings.Fields(slashes(v))...)
 		case "options":
 			args = append(args, v)
 		}
@@ -203,45 +216,5 @@ func parseBLS(text string) *Entry {
 	return e
 }
 
-// ukiEntries makes entries of the profiles of a unified kernel image.
-func ukiEntries(f *fileSystem, file string) (out []*Entry) {
-	profiles := f.profiles(file)
-	id, exhausted := cutTries(strings.TrimSuffix(path.Base(file), path.Ext(file)))
-	for i, p := range profiles {
-		e := &Entry{Title: p.OS, Source: file, Kernel: file, Args: p.Cmdline, home: f, profile: i,
-			loader: loaderKey{id: id, version: p.Uname, exhausted: exhausted}}
-		if e.Title == "" {
-			e.Title = id
-		}
-		if p.Title != "" {
-			e.Title += " (" + p.Title + ")"
-		}
-		out = append(out, e)
-	}
-	return out
-}
-
-// profiles reads a unified kernel image; there are none if it is not one.
-func (f *fileSystem) profiles(name string) []uki.Profile {
-	var profiles []uki.Profile
-	if b, err := f.read(name, maxFile); err == nil {
-		profiles, _ = uki.Parse(b)
-	}
-	if f.cmdlines == nil {
-		f.cmdlines = map[string]string{}
-	}
-	f.cmdlines[clean(name)] = ""
-	if len(profiles) > 0 {
-		f.cmdlines[clean(name)] = profiles[0].Cmdline
-	}
-	return profiles
-}
-
-// ukiArgs are the arguments that a unified kernel image brings itself. It is read only once,
-// whoever asks.
-func (f *fileSystem) ukiArgs(name string) string {
-	if _, ok := f.cmdlines[clean(name)]; !ok {
-		f.profiles(name)
-	}
-	return f.cmdlines[clean(name)]
-}
+// slashes makes a path of one in EFI's style, which systemd-boot takes too.
+func slashes(p string) string { return strings.ReplaceAll(p, `\`, "/") }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -32,6 +33,9 @@ func TestLoaderEntries(t *testing.T) {
 		{"", []string{"Ten", "Nine", "No key", "Bad"}},
 		{"timeout 3\ndefault @saved\n", []string{"Ten", "Nine", "No key", "Bad"}},
 		{"default\tm-*.9.conf\n", []string{"Nine", "Ten", "No key", "Bad"}},
+		{"default m-6.9.*\n", []string{"Nine", "Ten", "No key", "Bad"}},
+		{"default m-6.9\n", []string{"Nine", "Ten", "No key", "Bad"}},
+		{"default [!m]*\n", []string{"No key", "Ten", "Nine", "Bad"}},
 		{"default z.conf\n", []string{"No key", "Ten", "Nine", "Bad"}},
 	} {
 		files["loader/loader.conf"] = c.config
@@ -47,6 +51,35 @@ func TestLoaderEntries(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%q: %q, want %q", c.config, got, c.want)
 		}
+	}
+}
+
+// TestLoaderKinds: entries for other machines and other programs are left out, paths may be as
+// EFI has them, and an entry whose initial RAM disk is not there is not booted by itself.
+func TestLoaderKinds(t *testing.T) {
+	kernel := strings.Repeat("\x00", 0x202) + "HdrS"
+	files := mapFS{"k": "kernel", "i": "initrd", "EFI/k": kernel, "shell.efi": "MZ",
+		"loader/entries/arch-fallback.conf": "linux /k\ninitrd /i\n",
+		"loader/entries/arch.conf":          "linux \\k\r\ninitrd \\i\r\n",
+		"loader/entries/arm.conf":           "architecture aa64\nlinux /k\n",
+		"loader/entries/pc.conf":            "architecture X64\nlinux /k\ninitrd /missing\nversion 9\n",
+		"loader/entries/shell.conf":         "efi /shell.efi\nversion 9\n",
+		"loader/entries/stub.conf":          "efi \\EFI\\k\noptions quiet\n",
+	}
+	entries, err := entriesOf([]*fileSystem{{FS: files}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, strings.Join(append([]string{e.ID, e.Kernel}, append(e.Initrds, e.Unclear...)...), " "))
+	}
+	want := []string{"stub /EFI/k", "pc /k /missing there is no /missing", "arch /k /i", "arch-fallback /k /i"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if e, err := Find(entries, "arch.conf"); err != nil || e.ID != "arch" {
+		t.Errorf("%v, %v", e, err)
 	}
 }
 

@@ -9,6 +9,7 @@
 package disk
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,13 +22,12 @@ import (
 // fileSystem is one of the disk's, mounted for reading.
 type fileSystem struct {
 	fs.FS
-	kind  string
-	uuid  string // of an ext file system, or the volume id of a vfat
-	label string
-	part  part
-	meter *meter // nil where nothing of the disk is read for it
-	// Arguments of the unified kernel images that were read, by their clean paths.
-	cmdlines map[string]string
+	kind     string
+	uuid     string // of an ext file system, or the volume id of a vfat
+	label    string
+	part     part
+	meter    *meter             // nil where nothing of the disk is read for it
+	programs map[string]program // of EFI's, that were read, by their clean paths
 	// Of one that somebody else reads: see Foreign.
 	volume, subvolume string
 	array             Array
@@ -110,7 +110,7 @@ func open(m *meter, p part) (f *fileSystem, err error) {
 			f.FS, f.uuid = fat, fat.uuid
 		}
 	default:
-		return nil, errors.New("not ext or vfat")
+		return nil, errors.New(cmp.Or(marked(closedMarks, m, p), marked(foreignMarks, m, p), "not ext or vfat"))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.kind, err)

@@ -30,7 +30,9 @@ type Entry struct {
 	where     map[string]*fileSystem // where files are, if the configuration says so
 	preferred bool                   // the configuration's default
 	loader    loaderKey
-	profile   int // of a unified kernel image
+	program   bool     // it starts a program of EFI's, which may be another than Linux
+	profile   int      // of a unified kernel image
+	addons    []string // of it
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
@@ -65,14 +67,21 @@ func entriesOf(all []*fileSystem, parts []part) ([]*Entry, error) {
 	for _, e := range out {
 		e.all = all
 		// Fallbacks and memory tests, whose kernels are not there, are left out.
-		if f, err := e.open(e.Kernel); err == nil {
-			efi := isEFI(e.Kernel) // which has its own arguments and initial RAM disks
-			if e.Args == "" && e.profile == 0 && efi {
-				e.Args = f.ukiArgs(e.Kernel)
-			}
-			e.Args = rootArguments(e.Args, all, parts, len(e.Initrds) > 0 || efi)
-			bootable = append(bootable, e)
+		f, err := e.open(e.Kernel)
+		if err != nil || e.program && !f.program(e.Kernel).linux {
+			continue
 		}
+		for _, name := range e.Initrds {
+			if _, err := e.open(name); err != nil && len(e.Unclear) == 0 {
+				e.Unclear = append(e.Unclear, "there is no "+name)
+			}
+		}
+		initrd := len(e.Initrds) > 0
+		if isEFI(e.Kernel) || e.program {
+			initrd = e.unified(f) || initrd
+		}
+		e.Args = rootArguments(e.Args, all, parts, initrd)
+		bootable = append(bootable, e)
 	}
 	if len(bootable) == 0 {
 		var found []string
@@ -168,6 +177,7 @@ func (f *fileSystem) exists(name string) (ok bool) {
 // Load reads the entry's kernel and initial RAM disks.
 func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 	left := int64(maxFile)
+	var home *fileSystem
 	for i, name := range append([]string{e.Kernel}, e.Initrds...) {
 		f, err := e.open(name)
 		if err != nil {
@@ -182,7 +192,7 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
 		}
 		if i == 0 {
-			kernel = b
+			kernel, home = b, f
 		} else {
 			initrds = append(initrds, b)
 		}
@@ -190,6 +200,16 @@ func (e *Entry) Load() (kernel []byte, initrds [][]byte, err error) {
 	if profiles, err := uki.Parse(kernel); err == nil && e.profile < len(profiles) {
 		p := profiles[e.profile]
 		kernel, initrds = p.Linux, append(slices.Clone(p.Initrds), initrds...)
+	}
+	for _, name := range e.addons {
+		b, err := home.read(name, left)
+		left -= int64(len(b))
+		if err != nil {
+			return nil, nil, fmt.Errorf("boot entry %q: %w", e.Title, err)
+		}
+		if a, err := uki.ParseAddon(b); err == nil {
+			initrds = append(initrds, a.Initrds...)
+		}
 	}
 	return kernel, initrds, nil
 }

@@ -31,7 +31,6 @@ type extFS struct {
 const (
 	extSuper          = 1024
 	extInodes         = 0x00
-	extFirstBlock     = 0x14
 	extLogBlock       = 0x18
 	extInodesPerGroup = 0x28
 	extRevision       = 0x4c
@@ -44,18 +43,22 @@ const (
 	extJournalDev  = 0x8
 	extMetaBG      = 0x10
 	ext64Bit       = 0x80
+	extInline      = 0x8000
+	extUnknown     = extCompression | extJournalDev | extMetaBG | extInline
 
-	extRoot       = 2 // the root directory's inode
-	extMaxLinks   = 40
-	extMaxDir     = 16 << 20
-	extExtents    = 0x80000    // EXT4_EXTENTS_FL
-	extInlineData = 0x10000000 // EXT4_INLINE_DATA_FL
-	extentMagic   = 0xf30a
-	extentDepth   = 5
-	extentUnborn  = 32768 // longer extents are not initialized
+	extRoot      = 2 // the root directory's inode
+	extMaxLinks  = 40
+	extMaxDir    = 16 << 20
+	extExtents   = 0x80000 // EXT4_EXTENTS_FL
+	extentMagic  = 0xf30a
+	extentDepth  = 5
+	extentUnborn = 32768 // longer extents are not initialized
 )
 
 var errExt = errors.New("damaged")
+
+// errExtFeatures is for file systems that Linux reads, and this package does not.
+var errExtFeatures = errors.New("features that are not known")
 
 func openExt(r io.ReaderAt, size int64) (*extFS, error) {
 	le := binary.LittleEndian
@@ -74,13 +77,15 @@ func openExt(r io.ReaderAt, size int64) (*extFS, error) {
 		e.descriptorSize = int64(le.Uint16(s[extDescSize:]))
 	}
 	switch {
-	case incompat&(extCompression|extJournalDev|extMetaBG) != 0:
-		return nil, fmt.Errorf("features %#x are not known", incompat)
+	case le.Uint16(s[extMagicAt-extSuper:]) != extMagic:
+		return nil, errExt
+	case incompat&extUnknown != 0:
+		return nil, fmt.Errorf("%w: %#x", errExtFeatures, incompat&extUnknown)
 	case log > 6 || e.inodeSize < 128 || e.inodesPerGroup == 0 || e.descriptorSize < 32 || e.descriptorSize > 1024:
 		return nil, errExt
 	}
 	e.block = 1024 << log
-	e.descriptors = (int64(le.Uint32(s[extFirstBlock:])) + 1) * e.block
+	e.descriptors = (extSuper/e.block + 1) * e.block // in the block behind the superblock's
 	return e, nil
 }
 
@@ -222,12 +227,6 @@ func (i *extInode) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	p = p[:min(int64(len(p)), i.size-off)]
-	if i.flags&extInlineData != 0 {
-		if i.size > int64(len(i.data)) {
-			return 0, errors.New("inline data of more than 60 bytes is not known")
-		}
-		return copy(p, i.data[off:]), nil
-	}
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
@@ -266,9 +265,6 @@ func (i *extInode) list(each func(name string, inode uint32) bool) error {
 	b := make([]byte, i.size)
 	if n, err := i.ReadAt(b, 0); n < len(b) {
 		return err
-	}
-	if i.flags&extInlineData != 0 && len(b) > 4 {
-		b = b[4:] // the parent's inode
 	}
 	for len(b) >= 8 {
 		n, length, name := le.Uint32(b), int(le.Uint16(b[4:])), int(b[6])

@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -53,13 +52,16 @@ func (s subvolume) Open(name string) (fs.File, error) {
 	return f, err
 }
 
+// mark is what stands at a place of a partition that has something of a kind.
+type mark struct {
+	kind  string
+	at    int64
+	bytes string
+}
+
 // foreignMarks tell the file systems that this package does not read, and volumes in
 // which there may be some.
-var foreignMarks = []struct {
-	kind string
-	at   int64
-	mark string
-}{
+var foreignMarks = []mark{
 	{"xfs", 0, "XFSB"},
 	{"btrfs", 0x10040, "_BHRfS_M"},
 	{"f2fs", 1024, "\x10\x20\xf5\xf2"},
@@ -68,15 +70,33 @@ var foreignMarks = []struct {
 	{"LVM", 0, "LABELONE"}, {"LVM", 512, "LABELONE"}, {"LVM", 1024, "LABELONE"}, {"LVM", 1536, "LABELONE"},
 }
 
-// foreignKind is what a partition has that this package does not read; "" if nothing is
-// known of it.
+// closedMarks tell what nobody reads here, of the marks that are at a fixed place.
+var closedMarks = []mark{
+	{"encrypted by LUKS", 0, "LUKS\xba\xbe"}, {"encrypted by BitLocker", 3, "-FVE-FS-"},
+	{"ntfs", 3, "NTFS    "}, {"exfat", 3, "EXFAT   "}, {"swap", 4086, "SWAPSPACE2"}, {"apfs", 32, "NXSB"},
+	{"bcachefs", 4096 + 24, "\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef"},
+}
+
+// foreignKind is what a partition has that this package does not read and a guest does; "" if
+// nothing is known of it.
 func foreignKind(r io.ReaderAt, p part) string {
-	for _, m := range foreignMarks {
-		b := make([]byte, len(m.mark))
+	if kind := marked(foreignMarks, r, p); kind != "" {
+		return kind
+	}
+	if _, err := openExt(io.NewSectionReader(r, p.start, p.size), p.size); errors.Is(err, errExtFeatures) {
+		return "ext4"
+	}
+	return ""
+}
+
+// marked is the kind that the first of some marks tells.
+func marked(marks []mark, r io.ReaderAt, p part) string {
+	for _, m := range marks {
+		b := make([]byte, len(m.bytes))
 		if m.at+int64(len(b)) > p.size {
 			continue
 		}
-		if _, err := r.ReadAt(b, p.start+m.at); err == nil && bytes.Equal(b, []byte(m.mark)) {
+		if _, err := r.ReadAt(b, p.start+m.at); err == nil && string(b) == m.bytes {
 			return m.kind
 		}
 	}

@@ -48,10 +48,10 @@ func defaultFirst(entries []*Entry) {
 	}
 }
 
-// named reports whether a name is the entry's title or identifier, or where it is in GRUB's
+// named reports whether a name is the entry's title or identifier, as its boot loader has it, or where it is in GRUB's
 // menus.
 func (e *Entry) named(name string) bool {
-	return name == e.Title || name != "" && name == e.ID || e.Menu != "" && name == e.Menu+">"+e.Title
+	return name == e.Title || name != "" && (name == e.ID || name == e.loader.name()) || e.Menu != "" && name == e.Menu+">"+e.Title
 }
 
 var grubConfigs = []string{"boot/grub/grub.cfg", "grub/grub.cfg", "boot/grub2/grub.cfg", "grub2/grub.cfg"}

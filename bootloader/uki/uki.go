@@ -14,7 +14,8 @@ import (
 type Profile struct {
 	Title   string // of a profile that has a name of its own
 	OS      string // PRETTY_NAME of .osrel
-	Uname   string // the kernel's version
+	Sort    string // what systemd-boot sorts by, of .osrel: which system, and its version
+	Version string
 	Linux   []byte
 	Initrds [][]byte // .ucode, then .initrd
 	Cmdline string
@@ -36,46 +37,9 @@ const (
 
 // Parse returns the profiles of an image, the default first.
 func Parse(b []byte) ([]Profile, error) {
-	le := binary.LittleEndian
-	if len(b) < peHeaderAt+4 || b[0] != 'M' || b[1] != 'Z' {
-		return nil, ErrNot
-	}
-	at := uint64(le.Uint32(b[peHeaderAt:]))
-	if at+peHeaderSize > uint64(len(b)) || string(b[at:at+4]) != "PE\x00\x00" {
-		return nil, ErrNot
-	}
-	count := int(le.Uint16(b[at+peSections:]))
-	at += peHeaderSize + uint64(le.Uint16(b[at+peOptionalSize:]))
-	// What stands before the first .profile is common to all.
-	var common Profile
-	var all []Profile
-	for range min(count, maxSections) {
-		if at+sectionSize > uint64(len(b)) {
-			return nil, ErrNot
-		}
-		h := b[at : at+sectionSize]
-		at += sectionSize
-		name := strings.TrimRight(string(h[:8]), "\x00")
-		size, from := min(uint64(le.Uint32(h[8:])), uint64(le.Uint32(h[16:]))), uint64(le.Uint32(h[20:]))
-		if from+size > uint64(len(b)) {
-			return nil, ErrNot
-		}
-		data := b[from : from+size]
-		if name == ".profile" {
-			p := common
-			p.Initrds = common.Initrds[:len(common.Initrds):len(common.Initrds)]
-			p.Title = variable(data, "TITLE")
-			if p.Title == "" {
-				p.Title = variable(data, "ID")
-			}
-			all = append(all, p)
-			continue
-		}
-		p := &common
-		if len(all) > 0 {
-			p = &all[len(all)-1]
-		}
-		p.section(name, data)
+	common, all, err := parse(b)
+	if err != nil {
+		return nil, err
 	}
 	if len(all) == 0 {
 		all = []Profile{common}
@@ -90,6 +54,57 @@ func Parse(b []byte) ([]Profile, error) {
 		return nil, ErrNot
 	}
 	return out, nil
+}
+
+// ParseAddon reads an addon: an image without a kernel, whose arguments and initial RAM disks
+// are for the images that it lies beside (systemd-stub(7)).
+func ParseAddon(b []byte) (Profile, error) {
+	p, _, err := parse(b)
+	if err == nil && (len(p.Linux) > 0 || p.size() > len(b)) {
+		err = ErrNot
+	}
+	return p, err
+}
+
+// parse reads the sections. What stands before the first .profile is common to all profiles,
+// and there are none where there is no such section.
+func parse(b []byte) (common Profile, all []Profile, err error) {
+	le := binary.LittleEndian
+	if len(b) < peHeaderAt+4 || b[0] != 'M' || b[1] != 'Z' {
+		return common, nil, ErrNot
+	}
+	at := uint64(le.Uint32(b[peHeaderAt:]))
+	if at+peHeaderSize > uint64(len(b)) || string(b[at:at+4]) != "PE\x00\x00" {
+		return common, nil, ErrNot
+	}
+	count := int(le.Uint16(b[at+peSections:]))
+	at += peHeaderSize + uint64(le.Uint16(b[at+peOptionalSize:]))
+	for range min(count, maxSections) {
+		if at+sectionSize > uint64(len(b)) {
+			return common, nil, ErrNot
+		}
+		h := b[at : at+sectionSize]
+		at += sectionSize
+		name := strings.TrimRight(string(h[:8]), "\x00")
+		size, from := min(uint64(le.Uint32(h[8:])), uint64(le.Uint32(h[16:]))), uint64(le.Uint32(h[20:]))
+		if from+size > uint64(len(b)) {
+			return common, nil, ErrNot
+		}
+		data := b[from : from+size]
+		if name == ".profile" {
+			p := common
+			p.Initrds = common.Initrds[:len(common.Initrds):len(common.Initrds)]
+			p.Title = variable(data, "TITLE", "ID")
+			all = append(all, p)
+			continue
+		}
+		p := &common
+		if len(all) > 0 {
+			p = &all[len(all)-1]
+		}
+		p.section(name, data)
+	}
+	return common, all, nil
 }
 
 // size is how many bytes an image's parts have: more than it has itself where they overlap,
@@ -111,10 +126,10 @@ func (p *Profile) section(name string, data []byte) {
 		p.Initrds = append(p.Initrds, data)
 	case ".cmdline":
 		p.Cmdline = line(data)
-	case ".uname":
-		p.Uname = line(data)
 	case ".osrel":
 		p.OS = variable(data, "PRETTY_NAME")
+		p.Sort = variable(data, "IMAGE_ID", "ID")
+		p.Version = variable(data, "IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID")
 	}
 }
 
@@ -125,13 +140,19 @@ func line(data []byte) string {
 	return strings.Join(strings.Fields(string(data)), " ")
 }
 
-// variable is the value of a name in the form of os-release(5).
-func variable(data []byte, name string) string {
+// variable is the value of the first of some names that has one, in the form of os-release(5).
+func variable(data []byte, names ...string) string {
 	data = data[:min(len(data), maxText)]
 	data, _, _ = bytes.Cut(data, []byte{0})
+	values := map[string]string{}
 	for _, l := range strings.Split(string(data), "\n") {
-		if k, v, ok := strings.Cut(strings.TrimSpace(l), "="); ok && k == name {
-			return strings.Trim(v, `"'`)
+		if k, v, ok := strings.Cut(strings.TrimSpace(l), "="); ok {
+			values[k] = strings.Trim(v, `"'`)
+		}
+	}
+	for _, name := range names {
+		if v := values[name]; v != "" {
+			return v
 		}
 	}
 	return ""

@@ -29,18 +29,25 @@ func image(sections ...[2]string) []byte {
 }
 
 func TestParse(t *testing.T) {
-	all, err := Parse(image([2]string{".text", "stub"}, [2]string{".osrel", "ID=x\nPRETTY_NAME=\"An OS\"\n"}, [2]string{".uname", "6.1"}, [2]string{".linux", "kernel"},
+	all, err := Parse(image([2]string{".text", "stub"}, [2]string{".osrel", "ID=x\nPRETTY_NAME=\"An OS\"\nVERSION_ID=7\n"}, [2]string{".uname", "6.1"}, [2]string{".linux", "kernel"},
 		[2]string{".ucode", "ucode"}, [2]string{".initrd", "initrd"}, [2]string{".cmdline", "root=/dev/vda2\n quiet\n\x00"}))
 	if err != nil || len(all) != 1 {
 		t.Fatal(all, err)
 	}
 	p := all[0]
-	if p.OS != "An OS" || p.Uname != "6.1" || string(p.Linux) != "kernel" || p.Cmdline != "root=/dev/vda2 quiet" || string(bytes.Join(p.Initrds, []byte("+"))) != "ucode+initrd" {
+	if p.OS != "An OS" || p.Sort != "x" || p.Version != "7" || string(p.Linux) != "kernel" || p.Cmdline != "root=/dev/vda2 quiet" || string(bytes.Join(p.Initrds, []byte("+"))) != "ucode+initrd" {
 		t.Errorf("%+v", p)
 	}
 	all, err = Parse(image([2]string{".linux", "kernel"}, [2]string{".cmdline", "a"}, [2]string{".profile", "ID=main\n"}, [2]string{".profile", "ID=reset\nTITLE=Factory reset"}, [2]string{".cmdline", "b"}))
 	if err != nil || len(all) != 2 || all[0].Cmdline != "a" || all[0].Title != "main" || all[1].Cmdline != "b" || all[1].Title != "Factory reset" || string(all[1].Linux) != "kernel" {
 		t.Errorf("%+v, %v", all, err)
+	}
+	a, err := ParseAddon(image([2]string{".cmdline", "quiet"}, [2]string{".initrd", "i"}))
+	if err != nil || a.Cmdline != "quiet" || len(a.Initrds) != 1 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if _, err := ParseAddon(image([2]string{".linux", "kernel"})); !errors.Is(err, ErrNot) {
+		t.Error(err)
 	}
 	for _, b := range [][]byte{nil, []byte("MZ"), make([]byte, 1000), image([2]string{".text", "no kernel"}), image([2]string{".linux", "cut off"})[:120]} {
 		if _, err := Parse(b); !errors.Is(err, ErrNot) {
