@@ -12,6 +12,7 @@ const (
 	maxName        = 1 << 10  // of one test, with those that it is a part of, in bytes
 	maxDepth       = 32       // levels
 	maxCases       = 1 << 16
+	maxUnnumbered  = 1 << 10
 )
 
 // level is one depth of nesting, in the stream that it is in.
@@ -23,10 +24,14 @@ type level struct {
 	again   int    // results before the number 1 came again; 0 if it has not
 	ended   bool   // by a plan behind all of its results
 	bailed  bool
+	version bool // a version line began it
 	loose   bool // nothing but its results says that it is a stream
 	numbers bool // its results have some
 	cases   []Case
 }
+
+// barren reports whether a stream was announced, and has nothing.
+func (l *level) barren() bool { return l.version && l.fresh() }
 
 // fresh reports whether nothing was told of the stream but that it begins.
 func (l *level) fresh() bool { return l.planned < 0 && l.seen == 0 && !l.bailed }
@@ -44,6 +49,9 @@ type Reader struct {
 	cut         string // the beginning of a line that the kernel's came into
 
 	found int // cases
+
+	unnumbered [][]string // results before the first stream, which a plan behind them may make one of
+	begins     bool       // the last line was a version
 
 	quotes int // how many "# " are in front of what is read
 
@@ -71,11 +79,13 @@ func (r *Reader) line(line string) {
 		return
 	}
 	r.yaml = false
+	again := r.begins
+	r.begins = false
 	isYAML := body == "---" && r.resultAt >= 0 && indent > r.resultAt
 	r.resultAt = -1
 	switch {
 	case is.version.MatchString(body):
-		r.version(indent)
+		r.version(indent, again)
 		r.quotes = max(r.quotes, quotes)
 	case is.plan.MatchString(body):
 		r.plan(indent, is.plan.FindStringSubmatch(body))
@@ -144,14 +154,17 @@ func (r *Reader) at(indent int) *level {
 	return l
 }
 
-// version begins a stream. One that is open there, or further in, was cut off.
-func (r *Reader) version(indent int) {
-	if l := r.find(indent); l != nil && l.fresh() {
+// version begins a stream. One that is open there, or further in, was cut off. A version that
+// comes twice is one.
+func (r *Reader) version(indent int, again bool) {
+	r.begins = true
+	if l := r.find(indent); l != nil && l.fresh() && (again || !l.version) {
 		r.keep(r.close(indent, "", false))
+		l.version = true
 		return
 	}
 	r.keep(r.close(indent-1, "", false))
-	r.at(indent)
+	r.at(indent).version = true
 }
 
 // begin names the subtest that begins: KTAP says so inside, where the stream is new,
@@ -172,6 +185,7 @@ func (r *Reader) plan(indent int, m []string) {
 	if err != nil {
 		return
 	}
+	r.adopt(indent, n)
 	l := r.at(indent)
 	switch before := l.again; {
 	case l.planned >= 0 || l.bailed: // another stream's
@@ -192,6 +206,17 @@ func (r *Reader) plan(indent int, m []string) {
 	if n == 0 && len(r.levels) == 1 && l.seen == 0 {
 		l.cases = append(l.cases, r.test(Case{Name: "all", Result: Skip, Detail: m[2]})...)
 	}
+}
+
+// adopt makes a stream of results without numbers, if a plan comes behind just as many.
+func (r *Reader) adopt(indent, planned int) {
+	if len(r.levels) == 0 && planned == len(r.unnumbered) && planned > 0 {
+		r.at(indent)
+		for _, m := range r.unnumbered {
+			r.result(indent, m, 0)
+		}
+	}
+	r.unnumbered = nil
 }
 
 // number takes the number of a result, and reports whether the result counts: where
@@ -231,6 +256,9 @@ func (r *Reader) number(indent int, text string) (*level, bool) {
 func (r *Reader) result(indent int, m []string, quotes int) {
 	l, counts := r.number(indent, m[2])
 	if !counts {
+		if len(r.levels) == 0 && m[2] == "" && len(r.unnumbered) < maxUnnumbered {
+			r.unnumbered = append(r.unnumbered, m)
+		}
 		r.note(m[0])
 		return
 	}
@@ -340,6 +368,8 @@ func (r *Reader) keep(cases []Case) {
 // check notes that a stream is not whole.
 func (r *Reader) check(l *level, name string) {
 	switch {
+	case l.barren() && len(r.levels) == 0:
+		r.problem(name, "results were announced, and there are none")
 	case l.planned < 0:
 	case l.seen != l.planned:
 		r.problem(name, "%d tests were announced, %d ended", l.planned, l.seen)
