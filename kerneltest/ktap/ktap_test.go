@@ -65,6 +65,11 @@ func TestParse(t *testing.T) {
 	if d := r.Cases[0].Detail; !strings.Contains(d, "expected 1\ngot 2") {
 		t.Errorf("the detail is %q", d)
 	}
+	r = Parse("1..2\nnot ok 1 a\n# (in test file x.bats, line 8)\n# `false' failed\nok 2 b")
+	if d := r.Cases[0].Detail; d != "(in test file x.bats, line 8)\n`false' failed" {
+		t.Errorf("the detail is %q", d)
+	}
+	r = Parse("1..1\nnot ok 1 a")
 	if !r.Failed() || r.Count(Fail) != 1 || Parse("1..1\nok 1").Failed() {
 		t.Error("Failed is wrong")
 	}

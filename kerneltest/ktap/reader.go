@@ -61,6 +61,7 @@ type Reader struct {
 	yaml       bool // a block of it is open, with
 	yamlIndent int
 	yamlOf     *level // whose last case it tells of; nil if it is of none that is kept
+	behind     bool   // diagnostics may be of that case, which had none in front
 	resultAt   int    // the indentation of the last line, if it was a result; else -1
 }
 
@@ -101,8 +102,13 @@ func (r *Reader) line(line string) {
 	case is.result.MatchString(body):
 		r.result(indent, is.result.FindStringSubmatch(body), quotes)
 	case strings.HasPrefix(body, "#"):
-		r.note(strings.TrimSpace(body[1:]))
+		text := strings.TrimSpace(body[1:])
+		r.note(text)
+		if r.behind && !strings.HasPrefix(text, "Totals:") { // TAP's libraries have them there, the kernel's in front
+			r.describe(text)
+		}
 	default: // what a test prints beside
+		r.behind = false
 		r.note(body)
 	}
 }
@@ -266,7 +272,7 @@ func (r *Reader) result(indent int, m []string, quotes int) {
 	if name == "" {
 		name = fmt.Sprintf("test %d", l.seen)
 	}
-	r.resultAt, r.quotes, r.subtest, r.yamlOf = indent, quotes, "", nil
+	r.resultAt, r.quotes, r.subtest, r.yamlOf, r.behind = indent, quotes, "", nil, false
 	parts := r.close(indent, name, how == Skip)
 	failed := false
 	for i := range parts {
@@ -280,7 +286,7 @@ func (r *Reader) result(indent int, m []string, quotes int) {
 		if c := r.test(Case{join("", name), how, detail}); len(c) > 0 {
 			l.cases = append(l.cases, c...)
 			if how != Pass {
-				r.yamlOf = l
+				r.yamlOf, r.behind = l, how == Fail && detail == ""
 			}
 		}
 	}
