@@ -244,7 +244,7 @@ func (r *source) openDisks() (_ *diskSet, err error) {
 // overlay makes a file for what the guest writes to disk i.
 func (r *source) overlay(i int, path, format string) (string, error) {
 	name := filepath.Join(r.overlays, fmt.Sprintf("disk-%d.qcow2", i))
-	return name, image.Create(name, image.CreateOptions{Backing: path, BackingFormat: format})
+	return name, image.Create(name, image.CreateOptions{Format: image.Qcow2, Backing: path, BackingFormat: format})
 }
 
 // machineConfig is that of the machine.

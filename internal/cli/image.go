@@ -115,9 +115,6 @@ func imageCreate() *cobra.Command {
 			if o.Size == 0 && o.Backing == "" {
 				return &exitError{statusUsage, errors.New("create: how large? give -s SIZE, or --backing FILE")}
 			}
-			if o.Format == "" && strings.HasSuffix(args[0], ".raw") {
-				o.Format = image.Raw
-			}
 			return failed(image.Create(args[0], o))
 		},
 	}
@@ -291,9 +288,6 @@ func imageConvert() *cobra.Command {
 		Use: "convert SOURCE TARGET", Short: "Copy an image with its backing chain into a new one", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.ClusterSize = int64(cluster)
-			if o.Format == "" && strings.HasSuffix(args[1], ".raw") {
-				o.Format = image.Raw
-			}
 			return f.withImage(args[0], false, func(from *image.Image) error {
 				o.Size = from.Size()
 				return convert(cmd.Context(), from, args[1], o)

@@ -220,7 +220,7 @@ func printBootEntry(w io.Writer, number int, e *disk.Entry) {
 func imageTree() *cobra.Command {
 	var f imageFlags
 	cmd := &cobra.Command{
-		Use: "tree [DIRECTORY]", Short: "Show a directory's images as layers over each other", Args: cobra.MaximumNArgs(1),
+		Use: "tree [DIRECTORY|IMAGE]", Short: "Show a directory's images, or those below one, as layers over each other", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			roots, err := image.Tree(append(args, ".")[0])
 			if err != nil {

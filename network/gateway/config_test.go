@@ -128,6 +128,9 @@ func TestParsePublications(t *testing.T) {
 			t.Errorf("%q: %v, %v, want %q", s, got, err, want)
 		}
 	}
+	if _, err := ParsePublications("8002-8000:80-82"); err == nil || !strings.Contains(err.Error(), errPortRange.Error()) {
+		t.Errorf("a range that goes down: %v", err)
+	}
 	if list, err := ParsePublications("1-65535:1-65535"); err != nil || len(list) != 65535 {
 		t.Errorf("all ports: %d, %v", len(list), err)
 	}

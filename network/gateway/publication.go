@@ -59,13 +59,19 @@ func ParsePublications(s string) ([]Publication, error) {
 		host = host[i+1:]
 	}
 	first, last, err := parsePorts(guest)
+	if errors.Is(err, errPortRange) {
+		return bad(err.Error())
+	}
 	if err != nil || first == 0 {
 		return bad("the guest's port is from 1 to 65535")
 	}
 	p := Publication{UDP: proto == "udp", Host: netip.AddrPortFrom(addr, 0)}
 	var from, to uint16
 	if host != "" {
-		if from, to, err = parsePorts(host); err != nil {
+		if from, to, err = parsePorts(host); errors.Is(err, errPortRange) {
+			return bad(err.Error())
+		}
+		if err != nil {
 			return bad("the host's port is from 1 to 65535, or 0 for one that is free")
 		}
 	}
@@ -87,6 +93,8 @@ func ParsePublications(s string) ([]Publication, error) {
 	return list, nil
 }
 
+var errPortRange = errors.New("a range goes from its first port, 1 or more, up to its last")
+
 // parsePorts reads a port, or a range of them from 1 on.
 func parsePorts(s string) (first, last uint16, err error) {
 	a, b, isRange := strings.Cut(s, "-")
@@ -96,7 +104,7 @@ func parsePorts(s string) (first, last uint16, err error) {
 	}
 	m, err := strconv.ParseUint(b, 10, 16)
 	if err == nil && (n == 0 || m < n) {
-		err = errors.New("a range goes up")
+		err = errPortRange
 	}
 	return uint16(n), uint16(m), err
 }

@@ -3,8 +3,10 @@ package image
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"vmm/internal/paths"
@@ -86,7 +88,8 @@ func parseBacking(text []byte) (b backing, err error) {
 	case options["filename"] != "":
 		file = ""
 	}
-	for key, value := range options {
+	for _, key := range slices.Sorted(maps.Keys(options)) {
+		value := options[key]
 		rest, ofFile := strings.CutPrefix(key, file)
 		name, _, _ := strings.Cut(rest, ".")
 		switch {
@@ -120,8 +123,12 @@ func flatten(out map[string]string, prefix string, tree map[string]any) error {
 		switch v := v.(type) {
 		case string:
 			out[key] = v
-		case bool, float64:
-			out[key] = fmt.Sprint(v)
+		case bool:
+			out[key] = strconv.FormatBool(v)
+		case float64:
+			out[key] = strconv.FormatFloat(v, 'f', -1, 64)
+		case nil:
+			out[key] = "null"
 		default:
 			return fmt.Errorf("%s is neither a text nor a number", key)
 		}

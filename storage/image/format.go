@@ -65,6 +65,26 @@ func foreignFormats() (list []string) {
 	return slices.Compact(list)
 }
 
+// foreignNames are endings of names that mean a format which is none of Formats.
+var foreignNames = []string{".vmdk", ".vdi", ".vhd", ".vhdx", ".vpc", ".qed", ".dmg", ".hdd"}
+
+// newFormat is the format of an image that is to be made: the given one, else what the name
+// ends in.
+func newFormat(path, given string) (string, error) {
+	ending := strings.ToLower(filepath.Ext(path))
+	switch {
+	case given == Raw, given == Qcow2:
+		return given, nil
+	case given != "":
+		return "", fmt.Errorf("%s: format %s: raw and qcow2 are what can be made", path, given)
+	case slices.Contains(foreignNames, ending):
+		return "", fmt.Errorf("%s: raw and qcow2 are what can be made, and the name ends in %s: make x.qcow2 and then qemu-img convert it, or say which of the two it is", path, ending)
+	case ending == "."+Raw:
+		return Raw, nil
+	}
+	return Qcow2, nil
+}
+
 // format checks a format, or finds out. The error may be a *ForeignFormatError.
 func format(f *storage.File, given string) (string, error) {
 	switch {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -151,7 +152,8 @@ func TestParseBacking(t *testing.T) {
 		`{"driver":"qcow2","file":{"driver":"https","filename":"x"}}`:                       "file.driver=https",
 		`{"driver":"qcow2","file":{"driver":"nbd","host":"x"}}`:                             "is not understood",
 		`{"driver":"raw","offset":512,"file":{"filename":"x"}}`:                             "offset=512",
-		`{"driver":"raw","size":512,"file":{"filename":"x"}}`:                               "size=512",
+		`{"driver":"raw","size":1048576,"file":{"filename":"x"}}`:                           "size=1048576",
+		`{"driver":"qcow2","backing":null,"file":{"filename":"x"}}`:                         "backing=null",
 		`{"driver":"qcow2","backing":{"driver":"file","filename":"y"},"file.filename":"x"}`: "is not understood",
 		`{"driver":"qcow2","data-file":"y","file.filename":"x"}`:                            "data-file",
 		`{"driver":"vmdk","file.filename":"x"}`:                                             `the driver "vmdk"`,
@@ -219,6 +221,44 @@ func TestJSONBacking(t *testing.T) {
 	roots, err := Tree(dir)
 	if err != nil || len(roots) != 2 || len(roots[0].Overlays) != 3 || len(roots[0].Overlays[0].Overlays) != 1 {
 		t.Errorf("the tree: %+v, %v", roots, err)
+	}
+}
+
+// TestNewFormat: what is made is what its name says, or it is refused.
+func TestNewFormat(t *testing.T) {
+	for _, c := range []struct{ name, given, want string }{
+		{"a.qcow2", "", Qcow2}, {"a", "", Qcow2}, {"a.img", "", Qcow2}, {"a.raw", "", Raw}, {"a.RAW", "", Raw}, {"a.raw", Qcow2, Qcow2},
+		{"a.vmdk", "", ""}, {"a.VHDX", "", ""}, {"a.vmdk", Raw, Raw}, {"a.qcow2", "vmdk", ""}, {"a", "x", ""},
+	} {
+		path := filepath.Join(t.TempDir(), c.name)
+		err := Create(path, CreateOptions{Format: c.given, Size: 1 << 16})
+		if (err == nil) != (c.want != "") {
+			t.Errorf("%s %s: %v", c.name, c.given, err)
+		}
+		if n := describe(path); c.want == "" && !errors.Is(lstat(path), fs.ErrNotExist) || c.want == Qcow2 && n.Format != Qcow2 {
+			t.Errorf("%s %s: %+v", c.name, c.given, n)
+		}
+	}
+}
+
+func lstat(path string) error { _, err := os.Lstat(path); return err }
+
+// TestTreeOfImage: an image by itself is shown with what it is over.
+func TestTreeOfImage(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(Create(at("base"), CreateOptions{Size: 1 << 16}), Create(at("over"), CreateOptions{Backing: "base"}), Create(at("other"), CreateOptions{Backing: "base"})); err != nil {
+		t.Fatal(err)
+	}
+	roots, err := Tree(at("over"))
+	if err != nil || len(roots) != 1 || roots[0].Path != at("base") || len(roots[0].Overlays) != 1 {
+		t.Errorf("%+v, %v", roots, err)
+	}
+	os.WriteFile(at("text"), []byte("hello"), 0o644)
+	for _, name := range []string{"text", "nowhere"} {
+		if roots, err := Tree(at(name)); err == nil {
+			t.Errorf("%s: %+v", name, roots)
+		}
 	}
 }
 

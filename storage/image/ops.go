@@ -12,7 +12,7 @@ import (
 
 // CreateOptions describe a new image. What is beyond Size is for Qcow2 only.
 type CreateOptions struct {
-	Format        string // Qcow2 if ""
+	Format        string // Raw or Qcow2; if "", what the name ends in, else Qcow2
 	Size          int64  // bytes, whole sectors; the backing file's if 0
 	Backing       string // relative to the new image, as it is stored in it
 	BackingFormat string // one of Formats; found out if ""
@@ -25,6 +25,9 @@ type CreateOptions struct {
 func Create(path string, o CreateOptions) (err error) {
 	if o.Size%storage.SectorSize != 0 {
 		return fmt.Errorf("a disk of %d bytes: whole sectors of %d are possible", o.Size, storage.SectorSize)
+	}
+	if o.Format, err = newFormat(path, o.Format); err != nil {
+		return err
 	}
 	if o.Format == Raw {
 		if o.Backing != "" {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vmm/storage"
@@ -62,6 +63,9 @@ func (m *model) close() {
 	if err := m.img.Close(); err != nil {
 		m.t.Fatal(err)
 	}
+	// A process that another test starts has the image, and its lock, until its exec.
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock()
 }
 
 // span picks a range: small ones, large ones, and such that are whole

@@ -2,8 +2,12 @@ package image
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"vmm/internal/paths"
 	"vmm/storage"
@@ -22,17 +26,25 @@ type Node struct {
 	below string // the backing file's path, "" is none
 }
 
-// Tree finds the images in a directory, and those outside that they are over, and returns
-// those without a backing file, or whose backing file is not there, each with its overlays.
+// Tree finds the images in a directory, or one image, and those outside that they are over, and
+// returns those without a backing file, or whose backing file is not there, each with its overlays.
 // Of a loop one is returned, with an error that names it.
-func Tree(dir string) ([]*Node, error) {
-	entries, err := os.ReadDir(dir)
+func Tree(path string) ([]*Node, error) {
+	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	t := &tree{byPath: map[string]*Node{}, backing: map[*Node]*Node{}}
-	for _, e := range entries {
-		t.add(filepath.Join(dir, e.Name()))
+	if st.IsDir() {
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			t.add(filepath.Join(path, e.Name()))
+		}
+	} else if t.add(path) == nil {
+		return nil, fmt.Errorf("%s: neither a directory nor an image with a name that says so: %s", path, strings.Join(slices.Sorted(maps.Keys(rawNames)), ", "))
 	}
 	var roots []*Node
 	for i := 0; i < len(t.nodes); i++ { //nolint:intrange // more come to be
