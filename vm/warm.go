@@ -39,7 +39,7 @@ func newWarm(cfg Config, dir string, opts *options) (_ *VM, err error) {
 		return nil, err
 	}
 	v.opening = v.cfg.Engine.Begin(opts.notes)
-	if v.from, err = openSnapshot(dir, snapshot.Options{}); err != nil {
+	if v.from, err = openSnapshot(dir, snapshot.Options{Cache: true}); err != nil {
 		v.opening.Close()
 		return nil, err
 	}

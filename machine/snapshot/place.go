@@ -108,7 +108,7 @@ func (p *Place) publish(m *Manifest) (err error) {
 		return err
 	}
 	defer s.Close()
-	return errors.Join(s.stamp(), p.sync(filepath.Dir(p.dir)))
+	return errors.Join(s.stamp(p.Cache), p.sync(filepath.Dir(p.dir)))
 }
 
 // tidy removes the disks' files that were not used.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,15 @@ func mac(key, text []byte) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write(text)
 	return []byte(hex.EncodeToString(h.Sum(nil)) + "\n")
+}
+
+// signedStamp is the text of stampFile. It is signed too: who has changed a file and notes how that looks now would have nobody
+// compare its checksum. With no key, as for the cache's own, it is not.
+func signedStamp(key []byte, look string) []byte {
+	if key == nil {
+		return []byte(look)
+	}
+	return slices.Concat([]byte(look), mac(key, []byte("stamp\n"+look)))
 }
 
 // sign signs the snapshot in a directory. Where the user has no directory for a key, it

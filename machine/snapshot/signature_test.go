@@ -68,6 +68,79 @@ func TestSignature(t *testing.T) {
 	}
 }
 
+// TestForgedStamp: who has changed a file of a signed snapshot, and notes that it looks right, does not have it believed.
+func TestForgedStamp(t *testing.T) {
+	ownKeys(t)
+	dir := filepath.Join(t.TempDir(), "s")
+	w, err := Create(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err := w.File(DiskFile(0)); err != nil {
+		t.Fatal(err)
+	} else if _, err := f.WriteString("disk"); err != nil {
+		t.Fatal(err)
+	}
+	if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s := mustOpen(t, dir)
+	if !s.stamped(false) || s.stamped(true) {
+		t.Errorf("what was saved here has a stamp: %v, and one without a signature: %v", s.stamped(false), s.stamped(true))
+	}
+	if err := os.WriteFile(filepath.Join(dir, DiskFile(0)), []byte("evil"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look, err := s.look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, key := range map[string][]byte{"no": nil, "another": make([]byte, keySize)} {
+		if err := os.WriteFile(filepath.Join(dir, stampFile), signedStamp(key, look), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Open(dir, Options{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("with a stamp of %s key: %v", what, err)
+			s.Close()
+		}
+	}
+}
+
+// TestEndless: a file that has become larger than it was is not read.
+func TestEndless(t *testing.T) {
+	ownKeys(t)
+	for _, name := range []string{ManifestFile, sumsFile, stampFile, workingFile, signatureFile, DiskFile(0)} {
+		dir := filepath.Join(t.TempDir(), "s")
+		w, err := Create(dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.File(DiskFile(0)); err != nil {
+			t.Fatal(err)
+		}
+		if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
+		if err == nil {
+			err = errors.Join(f.Truncate(8<<40), f.Close()) // to read it would take hours
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(dir, Options{})
+		if needed := name == ManifestFile || name == sumsFile || name == DiskFile(0); needed != (err != nil) {
+			t.Errorf("%s without an end: %v", name, err)
+		}
+		if err == nil {
+			if s.Signed() && name == signatureFile {
+				t.Error("signed by an endless signature")
+			}
+			s.Close()
+		}
+	}
+}
+
 // TestNoHome saves where there is no place for a key.
 func TestNoHome(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", "")

@@ -8,6 +8,7 @@ package snapshot
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -21,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/paths"
 	"vmm/machine"
 )
 
@@ -114,6 +116,8 @@ type Options struct {
 	// Verify compares all checksums, also of files that look as when they were
 	// checked last.
 	Verify bool
+	// Cache is that the snapshot is one of Writer.Cache: nobody has signed how its files looked.
+	Cache bool
 	// Progress is told how much of the memory is unpacked, in bytes; nil drops it.
 	Progress func(done, total int64)
 }
@@ -161,11 +165,11 @@ func open(dir string, o Options, depth int) (_ *Snapshot, err error) {
 	if err := s.openMemory(); err != nil {
 		return nil, err
 	}
-	if o.Verify || !s.stamped() {
+	if o.Verify || !s.stamped(o.Cache) {
 		if err := s.verify(); err != nil {
 			return nil, err
 		}
-		s.stamp() // of a directory that is not ours, it is checked each time
+		s.stamp(o.Cache) // of a directory that is not ours, it is checked each time
 	}
 	if s.Memory.Zstd != nil {
 		return s, s.unpack(o.Progress)
@@ -314,20 +318,37 @@ func (s *Snapshot) look() (string, error) {
 	return out.String(), nil
 }
 
-// stamped reports whether all files look as when they were checked last.
-func (s *Snapshot) stamped() bool {
+// stamped reports whether all files look as when they were checked last, by this user unless cache is set.
+func (s *Snapshot) stamped(cache bool) bool {
+	var key []byte
+	if !cache {
+		var err error
+		if key, err = readKey(); err != nil {
+			return false
+		}
+	}
 	stamp, err := readFile(s.Path(stampFile))
 	now, bad := s.look()
-	return err == nil && bad == nil && string(stamp) == now
+	return err == nil && bad == nil && hmac.Equal(stamp, signedStamp(key, now))
 }
 
-// stamp notes how the files look.
-func (s *Snapshot) stamp() error {
+// stamp notes how the files look. Where the user has no directory for a key, nothing is noted.
+func (s *Snapshot) stamp(cache bool) error {
 	now, err := s.look()
 	if err != nil {
 		return err
 	}
-	return rewrite(s.Path(stampFile), []byte(now))
+	var key []byte
+	if !cache {
+		key, err = userKey()
+	}
+	if errors.Is(err, paths.ErrNoHome) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return rewrite(s.Path(stampFile), signedStamp(key, now))
 }
 
 // verify compares all checksums.
@@ -340,16 +361,28 @@ func (s *Snapshot) verify() error {
 		if err != nil {
 			return err
 		}
-		got, err := sumFile(file, f.Name)
-		file.Close()
-		if err != nil {
+		err = f.verify(file)
+		if err = errors.Join(err, file.Close()); err != nil {
 			return err
-		}
-		if got != f {
-			return corrupt("%s does not match its checksum", f.Name)
 		}
 	}
 	return s.verifyMemory()
+}
+
+// verify compares a file's size and its checksum. One that is larger is not read: it need not have an end.
+func (f *File) verify(file *os.File) error {
+	st, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	got := File{f.Name, st.Size(), ""}
+	if got.Size == f.Size {
+		got, err = sumFile(file, f.Name)
+	}
+	if err == nil && got != *f {
+		err = corrupt("%s does not match its checksum", f.Name)
+	}
+	return err
 }
 
 // sumFile is the size and checksum of a file.
