@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"vmm/machine"
@@ -75,8 +76,10 @@ var (
 // RemoteError is the error that the other side has sent in the place of what was awaited.
 type RemoteError string
 
-// Error implements error.
-func (e RemoteError) Error() string { return "the other side says: " + string(e) }
+// Error implements error. It is one line, whatever the other side wants it to look like.
+func (e RemoteError) Error() string {
+	return "the other side says: " + strings.Join(strings.Fields(string(e)), " ")
+}
 
 // silence is how long the other side may say nothing when it is its turn.
 const silence = 60 * time.Second

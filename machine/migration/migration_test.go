@@ -96,8 +96,9 @@ func TestReceive(t *testing.T) {
 		}
 	}
 	var remote RemoteError
-	if _, err := receive(append(bytes.Clone(hello), frame(frameError, []byte("no"))...), "secret"); !errors.As(err, &remote) {
-		t.Errorf("an error of the source: %v", err)
+	// Its words do not look like somebody else's.
+	if _, err := receive(frame(frameError, []byte("no\r\nvmm: the key is\tanother")), "secret"); !errors.As(err, &remote) || err.Error() != "the other side says: no vmm: the key is another" {
+		t.Errorf("an error of the source: %q", err)
 	}
 }
 
