@@ -73,6 +73,9 @@ var protocols = []uint32{0, unix.IPPROTO_ICMP, unix.IPPROTO_TCP, unix.IPPROTO_UD
 
 const (
 	protExec = unix.PROT_EXEC
+	// ofThread are the flags of clone that say whether it makes a thread, and in namespaces of its own.
+	ofThread = unix.CLONE_THREAD | unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
+		unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 	// prSetVMA is PR_SET_VMA, by which Go's runtime names its memory.
 	prSetVMA = 0x53564d41
 	all      = 0xffffffff
@@ -93,7 +96,7 @@ func allowed(families []uint32) []rule {
 	return append(rules,
 		rule{unix.SYS_MMAP, []condition{{arg: 2, mask: protExec, values: []uint32{0}}}},
 		rule{unix.SYS_MPROTECT, []condition{{arg: 2, mask: protExec, values: []uint32{0}}}},
-		rule{unix.SYS_CLONE, []condition{{arg: 0, mask: unix.CLONE_THREAD, values: []uint32{unix.CLONE_THREAD}}}},
+		rule{unix.SYS_CLONE, []condition{{arg: 0, mask: ofThread, values: []uint32{unix.CLONE_THREAD}}}},
 		rule{unix.SYS_FCNTL, []condition{{arg: 1, mask: all, values: fcntls}}},
 		rule{unix.SYS_SOCKET, []condition{{arg: 0, mask: all, values: families}, {arg: 2, mask: all, values: protocols}}},
 		rule{unix.SYS_KILL, []condition{{arg: 0, mask: all, values: self}}},

@@ -96,6 +96,7 @@ var tries = map[string]struct {
 	}), violated + "ptrace"},
 	"exec":         {inside(false, func() error { return unix.Exec("/bin/true", []string{"true"}, nil) }), violated + "execve"},
 	"fork":         {inside(false, call(unix.SYS_FORK)), violated + "fork"},
+	"thread apart": {inside(false, call(unix.SYS_CLONE, unix.CLONE_THREAD|unix.CLONE_VM|unix.CLONE_SIGHAND|unix.CLONE_NEWNS)), violated + "clone"},
 	"vfork":        {inside(false, call(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|uintptr(unix.SIGCHLD))), violated + "clone"},
 	"ptrace":       {inside(false, call(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(os.Getppid()))), violated + "ptrace"},
 	"peek":         {inside(false, call(unix.SYS_PROCESS_VM_READV, uintptr(os.Getppid()))), violated + "process_vm_readv"},
