@@ -340,6 +340,7 @@ func FuzzControl(f *testing.F) {
 		}
 	}
 	f.Add("GET", "/nowhere", "")
+	f.Add("", api.PathPorts, "")
 	vm := &fakeVM{}
 	s := New(vm)
 	f.Fuzz(func(t *testing.T, method, path, body string) {
@@ -347,7 +348,7 @@ func FuzzControl(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r.URL.Path = path
+		method, r.URL.Path = r.Method, path // "" is GET
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, r)
 		route, known := routes[path][method]
