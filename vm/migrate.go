@@ -241,3 +241,17 @@ func (r *Receiver) accept(ctx context.Context) (*migration.Destination, error) {
 
 // Close ends a Receiver that nothing was received by.
 func (r *Receiver) Close() error { return r.l.Close() }
+
+// takeOver tells where a VM has come from that it runs here now.
+func (v *VM) takeOver(ctx context.Context) error {
+	if v.from == nil || v.from.peer == nil {
+		return nil
+	}
+	ctx, stop := v.within(ctx)
+	defer stop()
+	if err := v.from.peer.Ready(ctx); err != nil {
+		return err
+	}
+	v.from.refuse(nil)
+	return nil
+}

@@ -323,20 +323,6 @@ func (v *VM) Start(ctx context.Context) error {
 	return nil
 }
 
-// takeOver tells where a VM has come from that it runs here now.
-func (v *VM) takeOver(ctx context.Context) error {
-	if v.from == nil || v.from.peer == nil {
-		return nil
-	}
-	ctx, stop := v.within(ctx)
-	defer stop()
-	if err := v.from.peer.Ready(ctx); err != nil {
-		return err
-	}
-	v.from.refuse(nil)
-	return nil
-}
-
 // run runs the machine until it ends, and then frees all.
 func (v *VM) run() {
 	result, err := v.machine.Run(v.life)
