@@ -19,7 +19,7 @@ func TestCloneInterrupted(t *testing.T) {
 	t.Setenv("TMPDIR", tmp)
 	ok(t, "run", "-d", "--name", "origin", "-m", "1G", "--net", "none")
 	defer gone(t, "origin")
-	ok(t, "exec", "origin", "sh", "-c", "head -c 300M /dev/urandom > /tmp/much") // so that it takes a while
+	ok(t, "exec", "origin", "sh", "-c", "dd if=/dev/urandom of=/tmp/much bs=1M count=300 2>/dev/null") // so that it takes a while
 	saving := func() []string {
 		left, err := filepath.Glob(filepath.Join(tmp, "vmm-clone-*"))
 		if err != nil {
