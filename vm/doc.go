@@ -10,4 +10,16 @@
 // it, and returns ErrNoAgent where there never will be one. What takes a context returns the
 // cause of its end. Other errors than those that are named are the guest's or the host's own,
 // the latter as packages os and net have them.
+//
+// Who knows Docker's client finds here
+//
+//   - run: [New], [VM.Start] and [VM.Exec]; an image is [Config].Root.Image, from the store of package storage/oci; -v is
+//     Config.Shares, -p Config.Publish
+//   - cp: [VM.CopyTo] and [VM.CopyFrom]; port: [VM.Publish] and [VM.Unpublish], while it runs
+//   - attach and logs: [WithConsole], [VM.AttachConsole] and [VM.LastLines]
+//   - pause, stop, kill, wait: the methods of these names; rm: [VM.Close]
+//   - inspect and stats: [VM.Config], [VM.Stats], [VM.Health]
+//   - diff, commit, export: [VM.Changes], [VM.Layer], [VM.Export]
+//   - checkpoint: [VM.Snapshot] and [Restore]; [VM.Clone] and [VM.Migrate] beside that
+//   - ps: package vm/registry, of the VMs that others have
 package vm

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"vmm/machine"
+	"vmm/network/gateway"
 	"vmm/storage/image"
 	"vmm/virtio"
 	"vmm/vm"
@@ -90,6 +92,54 @@ func boot(ctx context.Context, name string, options ...vm.Option) *vm.VM {
 		log.Fatal(err)
 	}
 	return v
+}
+
+// A VM is changed while it runs, stands still, and is asked to shut down.
+func ExampleVM() {
+	dir, remove := scratch()
+	defer remove()
+	ctx, cancel := context.WithTimeout(context.Background(), exampleTimeout)
+	defer cancel()
+	disk, notes := filepath.Join(dir, "x.raw"), filepath.Join(dir, "notes")
+	if err := errors.Join(os.WriteFile(disk, make([]byte, 1<<20), 0o600), os.WriteFile(notes, []byte("read by the guest\n"), 0o600)); err != nil {
+		log.Fatal(err)
+	}
+	v, err := vm.New(vm.Config{Disks: []vm.Disk{{Path: disk}}, Nets: vm.Nets{vm.User{}}})
+	if err == nil {
+		defer v.Close()
+		err = v.Start(ctx)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	port, err := v.Publish(gateway.Publication{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("published on", port.Host.Addr())
+	for _, change := range []func() error{
+		func() error { return v.ResizeDisk(disk, func(old int64) (int64, error) { return 2 * old, nil }) },
+		func() error { return v.SetLink(0, false) }, // the cable is out
+		func() error { return v.CopyTo(ctx, notes, "/tmp") },
+		v.Pause, v.Resume,
+	} {
+		if err := change(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	script := "until [ $(cat /sys/block/vda/size) = 4096 ] && [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done; cat /tmp/notes"
+	if err := v.Exec(ctx, vm.Cmd{Args: []string{"sh", "-c", script}, Stdout: os.Stdout}); err != nil {
+		log.Fatal(err)
+	}
+	if err := v.Stop(ctx); err != nil {
+		log.Fatal(err)
+	}
+	result, err := v.Wait(ctx)
+	fmt.Println(result.End, err)
+	// Output:
+	// published on 127.0.0.1
+	// read by the guest
+	// power off <nil>
 }
 
 // A command has streams, and a status.
