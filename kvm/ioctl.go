@@ -41,6 +41,7 @@ type Error struct {
 	Errno unix.Errno
 }
 
+// Error implements error.
 func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Ioctl, e.Errno) }
 
 // Unwrap returns the errno.

@@ -48,7 +48,7 @@ var (
 	reqGetDeviceAttr = iow[DeviceAttr]("KVM_GET_DEVICE_ATTR", 0xe2)
 )
 
-// VCPU is one virtual processor. All its methods but Run().SetImmediateExit
+// VCPU is one virtual processor. All its methods but Shared().SetImmediateExit
 // belong to one OS thread.
 type VCPU struct {
 	fd  int

@@ -14,8 +14,8 @@ import (
 // newer ones by older programs.
 const StateVersion = 1
 
-// State is all of a machine but its memory, as values. docs/snapshots.md has its
-// schema.
+// State is all of a machine but its memory, as values. docs/snapshot-schema.md
+// has its schema.
 type State struct {
 	Version     int               `json:"version"`
 	Interpreted bool              `json:"interpreted"` // it ran where KVM interprets kernel mode

@@ -38,10 +38,11 @@ const (
 )
 
 // MMIOSize is how much of the guest-physical address space a device takes by the MMIO
-// transport, in bytes: a page, of which the registers are the first mmioConfig bytes.
+// transport, in bytes: a page, of which the registers are the first 0x100 bytes, and the device's
+// configuration follows (virtio 1.2, 4.2.2).
 const MMIOSize = 0x1000
 
-// MMIO is a device at a fixed address, with an interrupt line.
+// MMIO is a device at a fixed address, with an interrupt line (virtio 1.2, 4.2).
 type MMIO struct {
 	core
 	host     Host
@@ -53,7 +54,8 @@ type MMIO struct {
 	isr   uint8
 }
 
-// NewMMIO wraps a device for the MMIO transport, at a guest-physical address.
+// NewMMIO wraps a device for the MMIO transport, at a guest-physical address. log is told what a
+// driver did wrong, from any goroutine.
 func NewMMIO(dev Device, mem Memory, host Host, base uint64, line devices.IRQ, log func(error)) *MMIO {
 	m := &MMIO{host: host, base: base, line: line}
 	m.init(dev, mem, m, m, log)

@@ -36,7 +36,7 @@ const (
 	commonBytes = 0x40
 )
 
-// PCI is a device on the PCI bus.
+// PCI is a device on the PCI bus (virtio 1.2, 4.1).
 type PCI struct {
 	core
 	host   Host

@@ -37,7 +37,7 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
 }
 
-// Layout is where a driver has put the three areas of a queue.
+// Layout is where a driver has put the three areas of a queue (virtio 1.2, 2.7), of Size descriptors.
 type Layout struct {
 	Size              uint16
 	Desc, Avail, Used uint64 // guest-physical addresses
