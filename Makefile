@@ -115,9 +115,11 @@ golangci: $(INIT)
 
 # The race detector needs cgo, so gcc; vmm setup has installed it.
 # The examples boot guests: with the detector, ten times as long where their kernel mode is interpreted.
+# Of the dependencies that vmm is built with changed, two are tested so.
 unit: setup tools
 	CGO_ENABLED=1 go test -race -timeout 20m -skip '^Example' $$(go list ./... | grep -v '^vmm/tests')
 	go test -timeout 20m -run '^Example' ./vm ./kerneltest
+	go test -modfile $(PATCHED) ./internal/compose ./network/gateway
 
 e2e: setup tools
 	go test -timeout 40m -v ./tests/...
