@@ -25,7 +25,7 @@ func Activate(paths ...string) error {
 		}
 		p, err := readPhysical(f)
 		f.Close()
-		if errors.Is(err, ErrNone) {
+		if errors.Is(err, ErrNotPV) {
 			continue
 		}
 		if err != nil {

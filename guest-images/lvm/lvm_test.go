@@ -131,7 +131,7 @@ func TestReadPhysical(t *testing.T) {
 		}
 	}
 	for _, b := range [][]byte{nil, make([]byte, 100), make([]byte, 1<<20)} {
-		if _, err := readPhysical(bytes.NewReader(b)); !errors.Is(err, ErrNone) {
+		if _, err := readPhysical(bytes.NewReader(b)); !errors.Is(err, ErrNotPV) {
 			t.Errorf("%d bytes of nothing: %v", len(b), err)
 		}
 	}

@@ -35,8 +35,8 @@ const (
 	uuidSize    = 32
 )
 
-// ErrNone is returned for a device that is not a physical volume.
-var ErrNone = errors.New("not a physical volume of LVM2")
+// ErrNotPV is returned for a device that is not a physical volume.
+var ErrNotPV = errors.New("not a physical volume of LVM2")
 
 // physical is a physical volume: its UUID, and the text that describes its group.
 type physical struct {
@@ -48,7 +48,7 @@ type physical struct {
 func readPhysical(r io.ReaderAt) (*physical, error) {
 	head := make([]byte, labelSpan*sector)
 	if _, err := r.ReadAt(head, 0); err != nil {
-		return nil, ErrNone
+		return nil, ErrNotPV
 	}
 	var label []byte
 	for i := range labelSpan {
@@ -58,11 +58,11 @@ func readPhysical(r io.ReaderAt) (*physical, error) {
 		}
 	}
 	if label == nil {
-		return nil, ErrNone
+		return nil, ErrNotPV
 	}
 	header := binary.LittleEndian.Uint32(label[headerAt:])
 	if int(header) > sector-areasAt {
-		return nil, ErrNone
+		return nil, ErrNotPV
 	}
 	h := label[header:]
 	p := &physical{uuid: string(h[:uuidSize])}
@@ -99,11 +99,11 @@ func readMetadata(r io.ReaderAt, offset, size int64) (string, error) {
 		return "", err
 	}
 	if string(h[magicAt:magicAt+len(metadataID)]) != metadataID {
-		return "", ErrNone
+		return "", ErrNotPV
 	}
 	at, n := int64(binary.LittleEndian.Uint64(h[rawAt:])), int64(binary.LittleEndian.Uint64(h[rawAt+8:]))
 	if n <= 0 || n > maxMetadata || at < metaHeader || at >= size || n > size-metaHeader {
-		return "", ErrNone
+		return "", ErrNotPV
 	}
 	text := make([]byte, n)
 	first := min(n, size-at)
