@@ -96,7 +96,11 @@ func (r *rootMount) remembersWrongly() share.Stale {
 
 // add shares a directory.
 func (s *shares) add(tag, dir string, o share.Options, log func(error)) error {
+	given := dir
 	dir, err := paths.Real(dir)
+	if path := (*os.PathError)(nil); errors.As(err, &path) {
+		return fmt.Errorf("%s: %w", given, path.Err)
+	}
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func (c *Client) put(ctx context.Context, in copyIn, send func(io.Writer) error,
 		if err == nil {
 			err = l.Send(FrameStdin, nil)
 		}
-		if err != nil {
+		if ours(err) != nil { // else the guest may have said why it takes no more
 			conn.Close()
 		}
 		sent <- err

@@ -106,7 +106,7 @@ func TestCopy(t *testing.T) {
 		{from: "file", to: "l", there: []string{"f=older", "l -> f"}, want: []string{"f=new", "l -> f"}},
 		{from: "file", to: "l", there: []string{"d/", "l -> d"}, want: []string{"d/", "d/file=new", "l -> d"}},
 		{from: "file", to: "l", there: []string{"l -> made"}, want: []string{"l -> made", "made=new"}},
-		{from: "file", to: "l", there: []string{"l -> no/made"}, err: "there is no directory"},
+		{from: "file", to: "l", there: []string{"l -> no/made"}, err: "/no"},
 		{from: "dir", to: "l", there: []string{"d/", "l -> d"}, want: append(prefixed("d/", inDir("dir")), "l -> d")},
 		{from: "dir/.", to: "l", there: []string{"d/", "l -> d"}, want: append(inDir("d"), "l -> d")},
 		// A directory.
@@ -324,8 +324,8 @@ func TestCopyArchives(t *testing.T) {
 		}
 		r.Close()
 	}
-	if err := c.PutArchive(t.Context(), strings.NewReader("no archive, but longer than a block of one"+strings.Repeat(".", 512)), dir); err == nil {
-		t.Error("any bytes are an archive")
+	if err := c.PutArchive(t.Context(), strings.NewReader("no archive, but longer than a block of one"+strings.Repeat(".", 512)), dir); !errorHas(err, "no tar archive") {
+		t.Errorf("any bytes are an archive: %v", err)
 	}
 	for from, want := range map[string][]string{
 		"/d": {"d", "d/a", "d/a/b", "d/c"}, "/d/.": {".", "a", "a/b", "c"}, "/d/c": {"c"}, "/d/a/b": {"b"},
@@ -354,6 +354,18 @@ func TestCopyArchives(t *testing.T) {
 	}
 	if err := c.GetArchive(t.Context(), dir+"/nowhere", io.Discard, GetOptions{}); !errorHas(err, "nowhere") {
 		t.Errorf("an archive of nothing: %v", err)
+	}
+}
+
+// TestRefusedCopy: what a guest says that takes no more is told, and not how the connection ended.
+func TestRefusedCopy(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	os.WriteFile(file, make([]byte, 1<<20), 0o644)
+	c := answering(t, func(l *Link) { l.SendJSON(FrameReply, Reply{Error: "no room"}) })
+	for range 200 {
+		if err := c.Put(t.Context(), file, "/x", PutOptions{}); !errorHas(err, "no room") {
+			t.Fatal(err)
+		}
 	}
 }
 

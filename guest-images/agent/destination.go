@@ -73,8 +73,8 @@ func (x *extraction) find(top *tar.Header) error {
 	}
 	// A link at the end leads on, unless a link comes to its place.
 	real, links, err := paths.Walk(strings.TrimRight(x.to, "/"), top.Typeflag != tar.TypeSymlink)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no directory %s", filepath.Dir(filepath.Clean(x.to)))
+	if missing := (*fs.PathError)(nil); errors.As(err, &missing) && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no directory %s", missing.Path)
 	}
 	if err != nil {
 		return err

@@ -79,6 +79,9 @@ func (x *extraction) unpack(r io.Reader) (err error) {
 			return err
 		}
 		if err != nil {
+			if x.top == "" { // somebody's own
+				err = fmt.Errorf("no tar archive, or one that is cut off: %w", err)
+			}
 			return err
 		}
 		if x.root == nil {

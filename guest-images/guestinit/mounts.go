@@ -79,7 +79,10 @@ func noPlace(path string, err error) error {
 	if errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("there is no %s in the directory shared above it, which is read-only: make it on the host", path)
 	}
-	return fmt.Errorf("mount point: %w", err)
+	if errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("%s is no directory in the guest, or leads through a file: no directory of the host can be seen there", path)
+	}
+	return fmt.Errorf("the place for a directory of the host: %w", err)
 }
 
 // fromTop orders mounts by how deep in the guest's root they are.

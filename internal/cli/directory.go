@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +24,7 @@ func (s *session) completeDirectory() error {
 	if !filepath.IsAbs(dir) {
 		wd, err := os.Getwd()
 		if err != nil {
-			return failed(err)
+			return failed(fmt.Errorf("the current directory: %w", notThere(err)))
 		}
 		if dir = wd; s.Exec.Dir != "" {
 			dir += "/" + s.Exec.Dir
@@ -40,8 +42,19 @@ func (s *session) completeDirectory() error {
 	if s.Exec.Dir = dir; other || strings.Contains(dir, "..") {
 		s.Exec.Dir = real
 	}
-	shareDirectory(s.Config, real)
+	if st, err := os.Stat(real); err == nil && st.IsDir() { // else the guest says what is wrong
+		shareDirectory(s.Config, real)
+	}
 	return nil
+}
+
+// notThere is what is wrong with a path, whose name is told already.
+func notThere(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 // guestHas reports whether what the guest with the host's root has at a path is not what

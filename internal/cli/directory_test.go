@@ -28,6 +28,7 @@ func TestDirectory(t *testing.T) {
 	}
 	os.Symlink(hiddenDir+"/work", seenDir+"/to-hidden")
 	os.Symlink(seenDir+"/work", hiddenDir+"/to-seen")
+	os.WriteFile(hiddenDir+"/file", nil, 0o644)
 	t.Setenv("HOME", t.TempDir())
 	const cwd = "overlay"
 	for _, c := range []struct {
@@ -49,6 +50,8 @@ func TestDirectory(t *testing.T) {
 		{"relative, up", seenDir + "/to-hidden", []string{"--cwd", "../work"}, hiddenDir + "/work", []string{hiddenDir + "/work " + cwd}},
 		{"given", seenDir, []string{"--cwd", hiddenDir + "/work"}, hiddenDir + "/work", []string{hiddenDir + "/work " + cwd}},
 		{"of the guest", seenDir, []string{"--cwd", "/proc/sys"}, "/proc/sys", nil},
+		{"that is not here, hidden", hiddenDir, []string{"--cwd", "nope"}, hiddenDir + "/nope", nil},
+		{"that is none", hiddenDir, []string{"--cwd", "file"}, hiddenDir + "/file", nil},
 		{"that is not here", seenDir, []string{"--cwd", "/only/there"}, "/only/there", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -73,6 +76,7 @@ func TestDirectory(t *testing.T) {
 	}
 	for want, line := range map[string][]string{
 		"--rw /": {"--rw", "/"}, "an absolute path": {"--root", seenDir, "--cwd", "work"},
+		"--rw nope: no such file": {"--rw", "nope"}, "file: not a directory": {"--rw", hiddenDir + "/file"},
 		"both to be": {"--rw", hiddenDir, "--share", seenDir + ":" + hiddenDir},
 	} {
 		f, args := runWith(t, append(line, "--", "true")...)

@@ -338,7 +338,10 @@ func shareWritable(c *vm.Config, dirs []string) error {
 	for _, dir := range dirs {
 		path, err := paths.Real(dir)
 		if err != nil {
-			return failed(fmt.Errorf("--rw: %w", err))
+			return failed(fmt.Errorf("--rw %s: %w", dir, notThere(err)))
+		}
+		if st, err := os.Stat(path); err == nil && !st.IsDir() {
+			return usage("--rw %s: not a directory: name the one that it is in", dir)
 		}
 		if path == "/" {
 			return usage("--rw /: the guest's root is for reading: name the directories to write to")

@@ -355,7 +355,10 @@ func (s *session) drive(ctx context.Context, v *vm.VM) (vm.Result, int, error) {
 		if exit.err != nil {
 			s.console.restore()
 			s.waiting.end()
-			fmt.Fprintln(os.Stderr, "\nvmm:", visible.Text(exit.err.Error()))
+			if s.Terminal { // where the guest's last line may have no end
+				fmt.Fprintln(os.Stderr)
+			}
+			fmt.Fprintln(os.Stderr, "vmm:", visible.Text(exit.err.Error()))
 		}
 		return result, exit.status, err
 	}
