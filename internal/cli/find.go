@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"vmm/guest-images/agent"
@@ -81,6 +82,20 @@ type answer[A any] struct {
 	vm  api.VM
 	got A
 	err error
+}
+
+// silent reports whether a VM has not answered in time, as one that is stopped (Ctrl-Z).
+func (a *answer[A]) silent() bool { return errors.Is(a.err, context.DeadlineExceeded) }
+
+// noAnswer is what is told of a VM that is silent.
+const noAnswer = "does not answer"
+
+// askInTime is askAll for VMs that nobody has named: those that are silent do not hold up the
+// others, and those that have just ended are left out.
+func askInTime[A any](ctx context.Context, vms []api.VM, what func(*client.Client, context.Context) (A, error)) []answer[A] {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	return slices.DeleteFunc(askAll(ctx, vms, what), func(a answer[A]) bool { return errors.Is(a.err, api.ErrNotRunning) })
 }
 
 // askAll asks VMs at the same time. The answers are in their order.

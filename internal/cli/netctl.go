@@ -63,17 +63,18 @@ func portCommand() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 3, ' ', 0)
 			fmt.Fprintln(w, "VM\tHOST\tGUEST")
-			for _, vm := range vms {
-				ports, err := ask(vm).Ports(cmd.Context())
-				if err != nil {
-					return failed(err)
+			for _, a := range askInTime(cmd.Context(), vms, (*client.Client).Ports) {
+				if a.silent() {
+					fmt.Fprintf(w, "%s\t%s\n", a.vm.Name, noAnswer)
+				} else if a.err != nil {
+					return failed(a.err)
 				}
-				for _, p := range ports {
+				for _, p := range a.got {
 					proto := "tcp"
 					if p.UDP {
 						proto = "udp"
 					}
-					fmt.Fprintf(w, "%s\t%v\t%d/%s\n", vm.Name, p.Host, p.Guest, proto)
+					fmt.Fprintf(w, "%s\t%v\t%d/%s\n", a.vm.Name, p.Host, p.Guest, proto)
 				}
 			}
 			return w.Flush()

@@ -96,8 +96,9 @@ func statsTable(ctx context.Context, out io.Writer, vms []api.VM, before map[str
 		fmt.Fprintln(w, "VM\tCPU\tCPU TIME\tRESIDENT\tMEMORY\tDISK R/W\tNET R/S\tEXITS")
 	}
 	all := map[string]api.Stats{}
-	for _, a := range askAll(ctx, vms, (*client.Client).Stats) {
-		if errors.Is(a.err, api.ErrNotRunning) {
+	for _, a := range askInTime(ctx, vms, (*client.Client).Stats) {
+		if a.silent() {
+			fmt.Fprintf(w, "%s\t%s\n", a.vm.Name, noAnswer)
 			continue
 		}
 		if a.err != nil {

@@ -109,3 +109,17 @@ func TestStatsOfSeveral(t *testing.T) {
 		t.Errorf("one that is not there: %v", err)
 	}
 }
+
+// TestSilent: a VM that does not answer, such as one that is stopped, holds up no list of all.
+func TestSilent(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	info := func() api.VM { return api.VM{} }
+	begin(t, "good", &served{info: info, stats: func() api.Stats { return api.Stats{Exits: map[string]uint64{"io": 7}} }})
+	woken := make(chan struct{})
+	begin(t, "stopped", &served{info: info, stats: func() api.Stats { <-woken; return api.Stats{} }})
+	defer close(woken)
+	got := run(t, statsCommand(), "--no-stream")
+	if !strings.Contains(got, "io 7") || !strings.Contains(got, noAnswer) {
+		t.Errorf("stats prints %q", got)
+	}
+}
