@@ -327,8 +327,11 @@ func TestBadSnapshots(t *testing.T) {
 			t.Errorf("left behind: %v", left)
 		}
 	})
-	t.Run("where the guest writes", func(t *testing.T) { // who could exchange what is signed
+	t.Run("where a guest writes", func(t *testing.T) { // who could exchange what is signed
 		wantRefusal(t, []string{"snapshot", "vm", filepath.Join(shared, "s")}, 125, "the guest can change")
+		ok(t, "run", "-d", "--name", "other", "-m", "96M", "--kernel", "default", "--net", "none")
+		defer gone(t, "other")
+		wantRefusal(t, []string{"snapshot", "other", filepath.Join(shared, "s")}, 125, "the guest can change")
 		if left, err := os.ReadDir(shared); err != nil || len(left) > 0 {
 			t.Errorf("left behind: %v, %v", left, err)
 		}

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"vmm/internal/paths"
 	"vmm/internal/temp"
 	"vmm/machine"
 	"vmm/vm"
@@ -43,6 +45,10 @@ func cloneCommand() *cobra.Command {
 			defer os.RemoveAll(parent)
 			dir := filepath.Join(parent, "snapshot")
 			result, err := askSnapshot(cmd.Context(), origin, api.SnapshotRequest{Dir: dir})
+			var guest *paths.GuestError
+			if errors.As(err, &guest) {
+				err = fmt.Errorf("%w: set TMPDIR to a directory that no guest has", err)
+			}
 			if err != nil {
 				return failed(err)
 			}

@@ -76,7 +76,7 @@ func askSnapshot(ctx context.Context, of api.VM, req api.SnapshotRequest) (*api.
 		req.ParentID = m.ID
 	}
 	// What is signed there must not be exchanged before.
-	if _, err := output.Place(req.Dir, now.GuestWritable); err != nil {
+	if _, err := output.Place(req.Dir, guestWritable(ctx)); err != nil {
 		return nil, err
 	}
 	place, err := snapshot.NewPlace(req.Dir, req.Replace)
@@ -116,6 +116,19 @@ func askSnapshot(ctx context.Context, of api.VM, req api.SnapshotRequest) (*api.
 		return nil, advise(err)
 	}
 	return result, place.Publish()
+}
+
+// guestWritable are the directories that guests of the user's VMs can write to, as far as these answer.
+func guestWritable(ctx context.Context) (dirs []string) {
+	vms, err := registry.User().List()
+	if err != nil {
+		return nil
+	}
+	askState(ctx, vms)
+	for _, vm := range vms {
+		dirs = append(dirs, vm.GuestWritable...)
+	}
+	return dirs
 }
 
 // makeOverlays makes the overlays that the VM needs for its disks, and puts them into the
