@@ -45,6 +45,8 @@ type VM interface {
 	// memory and before the VCPUs.
 	CreateIRQChip() error
 	CreatePIT2(kvm.PITConfig) error
+	// IRQChip and VCPU.LAPIC have the interrupts of all eventfds of IRQFD that were written to
+	// before.
 	IRQChip(id uint32) (*kvm.IRQChip, error)
 	SetIRQChip(*kvm.IRQChip) error
 	PIT2() (kvm.PITState2, error)

@@ -21,6 +21,8 @@ type irqEvents struct {
 	mu     sync.Mutex          // held while an interrupt is raised: who is removed raises none any more
 	events map[int32]*irqEvent // by their names for epoll, which are used once; nil once closed
 	last   int32               // name
+	// settled counts the calls of settle: what the goroutine was told of before one was taken by it.
+	settled uint64
 }
 
 type irqEvent struct {
@@ -62,8 +64,11 @@ func (s *irqEvents) watch(event int, name int32) error {
 // wait raises the interrupts until close.
 func (s *irqEvents) wait() {
 	defer close(s.ended)
-	var ready [64]unix.EpollEvent
+	var ready [maxReady]unix.EpollEvent
 	for {
+		s.mu.Lock()
+		settled := s.settled
+		s.mu.Unlock()
 		n, err := unix.EpollWait(s.epoll, ready[:], -1)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return // which no event can bring about
@@ -72,17 +77,37 @@ func (s *irqEvents) wait() {
 			if e.Fd == stopName {
 				return
 			}
-			s.raise(e.Fd)
+			s.mu.Lock()
+			if s.settled == settled { // else what counts still is told of again
+				s.raiseLocked(e.Fd)
+			}
+			s.mu.Unlock()
 		}
 	}
 }
 
-// raise takes what an eventfd has counted as one edge.
-func (s *irqEvents) raise(name int32) {
+// maxReady is how many events are told of at once.
+const maxReady = 64
+
+// settle raises the interrupts that were asked for until now, for the goroutine may not have come to
+// it: who saves the interrupt chips would lose them.
+func (s *irqEvents) settle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settled++
+	var ready [maxReady]unix.EpollEvent
+	for n := len(ready); s.events != nil && n == len(ready); {
+		n, _ = unix.EpollWait(s.epoll, ready[:], 0) // it does not wait, so nothing ends it early
+		for _, e := range ready[:max(n, 0)] {
+			s.raiseLocked(e.Fd)
+		}
+	}
+}
+
+// raiseLocked takes what an eventfd has counted as one edge; mu is held.
+func (s *irqEvents) raiseLocked(name int32) {
 	e, ok := s.events[name]
-	if !ok { // removed meanwhile
+	if !ok { // removed meanwhile, or stopName
 		return
 	}
 	var count [8]byte

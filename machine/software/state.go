@@ -158,7 +158,10 @@ type flight struct {
 }
 
 // LAPIC implements engine.VCPU.
-func (v *vcpu) LAPIC() (kvm.LAPICState, error) { return v.apic.State(), nil }
+func (v *vcpu) LAPIC() (kvm.LAPICState, error) {
+	v.vm.irqs.settle()
+	return v.apic.State(), nil
+}
 
 // SetLAPIC implements engine.VCPU.
 func (v *vcpu) SetLAPIC(l *kvm.LAPICState) error { return v.apic.SetState(l) }

@@ -103,7 +103,10 @@ func (vm *VM) CreateIRQChip() error { return nil }
 func (vm *VM) CreatePIT2(kvm.PITConfig) error { return nil }
 
 // IRQChip implements engine.VM.
-func (vm *VM) IRQChip(id uint32) (*kvm.IRQChip, error) { return vm.chips.Chip(id) }
+func (vm *VM) IRQChip(id uint32) (*kvm.IRQChip, error) {
+	vm.irqs.settle()
+	return vm.chips.Chip(id)
+}
 
 // SetIRQChip implements engine.VM.
 func (vm *VM) SetIRQChip(c *kvm.IRQChip) error { return vm.chips.SetChip(c) }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/x86"
 	"vmm/kvm"
 )
 
@@ -320,6 +321,75 @@ func TestIRQFD(t *testing.T) {
 	}
 	if err := s.set(&kvm.IRQFD{FD: uint32(b), GSI: 31}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("closed: %v", err)
+	}
+}
+
+// TestSettle: what eventfds have counted is raised when settle returns, whichever goroutine gets
+// there first, and none waits for a count that the other has taken.
+func TestSettle(t *testing.T) {
+	raised := 0
+	s, err := newIRQEvents(func(uint32) { raised++ }) // one at a time
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	var fds [100]int // more than epoll_wait tells at once
+	for i := range fds {
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC) // it waits, as that of a device does
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		fds[i] = fd
+		if err := s.set(&kvm.IRQFD{FD: uint32(fd), GSI: 24}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range 1000 {
+		for _, fd := range fds {
+			unix.Write(fd, one)
+		}
+		s.settle()
+		if s.mu.Lock(); raised != (round+1)*len(fds) {
+			t.Fatalf("%d interrupts, want %d", raised, (round+1)*len(fds))
+		}
+		s.mu.Unlock()
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	s.settle()
+}
+
+// TestSavedInterrupt: an interrupt that a device has signalled is in the state of the local APIC.
+func TestSavedInterrupt(t *testing.T) {
+	vm := newTestVM(t)
+	v, err := newVCPU(vm, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	const gsi, vector, svr, irr = 24, 0x41, 0xf0, 0x200
+	enabled, err := v.LAPIC()
+	if err != nil {
+		t.Fatal(err)
+	}
+	enabled.Regs[svr+1] |= 1 // APIC software enable (SDM 3, 10.9)
+	if err := vm.SetGSIRouting([]kvm.IRQRoutingEntry{{GSI: gsi, Type: kvm.RoutingMSI, U: [8]uint32{x86.LAPICBase, 0, vector}}}); err != nil {
+		t.Fatal(err)
+	}
+	event := newEvent(t)
+	if err := vm.IRQFD(&kvm.IRQFD{FD: uint32(event), GSI: gsi}); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if err := v.SetLAPIC(&enabled); err != nil {
+			t.Fatal(err)
+		}
+		unix.Write(event, one)
+		if l, err := v.LAPIC(); err != nil || l.Regs[irr+vector/32*16+vector%32/8]&(1<<(vector%8)) == 0 {
+			t.Fatalf("the interrupt is not there, %v", err)
+		}
 	}
 }
 
