@@ -60,12 +60,12 @@ func (m *model) open() {
 
 func (m *model) close() {
 	m.t.Helper()
+	// A process that another test starts has the image, and its lock, until its exec.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := m.img.Close(); err != nil {
 		m.t.Fatal(err)
 	}
-	// A process that another test starts has the image, and its lock, until its exec.
-	syscall.ForkLock.RLock()
-	syscall.ForkLock.RUnlock()
 }
 
 // span picks a range: small ones, large ones, and such that are whole
