@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"vmm/bootloader"
+	"vmm/bootloader/disk"
 	guestimages "vmm/guest-images"
 	"vmm/guest-images/guestinit"
 	"vmm/machine"
@@ -71,8 +73,8 @@ func (v *VM) chooseBoot(ctx context.Context, guest *guestinit.Config) (*booted, 
 	}
 	if v.cfg.Boot.Kernel == "" && v.cfg.Root == nil && len(v.disks.disks) > 0 {
 		b, err := v.disks.boot(ctx, v.cfg.Boot.Entry, v.opts)
-		if err == nil || v.cfg.Boot.Entry != "" {
-			return b, err
+		if err == nil || v.cfg.Boot.Entry != "" || errors.Is(err, disk.ErrUnclear) {
+			return b, err // another system than the disk's is not what somebody wants who has one there
 		}
 		v.opts.log(fmt.Errorf("%w: booting the default guest", err))
 		if err := v.takeDefault(ctx); err != nil {

@@ -21,7 +21,7 @@ var hints = []struct {
 	err  error
 	hint string
 }{
-	{disk.ErrUnclear, "--boot-entry takes one all the same, and vmm image boot-entries lists them"},
+	{disk.ErrUnclear, "--boot-entry takes one all the same, vmm image boot-entries lists them, and --kernel default boots the default guest"},
 	{image.ErrForeignBacking, "if you trust the image, say backing=any (vmm run) or --backing-any (vmm image)"},
 	{qcow2.ErrMarkedCorrupt, "try vmm image check --repair, or open it read-only"},
 	{storage.ErrNoDirectIO, "use cache=writeback"},
