@@ -97,6 +97,26 @@ func TestBareKernels(t *testing.T) {
 	}
 }
 
+// TestPlainKernels: kernels without a version count where there are no others.
+func TestPlainKernels(t *testing.T) {
+	for _, c := range []struct {
+		files mapFS
+		want  string
+	}{
+		{mapFS{"boot/vmlinuz": "k", "boot/initrd.img": "i", "boot/System.map": ""}, "boot/vmlinuz boot/initrd.img"},
+		{mapFS{"boot/bzImage": "k"}, "boot/bzImage"},
+		{mapFS{"vmlinuz": "k", "initrd.img": "i", "boot/vmlinuz-6.1": "k"}, "boot/vmlinuz-6.1"},
+	} {
+		var got []string
+		for _, e := range bareKernels([]*fileSystem{{FS: c.files, kind: "ext4"}}) {
+			got = append(append(got, e.Kernel), e.Initrds...)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%v: %q, want %q", c.files, got, c.want)
+		}
+	}
+}
+
 func TestRootArguments(t *testing.T) {
 	gpt := []part{{number: 1, uuid: "p1"}, {number: 2, kind: typeRoot, uuid: "p2"}}
 	mbr := []part{{number: 1}, {number: 5}}

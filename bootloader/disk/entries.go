@@ -36,7 +36,7 @@ type Entry struct {
 }
 
 // ErrNoEntry is returned where a disk has nothing to boot.
-var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry with its kernel, no EFI/Linux/*.efi and no /boot/vmlinuz-*")
+var ErrNoEntry = errors.New("nothing to boot: no GRUB, Boot Loader Specification or extlinux entry with its kernel, no EFI/Linux/*.efi and no /boot/vmlinuz*")
 
 var errEntries = fmt.Errorf("the disk has %d entries or more, of which no more are listed", maxEntries)
 

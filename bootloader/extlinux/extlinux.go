@@ -298,6 +298,9 @@ func (p *parser) takeInitrds(e *Entry) {
 		}
 	}
 	e.Args = strings.Join(args, " ")
+	if strings.Contains(e.Args, "${") { // which U-Boot replaces, and nobody else
+		e.NotUnderstood = append(e.NotUnderstood, "a variable of U-Boot's in append")
+	}
 	if e.Initrds == nil {
 		for _, name := range named {
 			e.Initrds = append(e.Initrds, p.file("append initrd", name))

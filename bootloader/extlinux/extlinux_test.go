@@ -217,3 +217,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestVariables: what U-Boot would replace is not understood.
+func TestVariables(t *testing.T) {
+	m, err := Parse(fstest.MapFS{"extlinux.conf": {Data: []byte("label a\n linux /k\n append root=/dev/vda ${bootargs}\nlabel b\n linux /k\n append a=$b\n")}}, "extlinux.conf")
+	if err != nil || len(m.Entries) != 2 || m.Entries[0].NotUnderstood == nil || m.Entries[1].NotUnderstood != nil {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
