@@ -209,6 +209,12 @@ func (a *assembler) jumpIf(condition uint8) (site int) {
 	return a.n - 4
 }
 
+// callTo writes CALL.
+func (a *assembler) callTo(to int) {
+	a.bytes(0xe8)
+	a.u32(uint32(to - a.n - 4))
+}
+
 // land has the jump at site go to where to is.
 func (a *assembler) land(site, to int) {
 	binary.LittleEndian.PutUint32(a.b[site:], uint32(to-site-4))
@@ -216,6 +222,7 @@ func (a *assembler) land(site, to int) {
 
 // Conditions of jumps (SDM 1, appendix B).
 const (
+	ifAboveEqual = 3
 	ifNotEqual   = 5
 	ifEqual      = 4
 	ifBelowEqual = 6

@@ -17,6 +17,7 @@ type frame struct {
 	target  uint64 // of a call, while its return address is written
 	address uint64 // linear, of an access that was not in the TLB
 	came    uint64 // behind the call of the routine that has not found it
+	spilled uint64 // RDX, in such a routine
 	sys     uint64 // the bits of RFLAGS but for the arithmetic flags
 	site    uint32 // where it has left, a number of translator.sites
 	waiting uint32 // an interrupt may be waiting until the guest takes it

@@ -12,28 +12,11 @@ const (
 	pageMask = pageSize - 1
 
 	tlbSize  = 4096
-	tlbFold  = 10
 	itlbSize = 256
 
-	localSize    = 256
-	largeRegions = 256
-	largeShift   = 21
-	giantShift   = 30
+	largeShift = 21
+	giantShift = 30
 )
-
-// tlb holds the translations of one privilege.
-type tlb struct {
-	data [tlbSize]tlbEntry
-	code [itlbSize]itlbEntry
-	// local are the places, in data, of what is not global, as many as there is room for:
-	// another CR3 makes only those void.
-	local  [localSize]uint16
-	locals int
-	// large tells in which regions of 2 MiB and of 1 GiB, by the remainder of their number,
-	// there may be parts of a large page: they all go when one of its addresses is
-	// invalidated.
-	large [2][largeRegions]bool
-}
 
 // Bits of a page fault's error code (SDM 3, 4.7).
 const (
@@ -59,80 +42,11 @@ type Memory interface {
 	WritePage(gpa uint64)
 }
 
-// tlbEntry maps one linear page, whose address is in read, and in write where it can be
-// written to. An address that belongs into another place of the table matches nothing: 0
-// in all entries but the first, and elsewhere in that.
-type tlbEntry struct {
-	read, write uint64
-	host        unsafe.Pointer
-	_           uint64 // translated code finds an entry by a shift
-}
-
-// tlbPlace is the place in a TLB of a page by its number. Programs have much at the same distance
-// from large powers of two, such as what describes a part of a heap: so higher bits count, too, of
-// the lower half of an address. The kernel has not.
-func tlbPlace(tlb int, vpn uint64) uint64 {
-	if tlb == tlbUser {
-		vpn &= 1<<(32-12) - 1
-		vpn ^= vpn >> tlbFold
-	}
-	return vpn % tlbSize
-}
-
-// clear makes an entry, of a place in its table, match nothing.
-func (e *tlbEntry) clear(place uint64) {
-	if *e = (tlbEntry{}); place == 0 {
-		e.read, e.write = elsewhere, elsewhere
-	}
-}
-
-// elsewhere is an address that does not belong into the first entry of a table.
-const elsewhere = pageSize
-
-// empty forgets all translations.
-func (t *tlb) empty() {
-	*t = tlb{}
-	t.data[0].clear(0)
-}
-
-// emptyLocal forgets the translations of all pages that are not global.
-func (t *tlb) emptyLocal() {
-	if t.locals == localSize {
-		t.empty()
-		return
-	}
-	for _, place := range t.local[:t.locals] {
-		t.data[place].clear(uint64(place))
-	}
-	t.locals = 0
-	for i := range t.code {
-		if !t.code[i].global {
-			t.code[i] = itlbEntry{}
-		}
-	}
-}
-
-// forget forgets the translations in the place of a page. The TLB has a number.
-func (t *tlb) forget(number int, vpn uint64) {
-	place := tlbPlace(number, vpn)
-	t.data[place].clear(place)
-	t.code[vpn%itlbSize] = itlbEntry{}
-}
-
-// itlbEntry maps one linear page for execution.
-type itlbEntry struct {
-	tag  uint64
-	gpa  uint64
-	host unsafe.Pointer
-
-	global bool
-}
-
 // flushLocal forgets all translations of pages that are not global, as a write to CR3 does
 // (SDM 3, 4.10.4.1).
 func (c *CPU) flushLocal() {
 	for i := range c.frame.tlbs {
-		c.frame.tlbs[i].emptyLocal()
+		c.frame.tlbs[i].emptyLocal(i == tlbUser)
 	}
 	if !c.code.global {
 		c.code = itlbEntry{}
@@ -159,7 +73,7 @@ func (c *CPU) flushPage(addr uint64) {
 			t.empty()
 			c.forgetJumps()
 		} else {
-			t.forget(i, vpn)
+			t.forget(vpn)
 		}
 	}
 	c.code = itlbEntry{}
@@ -298,7 +212,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 {
 		c.tables.mem.WritePage(gpa)
 	}
-	place := tlbPlace(c.tlbNumber, addr>>12)
+	place := addr >> 12 % tlbSize
 	e := &c.tlb.data[place]
 	if c.inWatchedPage(addr) {
 		c.touch(addr, access&pfWrite != 0)
@@ -311,11 +225,14 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 	if access&pfWrite != 0 && !table {
 		e.write = e.read
 	}
+	if e != &c.lone && c.translator != nil && (c.global || c.tlbNumber == tlbUser) {
+		c.tlb.second.add(e)
+	}
 	return e
 }
 
 // entry is where the TLB has the page of an address, or another one.
-func (c *CPU) entry(addr uint64) *tlbEntry { return &c.tlb.data[tlbPlace(c.tlbNumber, addr>>12)] }
+func (c *CPU) entry(addr uint64) *tlbEntry { return &c.tlb.data[addr>>12%tlbSize] }
 
 // readable returns a pointer to n readable bytes at addr that lie in one page.
 func (c *CPU) readable(addr uint64) unsafe.Pointer {

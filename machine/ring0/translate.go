@@ -35,7 +35,7 @@ type translator struct {
 	enter  int               // where to enter translated code
 	exit   int               // where it leaves, with exitSite set
 	begin  int               // behind the code that all blocks share
-	miss   [numTLBs][2]int   // where an access goes that is not in a TLB, to read and to write
+	second [numTLBs][2]int   // routines that look into a second TLB, to read and to write
 	lookUp [2][lookSizes]int // routines that look into user mode's, by the logarithm of the size
 	vector int               // loads the vector registers
 
@@ -93,6 +93,7 @@ type exitSite struct {
 type codeSite struct {
 	at     uint32
 	offset uint16
+	again  uint32 // where an access to memory begins, with the linear address in RAX
 }
 
 // exitKind is why translated code left.
@@ -451,7 +452,7 @@ func (t *translator) stubTo(s exitSite, way int) int {
 
 // mayTrap notes that what comes next may trap.
 func (t *translator) mayTrap() {
-	t.traps = append(t.traps, codeSite{uint32(t.n), uint16(t.offset)})
+	t.traps = append(t.traps, codeSite{at: uint32(t.n), offset: uint16(t.offset)})
 }
 
 // saveFlags makes frame.flags exact. It spoils RAX.

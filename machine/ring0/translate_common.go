@@ -30,15 +30,10 @@ func (t *translator) common(u *native.Unit) (trapExit int) {
 	t.load(8, rBP, inFrameAt(unsafe.Offsetof(native.Frame{}.HostRBP)))
 	t.op(4, 0xff, 4, inFrameAt(unsafe.Offsetof(native.Frame{}.Return))) // jmp
 
-	for tlb := range t.miss {
-		for which, write := range []bool{false, true} {
-			t.miss[tlb][which] = t.n
-			t.missed(tlb, write, 0)
-			t.land(t.jump(), t.exit)
-		}
-	}
-
 	for which, write := range []bool{false, true} {
+		for tlb := range t.second {
+			t.secondRoutine(tlb, which, write)
+		}
 		t.lookUpRoutines(which, write)
 	}
 
@@ -50,31 +45,6 @@ func (t *translator) common(u *native.Unit) (trapExit int) {
 	t.load(8, rDX, inFrameAt(offsetTarget))
 	t.op(4, 0xff, 4, inFrameAt(offsetTemp)) // jmp
 	return trapExit
-}
-
-// missed saves the linear address of an access that lookInline has not found.
-func (t *translator) missed(tlb int, write bool, frame uintptr) {
-	t.op(8, 0x33, hostRAX, inFrameAt(frame+uintptr(tagOffset(tlb, write))).indexed(hostRCX)) // xor
-	t.store(8, hostRAX, inFrameAt(frame+offsetAddress))
-}
-
-// lookUpRoutines writes the routines that look into user mode's TLB. While they are executed, RSP
-// is that of the return address, in front of the frame.
-func (t *translator) lookUpRoutines(which int, write bool) {
-	const tlb, frame = tlbUser, 8
-	var absent [lookSizes]int
-	for l := range absent {
-		t.lookUp[which][l] = t.n
-		absent[l] = t.lookInline(tlb, 1<<l, write, frame)
-		t.bytes(0xc3) // ret
-	}
-	for _, jump := range absent {
-		t.land(jump, t.n)
-	}
-	t.missed(tlb, write, frame)
-	t.op(4, 0x8f, 0, inFrameAt(offsetCame)) // pop, which counts from where RSP is behind it
-	t.storeImm(4, inFrameAt(offsetSite), siteRead+uint32(which))
-	t.land(t.jump(), t.exit)
 }
 
 // eachHome calls do with each register of the guest that a register of the host holds.

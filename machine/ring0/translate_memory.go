@@ -17,6 +17,7 @@ const (
 	offsetSyscall       = unsafe.Offsetof(frame{}.syscallTarget)
 	offsetTemp          = unsafe.Offsetof(frame{}.temp)
 	offsetCame          = unsafe.Offsetof(frame{}.came)
+	offsetSpilled       = unsafe.Offsetof(frame{}.spilled)
 	offsetTarget        = unsafe.Offsetof(frame{}.target)
 	offsetEntry         = unsafe.Offsetof(frame{}.entry)
 	offsetVectorsLoaded = unsafe.Offsetof(frame{}.vectorsLoaded)
@@ -26,6 +27,7 @@ const (
 	offsetJumps         = unsafe.Offsetof(frame{}.jumps)
 
 	offsetTLBHost = unsafe.Offsetof(tlbEntry{}.host)
+	offsetSecond  = unsafe.Offsetof(tlb{}.second)
 )
 
 // tagOffset is where in frame the tags of a TLB for reading or writing begin.
@@ -130,18 +132,22 @@ func (t *translator) look(size int, write, locked bool) {
 		t.bytes(0xa8, byte(size-1)) // test al, size-1
 		slow = append(slow, t.jumpIf(ifNotEqual))
 	}
-	kind, which := exitRead, 0
+	which, again := 0, uint32(t.n)
 	if write {
-		kind, which = exitWrite, 1
+		which = 1
 	}
 	if l := bits.TrailingZeros(uint(size)); t.tlb == tlbUser && !t.turns && size == 1<<l && l < lookSizes {
-		t.bytes(0xe8) // call
-		t.u32(uint32(t.lookUp[which][l] - t.n - 4))
-		t.looks = append(t.looks, codeSite{uint32(t.n), uint16(t.offset)})
+		t.callTo(t.lookUp[which][l])
+		t.looks = append(t.looks, codeSite{uint32(t.n), uint16(t.offset), again})
 	} else {
-		site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(t.n)}
+		offset := uint16(t.offset)
 		absent := t.lookInline(t.tlb, size, write, 0)
-		t.cold = append(t.cold, func() { t.land(absent, t.stubTo(site, t.miss[t.tlb][which])) })
+		t.cold = append(t.cold, func() {
+			t.land(absent, t.n)
+			t.callTo(t.second[t.tlb][which])
+			t.looks = append(t.looks, codeSite{uint32(t.n), offset, again})
+			t.land(t.jump(), int(again))
+		})
 	}
 	if write && t.turns {
 		// By the lower half of the address: another page that has it, too, is just slow.
@@ -159,33 +165,6 @@ func (t *translator) look(size int, write, locked bool) {
 		})
 	}
 }
-
-// lookInline is look with the frame that far from RSP. It returns the jump for what is not in
-// the TLB, where the difference to the tag is in RAX, and its place in RCX.
-func (t *translator) lookInline(tlb, size int, write bool, frame uintptr) (absent int) {
-	const indexMask = (tlbSize - 1) << 5
-	t.op(4, 0x8b, hostRCX, register(hostRAX))
-	if tlb == tlbUser { // as tlbPlace does it
-		t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, tlbFold
-		t.bytes(tlbFold)
-		t.op(4, 0x33, hostRCX, register(hostRAX)) // xor
-	}
-	t.op(4, 0xc1, 5, register(hostRCX)) // shr ecx, 7
-	t.bytes(12 - 5)
-	t.op(4, 0x81, extAND, register(hostRCX))
-	t.u32(indexMask)
-	tag := inFrameAt(frame + uintptr(tagOffset(tlb, write))).indexed(hostRCX)
-	t.op(8, 0x33, hostRAX, tag) // xor
-	t.op(8, 0x81, extCMP, register(hostRAX))
-	t.u32(uint32(pageSize - size))
-	absent = t.jumpIf(ifAbove)
-	host := inFrameAt(frame + uintptr(tagOffset(tlb, false)) + offsetTLBHost).indexed(hostRCX)
-	t.op(8, 0x03, hostRAX, host)
-	return absent
-}
-
-// lookSizes is how many sizes of accesses routines look for: 1 to 32 bytes.
-const lookSizes = 6
 
 // jumpTo goes on at an offset from the page's address, with frame.flags exact.
 func (t *translator) jumpTo(target int64) {

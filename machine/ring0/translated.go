@@ -109,9 +109,8 @@ func (c *CPU) enterTranslated(at int) *exitSite {
 	c.setArith(f.flags>>8&0xff | f.flags&1<<11)
 	s := &t.sites[f.site]
 	if f.site == siteRead || f.site == siteWrite { // a routine's caller knows what to go on with
-		const call = 5
-		came := uint32(f.came - t.region.Base)
-		s.offset, s.at = t.looks[siteAt(t.looks, came)].offset, came-call
+		look := &t.looks[siteAt(t.looks, uint32(f.came-t.region.Base))]
+		s.offset, s.at = look.offset, look.again
 	}
 	return s
 }
