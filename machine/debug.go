@@ -327,7 +327,10 @@ func (d *Debugger) ReadMemory(cpu int, addr uint64, to []byte) (int, error) {
 // WriteMemory writes at a linear address, whatever the page tables allow, as far as it is
 // mapped. It returns how many bytes those were, as ReadMemory does, and an error for none.
 func (d *Debugger) WriteMemory(cpu int, addr uint64, from []byte) (int, error) {
-	return d.eachPage(cpu, addr, from, d.m.mem.Slice, func(memory, piece []byte) { copy(memory, piece) })
+	return d.eachPage(cpu, addr, from, d.m.mem.Slice, func(memory, piece []byte) {
+		copy(memory, piece)
+		d.m.mem.MarkDirty(memory)
+	})
 }
 
 func (d *Debugger) eachPage(cpu int, addr uint64, data []byte, slice func(gpa, n uint64) ([]byte, error), do func(memory, piece []byte)) (n int, err error) {

@@ -44,13 +44,19 @@ func (b Bitmap) Len() int {
 
 // MarkDirty implements virtio.Memory.
 func (m *Memory) MarkDirty(b []byte) {
-	if !m.dirty.on.Load() || len(b) == 0 {
+	if !m.dirty.on.Load() && m.writer == nil || len(b) == 0 {
 		return
 	}
 	at, start := uintptr(unsafe.Pointer(&b[0])), uint64(0)
 	for _, r := range m.regions {
 		host := uintptr(unsafe.Pointer(&r.host[0]))
 		if off := uint64(at - host); at >= host && off < uint64(len(r.host)) {
+			if m.writer != nil {
+				m.writer.Wrote(r.gpa+off, uint64(len(b)))
+			}
+			if !m.dirty.on.Load() {
+				return
+			}
 			for p := (start + off) / pageSize; p <= (start+off+uint64(len(b))-1)/pageSize; p++ {
 				m.dirty.set(p)
 			}

@@ -315,6 +315,7 @@ func (m *Machine) addMemory() (err error) {
 	}
 	// Memory first: behind the chips, the kernel has to wait for readers of its
 	// tables, which takes milliseconds.
+	m.mem.tell(m.vm)
 	if err = m.mem.register(m.vm); err != nil {
 		return err
 	}

@@ -60,6 +60,7 @@ type Memory struct {
 	size    uint64
 	backed  []Backing
 	dirty   dirtyPages
+	writer  engine.Writer // is told what devices write; nil if it needs not know
 	// pagemap is this process's: one that is not dumpable cannot open it later (proc(5)).
 	pagemap *os.File
 }
@@ -177,6 +178,9 @@ func (m *Memory) close() error {
 	m.regions = nil
 	return errors.Join(append(errs, m.pagemap.Close())...)
 }
+
+// tell has a VM told what devices write, if it has to know. No device is there yet.
+func (m *Memory) tell(vm engine.VM) { m.writer, _ = vm.(engine.Writer) }
 
 // register gives the RAM to a VM, a slot a region.
 func (m *Memory) register(vm engine.VM) error {

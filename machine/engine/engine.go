@@ -133,3 +133,7 @@ type VCPU interface {
 // at what SetImmediateExit says, also where it sleeps. Safe from any goroutine until
 // Close.
 type Kicker interface{ Kick() }
+
+// Writer is a VM that has to know what others than its VCPUs write to its memory: at an address,
+// so many bytes, once they are written. Safe for concurrent use.
+type Writer interface{ Wrote(gpa, n uint64) }

@@ -227,6 +227,7 @@ const (
 	ifEqual      = 4
 	ifBelowEqual = 6
 	ifAbove      = 7
+	ifNotSign    = 9
 )
 
 // Extensions of opcodes 0x81 and 0x83.

@@ -1,6 +1,8 @@
 package ring0
 
 import (
+	"sync/atomic"
+
 	"vmm/internal/x86"
 	"vmm/kvm"
 )
@@ -42,6 +44,7 @@ const (
 	attendExit               // an access is for the owner
 	attendTrace              // RFLAGS.TF may be set
 	attendShadow             // the last instruction keeps interrupts off for one more
+	attendGuards             // guards of pages have ended
 )
 
 // NewComplete returns a CPU that is executed as a whole. tables holds its memory.
@@ -56,7 +59,7 @@ func NewComplete(board Board, tables *Tables, components [64]Component) (*CPU, e
 
 // NewMemory returns the tables of a machine whose memory KVM has no shadow of.
 func NewMemory(mem Memory) *Tables {
-	return &Tables{mem: mem, roots: map[uint64]uint64{}, writes: map[uint64]int{}}
+	return &Tables{mem: mem, guards: guards{of: make([]atomic.Uint64, guardPages)}, roots: map[uint64]uint64{}, writes: map[uint64]int{}}
 }
 
 // Attend has Run return soon with StopAttention. Safe from any goroutine.

@@ -104,6 +104,9 @@ func (c *CPU) attend(a uint32) (Stop, bool) {
 	if a&native.AttendRuntime != 0 { // to have returned from translated code is all
 		c.frame.Attention.And(^uint32(native.AttendRuntime))
 	}
+	if a&attendGuards != 0 {
+		c.endGuards()
+	}
 	switch {
 	case a&attendExit != 0:
 		c.frame.Attention.And(^uint32(attendExit))

@@ -130,19 +130,21 @@ type CPU struct {
 	xcr0Value   uint64
 	xcr0Known   bool
 
-	tlb        *tlb // the one in use, of frame.tlbs
-	tlbNumber  int
-	translator *translator // nil where all is interpreted
-	code       itlbEntry
-	global     bool   // the page that walk has found last
-	noUser     bool   // SMAP forbids data accesses to user pages now
-	userAccess uint32 // pfUser at privilege level 3
-	tables     *Tables
-	seen       uint64 // the generation of tables that the TLB knows
-	running    running
-	fault      pageFault
-	blocked    uint64 // the table page that the last refused store hit
-	bypass     bool   // stores to tables are not refused
+	tlb         *tlb // the one in use, of frame.tlbs
+	tlbNumber   int
+	translator  *translator // nil where all is interpreted
+	code        itlbEntry
+	global      bool   // the page that walk has found last
+	noUser      bool   // SMAP forbids data accesses to user pages now
+	userAccess  uint32 // pfUser at privilege level 3
+	tables      *Tables
+	seen        uint64 // the generation of tables that the TLB knows
+	running     running
+	guarded     atomic.Uint64 // the last guard that the TLBs keep
+	endedGuards []uint32      // guards that have ended since; of tables.mu
+	fault       pageFault
+	blocked     uint64 // the table page that the last refused store hit
+	bypass      bool   // stores to tables are not refused
 
 	// Of a complete CPU (board.go); board is nil for one that KVM has the rest of.
 	board        Board

@@ -5,6 +5,17 @@ import "slices"
 // Translated is the number of places where translations leave, of all that were made.
 func (c *CPU) Translated() int { return len(c.translator.sites) }
 
+// Changed tells that a test has changed memory, and has pages guarded after so many comparisons, at
+// least one: who has a page guarded begins its block anew.
+func (c *CPU) Changed(guardEvery int32) {
+	c.tables.Wrote(0, c.tables.mem.Size())
+	if t := c.translator; t != nil {
+		c.endGuards()
+		clear(t.waits)
+		t.guardEvery, c.frame.untilGuard = guardEvery, guardEvery
+	}
+}
+
 // Comparable tells of an instruction whether the host's CPU can be given it in a test as it
 // is, with RBX, RSI, RDI and RSP pointing into memory that a test may change: it does not
 // jump, nor address memory by other registers, nor lie beyond its bytes. undefined are the

@@ -27,6 +27,9 @@ type frame struct {
 
 	moved, movedTo uint32 // what changed the TLB, and to which
 
+	// untilGuard is how many blocks may be compared until one leaves to have its page guarded.
+	untilGuard int32
+
 	// r holds the general registers by number, and RIP in r[rIP].
 	r [numRegs]uint64
 	// base is of segments, by segNone, segFS, ...
@@ -42,6 +45,9 @@ type frame struct {
 
 	jumps [numTLBs]jumpTable
 	tlbs  [numTLBs]tlb
+
+	// compare is mustCompare for blocks that are compared with the guest's code, and 0 for others.
+	compare [maxBlocks]uint32
 }
 
 // newFrame returns a frame where native.Frame wants it: what is so large begins with a page.

@@ -378,7 +378,7 @@ func TestLockstepDifference(t *testing.T) {
 				t.Fatalf("%d compared, %d instructions: %v", l.Compared, l.Instructions, l.Difference)
 			}
 			made := c.translator.b[:c.translator.n]
-			made[bytes.LastIndex(made, []byte{0x21, 0x43, 0x65, 0x07})]++ // in front of it, the guest's code is compared
+			made[bytes.Index(made, []byte{0x21, 0x43, 0x65, 0x07})]++ // behind it, the guest's code is compared
 			if run(); l.Difference == nil || !called {
 				t.Error("the difference is not found")
 			}

@@ -245,6 +245,7 @@ func (p *lockPair) check(code []byte, at uint64, mode lockMode, regs kvm.Regs, f
 		if p.setUp != nil {
 			p.setUp(lockMemory(c))
 		}
+		c.Changed(1 + int32(fill%4))
 	}
 	stop, undefined, ok := p.step()
 	if !ok {

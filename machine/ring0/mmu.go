@@ -119,7 +119,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 		if !leaf {
 			if pte&x86.PTEAccessed == 0 {
 				atomic.OrUint64(p, x86.PTEAccessed)
-				c.tables.mem.WritePage(table)
+				c.wrote(table)
 			}
 			table = pte & x86.PTEFrame
 			continue
@@ -135,7 +135,7 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 			if !atomic.CompareAndSwapUint64(p, pte, pte|set) {
 				return c.walk(addr, access) // somebody changed it meanwhile
 			}
-			c.tables.mem.WritePage(table)
+			c.wrote(table)
 		}
 		switch shift {
 		case largeShift:
@@ -184,6 +184,12 @@ func (c *CPU) forgetFailure() {
 	c.fault.valid, c.notCanonical, c.onDevice, c.exits = false, false, false, false
 }
 
+// wrote is for a page that is written to, or can be from now on.
+func (c *CPU) wrote(gpa uint64) {
+	c.tables.mem.WritePage(gpa)
+	c.tables.endGuard(gpa)
+}
+
 // fill walks the page tables and remembers the result in the TLB. It returns
 // the entry, or nil when the access must fail.
 func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
@@ -210,7 +216,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		c.journal.note(unsafe.Pointer(page))
 	}
 	if access&pfWrite != 0 {
-		c.tables.mem.WritePage(gpa)
+		c.wrote(gpa)
 	}
 	place := addr >> 12 % tlbSize
 	e := &c.tlb.data[place]
@@ -221,7 +227,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		c.tlb.local[c.tlb.locals] = uint16(place)
 		c.tlb.locals++
 	}
-	*e = tlbEntry{read: addr &^ pageMask, write: ^(addr &^ pageMask), host: unsafe.Pointer(page)}
+	*e = tlbEntry{read: addr &^ pageMask, write: ^(addr &^ pageMask), host: unsafe.Pointer(page), gpa: gpa}
 	if access&pfWrite != 0 && !table {
 		e.write = e.read
 	}
@@ -409,6 +415,7 @@ func (c *CPU) fetch(addr uint64) bool {
 		if page == nil {
 			return false
 		}
+		c.tlb.localCode = c.tlb.localCode || !c.global
 		*e = itlbEntry{tag: vpn + 1, gpa: gpa &^ pageMask, host: unsafe.Pointer(page), global: c.global}
 	}
 	c.code = *e

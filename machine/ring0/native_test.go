@@ -104,6 +104,7 @@ func (o *cpuOracle) compare(t *testing.T, code []byte, regs kvm.Regs) bool {
 	clear(o.mem[oracleCode : oracleCode+32])
 	const int3 = 0xcc
 	copy(o.mem[oracleCode:], append(code[:len(code):len(code)], int3))
+	o.cpu.Changed(100)
 	seg := kvm.Segment{Selector: 0x2b, Type: 11, S: 1, DPL: 3, Present: 1, L: 1, G: 1, Limit: 0xffffffff}
 	ss := seg
 	ss.Type, ss.L = 3, 0

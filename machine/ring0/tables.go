@@ -27,7 +27,8 @@ type Tables struct {
 	// poke makes KVM drop its shadow of a page.
 	poke func(gpa uint64) error
 	// room is for translations.
-	room room
+	room   room
+	guards guards
 
 	// split is held by locked accesses that no instruction of the host's does at once.
 	split sync.Mutex

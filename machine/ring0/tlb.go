@@ -13,8 +13,9 @@ type tlb struct {
 	code [itlbSize]itlbEntry
 	// local are the places, in data, of what is not global, as many as there is room for:
 	// another CR3 makes only those void.
-	local  [localSize]uint16
-	locals uint64
+	local     [localSize]uint16
+	locals    uint64
+	localCode bool // some of code is not global
 	// large tells in which regions of 2 MiB and of 1 GiB, by the remainder of their number,
 	// there may be parts of a large page: they all go when one of its addresses is
 	// invalidated.
@@ -28,7 +29,7 @@ type tlb struct {
 type tlbEntry struct {
 	read, write uint64
 	host        unsafe.Pointer
-	_           uint64 // translated code finds an entry by a shift
+	gpa         uint64 // of the page
 }
 
 // clear makes an entry, of a place in its table, match nothing.
@@ -46,7 +47,7 @@ func (t *tlb) empty() {
 	clear(t.data[:])
 	t.data[0].clear(0)
 	clear(t.code[:])
-	t.locals, t.large = 0, [2][largeRegions]bool{}
+	t.locals, t.localCode, t.large = 0, false, [2][largeRegions]bool{}
 	t.second.empty()
 }
 
@@ -62,10 +63,9 @@ func (t *tlb) emptyLocal(user bool) {
 		}
 	}
 	t.locals = 0
-	for i := range t.code {
-		if !t.code[i].global {
-			t.code[i] = itlbEntry{}
-		}
+	if t.localCode { // as all of user mode's is
+		clear(t.code[:])
+		t.localCode = false
 	}
 	if user { // what else is in a second one is global
 		t.second.empty()
@@ -110,7 +110,7 @@ func (s *secondTLB) empty() {
 
 // add adds an entry of the TLB in front.
 func (s *secondTLB) add(e *tlbEntry) {
-	s.entries[secondPlace(e.read>>12)] = tlbEntry{read: e.read ^ s.epoch, write: e.write ^ s.epoch, host: e.host}
+	s.entries[secondPlace(e.read>>12)] = tlbEntry{read: e.read ^ s.epoch, write: e.write ^ s.epoch, host: e.host, gpa: e.gpa}
 }
 
 // itlbEntry maps one linear page for execution.

@@ -14,13 +14,11 @@ import (
 // interrupt or device is dealt with here.
 //
 // A block is found by the host's address of its code, and by the TLB that it uses. It
-// begins with a comparison of the guest's code with what was translated, so that code may
-// change as it likes, and from anywhere; and with a look at Attention. Only a loop that is one
-// block is not compared with each turn: it leaves what it stores to its own page to the
-// interpreter, and what another CPU changes there is seen when Attention next ends it. Blocks of
-// one page go to each other directly; between pages a table leads from linear addresses to
-// translations, which is emptied with the TLB. A block does not know its linear page, which is in
-// frame.page.
+// begins with a look at Attention, and with a comparison of the guest's code with what was
+// translated unless its page is guarded (guard.go), so that code may change as it likes, and from
+// anywhere. Blocks of one page go to each other directly; between pages a table leads from linear
+// addresses to translations, which is emptied with the TLB. A block does not know its linear page,
+// which is in frame.page.
 //
 // Between blocks the arithmetic flags are in frame.flags. Within a block they are the host's,
 // and saved where code of ours or the end of the block comes between them and who needs them.
@@ -43,6 +41,10 @@ type translator struct {
 	smap       bool          // CR4.SMAP
 	blocks     []translation // by number
 	table      blockTable
+	newest     map[uint32]uint32 // blocks by the number of their page's guard
+	waits      map[uint32]guardWait
+	guardEvery int32
+	frame      *frame
 	resets     int
 	sites      []exitSite
 	traps      []codeSite // that may trap, in the order of their places
@@ -58,11 +60,10 @@ type translator struct {
 	index      int    // of the instruction
 	places     []place
 	waiting    []waitingJump
-	turns      bool   // it is a loop, which does not compare its code with each turn
-	page       uint64 // the host's address of its page
-	again      int    // where the first instruction begins, in front of the look at Attention
-	hostFlags  bool   // flags are the host's
-	frameFlags bool   // frame.flags is exact
+	turns      bool // it is a loop
+	parts      [2]part
+	hostFlags  bool // flags are the host's
+	frameFlags bool // frame.flags is exact
 	cold       []func()
 
 	code  [maxTranslated * maxInst]byte
@@ -77,6 +78,10 @@ type translation struct {
 	host  uint64 // the host's address of the guest's code
 	next  uint64 // that of the next page, where its only instruction goes on; 0 if it does not
 	entry uint32 // in the region
+	page  uint32 // the number of the guest's page
+	copy  uint32 // in the region, of the guest's code
+	older uint32 // another block of such a page, 0 if there is none
+	bytes uint16
 	tlb   uint8
 	gone  bool // the guest's code has changed
 }
@@ -93,7 +98,6 @@ type exitSite struct {
 type codeSite struct {
 	at     uint32
 	offset uint16
-	again  uint32 // where an access to memory begins, with the linear address in RAX
 }
 
 // exitKind is why translated code left.
@@ -109,6 +113,8 @@ const (
 	exitWrite
 	// exitHead found that the CPU has to look up, or that the guest's code has changed.
 	exitHead
+	// exitGuard found that much is compared, at last that block.
+	exitGuard
 	// exitVector needs the vector registers.
 	exitVector
 	// exitFar goes on at another page's address, which is in r[rIP].
@@ -131,7 +137,8 @@ func newTranslator(f *frame, u *native.Unit, r *room) (*translator, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &translator{region: region, room: r, assembler: assembler{b: region.Code}}
+	t := &translator{region: region, room: r, frame: f, waits: map[uint32]guardWait{}, assembler: assembler{b: region.Code}}
+	t.guardEvery, f.untilGuard = guardEvery, guardEvery
 	f.TrapExit = region.Base + uint64(t.common(u))
 	f.xsave, f.mxcsr = u.Extended(), native.DefaultMXCSR
 	t.begin = t.n
@@ -155,6 +162,7 @@ func (t *translator) reset() {
 	t.n = t.begin
 	t.blocks = append(t.blocks[:0], translation{}) // none
 	clear(t.table[:])
+	t.newest = map[uint32]uint32{}
 	t.resets++
 	t.sites = append(t.sites[:0], exitSite{kind: exitTrap}, exitSite{kind: exitFar}, exitSite{kind: exitRead}, exitSite{kind: exitWrite})
 	t.traps, t.looks = t.traps[:0], t.looks[:0]
@@ -168,10 +176,10 @@ const (
 	siteWrite
 )
 
-// translate returns the translation of the block at code, which ends with its page, for a TLB;
-// with next, which begins the page behind it, that of one instruction that goes on there. It
+// translate returns the translation of the block at code, which ends with its page, whose number
+// in the guest page is, for a TLB; with next, which begins the page behind it, that of one instruction that goes on there. It
 // returns 0 where not one instruction has a translation.
-func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
+func (t *translator) translate(page uint64, code, next []byte, tlb int) (block uint32) {
 	host, nextHost := hostAddress(code), uint64(0)
 	if next != nil {
 		nextHost = hostAddress(next)
@@ -179,7 +187,7 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	if b := t.table.find(t.blocks, host, nextHost, tlb); b != 0 {
 		return b
 	}
-	if t.n+blockRoom > len(t.b) || len(t.blocks) > len(t.table)/2 || t.room.lacks(t.n) {
+	if t.n+blockRoom > len(t.b) || len(t.blocks) == maxBlocks || t.room.lacks(t.n) {
 		t.reset()
 	}
 	mine := t.code[:copy(t.code[:], code)] // which the guest cannot change
@@ -193,10 +201,11 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 		return 0
 	}
 	t.block = uint32(len(t.blocks))
-	t.blocks = append(t.blocks, translation{host: host, next: nextHost, tlb: uint8(tlb), entry: uint32(t.n)})
+	t.blocks = append(t.blocks, translation{host: host, next: nextHost, page: uint32(page), tlb: uint8(tlb), entry: uint32(t.n)})
 	start := uint32(host & pageMask)
 	t.cold = t.cold[:0]
-	t.beginBlock(start, b.vectors, part{host, mine[:min(b.bytes, len(code))]}, part{nextHost, mine[min(b.bytes, len(code)):b.bytes]})
+	t.parts = [2]part{{host, mine[:min(b.bytes, len(code))]}, {nextHost, mine[min(b.bytes, len(code)):b.bytes]}}
+	t.beginBlock(start, b.vectors)
 	t.hostFlags, t.frameFlags, t.next = false, true, start
 	t.places, t.waiting = t.places[:0], t.waiting[:0]
 	for i := range b.insts {
@@ -204,7 +213,6 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 		start += uint32(b.insts[i].len)
 	}
 	t.turns = b.findJoins(t.places) && next == nil
-	t.page = host &^ pageMask
 	for i := range b.insts {
 		in, p := &b.insts[i], &b.plans[i]
 		t.index, t.offset, t.next = i, t.next, t.next+uint32(in.len)
@@ -233,6 +241,11 @@ func (t *translator) translate(code, next []byte, tlb int) (block uint32) {
 	for i := 0; i < len(t.cold); i++ { //nolint:intrange // they add to it
 		t.cold[i]()
 	}
+	made := &t.blocks[t.block]
+	made.copy, made.bytes, made.older = uint32(t.n), uint16(b.bytes), t.newest[made.page%guardPages]
+	t.bytes(mine[:b.bytes]...)
+	t.newest[made.page%guardPages] = t.block
+	t.frame.compare[t.block] = mustCompare
 	t.table.add(t.blocks, t.block)
 	t.room.take(t.n - int(t.blocks[t.block].entry))
 	return t.block
@@ -295,13 +308,14 @@ func (t *translator) jumpWithin(site int, target int64) bool {
 	case !t.turns:
 		return false
 	case k == 0:
-		t.land(site, t.again)
+		t.land(site, int(t.blocks[t.block].entry))
 	default:
 		t.cold = append(t.cold, func() {
 			t.land(site, t.n)
-			t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
-			t.land(t.jumpIf(ifEqual), t.places[k].at)
-			t.stub(exitSite{kind: exitLink, offset: uint16(target)}) // which stays as it is
+			changed := t.lookUpOrCompare()
+			t.land(t.jump(), t.places[k].at)
+			t.land(changed, t.n)
+			t.compareOrLeave(t.places[k].at, exitSite{kind: exitLink, offset: uint16(target)}) // whose jump stays as it is
 		})
 	}
 	return true
@@ -365,94 +379,24 @@ func (t *translator) plan(code []byte, limit int) (b planned) {
 	return b
 }
 
-// beginBlock compares the guest's code with what is translated, looks at Attention, and has
-// the vector registers loaded if the block uses them.
-func (t *translator) beginBlock(offset uint32, vectors bool, code ...part) {
-	var gone []int
-	for _, p := range code {
-		gone = t.compare(p, gone)
-	}
-	t.again = t.n
-	t.arithmetic(4, extCMP, inFrameAt(unsafe.Offsetof(frame{}.Frame.Attention)), 0)
-	gone = append(gone, t.jumpIf(ifNotEqual))
-	t.cold = append(t.cold, func() {
-		stub := t.stub(exitSite{kind: exitHead, offset: uint16(offset)})
-		for _, site := range gone {
-			t.land(site, stub)
-		}
-	})
-	if vectors {
-		t.wantVectors(offset)
-	}
-}
-
-// part is code of the guest, and where it is in this process.
-type part struct {
-	host uint64
-	code []byte
-}
-
-// compare compares a part of the guest's code with what is translated, and adds the jumps for
-// where it differs to those in gone.
-func (t *translator) compare(p part, gone []int) []int {
-	code := p.code
-	if len(code) == 0 {
-		return gone
-	}
-	t.loadImm(hostRCX, p.host)
-	for i, n := 0, len(code); i < n; {
-		switch {
-		case n >= 8:
-			i = min(i, n-8) // the last one overlaps the one in front
-			t.loadImm(hostRAX, le.Uint64(code[i:]))
-			t.op(8, 0x3b, hostRAX, memory(hostRCX, int32(i)))
-			i += 8
-		case n >= 4:
-			i = min(i, n-4)
-			t.op(4, 0x81, extCMP, memory(hostRCX, int32(i)))
-			t.u32(le.Uint32(code[i:]))
-			i += 4
-		default:
-			t.op(1, 0x80, extCMP, memory(hostRCX, int32(i)))
-			t.bytes(code[i])
-			i++
-		}
-		gone = append(gone, t.jumpIf(ifNotEqual))
-	}
-	return gone
-}
-
-// wantVectors has the vector registers loaded.
-func (t *translator) wantVectors(offset uint32) {
-	t.arithmetic(4, extCMP, inFrameAt(offsetVectorsLoaded), 0)
-	absent, back := t.jumpIf(ifEqual), t.n
-	t.cold = append(t.cold, func() {
-		t.land(absent, t.n)
-		t.arithmetic(4, extCMP, inFrameAt(offsetVectorsReady), 0)
-		unready := t.jumpIf(ifEqual)
-		t.bytes(0x48, 0x8d, 0x05) // lea rax, [rip+...]
-		t.u32(uint32(back - t.n - 4))
-		t.land(t.jump(), t.vector)
-		t.land(unready, t.stub(exitSite{kind: exitVector, offset: uint16(offset)}))
-	})
-}
-
 // stub writes a place where translated code leaves, and returns where it is.
-func (t *translator) stub(s exitSite) int { return t.stubTo(s, t.exit) }
-
-// stubTo is stub with a way to the exit.
-func (t *translator) stubTo(s exitSite, way int) int {
+func (t *translator) stub(s exitSite) int {
 	at := t.n
+	t.setSite(s)
+	t.land(t.jump(), t.exit)
+	return at
+}
+
+// setSite makes a place the one where translated code leaves, if it does.
+func (t *translator) setSite(s exitSite) {
 	s.block = t.block
 	t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
-	t.land(t.jump(), way)
 	t.sites = append(t.sites, s)
-	return at
 }
 
 // mayTrap notes that what comes next may trap.
 func (t *translator) mayTrap() {
-	t.traps = append(t.traps, codeSite{at: uint32(t.n), offset: uint16(t.offset)})
+	t.traps = append(t.traps, codeSite{uint32(t.n), uint16(t.offset)})
 }
 
 // saveFlags makes frame.flags exact. It spoils RAX.

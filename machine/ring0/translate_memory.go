@@ -7,6 +7,8 @@ import (
 
 // Places in frame that translated code uses.
 const (
+	offsetAttention     = unsafe.Offsetof(frame{}.Frame.Attention)
+	offsetUntilGuard    = unsafe.Offsetof(frame{}.untilGuard)
 	offsetRegisters     = unsafe.Offsetof(frame{}.r)
 	offsetPage          = unsafe.Offsetof(frame{}.page)
 	offsetFlags         = unsafe.Offsetof(frame{}.flags)
@@ -122,7 +124,7 @@ func (t *translator) linear(in *inst) {
 }
 
 // look has the host's address of the linear address in RAX put into RAX. It spoils RCX. What is
-// locked and not aligned is left to the interpreter, and what a loop stores to its own page.
+// locked and not aligned is left to the interpreter.
 //
 // In user mode a routine does that but for a loop: programs are large, and most of their code is
 // executed seldom.
@@ -132,28 +134,22 @@ func (t *translator) look(size int, write, locked bool) {
 		t.bytes(0xa8, byte(size-1)) // test al, size-1
 		slow = append(slow, t.jumpIf(ifNotEqual))
 	}
-	which, again := 0, uint32(t.n)
+	which, kind := 0, exitRead
 	if write {
-		which = 1
+		which, kind = 1, exitWrite
 	}
 	if l := bits.TrailingZeros(uint(size)); t.tlb == tlbUser && !t.turns && size == 1<<l && l < lookSizes {
 		t.callTo(t.lookUp[which][l])
-		t.looks = append(t.looks, codeSite{uint32(t.n), uint16(t.offset), again})
+		t.looks = append(t.looks, codeSite{uint32(t.n), uint16(t.offset)})
 	} else {
-		offset := uint16(t.offset)
+		site := exitSite{kind: kind, offset: uint16(t.offset), at: uint32(t.n)}
 		absent := t.lookInline(t.tlb, size, write, 0)
 		t.cold = append(t.cold, func() {
 			t.land(absent, t.n)
+			t.setSite(site)
 			t.callTo(t.second[t.tlb][which])
-			t.looks = append(t.looks, codeSite{uint32(t.n), offset, again})
-			t.land(t.jump(), int(again))
+			t.land(t.jump(), int(site.at))
 		})
-	}
-	if write && t.turns {
-		// By the lower half of the address: another page that has it, too, is just slow.
-		t.op(4, 0x8d, hostRCX, memory(hostRAX, -int32(t.page))) // lea
-		t.arithmetic(4, extCMP, register(hostRCX), pageMask)
-		slow = append(slow, t.jumpIf(ifBelowEqual))
 	}
 	if len(slow) > 0 {
 		site := exitSite{kind: exitInterpret, offset: uint16(t.offset)}

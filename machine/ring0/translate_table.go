@@ -5,6 +5,9 @@ package ring0
 // another of the same code.
 type blockTable [1 << 19]uint32
 
+// maxBlocks is how many blocks there may be.
+const maxBlocks = len(blockTable{}) / 2
+
 func blockHash(host uint64, tlb int) uint32 {
 	return uint32((host*3+uint64(tlb))*0x9e3779b97f4a7c15>>32) % uint32(len(blockTable{}))
 }

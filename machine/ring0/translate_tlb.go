@@ -40,26 +40,28 @@ func (t *translator) lookUpRoutines(which int, write bool) {
 		absent = append(absent, t.lookSecond(tlbUser, write)...)
 		t.land(t.jump(), t.lookUp[which][l])
 	}
-	t.absent(which, absent)
+	t.absent(absent)
+	t.storeImm(4, inFrameAt(offsetSite), siteRead+uint32(which))
+	t.land(t.jump(), t.exit)
 }
 
 // secondRoutine writes the routine that looks into a second TLB, after lookInline has not found
-// the page in the first. It returns with the linear address in RAX, to look again.
+// the page in the first. It returns with the linear address in RAX, to look again, or leaves by
+// the site that is set.
 func (t *translator) secondRoutine(tlb, which int, write bool) {
 	t.second[tlb][which] = t.n
 	absent := t.lookSecond(tlb, write)
 	t.bytes(0xc3) // ret
-	t.absent(which, absent)
+	t.absent(absent)
+	t.land(t.jump(), t.exit)
 }
 
-// absent is for accesses that are in no TLB: their caller is where to go on.
-func (t *translator) absent(which int, jumps []int) {
+// absent is where accesses go that are in no TLB: out of the routine.
+func (t *translator) absent(jumps []int) {
 	for _, jump := range jumps {
 		t.land(jump, t.n)
 	}
 	t.op(4, 0x8f, 0, inFrameAt(offsetCame)) // pop, which counts from where RSP is behind it
-	t.storeImm(4, inFrameAt(offsetSite), siteRead+uint32(which))
-	t.land(t.jump(), t.exit)
 }
 
 // lookSecond brings a page from a second TLB into the first, in a routine, with RAX and RCX as
@@ -102,8 +104,10 @@ func (t *translator) lookSecond(tlb int, write bool) (absent []int) {
 		t.op(8, 0x33, hostRAX, epoch) // xor
 		t.store(8, hostRAX, inFrameAt(first+field).indexed(hostRCX))
 	}
-	t.load(8, hostRAX, entry(offsetTLBHost))
-	t.store(8, hostRAX, inFrameAt(first+offsetTLBHost).indexed(hostRCX))
+	for _, field := range []uintptr{offsetTLBHost, unsafe.Offsetof(tlbEntry{}.gpa)} {
+		t.load(8, hostRAX, entry(field))
+		t.store(8, hostRAX, inFrameAt(first+field).indexed(hostRCX))
+	}
 	if tlb == tlbUser { // else it is global
 		locals := inFrameAt(first + unsafe.Offsetof(frame{}.tlbs[0].locals))
 		t.load(4, hostRAX, locals)

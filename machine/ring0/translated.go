@@ -66,6 +66,8 @@ func (c *CPU) runTranslated() (one bool) {
 			if f.Attention.Load() == 0 {
 				t.replace(s.block)
 			}
+		case exitGuard:
+			c.guard(s.block)
 		case exitVector:
 			if !c.unitState() {
 				return true
@@ -109,8 +111,9 @@ func (c *CPU) enterTranslated(at int) *exitSite {
 	c.setArith(f.flags>>8&0xff | f.flags&1<<11)
 	s := &t.sites[f.site]
 	if f.site == siteRead || f.site == siteWrite { // a routine's caller knows what to go on with
-		look := &t.looks[siteAt(t.looks, uint32(f.came-t.region.Base))]
-		s.offset, s.at = look.offset, look.again
+		const call = 5
+		came := uint32(f.came - t.region.Base)
+		s.offset, s.at = t.looks[siteAt(t.looks, came)].offset, came-call
 	}
 	return s
 }
@@ -156,7 +159,7 @@ func (c *CPU) translation() uint32 {
 	t.components, _ = c.xcr0()
 	t.smap = c.sregs.CR4&x86.CR4SMAP != 0
 	resets := t.resets
-	b := t.translate(code, nil, c.tlbNumber)
+	b := t.translate(c.code.gpa>>12, code, nil, c.tlbNumber)
 	if b == 0 && len(code) < maxInst && cutOff(code) {
 		b = c.splitTranslation(at, code)
 	}
@@ -181,7 +184,7 @@ func (c *CPU) splitTranslation(at uint64, code []byte) uint32 {
 		c.forgetFailure()
 		return 0
 	}
-	return c.translator.translate(code, unsafe.Slice((*byte)(next.host), maxInst), c.tlbNumber)
+	return c.translator.translate(c.code.gpa>>12, code, unsafe.Slice((*byte)(next.host), maxInst), c.tlbNumber)
 }
 
 // forgetJumps empties the tables that lead from addresses to translations.

@@ -131,8 +131,10 @@ func TestTranslatedFromOutside(t *testing.T) {
 	c := lockCPU(t, true)
 	code := []byte{0xb8, 0, 0, 0, 0, 0xeb, 0, 0xf4} // mov eax, ...; jmp +0; hlt
 	layOut(c, code, lockCode, lockMode{}, kvm.Regs{RSP: lockData + 0x1000, RIP: lockCode, RFLAGS: 2}, 1)
+	c.Changed(1)
 	for i := range 30 {
 		le.PutUint32(lockMemory(c)[lockCode>>12][1:], uint32(i/2))
+		c.tables.Wrote(lockCode+1, 4)
 		c.r[rIP] = lockCode
 		if stop := c.Run(100); stop != StopHalt || c.r[rAX] != uint64(i/2) {
 			t.Fatalf("%v, RAX %d instead of %d", stop, c.r[rAX], i/2)

@@ -104,6 +104,7 @@ func (v *vcpu) guest(gpa, n uint64) []byte {
 		return nil
 	}
 	v.vm.wrote(gpa)
+	v.vm.Wrote(gpa, n)
 	return unsafe.Slice((*byte)(unsafe.Add(p, gpa%pageSize)), n)
 }
 

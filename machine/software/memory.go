@@ -76,6 +76,9 @@ func (vm *VM) Mapped(gpa uint64, write bool) *[pageSize]byte {
 // WritePage implements ring0.Memory.
 func (vm *VM) WritePage(gpa uint64) { vm.wrote(gpa) }
 
+// Wrote implements engine.Writer.
+func (vm *VM) Wrote(gpa, n uint64) { vm.tables.Wrote(gpa, n) }
+
 // Size implements ring0.Memory.
 func (vm *VM) Size() uint64 {
 	slots := vm.memory.Load().slots

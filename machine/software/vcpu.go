@@ -140,6 +140,8 @@ func (v *vcpu) Run() error {
 func (v *vcpu) finish() ring0.Stop {
 	v.vm.executing.RLock()
 	defer v.vm.executing.RUnlock()
+	v.cpu.Begin()
+	defer v.cpu.End()
 	v.catchUp()
 	return v.cpu.Run(1)
 }
@@ -147,7 +149,7 @@ func (v *vcpu) finish() ring0.Stop {
 // catchUp takes over what has changed in the VM: what translations lead to, and kvmclock.
 func (v *vcpu) catchUp() {
 	if g := v.vm.generation.Load(); g != v.seen {
-		v.cpu.FlushTLB()
+		v.cpu.ForgetMemory()
 		v.seen = g
 	}
 	if r := v.vm.clock.Load(); r != v.clock.from {
@@ -159,6 +161,8 @@ func (v *vcpu) catchUp() {
 func (v *vcpu) enter() ring0.Stop {
 	v.vm.executing.RLock()
 	defer v.vm.executing.RUnlock()
+	v.cpu.Begin()
+	defer v.cpu.End()
 	v.catchUp()
 	if !v.attend() {
 		return ring0.StopShutdown
