@@ -19,7 +19,7 @@ func (c *CPU) Translate() (err error) {
 // translatable reports whether Run may use translations now, budget instructions from its end.
 func (c *CPU) translatable(budget int) bool {
 	levels := c.cpl == 0 || c.cpl == 3 // what is privileged is told by the TLB there
-	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && c.own.code == 0 && budget > 1 && len(c.supplied) == 0 && c.sent == 0
+	return c.translator != nil && levels && c.mode == mode64 && c.Breakpoints == nil && c.own.code == 0 && c.sys&flagRF == 0 && budget > 1 && len(c.supplied) == 0 && c.sent == 0
 }
 
 // runTranslations is runTranslated; a test takes its place to compare what that does.
