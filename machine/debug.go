@@ -419,6 +419,7 @@ func (d *Debugger) setPatch(cpu int, addr uint64) error {
 	}
 	d.patches[addr] = patch{gpa, b[0]}
 	b[0] = int3
+	d.m.mem.MarkDirty(b)
 	return nil
 }
 
@@ -438,6 +439,7 @@ func (d *Debugger) removePatch(addr uint64) error {
 	b, err := d.m.mem.Slice(p.gpa, 1)
 	if err == nil && b[0] == int3 {
 		b[0] = p.old
+		d.m.mem.MarkDirty(b)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
@@ -277,5 +278,39 @@ func TestPatches(t *testing.T) {
 	}
 	if d.Detach(); code[0] != 0x90 {
 		t.Errorf("detached: % x", code)
+	}
+}
+
+// written notes what a VM is told of.
+type written []uint64
+
+// Wrote implements engine.Writer.
+func (w *written) Wrote(gpa, n uint64) { *w = append(*w, gpa, n) }
+
+// TestPatchesTold: a VM that executes copies of the guest's code is told when a debugger changes that.
+func TestPatchesTold(t *testing.T) {
+	m, err := New(Config{Kernel: payload(t, 0x90, 0x90), Memory: 32 << 20, Engine: SoftwareEngine})
+	if err != nil {
+		t.Skipf("no software engine: %v", err)
+	}
+	defer m.Close()
+	var w written
+	m.mem.writer = &w
+	d := m.Debugger()
+	if err := d.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	at := Breakpoint{Kind: BreakSoftware, Addr: debugCode + 1}
+	if err := d.SetBreakpoint(0, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.ClearBreakpoint(at); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := d.WriteMemory(0, debugCode, []byte{0x91, 0x92}); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if want := []uint64{debugCode + 1, 1, debugCode + 1, 1, debugCode, 2}; !slices.Equal(w, want) {
+		t.Errorf("told of %#x, want %#x", w, want)
 	}
 }

@@ -313,9 +313,9 @@ func (m *Machine) addMemory() (err error) {
 	if err = m.vm.SetTSSAddr(tssPages); err != nil {
 		return err
 	}
+	m.mem.tell(m.vm)
 	// Memory first: behind the chips, the kernel has to wait for readers of its
 	// tables, which takes milliseconds.
-	m.mem.tell(m.vm)
 	if err = m.mem.register(m.vm); err != nil {
 		return err
 	}

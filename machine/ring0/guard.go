@@ -44,7 +44,9 @@ func (g *guards) on(gpa uint64) *atomic.Uint64 { return &g.of[gpa>>12%guardPages
 
 // Wrote must be called after memory was written to by others than the VM's CPUs. Both are in bytes.
 func (t *Tables) Wrote(gpa, n uint64) {
-	if t.guards.last.Load() == 0 || n == 0 {
+	// Adding nothing has what was written seen before a guard is looked for here: who makes one
+	// meanwhile, and compares, is either seen or sees it.
+	if t.guards.last.Add(0) == 0 || n == 0 {
 		return
 	}
 	for page := gpa &^ pageMask; page < gpa+n; page += pageSize {
