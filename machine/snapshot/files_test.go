@@ -9,6 +9,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// withDisk saves a machine that has a disk of its own, and returns where.
+func withDisk(t *testing.T) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "s")
+	w, err := Create(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err := w.File(DiskFile(0)); err != nil {
+		t.Fatal(err)
+	} else if _, err := f.WriteString("disk"); err != nil {
+		t.Fatal(err)
+	}
+	if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // TestForeignFiles: in a directory that somebody else has made, no file of a snapshot leads
 // elsewhere, is waited for or has no end.
 func TestForeignFiles(t *testing.T) {
@@ -19,22 +38,10 @@ func TestForeignFiles(t *testing.T) {
 			"a FIFO":          func(path, _ string) error { return unix.Mkfifo(path, 0o600) },
 			"a directory":     func(path, _ string) error { return os.Mkdir(path, 0o700) },
 		} {
-			dir := filepath.Join(t.TempDir(), "s")
-			w, err := Create(dir, false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if f, err := w.File(DiskFile(0)); err != nil {
-				t.Fatal(err)
-			} else if _, err := f.WriteString("disk"); err != nil {
-				t.Fatal(err)
-			}
-			if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			dir := withDisk(t)
 			// What a link leads to is what would be right there.
 			path, other := filepath.Join(dir, name), filepath.Join(t.TempDir(), "other")
-			err = os.Rename(path, other)
+			err := os.Rename(path, other)
 			if errors.Is(err, os.ErrNotExist) {
 				err = os.WriteFile(other, []byte("mine"), 0o600)
 			}

@@ -71,19 +71,7 @@ func TestSignature(t *testing.T) {
 // TestForgedStamp: who has changed a file of a signed snapshot, and notes that it looks right, does not have it believed.
 func TestForgedStamp(t *testing.T) {
 	ownKeys(t)
-	dir := filepath.Join(t.TempDir(), "s")
-	w, err := Create(dir, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if f, err := w.File(DiskFile(0)); err != nil {
-		t.Fatal(err)
-	} else if _, err := f.WriteString("disk"); err != nil {
-		t.Fatal(err)
-	}
-	if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	dir := withDisk(t)
 	s := mustOpen(t, dir)
 	if !s.stamped(false) || s.stamped(true) {
 		t.Errorf("what was saved here has a stamp: %v, and one without a signature: %v", s.stamped(false), s.stamped(true))
@@ -110,17 +98,7 @@ func TestForgedStamp(t *testing.T) {
 func TestEndless(t *testing.T) {
 	ownKeys(t)
 	for _, name := range []string{ManifestFile, sumsFile, stampFile, workingFile, signatureFile, DiskFile(0)} {
-		dir := filepath.Join(t.TempDir(), "s")
-		w, err := Create(dir, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.File(DiskFile(0)); err != nil {
-			t.Fatal(err)
-		}
-		if err := finish(w, memoryOf(t, 1), MemoryOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		dir := withDisk(t)
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
 		if err == nil {
 			err = errors.Join(f.Truncate(8<<40), f.Close()) // to read it would take hours
