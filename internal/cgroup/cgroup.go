@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -226,11 +227,19 @@ func (g *Group) Leave() error {
 			return fmt.Errorf("leaving the cgroup %s: %w", g.path, err)
 		}
 	}
-	if err := g.host.rmdir(g.path); !errors.Is(err, fs.ErrPermission) {
-		return err
+	err := g.host.rmdir(g.path)
+	for end := time.Now().Add(endingTime); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = g.host.rmdir(g.path) {
+		time.Sleep(endingTime / 200)
 	}
-	return nil
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return err
 }
+
+// endingTime is how long what has ended may be in a group still: threads of this process, which
+// do not move with it when they are about to end, and the one that KVM has for a VM.
+const endingTime = time.Second
 
 // Reap removes the group of a process that was killed, if there is one, and reports whether
 // it was the kernel that killed it, for the limit of its memory.

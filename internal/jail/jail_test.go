@@ -83,6 +83,7 @@ var tries = map[string]struct {
 	"clone3":   {inside(false, tryClone3), "done"},
 	"relative": {tryRelative, "done"},
 	"root":     {tryRoot, "done"},
+	"busy":     {tryBusy, "done"},
 	"begun":    {tryBegun(false), "done"},
 	"other":    {tryBegun(true), "done"},                      // was begun
 	"paths":    {tryBegun(false, Path{Path: "/tmp"}), "done"}, // are others

@@ -136,19 +136,38 @@ func (s *spaces) enter() error {
 	if err != nil {
 		return err
 	}
-	// Threads that share their root cannot enter another.
-	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_UNSHARE, unix.CLONE_FS, 0, 0); errno != 0 {
-		return fmt.Errorf("a root for each thread: %w", errno)
-	}
+	// With one place, which this goroutine has, Go's scheduler hardly begins a thread between the calls.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for _, n := range s.list {
-		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, uintptr(n.fd), uintptr(n.flag), 0); errno != 0 {
-			return fmt.Errorf("entering the %s namespace: %w", n.name, errno)
+		if err := n.enter(); err != nil {
+			return fmt.Errorf("entering the %s namespace: %w", n.name, err)
 		}
 	}
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(name)), 0, 0)
 	runtime.KeepAlive(name)
 	if errno != 0 {
 		return fmt.Errorf("the current directory: %w", errno)
+	}
+	return nil
+}
+
+// enterTries is how often all threads get a root of their own.
+const enterTries = 10
+
+// enter takes all threads there. Threads that share their root cannot enter another, and one that is
+// begun just before shares that of who has begun it: nothing has changed then.
+func (n *space) enter() error {
+	errno := syscall.EINVAL
+	for try := 0; try < enterTries && errno == syscall.EINVAL; try++ {
+		if n.flag == unix.CLONE_NEWNS {
+			if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_UNSHARE, unix.CLONE_FS, 0, 0); errno != 0 {
+				return fmt.Errorf("a root for each thread: %w", errno)
+			}
+		}
+		_, _, errno = syscall.AllThreadsSyscall(unix.SYS_SETNS, uintptr(n.fd), uintptr(n.flag), 0)
+	}
+	if errno != 0 {
+		return errno
 	}
 	return nil
 }

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -147,6 +150,38 @@ func tryBegun(internet bool, begun ...Path) func(string) error {
 		}
 		return readable(filepath.Join(dir, "ro/there"))
 	}
+}
+
+// tryBusy enters a jail while Go's scheduler wants threads: all are in system calls or have
+// something to execute.
+func tryBusy(dir string) error {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	for i := range 16 {
+		group.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if i%2 == 0 {
+					unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
+				} else {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	time.Sleep(time.Millisecond)
+	err := enter(dir, false)
+	close(done)
+	group.Wait()
+	if err != nil {
+		return err
+	}
+	return readable(filepath.Join(dir, "ro/there"))
 }
 
 // tryRelative looks whether relative paths lead where they led before.
