@@ -123,13 +123,13 @@ func (m CPUModel) restrict(host []kvm.CPUIDEntry) (out []kvm.CPUIDEntry) {
 	return out
 }
 
-// checkModel refuses a host that lacks what the machine's model has; host is what it supports.
-func (m *Machine) checkModel(host []kvm.CPUIDEntry) error {
+// checkModel refuses a host that lacks what the machine's model has.
+func (m *Machine) checkModel() error {
 	model := m.cfg.CPUModel
 	if model.whole() {
 		return nil
 	}
-	have, err := m.cpus[0].seenOf(host)
+	have, err := m.cpus[0].seenOf(m.supported)
 	if err != nil {
 		return err
 	}

@@ -225,26 +225,25 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.addVirtio(); err != nil {
 		return nil, err
 	}
-	cpuid := m.supported
-	if err = m.mapDevices(cpuid); err != nil {
+	if err = m.mapDevices(); err != nil {
 		return nil, err
 	}
-	if err = m.offerPerfmon(cfg.CPUModel.restrict(cpuid)); err != nil {
+	if err = m.offerPerfmon(cfg.CPUModel.restrict(m.supported)); err != nil {
 		return nil, err
 	}
 	if m.interpreted {
-		if err = m.helper.start(m.vm, cpuid); err != nil {
+		if err = m.helper.start(m.vm, m.supported); err != nil {
 			return nil, err
 		}
 		m.tables = ring0.NewTables(m.mem, m.helper.poke)
 	}
 	if cfg.State != nil {
-		if err = m.restore(cpuid); err != nil {
+		if err = m.restore(); err != nil {
 			return nil, &StateError{err}
 		}
 		return m, nil
 	}
-	return m, m.boot(cpuid)
+	return m, m.boot()
 }
 
 // newMachine makes a machine that has nothing yet.
@@ -269,7 +268,7 @@ func (m *Machine) addCPUs(ids func(id int) []kvm.CPUIDEntry) error {
 }
 
 // boot makes the machine enter its kernel.
-func (m *Machine) boot(cpuid []kvm.CPUIDEntry) error {
+func (m *Machine) boot() error {
 	if m.slowKernel() { // the guest's own decompressor takes longer than this process
 		if p := m.cfg.Protocol; p == "" || p == bootloader.Auto {
 			if err := m.cfg.Kernel.Unpack(); err != nil {
@@ -283,22 +282,22 @@ func (m *Machine) boot(cpuid []kvm.CPUIDEntry) error {
 		return err
 	}
 	m.cfg.Kernel, m.cfg.Initrd = nil, nil // the guest has them; here they are memory that nobody needs
-	offer, seen := m.cpuOffer(), m.cfg.CPUModel.restrict(cpuid)
+	offer, seen := m.cpuOffer(), m.cfg.CPUModel.restrict(m.supported)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return offer.cpuid(seen, id) }); err != nil {
 		return err
 	}
-	if err := m.checkModel(cpuid); err != nil {
+	if err := m.checkModel(); err != nil {
 		return err
 	}
 	return m.cpus[0].enter(entry)
 }
 
 // restore makes the machine go on from Config.State.
-func (m *Machine) restore(cpuid []kvm.CPUIDEntry) error {
+func (m *Machine) restore() error {
 	s := m.cfg.State
 	offer := m.cpuOffer()
 	offer.nested, offer.perfmon = true, true // as far as the host has them
-	host := offer.cpuid(cpuid, 0)
+	host := offer.cpuid(m.supported, 0)
 	if err := m.addCPUs(func(id int) []kvm.CPUIDEntry { return s.CPUs[id].CPUID }); err != nil {
 		return err
 	}

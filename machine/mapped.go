@@ -23,7 +23,7 @@ type mapping struct {
 }
 
 // mapDevices gives the guest the memory that its devices have.
-func (m *Machine) mapDevices(cpuid []kvm.CPUIDEntry) error {
+func (m *Machine) mapDevices() error {
 	next := m.pciWindow64() + pciWindow64Size
 	for i, d := range m.cfg.Devices {
 		d, ok := d.(virtio.Mapper)
@@ -37,7 +37,7 @@ func (m *Machine) mapDevices(cpuid []kvm.CPUIDEntry) error {
 		}
 		p := mapping{gpa: (next + align - 1) &^ (align - 1), host: host, readOnly: readOnly}
 		next = p.gpa + uint64(len(host))
-		if bits := physicalBits(cpuid); next > 1<<bits {
+		if bits := physicalBits(m.supported); next > 1<<bits {
 			return fmt.Errorf("virtio device %d: %d MiB of memory are more than this host's CPU has addresses for (%d bits)", i, len(host)>>20, bits)
 		}
 		if err := m.mem.addMapping(m.vm, p); err != nil {

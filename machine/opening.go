@@ -11,7 +11,7 @@ import (
 
 // Opening is an engine that is being opened, and a virtual machine being made in it, while
 // the caller does other things: Linux waits for readers of its tables meanwhile, which takes
-// milliseconds (up to 6.12 also in KVM_CREATE_VM). All methods of nil do nothing.
+// milliseconds (up to 6.12 also in KVM_CREATE_VM).
 type Opening struct {
 	done chan struct{} // closed when what follows is there
 	err  error
@@ -43,7 +43,7 @@ func (e Engine) Begin(notes string) *Opening {
 	return o
 }
 
-// Close ends an opening that no New has got.
+// Close ends an opening that no New has got. Of one that a New has, and of nil, it does nothing.
 func (o *Opening) Close() error {
 	if o == nil {
 		return nil
