@@ -219,6 +219,7 @@ func (c *CPU) fill(addr uint64, access uint32) *tlbEntry {
 		c.wrote(gpa)
 	}
 	place := addr >> 12 % tlbSize
+	c.tlb.filled = true
 	e := &c.tlb.data[place]
 	if c.inWatchedPage(addr) {
 		c.touch(addr, access&pfWrite != 0)
@@ -416,6 +417,7 @@ func (c *CPU) fetch(addr uint64) bool {
 			return false
 		}
 		c.tlb.localCode = c.tlb.localCode || !c.global
+		c.tlb.filled = true
 		*e = itlbEntry{tag: vpn + 1, gpa: gpa &^ pageMask, host: unsafe.Pointer(page), global: c.global}
 	}
 	c.code = *e

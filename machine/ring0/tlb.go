@@ -21,6 +21,8 @@ type tlb struct {
 	// invalidated.
 	large  [2][largeRegions]bool
 	second secondTLB
+	// filled is whether anything was added: what is empty is large, and not written to be so again.
+	filled bool
 }
 
 // tlbEntry maps one linear page, whose address is in read, and in write where it can be
@@ -44,11 +46,15 @@ const elsewhere = pageSize
 
 // empty forgets all translations.
 func (t *tlb) empty() {
-	clear(t.data[:])
 	t.data[0].clear(0)
+	t.second.empty()
+	if !t.filled {
+		return
+	}
+	clear(t.data[1:])
 	clear(t.code[:])
 	t.locals, t.localCode, t.large = 0, false, [2][largeRegions]bool{}
-	t.second.empty()
+	t.filled = false
 }
 
 // emptyLocal forgets the translations of all pages that are not global; user says that the TLB is
