@@ -11,6 +11,8 @@ const (
 	startGCPercent = 400
 	// startTime is more than most starts take.
 	startTime = time.Second
+	// bootTime is more than most guests need until they do what they are there for.
+	bootTime = 30 * time.Second
 )
 
 // putOffCollection has Go's collector wait while a VM is being started: nearly all that

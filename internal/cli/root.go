@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -68,6 +69,9 @@ func Run(args []string) int {
 		args = append(args[:1:1], volumesInShort(run.Flags(), args[1:])...)
 	}
 	root.SetArgs(args)
+	for _, wait := range [...]time.Duration{startTime, bootTime} {
+		defer time.AfterFunc(wait, forgetProgram).Stop()
+	}
 	ctx := withInterrupts(context.Background())
 	defer endCommand(ctx)
 	err := interrupted(ctx, root.ExecuteContext(ctx))
