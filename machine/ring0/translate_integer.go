@@ -20,8 +20,14 @@ func prefix(in *inst) byte {
 	return 0
 }
 
-// rm gets the r/m operand: memory at RAX, or a register, for which RAX is the temporary one.
+// rm gets the r/m operand: memory at RAX and, where reg is not held by that, RCX, or a register,
+// for which RAX is the temporary one.
 func (t *translator) rm(in *inst, write bool) operand {
+	return t.rmBeside(in, write, homes[in.reg&15] == inFrame)
+}
+
+// rmBeside is rm, with memory at RAX alone if there is something beside it that needs RCX.
+func (t *translator) rmBeside(in *inst, write, beside bool) operand {
 	if !in.mem {
 		t.needFlags()
 		if in.rm >= byteHigh {
@@ -29,9 +35,12 @@ func (t *translator) rm(in *inst, write bool) operand {
 		}
 		return register(t.hold(in.rm, hostRAX))
 	}
-	t.access(in, sizeOf(in), write)
+	o := t.access(in, sizeOf(in), write)
+	if beside {
+		o = t.atRAX(o)
+	}
 	t.needFlagsKeeping()
-	return memory(hostRAX, 0)
+	return o
 }
 
 // done puts a register that is the r/m operand back where it belongs.
@@ -161,15 +170,17 @@ func (t *translator) moveToRM(in *inst) {
 		t.keepIn(in.rm, rm)
 		return
 	}
-	t.access(in, int(in.size), true)
-	t.op(in.size, 0x88|wider(in.size), t.hold(in.reg, hostRCX), memory(hostRAX, 0))
+	o := t.access(in, int(in.size), true)
+	if homes[in.reg] == inFrame {
+		o = t.atRAX(o)
+	}
+	t.op(in.size, 0x88|wider(in.size), t.hold(in.reg, hostRCX), o)
 }
 
 func (t *translator) moveImm(in *inst) {
 	switch {
 	case in.mem:
-		t.access(in, int(in.size), true)
-		t.op(in.size, 0xc6|wider(in.size), 0, memory(hostRAX, 0))
+		t.op(in.size, 0xc6|wider(in.size), 0, t.access(in, int(in.size), true))
 		t.imm(in.imm, in.size)
 	case in.size >= 4:
 		v := in.imm
@@ -191,9 +202,9 @@ func (t *translator) exchange(in *inst) {
 	if in.mem {
 		locked := *in
 		locked.lock = true
-		t.access(&locked, int(in.size), true)
+		o := t.accessRAX(&locked, int(in.size), true)
 		reg := t.hold(in.reg, hostRCX)
-		t.op(in.size, 0x86|wider(in.size), reg, memory(hostRAX, 0))
+		t.op(in.size, 0x86|wider(in.size), reg, o)
 		t.keepIn(in.reg, reg)
 		return
 	}
@@ -215,8 +226,7 @@ func (t *translator) exchangeAdd(in *inst) {
 // compareExchange is CMPXCHG with memory. The host's RAX is needed for the guest's, and there
 // is no other register for one that is in the frame only.
 func (t *translator) compareExchange(in *inst) {
-	t.access(in, int(in.size), true)
-	t.move(hostRCX, hostRAX)
+	t.lea(hostRCX, t.access(in, int(in.size), true))
 	reg := homes[in.reg]
 	if reg == inFrame {
 		reg = rDX
@@ -378,12 +388,12 @@ func (t *translator) bitString(in *inst) {
 	t.op(8, 0xc1, 7, register(hostRCX)) // sar
 	t.bytes(shift)
 	t.lea(hostRAX, memory(hostRAX, 0).indexed(hostRCX).scaled(shift-3))
-	t.look(int(in.size), in.op != 0, in.lock)
+	o := t.atRAX(t.look(int(in.size), in.op != 0, in.lock))
 	t.load(8, hostRCX, register(t.hold(in.reg, hostRCX)))
 	t.arithmetic(4, extAND, register(hostRCX), 1<<shift-1)
 	t.needFlagsKeeping()
 	t.lockPrefix(in)
-	t.op(in.size, in.opcode, hostRCX, memory(hostRAX, 0))
+	t.op(in.size, in.opcode, hostRCX, o)
 }
 
 func (t *translator) cmov(in *inst) {
@@ -394,8 +404,7 @@ func (t *translator) cmov(in *inst) {
 		t.keepIn(in.reg, reg)
 		return
 	}
-	t.access(in, int(in.size), false)
-	t.load(in.size, hostRCX, memory(hostRAX, 0))
+	t.load(in.size, hostRCX, t.access(in, int(in.size), false))
 	t.needFlags()
 	if reg := homes[in.reg]; reg != inFrame {
 		t.op(in.size, in.opcode, reg, register(hostRCX))
@@ -415,9 +424,9 @@ func (t *translator) setcc(in *inst) {
 		return
 	}
 	t.op(1, in.opcode, 0, inFrameAt(offsetTemp))
-	t.access(in, 1, true)
+	o := t.accessRAX(in, 1, true)
 	t.load(4, hostRCX, inFrameAt(offsetTemp))
-	t.op(1, 0x88, hostRCX, memory(hostRAX, 0))
+	t.op(1, 0x88, hostRCX, o)
 }
 
 func (t *translator) carry(in *inst) {

@@ -2,40 +2,41 @@ package ring0
 
 // Translations of what goes elsewhere, and of the stack.
 
-// stackSlot has the host's address of the eight bytes at the guest's stack pointer, and disp
-// behind it, put into RAX.
-func (t *translator) stackSlot(disp int32, write bool) {
+// stackSlot returns the eight bytes at the guest's stack pointer, and disp behind it, as look does.
+func (t *translator) stackSlot(disp int32, write bool) operand {
 	t.spoilFlags()
 	t.lea(hostRAX, memory(homes[rSP], disp))
-	t.look(8, write, false)
+	return t.look(8, write, false)
 }
 
 // moveStack adds to the guest's stack pointer, and leaves the flags alone.
 func (t *translator) moveStack(by int32) { t.lea(homes[rSP], memory(homes[rSP], by)) }
 
 func (t *translator) push(in *inst) {
-	t.stackSlot(-8, true)
-	if in.opcode&^7 == 0x50 {
-		t.store(8, t.hold(in.reg, hostRCX), memory(hostRAX, 0))
+	slot := t.stackSlot(-8, true)
+	if in.opcode&^7 != 0x50 {
+		t.storeImm(8, slot, uint32(in.imm))
+	} else if homes[in.reg] != inFrame {
+		t.store(8, homes[in.reg], slot)
 	} else {
-		t.storeImm(8, memory(hostRAX, 0), uint32(in.imm))
+		slot = t.atRAX(slot)
+		t.store(8, t.hold(in.reg, hostRCX), slot)
 	}
 	t.moveStack(-8)
 }
 
 // pushRM pushes memory.
 func (t *translator) pushRM(in *inst) {
-	t.access(in, 8, false)
-	t.load(8, hostRCX, memory(hostRAX, 0))
+	t.load(8, hostRCX, t.access(in, 8, false))
 	t.pushRCX()
 }
 
 // pushRCX pushes what is in the host's RCX, which it needs for the way to the stack.
 func (t *translator) pushRCX() {
 	t.store(8, hostRCX, inFrameAt(offsetTarget))
-	t.stackSlot(-8, true)
+	slot := t.atRAX(t.stackSlot(-8, true))
 	t.load(8, hostRCX, inFrameAt(offsetTarget))
-	t.store(8, hostRCX, memory(hostRAX, 0))
+	t.store(8, hostRCX, slot)
 	t.moveStack(-8)
 }
 
@@ -61,9 +62,8 @@ func (t *translator) pushFlags(*inst) {
 }
 
 func (t *translator) pop(in *inst) {
-	t.stackSlot(0, false)
 	reg := holder(in.reg, hostRCX)
-	t.load(8, reg, memory(hostRAX, 0))
+	t.load(8, reg, t.stackSlot(0, false))
 	t.keepIn(in.reg, reg)
 	t.moveStack(8)
 }
@@ -71,9 +71,9 @@ func (t *translator) pop(in *inst) {
 func (t *translator) leave(*inst) {
 	t.spoilFlags()
 	t.move(hostRAX, homes[rBP])
-	t.look(8, false, false)
+	slot := t.look(8, false, false)
 	t.lea(homes[rSP], memory(homes[rBP], 8))
-	t.load(8, homes[rBP], memory(hostRAX, 0))
+	t.load(8, homes[rBP], slot)
 }
 
 func (t *translator) jcc(in *inst) {
@@ -97,9 +97,9 @@ func (t *translator) jmp(in *inst) {
 
 // returnAddress writes the address of the next instruction below the stack pointer.
 func (t *translator) returnAddress() {
-	t.stackSlot(-8, true)
+	slot := t.atRAX(t.stackSlot(-8, true))
 	t.inPage(hostRCX, int32(t.next))
-	t.store(8, hostRCX, memory(hostRAX, 0))
+	t.store(8, hostRCX, slot)
 }
 
 func (t *translator) call(in *inst) {
@@ -113,8 +113,7 @@ func (t *translator) call(in *inst) {
 func (t *translator) rmTarget(in *inst) {
 	t.saveFlags()
 	if in.mem {
-		t.access(in, 8, false)
-		t.load(8, hostRAX, memory(hostRAX, 0))
+		t.load(8, hostRAX, t.access(in, 8, false))
 	} else {
 		t.move(hostRAX, t.hold(in.rm, hostRAX))
 	}
@@ -140,8 +139,7 @@ func (t *translator) callRM(in *inst) {
 
 func (t *translator) ret(in *inst) {
 	t.saveFlags()
-	t.stackSlot(0, false)
-	t.load(8, hostRAX, memory(hostRAX, 0))
+	t.load(8, hostRAX, t.stackSlot(0, false))
 	by := 8 + int32(in.imm)
 	t.jumpFar(t.tlb, t.jumpSite(by), func() { t.moveStack(by) })
 }

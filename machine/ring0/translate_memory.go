@@ -107,11 +107,21 @@ func (t *translator) offsetOf(in *inst) operand {
 	return o
 }
 
-// access puts the host's address of an operand of size bytes into RAX. It spoils RCX, and the
-// host's flags.
-func (t *translator) access(in *inst, size int, write bool) {
+// access returns an operand of size bytes, at RAX and RCX. It spoils the host's flags.
+func (t *translator) access(in *inst, size int, write bool) operand {
 	t.linear(in)
-	t.look(size, write, in.lock)
+	return t.look(size, write, in.lock)
+}
+
+// accessRAX is access for what needs RCX: the operand is at RAX.
+func (t *translator) accessRAX(in *inst, size int, write bool) operand {
+	return t.atRAX(t.access(in, size, write))
+}
+
+// atRAX has what look has returned at RAX alone. It spoils the host's flags.
+func (t *translator) atRAX(o operand) operand {
+	t.op(8, 0x03, o.base, register(o.index)) // add
+	return memory(o.base, 0)
 }
 
 // linear puts the linear address of an operand into RAX. It spoils RCX, and the host's flags.
@@ -123,12 +133,12 @@ func (t *translator) linear(in *inst) {
 	}
 }
 
-// look has the host's address of the linear address in RAX put into RAX. It spoils RCX. What is
-// locked and not aligned is left to the interpreter.
+// look returns the operand at the linear address in RAX: it puts the address in the page there, and
+// the host's address of the page into RCX. What is locked and not aligned is left to the interpreter.
 //
 // In user mode a routine does that but for a loop: programs are large, and most of their code is
 // executed seldom.
-func (t *translator) look(size int, write, locked bool) {
+func (t *translator) look(size int, write, locked bool) operand {
 	var slow []int
 	if locked && size > 1 {
 		t.bytes(0xa8, byte(size-1)) // test al, size-1
@@ -160,6 +170,7 @@ func (t *translator) look(size int, write, locked bool) {
 			}
 		})
 	}
+	return memory(hostRAX, 0).indexed(hostRCX)
 }
 
 // jumpTo goes on at an offset from the page's address, with frame.flags exact.

@@ -11,7 +11,8 @@ const calledFrame = 8
 const lookSizes = 6
 
 // lookInline is look with the frame that far from RSP. It returns the jump for what is not in
-// the TLB, where the difference to the tag is in RAX, and its place in RCX.
+// the TLB, where the difference to the tag is in RAX, and its place in RCX. An access waits for
+// the tag or for the page, whichever is later, and not for a sum of them.
 func (t *translator) lookInline(tlb, size int, write bool, frame uintptr) (absent int) {
 	const indexMask = (tlbSize - 1) << 5
 	t.op(4, 0x8b, hostRCX, register(hostRAX))
@@ -25,7 +26,7 @@ func (t *translator) lookInline(tlb, size int, write bool, frame uintptr) (absen
 	t.u32(uint32(pageSize - size))
 	absent = t.jumpIf(ifAbove)
 	host := inFrameAt(frame + uintptr(tagOffset(tlb, false)) + offsetTLBHost).indexed(hostRCX)
-	t.op(8, 0x03, hostRAX, host)
+	t.load(8, hostRCX, host)
 	return absent
 }
 

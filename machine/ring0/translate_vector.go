@@ -133,15 +133,16 @@ func vectorMap3(op byte) (ok, store bool) {
 func (t *translator) coded(in *inst, v coded) {
 	rex, modrm := v.rex, v.modrm
 	hasModRM := in.form.modrm != 0
+	rm := register(modrm & 7)
 	if in.mem {
-		t.access(in, int(in.form.bytes), v.store)
-		rex, modrm = rex&^3, modrm&0x38|hostRAX
+		rm = t.access(in, int(in.form.bytes), v.store)
+		rex &^= 3
 	} else if t.keep != 0 { // it may trap
 		t.saveFlags()
 	}
 	if v.gprRM && !in.mem {
 		h := t.hold(in.rm, hostRAX)
-		rex, modrm = rex&^1|h>>3, modrm&^7|h&7
+		rex, rm = rex&^1|h>>3, register(h&7)
 	}
 	if v.gprReg {
 		h := holder(in.reg, hostRCX)
@@ -162,7 +163,7 @@ func (t *translator) coded(in *inst, v coded) {
 	}
 	t.bytes(v.opcode)
 	if hasModRM {
-		t.bytes(modrm)
+		t.modRM(modrm>>3, rm)
 	}
 	t.bytes(v.imm...)
 	if v.gprReg {
@@ -212,7 +213,7 @@ func (t *translator) planBMI(in *inst, v *coded) plan {
 // bmi writes an instruction on general registers with a VEX prefix, of which third is the
 // one that the prefix has.
 func (t *translator) bmi(in *inst, v coded, third uint8) {
-	rm := t.rm(in, false)
+	rm := t.rmBeside(in, false, true)
 	var reg, other uint8
 	group := v.opmap == 2 && v.opcode == 0xf3 // BLSR and its like: the prefix's is written
 	rorx := v.opmap == 3

@@ -61,7 +61,7 @@ func (t *translator) planX87(in *inst, code []byte) plan {
 // x87 writes an instruction whose memory operand, if it has one, RAX addresses.
 func (t *translator) x87(in *inst, o x87Operand, code ...byte) {
 	if in.mem {
-		t.access(in, int(o.size), o.store)
+		t.accessRAX(in, int(o.size), o.store)
 	} else if t.keep != 0 { // it may trap
 		t.saveFlags()
 	}
