@@ -41,6 +41,7 @@ func set(at, v uint32) []byte {
 }
 func invlpg(at uint32) []byte { return withImm32(at, 0x0f, 0x01, 0x3c, 0x25) }
 func movCR3(v uint32) []byte  { return append(withImm32(v, 0xb8), 0x0f, 0x22, 0xd8) }
+func movCR4(v uint32) []byte  { return append(withImm32(v, 0xb8), 0x0f, 0x22, 0xe0) }
 
 // returns is a function that returns a number.
 func returns(v uint32) []byte { return append(withImm32(v, 0xb8), 0xc3) }
@@ -98,6 +99,12 @@ func TestLockstepCode(t *testing.T) {
 		{name: "other tables", want: 1212121,
 			code: asm(movRBX(mapA), times(3, asm(callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, movCR3(lockTables))), callRBX, addR8RAX, hltCode),
 			a:    returns(1), b: returns(2)},
+		{name: "other tables behind a page that is global", want: 1212121,
+			// At the end of A is JMP, of whose displacement the last three bytes are another page's: it leads to A+3 or A+0x103.
+			code: asm(set(entry(lockCode), lockCode|x86.PTEPresent|x86.PTEGlobal), set(entry(mapA), codeA|rights|x86.PTEGlobal),
+				set(otherTables+0x3000+mapA>>12*8, codeA|rights), set(otherTables+0x3000+mapB>>12*8, codeC|rights), movCR4(x86.CR4PAE|x86.CR4PGE), movRBX(mapA+0xffe), times(3, asm(callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, movCR3(lockTables))), callRBX, addR8RAX, hltCode),
+			a: asm(make([]byte, 3), returns(1), make([]byte, 0x103-9), returns(2), make([]byte, 0xffe-0x109), []byte{0xe9, 0}),
+			b: []byte{0xf0, 0xff, 0xff}, c: []byte{0xf1, 0xff, 0xff}},
 		{name: "an address of a large page", want: 11,
 			code: asm(movRBX(mapLarge|codeA), times(2, asm(callRBX, addR8RAX)), set(lockTables+0x2000+8, 0), invlpg(mapLarge+0x5000), callRBX, addR8RAX, hltCode),
 			a:    returns(1)},

@@ -69,7 +69,7 @@ func (c *CPU) flushPage(addr uint64) {
 	vpn := addr >> 12
 	for i := range c.frame.tlbs {
 		t := &c.frame.tlbs[i]
-		if t.large[0][addr>>largeShift%largeRegions] || t.large[1][addr>>giantShift%largeRegions] {
+		if t.large[0].mayHave(addr>>largeShift) || t.large[1].mayHave(addr>>giantShift) {
 			t.empty()
 			c.forgetJumps()
 		} else {
@@ -139,9 +139,9 @@ func (c *CPU) walk(addr uint64, access uint32) (gpa uint64, ok bool) {
 		}
 		switch shift {
 		case largeShift:
-			c.tlb.large[0][addr>>largeShift%largeRegions] = true
+			c.tlb.large[0].add(addr >> largeShift)
 		case giantShift:
-			c.tlb.large[1][addr>>giantShift%largeRegions] = true
+			c.tlb.large[1].add(addr >> giantShift)
 		}
 		c.global = pte&x86.PTEGlobal != 0 && c.sregs.CR4&x86.CR4PGE != 0
 		mask := uint64(1)<<shift - 1

@@ -2,10 +2,7 @@ package ring0
 
 import "unsafe"
 
-const (
-	localSize    = 256
-	largeRegions = 256
-)
+const localSize = 256
 
 // tlb holds the translations of one privilege.
 type tlb struct {
@@ -16,10 +13,9 @@ type tlb struct {
 	local     [localSize]uint16
 	locals    uint64
 	localCode bool // some of code is not global
-	// large tells in which regions of 2 MiB and of 1 GiB, by the remainder of their number,
-	// there may be parts of a large page: they all go when one of its addresses is
-	// invalidated.
-	large  [2][largeRegions]bool
+	// large tells in which regions of 2 MiB and of 1 GiB there may be parts of a large page:
+	// all goes when one of its addresses is invalidated.
+	large  [2]regions
 	second secondTLB
 	// filled is whether anything was added: what is empty is large, and not written to be so again.
 	filled bool
@@ -53,7 +49,7 @@ func (t *tlb) empty() {
 	}
 	clear(t.data[1:])
 	clear(t.code[:])
-	t.locals, t.localCode, t.large = 0, false, [2][largeRegions]bool{}
+	t.locals, t.localCode, t.large = 0, false, [2]regions{}
 	t.filled = false
 }
 
@@ -84,6 +80,28 @@ func (t *tlb) forget(vpn uint64) {
 	t.data[place].clear(place)
 	t.second.entries[secondPlace(vpn)] = tlbEntry{}
 	t.code[vpn%itlbSize] = itlbEntry{}
+}
+
+// regions is a set of regions by their numbers. One that is not in it seems to be now and then: a
+// kernel has all memory in large pages, and invalidates small ones elsewhere all the time.
+type regions [1 << (regionBits - 6)]uint64
+
+const regionBits = 13
+
+func regionPlace(number uint64) (word uint32, bit uint64) {
+	mixed := uint32(number) * secondHash // which alone has neighbours meet those of others all at once
+	place := (mixed ^ mixed>>15) * secondHash >> (32 - regionBits)
+	return place >> 6, 1 << (place & 63)
+}
+
+func (r *regions) add(number uint64) {
+	word, bit := regionPlace(number)
+	r[word] |= bit
+}
+
+func (r *regions) mayHave(number uint64) bool {
+	word, bit := regionPlace(number)
+	return r[word]&bit != 0
 }
 
 // secondTLB has what the TLB in front of it has lost: programs are larger than that reaches, and

@@ -43,7 +43,7 @@ func (c *CPU) runTranslated() (one bool) {
 		rip := f.r[rIP]
 		f.addJump(c.tlbNumber, rip, t.region.Base+uint64(b.entry), c.code.global)
 		if b.next != 0 { // which may be another page's when this one is still the same
-			f.jumps[c.tlbNumber].of(rip>>12+1, false)
+			f.jumps[c.tlbNumber].of(rip>>12+1, c.code.global)
 		}
 		f.page, f.vectorsWanted = rip&^pageMask, 0
 		s := c.enterTranslated(int(b.entry))
@@ -184,6 +184,7 @@ func (c *CPU) splitTranslation(at uint64, code []byte) uint32 {
 		c.forgetFailure()
 		return 0
 	}
+	c.code.global = first.global && next.global
 	return c.translator.translate(c.code.gpa>>12, code, unsafe.Slice((*byte)(next.host), maxInst), c.tlbNumber)
 }
 
