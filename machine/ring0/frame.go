@@ -45,6 +45,9 @@ type frame struct {
 
 	jumps [numTLBs]jumpTable
 	tlbs  [numTLBs]tlb
+	// known leads from addresses of code in this process to translations, which the tables of jumps
+	// have lost, or a CR3 has made void. It has none of instructions that go on in another page.
+	known [numTLBs][1 << knownBits]jump
 
 	// compare is mustCompare for blocks that are compared with the guest's code, and 0 for others.
 	compare [maxBlocks]uint32

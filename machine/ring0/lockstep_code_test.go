@@ -105,6 +105,18 @@ func TestLockstepCode(t *testing.T) {
 				set(otherTables+0x3000+mapA>>12*8, codeA|rights), set(otherTables+0x3000+mapB>>12*8, codeC|rights), movCR4(x86.CR4PAE|x86.CR4PGE), movRBX(mapA+0xffe), times(3, asm(callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, movCR3(lockTables))), callRBX, addR8RAX, hltCode),
 			a: asm(make([]byte, 3), returns(1), make([]byte, 0x103-9), returns(2), make([]byte, 0xffe-0x109), []byte{0xe9, 0}),
 			b: []byte{0xf0, 0xff, 0xff}, c: []byte{0xf1, 0xff, 0xff}},
+		{name: "another page at an address whose jumps are new again", want: 113,
+			// The jumps are forgotten by B, of which the TLB of code keeps A.
+			code: asm(movRBX(mapB), callRBX, movRBX(mapA), callRBX, addR8RAX, invlpg(mapB), callRBX, addR8RAX, set(entry(mapA), codeC|rights), invlpg(mapA), callRBX, addR8RAX, hltCode),
+			a:    returns(1), b: returns(2), c: returns(3)},
+		{name: "other tables where all else is global and jumps are new again", want: 112,
+			code: asm(set(entry(lockCode), lockCode|x86.PTEPresent|x86.PTEGlobal), set(entry(mapB), codeB|rights|x86.PTEGlobal), movCR4(x86.CR4PAE|x86.CR4PGE), movRBX(mapB), callRBX,
+				movRBX(mapA), callRBX, addR8RAX, invlpg(mapB), callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, hltCode),
+			a: returns(1), b: returns(2)},
+		{name: "translations that are made anew", want: 1212,
+			// At A+0x100 there is more than at A, in whose translation's place is another one's.
+			code: asm(times(2, asm(movRBX(mapA), callRBX, addR8RAX, movRBX(mapA+0x100), callRBX, addR8RAX, movCR4(x86.CR4PAE|x86.CR4SMAP), movCR4(x86.CR4PAE))), hltCode),
+			a:    asm(returns(1), make([]byte, 0x100-6), []byte{0x90, 0x90}, returns(2))},
 		{name: "an address of a large page", want: 11,
 			code: asm(movRBX(mapLarge|codeA), times(2, asm(callRBX, addR8RAX)), set(lockTables+0x2000+8, 0), invlpg(mapLarge+0x5000), callRBX, addR8RAX, hltCode),
 			a:    returns(1)},

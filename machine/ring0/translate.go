@@ -35,6 +35,7 @@ type translator struct {
 	begin  int               // behind the code that all blocks share
 	second [numTLBs][2]int   // routines that look into a second TLB, to read and to write
 	lookUp [2][lookSizes]int // routines that look into user mode's, by the logarithm of the size
+	far    [numTLBs]int      // routines that look for what is not in a table of jumps
 	vector int               // loads the vector registers
 
 	components uint64        // that the guest has enabled
@@ -160,6 +161,9 @@ func (t *translator) reset() {
 		t.region.Free(share) // else it is just memory that is wanted again
 	}
 	t.n = t.begin
+	if len(t.blocks) > 1 { // at a start all is zeros
+		clear(t.frame.known[:])
+	}
 	t.blocks = append(t.blocks[:0], translation{}) // none
 	clear(t.table[:])
 	t.newest = map[uint32]uint32{}

@@ -37,6 +37,10 @@ func (t *translator) common(u *native.Unit) (trapExit int) {
 		t.lookUpRoutines(which, write)
 	}
 
+	for tlb := range t.far {
+		t.farRoutine(tlb)
+	}
+
 	// With the address to go back to in RAX.
 	t.vector = t.n
 	t.store(8, hostRAX, inFrameAt(offsetTemp))

@@ -42,7 +42,9 @@ func (c *CPU) runTranslated() (one bool) {
 		link = 0
 		rip := f.r[rIP]
 		f.addJump(c.tlbNumber, rip, t.region.Base+uint64(b.entry), c.code.global)
-		if b.next != 0 { // which may be another page's when this one is still the same
+		if b.next == 0 {
+			f.known[c.tlbNumber][knownSlot(b.host)] = jump{b.host, t.region.Base + uint64(b.entry)}
+		} else { // which may be another page's when this one is still the same
 			f.jumps[c.tlbNumber].of(rip>>12+1, c.code.global)
 		}
 		f.page, f.vectorsWanted = rip&^pageMask, 0
