@@ -11,7 +11,7 @@ const (
 	regionOffset = codeSize + units<<contextShift
 
 	// RegionSize is the size of a Region, in bytes. What of it was never written to takes no memory.
-	RegionSize = 40 << 20
+	RegionSize = 46 << 20
 )
 
 // Region is memory for code that its owner makes, as a translator does. Unlike a piece, the

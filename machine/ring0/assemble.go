@@ -222,17 +222,19 @@ func (a *assembler) land(site, to int) {
 
 // Conditions of jumps (SDM 1, appendix B).
 const (
+	ifBelow      = 2
 	ifAboveEqual = 3
 	ifNotEqual   = 5
 	ifEqual      = 4
 	ifBelowEqual = 6
 	ifAbove      = 7
-	ifNotSign    = 9
+	ifSign       = 8
 )
 
 // Extensions of opcodes 0x81 and 0x83.
 const (
 	extOR  = 1
 	extAND = 4
+	extSUB = 5
 	extCMP = 7
 )

@@ -11,7 +11,7 @@ type room struct {
 }
 
 const (
-	maxRoom  = 40 << 20
+	maxRoom  = 46 << 20
 	minShare = 4 << 20 // where so many CPUs take more than maxRoom
 )
 

@@ -30,13 +30,17 @@ type translator struct {
 	assembler
 	region *native.Region
 	room   *room
-	enter  int               // where to enter translated code
-	exit   int               // where it leaves, with exitSite set
-	begin  int               // behind the code that all blocks share
-	second [numTLBs][2]int   // routines that look into a second TLB, to read and to write
-	lookUp [2][lookSizes]int // routines that look into user mode's, by the logarithm of the size
-	far    [numTLBs]int      // routines that look for what is not in a table of jumps
-	vector int               // loads the vector registers
+	enter  int // where to enter translated code
+	exit   int // where it leaves, with frame.site set
+	// Called to leave, with a site's number behind the call; and where what was called goes to leave,
+	// with JMP between the call and the number.
+	out, outBehind int
+	check          [2]int            // compares the guest's code: with what is behind the number; with what is at RCX
+	begin          int               // behind the code that all blocks share
+	second         [numTLBs][2]int   // routines that look into a second TLB, to read and to write
+	lookUp         [2][lookSizes]int // routines that look into user mode's, by the logarithm of the size
+	far            [numTLBs]int      // routines that look for what is not in a table of jumps
+	vector         int               // loads the vector registers
 
 	components uint64        // that the guest has enabled
 	smap       bool          // CR4.SMAP
@@ -63,6 +67,7 @@ type translator struct {
 	waiting    []waitingJump
 	turns      bool // it is a loop
 	parts      [2]part
+	copies     int  // where the copies of the guest's code are
 	hostFlags  bool // flags are the host's
 	frameFlags bool // frame.flags is exact
 	cold       []func()
@@ -112,10 +117,9 @@ const (
 	// exitRead and exitWrite found nothing in the TLB for frame.address.
 	exitRead
 	exitWrite
-	// exitHead found that the CPU has to look up, or that the guest's code has changed.
+	// exitHead found that the CPU has to look up, that the guest's code has changed, or that much is
+	// compared, at last that block.
 	exitHead
-	// exitGuard found that much is compared, at last that block.
-	exitGuard
 	// exitVector needs the vector registers.
 	exitVector
 	// exitFar goes on at another page's address, which is in r[rIP].
@@ -246,8 +250,7 @@ func (t *translator) translate(page uint64, code, next []byte, tlb int) (block u
 		t.cold[i]()
 	}
 	made := &t.blocks[t.block]
-	made.copy, made.bytes, made.older = uint32(t.n), uint16(b.bytes), t.newest[made.page%guardPages]
-	t.bytes(mine[:b.bytes]...)
+	made.copy, made.bytes, made.older = uint32(t.copies+copyHead), uint16(b.bytes), t.newest[made.page%guardPages]
 	t.newest[made.page%guardPages] = t.block
 	t.frame.compare[t.block] = mustCompare
 	t.table.add(t.blocks, t.block)
@@ -319,7 +322,9 @@ func (t *translator) jumpWithin(site int, target int64) bool {
 			changed := t.lookUpOrCompare()
 			t.land(t.jump(), t.places[k].at)
 			t.land(changed, t.n)
-			t.compareOrLeave(t.places[k].at, exitSite{kind: exitLink, offset: uint16(target)}) // whose jump stays as it is
+			t.bytes(0x48, 0x8d, 0x0d) // lea rcx, [rip+...]
+			t.u32(uint32(t.copies - t.n - 4))
+			t.callOrLeave(t.check[1], t.places[k].at, exitSite{kind: exitLink, offset: uint16(target)}) // whose jump stays as it is
 		})
 	}
 	return true
@@ -386,15 +391,22 @@ func (t *translator) plan(code []byte, limit int) (b planned) {
 // stub writes a place where translated code leaves, and returns where it is.
 func (t *translator) stub(s exitSite) int {
 	at := t.n
-	t.setSite(s)
-	t.land(t.jump(), t.exit)
+	t.callTo(t.out)
+	t.site(s)
 	return at
 }
 
-// setSite makes a place the one where translated code leaves, if it does.
-func (t *translator) setSite(s exitSite) {
+// callOrLeave calls a routine that may leave by a site, and goes on at to.
+func (t *translator) callOrLeave(routine, to int, s exitSite) {
+	t.callTo(routine)
+	t.land(t.jump(), to)
+	t.site(s)
+}
+
+// site writes the number of a site.
+func (t *translator) site(s exitSite) {
 	s.block = t.block
-	t.storeImm(4, inFrameAt(offsetSite), uint32(len(t.sites)))
+	t.u32(uint32(len(t.sites)))
 	t.sites = append(t.sites, s)
 }
 

@@ -10,7 +10,9 @@ func (t *translator) beginBlock(offset uint32, vectors bool) {
 	changed, begin := t.lookUpOrCompare(), t.n
 	t.cold = append(t.cold, func() {
 		t.land(changed, t.n)
-		t.compareOrLeave(begin, exitSite{kind: exitHead, offset: uint16(offset)})
+		t.callOrLeave(t.check[0], begin, exitSite{kind: exitHead, offset: uint16(offset)})
+		t.copies = t.n
+		t.copy(t.parts[:])
 	})
 	if vectors {
 		t.wantVectors(offset)
@@ -24,57 +26,90 @@ func (t *translator) lookUpOrCompare() (site int) {
 	return t.jumpIf(ifNotEqual)
 }
 
-// compareOrLeave is what comes then. It goes on where to is, or leaves by a site if the code has
-// changed or the CPU has to look up.
-func (t *translator) compareOrLeave(to int, site exitSite) {
-	t.arithmetic(4, extCMP, inFrameAt(offsetAttention), 0)
-	gone := []int{t.jumpIf(ifNotEqual)}
-	for _, p := range t.parts {
-		gone = t.compare(p, gone)
-	}
-	t.arithmetic(4, 5, inFrameAt(offsetUntilGuard), 1) // sub
-	t.land(t.jumpIf(ifNotSign), to)
-	t.stub(exitSite{kind: exitGuard, offset: site.offset})
-	stub := t.stub(site)
-	for _, jump := range gone {
-		t.land(jump, stub)
-	}
-}
-
 // part is code of the guest, and where it is in this process.
 type part struct {
 	host uint64
 	code []byte
 }
 
-// compare compares a part of the guest's code with what is translated, and adds the jumps for
-// where it differs to those in gone.
-func (t *translator) compare(p part, gone []int) []int {
-	code := p.code
-	if len(code) == 0 {
-		return gone
-	}
-	t.loadImm(hostRCX, p.host)
-	for i, n := 0, len(code); i < n; {
-		switch {
-		case n >= 8:
-			i = min(i, n-8) // the last one overlaps the one in front
-			t.loadImm(hostRAX, le.Uint64(code[i:]))
-			t.op(8, 0x3b, hostRAX, memory(hostRCX, int32(i)))
-			i += 8
-		case n >= 4:
-			i = min(i, n-4)
-			t.op(4, 0x81, extCMP, memory(hostRCX, int32(i)))
-			t.u32(le.Uint32(code[i:]))
-			i += 4
-		default:
-			t.op(1, 0x80, extCMP, memory(hostRCX, int32(i)))
-			t.bytes(code[i])
-			i++
+// copyHead is how many bytes are in front of a copy: how many it has, in two, and where the guest's are.
+const copyHead = 2 + 8
+
+// copy writes copies of parts of the guest's code, for checkRoutines, and that there is no other.
+func (t *translator) copy(parts []part) {
+	for _, p := range parts {
+		if n := len(p.code); n > 0 {
+			t.bytes(byte(n), byte(n>>8))
+			t.u64(p.host)
+			t.bytes(p.code...)
 		}
-		gone = append(gone, t.jumpIf(ifNotEqual))
 	}
-	return gone
+	t.bytes(0, 0)
+}
+
+// checkRoutines writes the routines that compare the guest's code with its copies. They return, or
+// leave if the code has changed, if the CPU has to look up, or if that was compared often enough.
+func (t *translator) checkRoutines() {
+	at := func(offset uintptr) operand { return inFrameAt(calledFrame + offset) }
+	dx, si := at(offsetSpilled), at(offsetAddress)
+	count := register(hostRAX)
+	var differs []int
+	compare := func(size uint8, mine, copied operand) {
+		t.load(size, rSI, mine)
+		t.op(size, 0x3a|wider(size), rSI, copied) // cmp
+		differs = append(differs, t.jumpIf(ifNotEqual))
+	}
+
+	t.check[0] = t.n
+	t.load(8, hostRCX, memory(hostRSP, 0))
+	t.arithmetic(8, 0, register(hostRCX), 5+4) // add: JMP and the site
+	t.check[1] = t.n
+	t.arithmetic(4, extCMP, at(offsetAttention), 0)
+	t.land(t.jumpIf(ifNotEqual), t.outBehind)
+	t.store(8, rDX, dx)
+	t.store(8, rSI, si)
+
+	next := t.n
+	t.op(4, map0F|0xb7, hostRAX, memory(hostRCX, 0)) // movzx
+	t.load(8, rDX, memory(hostRCX, 2))
+	t.arithmetic(8, 0, register(hostRCX), copyHead) // add
+	t.arithmetic(4, extCMP, count, 8)
+	few := t.jumpIf(ifBelow)
+	eight := t.n
+	compare(8, memory(rDX, 0), memory(hostRCX, 0))
+	t.arithmetic(8, 0, register(rDX), 8)     // add
+	t.arithmetic(8, 0, register(hostRCX), 8) // add
+	t.arithmetic(4, extSUB, count, 8)
+	t.arithmetic(4, extCMP, count, 8)
+	t.land(t.jumpIf(ifAboveEqual), eight)
+	compare(8, memory(rDX, -8).indexed(hostRAX), memory(hostRCX, -8).indexed(hostRAX))
+	t.op(8, 0x03, hostRCX, count) // add
+	t.land(t.jump(), next)
+
+	t.land(few, t.n)
+	t.op(4, 0x85, hostRAX, count) // test
+	equal := t.jumpIf(ifEqual)
+	one := t.n
+	compare(1, memory(rDX, 0), memory(hostRCX, 0))
+	t.arithmetic(8, 0, register(rDX), 1)     // add
+	t.arithmetic(8, 0, register(hostRCX), 1) // add
+	t.arithmetic(4, extSUB, count, 1)
+	t.land(t.jumpIf(ifNotEqual), one)
+	t.land(t.jump(), next)
+
+	t.land(equal, t.n)
+	t.load(8, rDX, dx)
+	t.load(8, rSI, si)
+	t.arithmetic(4, extSUB, at(offsetUntilGuard), 1)
+	t.land(t.jumpIf(ifSign), t.outBehind)
+	t.bytes(0xc3) // ret
+
+	for _, jump := range differs {
+		t.land(jump, t.n)
+	}
+	t.load(8, rDX, dx)
+	t.load(8, rSI, si)
+	t.land(t.jump(), t.outBehind)
 }
 
 // wantVectors has the vector registers loaded.
@@ -83,11 +118,6 @@ func (t *translator) wantVectors(offset uint32) {
 	absent, back := t.jumpIf(ifEqual), t.n
 	t.cold = append(t.cold, func() {
 		t.land(absent, t.n)
-		t.arithmetic(4, extCMP, inFrameAt(offsetVectorsReady), 0)
-		unready := t.jumpIf(ifEqual)
-		t.bytes(0x48, 0x8d, 0x05) // lea rax, [rip+...]
-		t.u32(uint32(back - t.n - 4))
-		t.land(t.jump(), t.vector)
-		t.land(unready, t.stub(exitSite{kind: exitVector, offset: uint16(offset)}))
+		t.callOrLeave(t.vector, back, exitSite{kind: exitVector, offset: uint16(offset)})
 	})
 }

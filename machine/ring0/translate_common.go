@@ -30,6 +30,18 @@ func (t *translator) common(u *native.Unit) (trapExit int) {
 	t.load(8, rBP, inFrameAt(unsafe.Offsetof(native.Frame{}.HostRBP)))
 	t.op(4, 0xff, 4, inFrameAt(unsafe.Offsetof(native.Frame{}.Return))) // jmp
 
+	t.outBehind = t.n
+	t.bytes(0x58)                            // pop rax
+	t.arithmetic(8, 0, register(hostRAX), 5) // add
+	number := t.jump()
+	t.out = t.n
+	t.bytes(0x58) // pop rax
+	t.land(number, t.n)
+	t.load(4, hostRAX, memory(hostRAX, 0))
+	t.store(4, hostRAX, inFrameAt(offsetSite))
+	t.land(t.jump(), t.exit)
+
+	t.checkRoutines()
 	for which, write := range []bool{false, true} {
 		for tlb := range t.second {
 			t.secondRoutine(tlb, which, write)
@@ -41,9 +53,10 @@ func (t *translator) common(u *native.Unit) (trapExit int) {
 		t.farRoutine(tlb)
 	}
 
-	// With the address to go back to in RAX.
 	t.vector = t.n
-	t.store(8, hostRAX, inFrameAt(offsetTemp))
+	t.arithmetic(4, extCMP, inFrameAt(calledFrame+offsetVectorsReady), 0)
+	t.land(t.jumpIf(ifEqual), t.outBehind)
+	t.op(4, 0x8f, 0, inFrameAt(offsetTemp)) // pop, as below
 	t.store(8, rDX, inFrameAt(offsetTarget))
 	t.loadVectors(mask)
 	t.load(8, rDX, inFrameAt(offsetTarget))

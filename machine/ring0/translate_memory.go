@@ -156,9 +156,7 @@ func (t *translator) look(size int, write, locked bool) operand {
 		absent := t.lookInline(t.tlb, size, write, 0)
 		t.cold = append(t.cold, func() {
 			t.land(absent, t.n)
-			t.setSite(site)
-			t.callTo(t.second[t.tlb][which])
-			t.land(t.jump(), int(site.at))
+			t.callOrLeave(t.second[t.tlb][which], int(site.at), site)
 		})
 	}
 	if len(slow) > 0 {

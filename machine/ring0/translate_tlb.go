@@ -41,28 +41,23 @@ func (t *translator) lookUpRoutines(which int, write bool) {
 		absent = append(absent, t.lookSecond(tlbUser, write)...)
 		t.land(t.jump(), t.lookUp[which][l])
 	}
-	t.absent(absent)
+	for _, jump := range absent {
+		t.land(jump, t.n)
+	}
+	t.op(4, 0x8f, 0, inFrameAt(offsetCame)) // pop, which counts from where RSP is behind it
 	t.storeImm(4, inFrameAt(offsetSite), siteRead+uint32(which))
 	t.land(t.jump(), t.exit)
 }
 
 // secondRoutine writes the routine that looks into a second TLB, after lookInline has not found
-// the page in the first. It returns with the linear address in RAX, to look again, or leaves by
-// the site that is set.
+// the page in the first. It returns with the linear address in RAX, to look again, or leaves.
 func (t *translator) secondRoutine(tlb, which int, write bool) {
 	t.second[tlb][which] = t.n
 	absent := t.lookSecond(tlb, write)
 	t.bytes(0xc3) // ret
-	t.absent(absent)
-	t.land(t.jump(), t.exit)
-}
-
-// absent is where accesses go that are in no TLB: out of the routine.
-func (t *translator) absent(jumps []int) {
-	for _, jump := range jumps {
-		t.land(jump, t.n)
+	for _, jump := range absent {
+		t.land(jump, t.outBehind)
 	}
-	t.op(4, 0x8f, 0, inFrameAt(offsetCame)) // pop, which counts from where RSP is behind it
 }
 
 // lookSecond brings a page from a second TLB into the first, in a routine, with RAX and RCX as

@@ -55,6 +55,10 @@ func (c *CPU) runTranslated() (one bool) {
 		if s.kind != exitFar && s.kind != exitTrap {
 			f.r[rIP] = f.page + uint64(s.offset)
 		}
+		guarded := f.untilGuard < 0
+		if guarded {
+			c.guard(s.block)
+		}
 		switch s.kind {
 		case exitJump:
 			if !canonical(f.address) {
@@ -65,11 +69,9 @@ func (c *CPU) runTranslated() (one bool) {
 		case exitLink:
 			link, from, resets = int(s.at), s.block, t.resets
 		case exitHead:
-			if f.Attention.Load() == 0 {
+			if !guarded && f.Attention.Load() == 0 {
 				t.replace(s.block)
 			}
-		case exitGuard:
-			c.guard(s.block)
 		case exitVector:
 			if !c.unitState() {
 				return true

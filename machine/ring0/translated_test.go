@@ -180,7 +180,7 @@ func TestTranslatedRoom(t *testing.T) {
 		},
 		"others have much": func(t *translator) {
 			t.room.take(maxRoom)
-			t.room.owners.Add(maxRoom/minShare - 1)
+			t.room.owners.Add(maxRoom / minShare)
 			t.room.take(minShare)
 			t.n += minShare
 		},
