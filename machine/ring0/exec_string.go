@@ -70,7 +70,8 @@ func execMovs(c *CPU, in *inst) status {
 		return handOver
 	}
 	bytes := k * uint64(in.size)
-	if d := dst - src; d < bytes && d != 0 { // overlapping upwards: element by element
+	// Overlapping upwards, at whatever addresses the guest has it: element by element.
+	if d := uint64(uintptr(to) - uintptr(from)); d < bytes && d != 0 {
 		for i := uint64(0); i < bytes; i += uint64(in.size) {
 			storeHost(unsafe.Add(to, i), loadHost(unsafe.Add(from, i), in.size), in.size)
 		}

@@ -165,6 +165,8 @@ func planByte(in *inst) plan {
 		if in.size == 8 {
 			return plan{emit: (*translator).pushFlags, reads: arithFlags}
 		}
+	case 0xa4, 0xa5, 0xaa, 0xab:
+		return planString(in)
 	case 0xa8, 0xa9:
 		return arithmeticPlan((*translator).testImm)
 	case 0xc0, 0xc1, 0xd0, 0xd1:
@@ -199,6 +201,8 @@ func planByte(in *inst) plan {
 			return arithmeticPlan((*translator).unary)
 		}
 		return arithmeticPlan((*translator).wide)
+	case 0xfc, 0xfd:
+		return plan{emit: (*translator).direction}
 	case 0xfe, 0xff:
 		return planGroup5(in)
 	}
