@@ -90,6 +90,21 @@ func (f *frame) addJump(tlb int, from, to uint64, global bool) {
 	j.of(from>>12, global)
 }
 
+// knownAt returns the translation of code at an address in this process, 0 if it is not known.
+func (f *frame) knownAt(tlb int, host uint64) uint64 {
+	if k := &f.known[tlb][knownSlot(host)]; k.from == host {
+		return k.to
+	}
+	return 0
+}
+
+// forgetKnown is for a translation that is not that of the guest's code any more.
+func (f *frame) forgetKnown(b *translation) {
+	if k := &f.known[b.tlb][knownSlot(b.host)]; k.from == b.host {
+		*k = jump{}
+	}
+}
+
 // of notes that a jump leads to a page.
 func (j *jumpTable) of(vpn uint64, global bool) {
 	j.pages[vpn%jumpPages/64] |= 1 << (vpn % 64)

@@ -47,6 +47,7 @@ type translator struct {
 	blocks     []translation // by number
 	table      blockTable
 	newest     map[uint32]uint32 // blocks by the number of their page's guard
+	none       [maxNone]noTranslation
 	waits      map[uint32]guardWait
 	guardEvery int32
 	frame      *frame
@@ -168,6 +169,7 @@ func (t *translator) reset() {
 	if len(t.blocks) > 1 { // at a start all is zeros
 		clear(t.frame.known[:])
 	}
+	clear(t.none[:])
 	t.blocks = append(t.blocks[:0], translation{}) // none
 	clear(t.table[:])
 	t.newest = map[uint32]uint32{}

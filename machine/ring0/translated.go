@@ -29,28 +29,38 @@ var runTranslations = (*CPU).runTranslated
 // up. It reports whether the instruction at RIP, and only that, is to be interpreted.
 func (c *CPU) runTranslated() (one bool) {
 	t, f := c.translator, c.frame
-	link, from, resets := 0, uint32(0), t.resets
+	link, from, resets, far := 0, uint32(0), t.resets, false
 	for f.Attention.Load() == 0 {
-		n := c.translation()
-		if n == 0 {
+		rip := f.r[rIP]
+		if c.code.tag != rip>>12+1 && !c.fetch(rip) {
+			c.forgetFailure()
 			return false
 		}
-		b := &t.blocks[n]
-		if link != 0 && t.resets == resets && b.next == 0 && t.samePage(from, n) {
-			t.land(link, int(b.entry))
+		to := f.knownAt(c.tlbNumber, c.codeAt(rip))
+		if to == 0 || link != 0 {
+			n := c.translation(rip)
+			if n == 0 {
+				return true
+			}
+			b := &t.blocks[n]
+			to = t.region.Base + uint64(b.entry)
+			if link != 0 && t.resets == resets && b.next == 0 && t.samePage(from, n) {
+				t.land(link, int(b.entry))
+			}
+			if b.next == 0 {
+				f.known[c.tlbNumber][knownSlot(b.host)] = jump{b.host, to}
+			} else { // which may be another page's when this one is still the same
+				f.jumps[c.tlbNumber].of(rip>>12+1, c.code.global)
+			}
 		}
-		link = 0
-		rip := f.r[rIP]
-		f.addJump(c.tlbNumber, rip, t.region.Base+uint64(b.entry), c.code.global)
-		if b.next == 0 {
-			f.known[c.tlbNumber][knownSlot(b.host)] = jump{b.host, t.region.Base + uint64(b.entry)}
-		} else { // which may be another page's when this one is still the same
-			f.jumps[c.tlbNumber].of(rip>>12+1, c.code.global)
+		if far {
+			f.addJump(c.tlbNumber, rip, to, c.code.global)
 		}
+		link, far = 0, false
 		f.page, f.vectorsWanted = rip&^pageMask, 0
-		s := c.enterTranslated(int(b.entry))
+		s := c.enterTranslated(to)
 		for (s.kind == exitRead || s.kind == exitWrite) && c.filled(s) {
-			s = c.enterTranslated(int(s.at))
+			s = c.enterTranslated(t.region.Base + uint64(s.at))
 		}
 		if s.kind != exitFar && s.kind != exitTrap {
 			f.r[rIP] = f.page + uint64(s.offset)
@@ -60,7 +70,10 @@ func (c *CPU) runTranslated() (one bool) {
 			c.guard(s.block)
 		}
 		switch s.kind {
+		case exitFar:
+			far = true
 		case exitJump:
+			far = true
 			if !canonical(f.address) {
 				return true
 			}
@@ -71,6 +84,7 @@ func (c *CPU) runTranslated() (one bool) {
 		case exitHead:
 			if !guarded && f.Attention.Load() == 0 {
 				t.replace(s.block)
+				f.forgetKnown(&t.blocks[s.block])
 			}
 		case exitVector:
 			if !c.unitState() {
@@ -93,13 +107,12 @@ func (t *translator) samePage(from, to uint32) bool {
 	return a.host&^pageMask == b.host&^pageMask && a.tlb == b.tlb
 }
 
-// enterTranslated executes translated code from a place in the region on, and returns where it
-// has left.
-func (c *CPU) enterTranslated(at int) *exitSite {
+// enterTranslated executes translated code from an address on, and returns where it has left.
+func (c *CPU) enterTranslated(at uint64) *exitSite {
 	t, f := c.translator, c.frame
 	flags := c.flags()
 	f.flags = flags&0xff<<8 | flags>>11&1
-	f.entry = t.region.Base + uint64(at)
+	f.entry = at
 	f.vectorsReady = 0
 	if c.unitHas {
 		c.unit.PrepareExtended()
@@ -150,16 +163,18 @@ func (c *CPU) filled(s *exitSite) bool {
 	return true
 }
 
-// translation returns the number of the block at RIP, 0 where there is none.
-func (c *CPU) translation() uint32 {
-	at := c.r[rIP]
-	if c.code.tag != at>>12+1 && !c.fetch(at) {
-		c.forgetFailure()
-		return 0
-	}
+// codeAt is where the code at an address in the page of c.code is in this process.
+func (c *CPU) codeAt(rip uint64) uint64 { return uint64(uintptr(c.code.host)) + rip&pageMask }
+
+// translation returns the number of the block at an address in the page of c.code, 0 where the
+// instruction there has no translation.
+func (c *CPU) translation(at uint64) uint32 {
 	off := at & pageMask
 	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
 	t := c.translator
+	if t.untranslated(code, c.tlbNumber) {
+		return 0
+	}
 	t.components, _ = c.xcr0()
 	t.smap = c.sregs.CR4&x86.CR4SMAP != 0
 	resets := t.resets
@@ -170,7 +185,28 @@ func (c *CPU) translation() uint32 {
 	if t.resets != resets { // it began anew
 		c.forgetJumps()
 	}
+	if b == 0 && len(code) >= maxInst {
+		t.none[noneSlot(hostAddress(code))] = noTranslation{hostAddress(code), le.Uint64(code), c.tlbNumber}
+	}
 	return b
+}
+
+// noTranslation is code whose first instruction has no translation for a TLB.
+type noTranslation struct {
+	host, code uint64
+	tlb        int
+}
+
+// maxNone is how many of these a translator knows.
+const maxNone = 256
+
+func noneSlot(host uint64) uint64 { return host * knownHash >> 16 % maxNone }
+
+// untranslated reports whether it is known that the first instruction of code has no translation.
+func (t *translator) untranslated(code []byte, tlb int) bool {
+	host := hostAddress(code)
+	n := &t.none[noneSlot(host)]
+	return n.host == host && n.tlb == tlb && len(code) >= maxInst && n.code == le.Uint64(code)
 }
 
 // cutOff reports whether an instruction goes on behind code.
