@@ -112,7 +112,6 @@ type CPU struct {
 	pv         uint8  // the byte whose even parity is PF
 
 	knownGSBase uint64 // what the vCPU's IA32_KERNEL_GS_BASE holds
-	sregs       kvm.Sregs
 	sregsDirty  bool
 
 	host       Host

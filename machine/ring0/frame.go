@@ -1,6 +1,7 @@
 package ring0
 
 import (
+	"vmm/kvm"
 	"vmm/machine/native"
 )
 
@@ -39,6 +40,9 @@ type frame struct {
 	// Where SYSCALL goes, and what it clears in RFLAGS; 0 where that is the interpreter's.
 	syscallTarget, syscallMask uint64
 	entry                      uint64 // where to enter translated code
+
+	// sregs are as translated code has found them: what it changes is in moved.
+	sregs kvm.Sregs
 
 	mxcsr uint32 // the host's
 	xsave uint64 // the address of the guest's extended state

@@ -139,6 +139,9 @@ func layOut(c *CPU, code []byte, at uint64, mode lockMode, regs kvm.Regs, fill b
 	s := kvm.Sregs{CR3: lockTables, CR0: x86.CR0PG | x86.CR0WP | x86.CR0PE, CR4: x86.CR4PAE, EFER: x86.EFERLMA | x86.EFERLME | x86.EFERNXE | 1,
 		CS: flatSegment(8, true, 0), SS: flatSegment(0x10, false, 0), GDT: kvm.DTable{Base: lockGDT, Limit: 0xfff},
 		IDT: kvm.DTable{Base: lockIDT, Limit: 0xfff}, TR: kvm.Segment{Base: lockTSS, Limit: 0x67}}
+	if mode.smap || mode.user {
+		s.CR4 |= cr4FSGSBase
+	}
 	if mode.smap {
 		s.CR4 |= x86.CR4SMAP | x86.CR4SMEP
 	}

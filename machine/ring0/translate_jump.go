@@ -65,7 +65,9 @@ func (t *translator) pop(in *inst) {
 	reg := holder(in.reg, hostRCX)
 	t.load(8, reg, t.stackSlot(0, false))
 	t.keepIn(in.reg, reg)
-	t.moveStack(8)
+	if in.reg != rSP {
+		t.moveStack(8)
+	}
 }
 
 func (t *translator) leave(*inst) {

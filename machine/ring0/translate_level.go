@@ -4,6 +4,7 @@ import (
 	"unsafe"
 
 	"vmm/internal/x86"
+	"vmm/kvm"
 )
 
 // Translations of what changes privileges or the rights of accesses, and so the TLB. Who
@@ -20,6 +21,8 @@ const (
 func (t *translator) planLevel(in *inst, code []byte) plan {
 	kernel := t.tlb != tlbUser
 	switch op := in.opcode; {
+	case op == map0F|0x20 && kernel && !in.mem && (in.reg == 0 || in.reg == 2 || in.reg == 3 || in.reg == 4):
+		return plan{emit: (*translator).fromControl}
 	case op == map0F|0x05 && !kernel:
 		return plan{emit: (*translator).syscall, reads: arithFlags, leaves: true}
 	case op == map0F|0x07 && kernel && in.size == 8:
@@ -43,6 +46,76 @@ func (t *translator) swapGS(*inst) {
 	t.load(8, hostRCX, kernel)
 	t.store(8, hostRCX, segmentBase(segGS))
 	t.store(8, hostRAX, kernel)
+}
+
+// special is where in frame a special register is.
+func special(offset uintptr) operand { return inFrameAt(unsafe.Offsetof(frame{}.sregs) + offset) }
+
+// fromControl reads a control register.
+func (t *translator) fromControl(in *inst) {
+	var s kvm.Sregs
+	from := [...]uintptr{0: unsafe.Offsetof(s.CR0), 2: unsafe.Offsetof(s.CR2), 3: unsafe.Offsetof(s.CR3), 4: unsafe.Offsetof(s.CR4)}
+	to := holder(in.rm, hostRAX)
+	t.load(8, to, special(from[in.reg]))
+	t.keepIn(in.rm, to)
+}
+
+// planFromSegment plans the reading of a selector, of those that SYSCALL and SYSRET leave alone.
+func planFromSegment(in *inst) plan {
+	switch in.reg {
+	case sregES, sregDS, sregFS, sregGS:
+		if !in.mem {
+			return plan{emit: (*translator).fromSegment}
+		}
+	}
+	return plan{}
+}
+
+func (t *translator) fromSegment(in *inst) {
+	var s kvm.Sregs
+	from := [...]uintptr{sregES: unsafe.Offsetof(s.ES), sregDS: unsafe.Offsetof(s.DS), sregFS: unsafe.Offsetof(s.FS), sregGS: unsafe.Offsetof(s.GS)}
+	selector, to := special(from[in.reg]+unsafe.Offsetof(s.ES.Selector)), t.hold(in.rm, hostRAX)
+	if in.size == 2 {
+		t.load(2, to, selector)
+	} else {
+		t.op(4, map0F|0xb7, to, selector) // movzx
+	}
+	t.keepIn(in.rm, to)
+}
+
+// segmentBaseOf is RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE.
+func (t *translator) segmentBaseOf(in *inst) {
+	t.spoilFlags()
+	t.op(4, 0xf7, 0, special(unsafe.Offsetof(kvm.Sregs{}.CR4))) // test
+	t.u32(cr4FSGSBase)
+	t.interpretIf(ifEqual)
+	base := segmentBase(segFS + in.op&1)
+	if in.op < 2 {
+		to := holder(in.rm, hostRAX)
+		t.load(in.size, to, base)
+		t.keepIn(in.rm, to)
+		return
+	}
+	from := t.hold(in.rm, hostRCX)
+	if in.size == 8 {
+		t.interpretUnlessCanonical(from)
+		t.store(8, from, base)
+		return
+	}
+	t.load(4, hostRAX, register(from))
+	t.store(8, hostRAX, base)
+}
+
+// interpretUnlessCanonical leaves the instruction to the interpreter where a register of the host has
+// no canonical address. It spoils RAX.
+func (t *translator) interpretUnlessCanonical(reg uint8) {
+	t.move(hostRAX, reg)
+	for _, ext := range []uint8{4, 7} { // shl, sar
+		t.op(8, 0xc1, ext, register(hostRAX))
+		t.bytes(16)
+	}
+	t.op(8, 0x3b, hostRAX, register(reg)) // cmp
+	t.interpretIf(ifNotEqual)
 }
 
 // flagsFrom sets the guest's flags to those in the host's ECX, but for RF and VM. It spoils
@@ -101,13 +174,7 @@ func (t *translator) sysret(*inst) {
 	t.op(4, 0xf7, 0, register(homes[r11])) // test
 	t.u32(flagTF | flagRF | flagVM)
 	t.interpretIf(ifNotEqual)
-	t.move(hostRAX, homes[rCX])
-	for _, ext := range []uint8{4, 7} { // shl, sar: is it canonical?
-		t.op(8, 0xc1, ext, register(hostRAX))
-		t.bytes(16)
-	}
-	t.op(8, 0x3b, hostRAX, register(homes[rCX]))
-	t.interpretIf(ifNotEqual)
+	t.interpretUnlessCanonical(homes[rCX])
 	t.move(hostRCX, homes[r11])
 	t.op(4, 0x81, extAND, register(hostRCX))
 	t.u32(sysretFlags)

@@ -114,7 +114,7 @@ func planInteger(in *inst) plan {
 		return plan{emit: (*translator).bswap}
 	case op&^7 == 0x50 && in.size == 8:
 		return plan{emit: (*translator).push}
-	case op&^7 == 0x58 && in.size == 8 && in.reg != rSP:
+	case op&^7 == 0x58 && in.size == 8:
 		return plan{emit: (*translator).pop}
 	case op&^0xf == 0xb0:
 		return plan{emit: (*translator).moveImm}
@@ -151,6 +151,8 @@ func planByte(in *inst) plan {
 		return plan{emit: (*translator).moveToRM}
 	case 0x8a, 0x8b:
 		return plan{emit: (*translator).toRegister}
+	case 0x8c:
+		return planFromSegment(in)
 	case 0x8d:
 		if in.size >= 4 {
 			return plan{emit: (*translator).leaOf}
@@ -268,8 +270,12 @@ func planTwo(in *inst) plan {
 			return plan{emit: (*translator).shiftDoubleCL, touches: true}
 		}
 	case map0F | 0xae:
-		if !in.mem && in.reg&7 >= 5 && in.rep == repNone {
+		switch {
+		case in.mem:
+		case in.reg&7 >= 5 && in.rep == repNone:
 			return plan{emit: (*translator).fence}
+		case in.reg&7 < 4 && in.rep == repE && in.size >= 4:
+			return plan{emit: (*translator).segmentBaseOf}
 		}
 	case map0F | 0xaf:
 		return arithmeticPlan((*translator).toRegister)
