@@ -180,10 +180,10 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	} else if level == Full {
 		s.note(&spaces{err: errUnprivileged()})
 	}
-	if s.Landlock > 0 {
-		if err := restrictFiles(&r); err != nil {
-			return s, fmt.Errorf("restricting files: %w", err)
-		}
+	ruleset, err := newRuleset(&r, s.Landlock)
+	if err != nil {
+		own.close()
+		return s, fmt.Errorf("restricting files: %w", err)
 	}
 	if len(own.list) > 0 {
 		if err := own.enter(); err != nil {
@@ -195,7 +195,21 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 			return s, err
 		}
 	}
-	if s.Seccomp {
+	// The filter gives no_new_privs to all threads in passing. With a C library, threads are reached by a system call
+	// that it takes.
+	filterFirst := s.Seccomp && !cgo
+	if filterFirst {
+		err = filterCalls(program, violation)
+	} else {
+		err = noNewPrivs()
+	}
+	if err != nil {
+		return s, fmt.Errorf("restricting system calls: %w", err)
+	}
+	if err := restrictFiles(ruleset, s.Landlock); err != nil {
+		return s, fmt.Errorf("restricting files: %w", err)
+	}
+	if s.Seccomp && !filterFirst {
 		if err := filterCalls(program, violation); err != nil {
 			return s, fmt.Errorf("restricting system calls: %w", err)
 		}
@@ -270,10 +284,15 @@ func (r *Rules) become() error {
 // that is linked with a C library it does nothing: that reaches its threads by a system
 // call that Enforce has taken.
 func Narrow(r Rules) error {
-	if cgo || landlockABI() == 0 {
+	if cgo {
 		return nil
 	}
-	return restrictFiles(&r)
+	abi := landlockABI()
+	ruleset, err := newRuleset(&r, abi)
+	if err != nil {
+		return err
+	}
+	return restrictFiles(ruleset, abi)
 }
 
 // Able tells what Enforce can do on this host, for a process with the rights of this one.
