@@ -173,6 +173,7 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	var own spaces
 	if begun != nil { // before Landlock forbids to mount, and all paths are there still for its rules
 		own = begun.finish(&r)
+		defer own.close()
 		s.note(&own)
 		if r.User != nil && own.err != nil {
 			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
@@ -182,7 +183,6 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	}
 	ruleset, err := newRuleset(&r, s.Landlock)
 	if err != nil {
-		own.close()
 		return s, fmt.Errorf("restricting files: %w", err)
 	}
 	if len(own.list) > 0 {

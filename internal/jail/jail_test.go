@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,22 +75,25 @@ var tries = map[string]struct {
 	do   func(dir string) error
 	want string
 }{
-	"files":    {tryFiles, "done"},
-	"narrow":   {tryNarrow, "done"},
-	"threads":  {tryThreads, "done"},
-	"loopback": {inside(true, tryLoopback), "done"},
-	"connect":  {tryConnect, "done"},
-	"collect":  {inside(false, tryRuntime), "done"},
-	"clone3":   {inside(false, tryClone3), "done"},
-	"relative": {tryRelative, "done"},
-	"root":     {tryRoot, "done"},
-	"busy":     {tryBusy, "done"},
-	"begun":    {tryBegun(false), "done"},
-	"other":    {tryBegun(true), "done"},                      // was begun
-	"paths":    {tryBegun(false, Path{Path: "/tmp"}), "done"}, // are others
-	"user":     {tryUser, "done"},
-	alone:      {tryAlone, "done"},
-	"no right": {tryUnprivileged, "done"},
+	"files":     {tryFiles, "done"},
+	"narrow":    {tryNarrow, "done"},
+	"threads":   {tryThreads, "done"},
+	"loopback":  {inside(true, tryLoopback), "done"},
+	"connect":   {tryConnect, "done"},
+	"collect":   {inside(false, tryRuntime), "done"},
+	"clone3":    {inside(false, tryClone3), "done"},
+	"relative":  {tryRelative, "done"},
+	"each":      {tryEach(tryThreads), "done"},
+	"each way":  {tryEach(tryRelative), "done"},
+	"each busy": {tryEach(tryBusy), "done"},
+	"root":      {tryRoot, "done"},
+	"busy":      {tryBusy, "done"},
+	"begun":     {tryBegun(false), "done"},
+	"other":     {tryBegun(true), "done"},                      // was begun
+	"paths":     {tryBegun(false, Path{Path: "/tmp"}), "done"}, // are others
+	"user":      {tryUser, "done"},
+	alone:       {tryAlone, "done"},
+	"no right":  {tryUnprivileged, "done"},
 
 	onlyPlace: {inside(false, func() error {
 		unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(os.Getppid()), 0)
@@ -223,20 +227,61 @@ func tryNarrow(dir string) error {
 	return readable(ro)
 }
 
-// tryThreads looks whether a thread that was there before the jail is in it.
+// tryThreads looks whether threads that were there before the jail are in it, and that no other is outside.
 func tryThreads(dir string) error {
-	begin, result := make(chan bool), make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		<-begin
-		result <- readable(filepath.Join(dir, "secret"))
-	}()
-	if err := enter(dir, false); err != nil {
+	const threads = 4
+	there, begin, result := make(chan bool), make(chan bool), make(chan error)
+	for range threads {
+		go func() {
+			runtime.LockOSThread()
+			there <- true
+			<-begin
+			result <- readable(filepath.Join(dir, "secret"))
+		}()
+		<-there
+	}
+	r := rules(dir, false)
+	r.Paths = append(r.Paths, Path{Path: "/proc/self", Access: Read})
+	if _, err := Enforce(Full, r, violation); err != nil {
 		return err
 	}
-	begin <- true
-	if err := <-result; err == nil {
-		return fmt.Errorf("on another thread: %v", err)
+	for range threads {
+		begin <- true
+		if err := <-result; err == nil {
+			return fmt.Errorf("on another thread: %v", err)
+		}
+	}
+	return sameThreads()
+}
+
+// sameThreads looks whether all threads are in the same namespaces, with the same rights.
+func sameThreads() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, t := range tasks {
+		status, err := os.ReadFile("/proc/self/task/" + t.Name() + "/status")
+		if err != nil {
+			continue // it has just ended
+		}
+		var is strings.Builder
+		for line := range strings.Lines(string(status)) {
+			if name, _, _ := strings.Cut(line, ":"); strings.HasPrefix(name, "Cap") || slices.Contains([]string{"NoNewPrivs", "Seccomp", "Seccomp_filters"}, name) {
+				is.WriteString(line)
+			}
+		}
+		for _, name := range []string{"ns/mnt", "ns/ipc", "ns/net", "root"} {
+			link, err := os.Readlink("/proc/self/task/" + t.Name() + "/" + name)
+			fmt.Fprintln(&is, name, link, err)
+		}
+		if seen[is.String()] = true; !strings.Contains(is.String(), "NoNewPrivs:\t1\nSeccomp:\t2\n") {
+			return fmt.Errorf("thread %s: %s", t.Name(), is.String())
+		}
+	}
+	if len(seen) != 1 {
+		return fmt.Errorf("threads differ: %v", seen)
 	}
 	return nil
 }

@@ -31,8 +31,10 @@ type space struct {
 
 // spaces are namespaces that a thread has made, for all others to enter.
 type spaces struct {
-	list []space
-	err  error
+	list   []space
+	thread int           // the thread's pidfd; -1 where the kernel has none of threads
+	left   chan struct{} // closed when the thread is of no use any more
+	err    error         // why there are none
 }
 
 // Begun is what Begin has begun. Nil is nothing. It is for one goroutine at a time.
@@ -53,7 +55,8 @@ func Begin(level Level, internet bool) *Begun {
 	b := &Begun{internet: internet, rules: make(chan *Rules, 1), done: make(chan spaces, 1)}
 	go func() {
 		runtime.LockOSThread() // and never unlocked
-		var s spaces
+		s := spaces{thread: -1, left: make(chan struct{})}
+		left := s.left
 		s.err = s.make(internet)
 		if r := <-b.rules; r != nil && s.err == nil {
 			s.err = newRoot(r)
@@ -62,6 +65,7 @@ func Begin(level Level, internet bool) *Begun {
 			s.close()
 		}
 		b.done <- s
+		<-left
 	}()
 	return b
 }
@@ -100,38 +104,82 @@ func (b *Begun) Close() {
 	}()
 }
 
+// make makes namespaces for the calling thread, which is to be there until left is closed.
 func (s *spaces) make(internet bool) error {
-	kinds := []space{{name: "mnt", flag: unix.CLONE_NEWNS}, {name: "ipc", flag: unix.CLONE_NEWIPC}, {name: "net", flag: unix.CLONE_NEWNET}}
+	s.list = []space{{name: "mnt", flag: unix.CLONE_NEWNS}, {name: "ipc", flag: unix.CLONE_NEWIPC}, {name: "net", flag: unix.CLONE_NEWNET}}
 	if internet {
-		kinds = kinds[:2]
+		s.list = s.list[:2]
 	}
-	for _, k := range kinds {
+	for i := range s.list {
+		s.list[i].fd = -1
+	}
+	for _, k := range s.list {
 		if err := unix.Unshare(k.flag); err != nil {
 			return fmt.Errorf("a %s namespace: %w", k.name, err)
 		}
-		var err error
-		if k.fd, err = unix.Open("/proc/thread-self/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	}
+	var err error
+	if s.thread, err = unix.PidfdOpen(unix.Gettid(), pidfdThread); err == nil {
+		return nil
+	}
+	for i, k := range s.list {
+		if s.list[i].fd, err = unix.Open("/proc/thread-self/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return fmt.Errorf("the %s namespace: %w", k.name, err)
 		}
-		s.list = append(s.list, k)
 	}
 	return nil
 }
 
 func (s *spaces) close() {
+	if s.left == nil {
+		return
+	}
+	unix.Close(s.thread)
 	for _, n := range s.list {
 		unix.Close(n.fd)
 	}
-	s.list = nil
+	close(s.left)
+	s.list, s.left = nil, nil
 }
 
 // enter takes all threads there.
 func (s *spaces) enter() error {
-	defer s.close()
 	dir, err := unix.Getwd()
 	if err != nil {
 		return err
 	}
+	if s.thread >= 0 {
+		return s.enterAtOnce(dir)
+	}
+	return s.enterEach(dir)
+}
+
+// pidfdThread is PIDFD_THREAD (Linux 6.9), which is this flag (linux/pidfd.h). A test has one that no kernel knows.
+var pidfdThread = unix.O_EXCL
+
+// enterAtOnce takes all threads to where the one is that has made the namespaces (Linux 6.9). With more than one kind of
+// namespaces, one of mounts takes along a root that is shared with others: all threads of this process, but for that one, have one root and
+// one current directory, as before.
+func (s *spaces) enterAtOnce(dir string) error {
+	kinds := 0
+	for _, n := range s.list {
+		kinds |= n.flag
+	}
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_SETNS, uintptr(s.thread), uintptr(kinds), 0); errno != 0 {
+		return fmt.Errorf("entering the namespaces: %w", errno)
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return fmt.Errorf("the current directory: %w", err)
+	}
+	return nil
+}
+
+// enterTries is how often all threads get a root of their own.
+const enterTries = 10
+
+// enterEach takes all threads to one namespace after the other, each thread with a root of its own: threads that share theirs cannot
+// enter another one by itself.
+func (s *spaces) enterEach(dir string) error {
 	name, err := unix.BytePtrFromString(dir)
 	if err != nil {
 		return err
@@ -151,11 +199,7 @@ func (s *spaces) enter() error {
 	return nil
 }
 
-// enterTries is how often all threads get a root of their own.
-const enterTries = 10
-
-// enter takes all threads there. Threads that share their root cannot enter another, and one that is
-// begun just before shares that of who has begun it: nothing has changed then.
+// enter takes all threads there. One that is begun just before shares the root of who has begun it: nothing has changed then.
 func (n *space) enter() error {
 	errno := syscall.EINVAL
 	for try := 0; try < enterTries && errno == syscall.EINVAL; try++ {

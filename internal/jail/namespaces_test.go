@@ -132,6 +132,7 @@ func tryRoot(dir string) error {
 // tryBegun finishes what was begun for such rules, and for others.
 func tryBegun(internet bool, begun ...Path) func(string) error {
 	return func(dir string) error {
+		could := privileged()
 		Begin(Full, false).Close()
 		r := rules(dir, false)
 		r.Begun = Begin(Full, internet)
@@ -142,13 +143,21 @@ func tryBegun(internet bool, begun ...Path) func(string) error {
 		if err != nil {
 			return err
 		}
-		if privileged := r.Begun != nil; privileged && !slices.Equal(s.Namespaces, []string{"mnt", "ipc", "net"}) {
+		if could && !slices.Equal(s.Namespaces, []string{"mnt", "ipc", "net"}) {
 			return fmt.Errorf("the status: %v", s)
 		}
 		if err := readable(filepath.Join(dir, "secret")); err == nil {
 			return errors.New("the secret can be read")
 		}
 		return readable(filepath.Join(dir, "ro/there"))
+	}
+}
+
+// tryEach tries something as on a kernel that takes threads to one namespace after the other.
+func tryEach(try func(string) error) func(string) error {
+	return func(dir string) error {
+		pidfdThread = 1 << 30
+		return try(dir)
 	}
 }
 
