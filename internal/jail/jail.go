@@ -144,7 +144,7 @@ func CloseInherited() error {
 // left out and told by the Status. It is called once; Narrow can follow.
 func Enforce(level Level, r Rules, violation func(call string)) (Status, error) {
 	begun := r.Begun
-	if begun != nil && (level != Full || !begun.fits(&r)) {
+	if begun != nil && !begun.fits(level, &r) {
 		begun.Close()
 		begun = nil
 	}
@@ -157,64 +157,55 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	if begun == nil {
 		begun = Begin(level, r.Internet)
 	}
-	begun.Root(r)
-	s := able()
-	s.Level = level
-	if level == Landlock {
-		s.Seccomp = false
+	m := begun.finish(&r)
+	s := m.status
+	if level == Full {
+		s.note(&m.own)
 	}
-	var program []unix.SockFilter
-	if s.Seccomp {
-		var err error
-		if program, err = filter(allowed(r.families())); err != nil {
-			return s, err
-		}
+	switch {
+	case m.err != nil:
+		return s, m.err
+	case r.User != nil && m.own.err != nil:
+		return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
 	}
-	var own spaces
-	if begun != nil { // before Landlock forbids to mount, and all paths are there still for its rules
-		own = begun.finish(&r)
-		defer own.close()
-		s.note(&own)
-		if r.User != nil && own.err != nil {
-			return s, fmt.Errorf("another user for the VM's process: %w: %s", ErrUser, s.Missing)
-		}
-	} else if level == Full {
-		s.note(&spaces{err: errUnprivileged()})
-	}
-	ruleset, err := newRuleset(&r, s.Landlock)
-	if err != nil {
-		return s, fmt.Errorf("restricting files: %w", err)
-	}
-	if len(own.list) > 0 {
-		if err := own.enter(); err != nil {
+	defer m.own.close()
+	if len(m.own.list) > 0 {
+		if err := m.own.enter(); err != nil {
 			return s, fmt.Errorf("namespaces: %w", err)
 		}
 	}
 	if level == Full {
-		if err := r.become(); err != nil {
+		if err := r.become(m.keep); err != nil {
 			return s, err
 		}
 	}
-	// The filter gives no_new_privs to all threads in passing. With a C library, threads are reached by a system call
-	// that it takes.
-	filterFirst := s.Seccomp && !cgo
-	if filterFirst {
-		err = filterCalls(program, violation)
-	} else {
-		err = noNewPrivs()
-	}
-	if err != nil {
-		return s, fmt.Errorf("restricting system calls: %w", err)
-	}
-	if err := restrictFiles(ruleset, s.Landlock); err != nil {
-		return s, fmt.Errorf("restricting files: %w", err)
-	}
-	if s.Seccomp && !filterFirst {
-		if err := filterCalls(program, violation); err != nil {
-			return s, fmt.Errorf("restricting system calls: %w", err)
+	return s, m.restrict(violation)
+}
+
+// restrict takes files and system calls from all threads. The filter of the latter gives no_new_privs to all in
+// passing; but with a C library it would take the system call by which the others are reached.
+func (m *made) restrict(violation func(call string)) error {
+	filterFirst := m.status.Seccomp && !cgo
+	calls := func() error {
+		if err := filterCalls(m.program, violation); err != nil {
+			return fmt.Errorf("restricting system calls: %w", err)
 		}
+		return nil
 	}
-	return s, nil
+	if filterFirst {
+		if err := calls(); err != nil {
+			return err
+		}
+	} else if err := noNewPrivs(); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	if err := restrictFiles(m.ruleset, m.status.Landlock); err != nil {
+		return fmt.Errorf("restricting files: %w", err)
+	}
+	if m.status.Seccomp && !filterFirst {
+		return calls()
+	}
+	return nil
 }
 
 // families are those of the sockets that the process may still make.
@@ -269,13 +260,13 @@ func errUnprivileged() error {
 	return errors.New("this process has neither root's rights nor a user namespace of its own")
 }
 
-// become leaves the process the rights that the rules need, or those of another user.
-func (r *Rules) become() error {
+// become leaves the process some rights, or those of another user.
+func (r *Rules) become(keep uint64) error {
 	switch {
 	case r.User != nil:
 		return r.User.become()
 	case !cgo && held() != 0:
-		return keepOnly(r.capabilities())
+		return keepOnly(keep)
 	}
 	return nil
 }
@@ -297,13 +288,10 @@ func Narrow(r Rules) error {
 
 // Able tells what Enforce can do on this host, for a process with the rights of this one.
 func Able() Status {
+	m := Begin(Full, false).finish(&Rules{Paths: []Path{{Path: "/proc/self"}}})
+	m.close()
 	s := able()
-	own := spaces{err: errUnprivileged()}
-	if begun := Begin(Full, false); begun != nil {
-		own = begun.finish(&Rules{Paths: []Path{{Path: "/proc/self"}}})
-	}
-	s.note(&own)
-	own.close()
+	s.note(&m.own)
 	return s
 }
 
