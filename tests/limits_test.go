@@ -27,7 +27,7 @@ func TestLimits(t *testing.T) {
 	runtimeDirFor(t)
 	dir := t.TempDir()
 	flags := append([]string{"-d", "-m", "256M", "--net", "none"}, limitFlags(dir)...)
-	if able := cgroup.Able(); strings.Contains(able, ":") {
+	if able, lacks := cgroup.Able(); lacks != nil {
 		out, status := vmm(t, append([]string{"run"}, flags...)...)
 		if status != 125 || !strings.Contains(out, "cannot be had: ") || strings.Count(out, "\n") != 1 {
 			t.Errorf("limits that cannot be had: status %d, %q", status, out)

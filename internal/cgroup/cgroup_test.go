@@ -145,7 +145,7 @@ func tree(t *testing.T, self, groups string, marks ...string) (*host, *fake) {
 		}
 	}
 	k := &fake{t: t, marks: marks}
-	return &host{root, k}, k
+	return &host{root, 1000, k}, k
 }
 
 const everything = "cpu memory pids io"
@@ -158,7 +158,7 @@ func TestPlaces(t *testing.T) {
 		marks        []string
 		in, home     string // the group's parent, and where the process goes in the end
 		refused      string
-		scope        bool
+		remedy       Remedy
 	}{
 		"root, without systemd":  {self: "0::/\n", groups: "/:cpuset " + everything + "::here,", in: "vmm", home: "/"},
 		"some controllers given": {self: "0::/\n", groups: "/:" + everything + ":cpu:here,", in: "vmm", home: "/"},
@@ -171,22 +171,22 @@ func TestPlaces(t *testing.T) {
 		"a container, its second": {self: "0::/vmm/others\n", groups: "/:" + everything + ":" + everything + "::ns\n/vmm:" + everything + ":" + everything + ":\n/vmm/others:" + everything + "::1,here,",
 			in: "vmm", home: "/vmm/others"},
 		"a session": {self: "0::/user.slice/session-3.scope\n", groups: "/:" + everything + ":" + everything + ":\n/user.slice:" + everything + ":" + everything + ":\n/user.slice/session-3.scope:" + everything + "::here,",
-			refused: "systemd has not delegated", scope: true},
+			refused: "systemd has not delegated", remedy: Manager},
 		"a scope of a user": {self: "0::/u.service/app.slice/run-1.scope\n", groups: "/:" + everything + ":" + everything + ":\n/u.service:" + everything + ":" + everything + ":\n/u.service/app.slice:" + everything + ":" + everything + ":\n/u.service/app.slice/run-1.scope:" + everything + "::7,here,",
 			marks: []string{"u.service"}, in: "u.service/app.slice/run-1.scope/vmm", home: "/u.service/app.slice/run-1.scope/vmm/others"},
 		"a scope with less": {self: "0::/app.slice/run-1.scope\n", groups: "/:" + everything + ":memory pids:\n/app.slice:memory pids:memory pids:\n/app.slice/run-1.scope:memory pids::here,",
-			marks: []string{"run-1.scope"}, refused: "controller cpu cannot be had: nobody has delegated them", scope: true},
+			marks: []string{"run-1.scope"}, refused: "controller cpu cannot be had: not delegated to ", remedy: Manager},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, k := tree(t, c.self, c.groups, c.marks...)
 			g, err := h.group("dev", &limits)
 			if c.refused != "" {
 				var cannot *UnavailableError
-				if !errors.As(err, &cannot) || !strings.Contains(err.Error(), c.refused) || cannot.Scope != c.scope || k.change != nil {
+				if !errors.As(err, &cannot) || !strings.Contains(err.Error(), c.refused) || cannot.Remedy != c.remedy || k.change != nil {
 					t.Errorf("%v, %+v, and %q done; want %q", err, cannot, k.change, c.refused)
 				}
-				if able := h.able(); !strings.Contains(able, ": ") {
-					t.Errorf("it can have %q", able)
+				if able, lacks := h.able(); !strings.Contains(able, ": ") || !errors.As(lacks, &cannot) || cannot.Remedy != c.remedy {
+					t.Errorf("it can have %q, %v", able, lacks)
 				}
 				return
 			}
@@ -195,7 +195,7 @@ func TestPlaces(t *testing.T) {
 			}
 			top := filepath.Join(h.root, "sys/fs/cgroup")
 			want := filepath.Join(top, c.in, fmt.Sprintf("dev-%d", os.Getpid()))
-			if able := h.able(); g.Path() != want || able != strings.ReplaceAll(everything, " ", ", ") || k.change != nil {
+			if able, lacks := h.able(); g.Path() != want || lacks != nil || able != strings.ReplaceAll(everything, " ", ", ") || k.change != nil {
 				t.Fatalf("%s, want %s; able: %s; done: %q", g.Path(), want, able, k.change)
 			}
 			if err := g.Enter(); err != nil {
@@ -216,6 +216,42 @@ func TestPlaces(t *testing.T) {
 			}
 			if _, err := os.Stat(want); err == nil {
 				t.Error("the group is left")
+			}
+		})
+	}
+}
+
+// TestRemedies says what would help a user under systemd, by what this one and the user's own have.
+func TestRemedies(t *testing.T) {
+	const (
+		given   = "/:" + everything + ":" + everything + ":\n/user.slice/user-1000.slice:" + everything + ":cpu memory pids:\n"
+		manager = "/user.slice/user-1000.slice/user@1000.service"
+		session = "/user.slice/user-1000.slice/session-1.scope"
+		scope   = manager + "/app.slice/run-1.scope"
+	)
+	user := given + manager + ":cpu memory pids:cpu memory pids:\n"
+	for name, c := range map[string]struct {
+		self, groups string
+		uid          int
+		limits       Limits
+		want         Remedy
+	}{
+		"a session":                 {session, user + session + ":cpu memory pids::here,", 1000, Limits{CPUs: 1}, Scope},
+		"root's session":            {session, user + session + ":cpu memory pids::here,", 0, Limits{CPUs: 1}, Scope},
+		"a session, what none has":  {session, user + session + ":cpu memory pids::here,", 1000, Limits{IO: []IO{{Path: "/", ReadBPS: 1}}}, Grant},
+		"a scope, what none has":    {scope, user + scope + ":cpu memory pids::here,", 1000, Limits{IO: []IO{{Path: "/", ReadBPS: 1}}}, Grant},
+		"a service of the user's":   {manager + "/app.slice/x.service", user + manager + "/app.slice/x.service:::here,", 1000, Limits{CPUs: 1}, Scope},
+		"a service of the system's": {"/system.slice/x.service", given + "/system.slice/x.service:::here,", 1000, Limits{CPUs: 1}, Manager},
+		"another user's service":    {"/system.slice/x.service", user + "/system.slice/x.service:::here,", 1001, Limits{CPUs: 1}, Manager},
+		"no unit":                   {"/x", "/:::\n/x:::here,", 1000, Limits{CPUs: 1}, NoRemedy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := tree(t, "0::"+c.self+"\n", c.groups)
+			h.uid = c.uid
+			_, err := h.place(c.limits.controllers())
+			var cannot *UnavailableError
+			if !errors.As(err, &cannot) || cannot.Remedy != c.want {
+				t.Errorf("%v, %+v; want remedy %d", err, cannot, c.want)
 			}
 		})
 	}

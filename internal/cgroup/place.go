@@ -26,9 +26,19 @@ const (
 type UnavailableError struct {
 	Controllers []string // those that are missing
 	Why         string
-	// Scope is set where systemd has given this process no group of its own, and would.
-	Scope bool
+	Remedy      Remedy
 }
+
+// Remedy is how limits could be had under systemd that cannot.
+type Remedy int
+
+// The remedies.
+const (
+	NoRemedy Remedy = iota
+	Scope           // in a unit of its own, which systemd gives away if that is asked for: Delegate=yes
+	Manager         // the same, of a systemd of the user's, of which none runs
+	Grant           // root has to give the controllers to systemd of users
+)
 
 // Error implements error.
 func (e *UnavailableError) Error() string {
@@ -42,6 +52,7 @@ func (e *UnavailableError) Error() string {
 // host is where groups are.
 type host struct {
 	root string // of its file systems
+	uid  int    // of this process
 	changer
 }
 
@@ -54,7 +65,7 @@ type changer interface {
 	marked(dir string) bool
 }
 
-var local = &host{"/", kernel{}}
+var local = &host{"/", os.Getuid(), kernel{}}
 
 func (h *host) path(p string) string { return filepath.Join(h.root, p) }
 
@@ -207,6 +218,25 @@ func (h *host) delegated(unit, top string) bool {
 	return false
 }
 
+// remedy is how controllers can be had that a process lacks in a unit. Those of a user's are in the units of the systemd that
+// user@.service is (systemd.special(7)).
+func (h *host) remedy(unit, top string, lack []string) Remedy {
+	if !isUnit(unit) {
+		return NoRemedy
+	}
+	if h.uid == 0 {
+		return Scope
+	}
+	manager := filepath.Join(top, "user.slice", fmt.Sprintf("user-%d.slice", h.uid), fmt.Sprintf("user@%d.service", h.uid))
+	if _, err := os.Stat(manager); err != nil {
+		return Manager
+	}
+	if len(lacking(lack, h.list(manager, controllersFile))) > 0 {
+		return Grant
+	}
+	return Scope
+}
+
 // place is where a group can be made.
 type place struct {
 	needed []string // controllers
@@ -227,7 +257,7 @@ func (h *host) place(needed []string) (*place, error) {
 		limit = filepath.Dir(limit)
 	}
 	refuse := func(why string, names []string) error {
-		return &UnavailableError{Controllers: names, Why: why, Scope: isUnit(limit)}
+		return &UnavailableError{Controllers: names, Why: why, Remedy: h.remedy(limit, top, names)}
 	}
 	if isUnit(limit) && !h.delegated(limit, top) {
 		return nil, refuse("systemd has not delegated "+limit, needed)
@@ -248,7 +278,7 @@ func (h *host) place(needed []string) (*place, error) {
 		if h.isRoot(p.dir) {
 			return nil, refuse("on this host cgroup v1 has them, or the kernel none (booted with cgroup_no_v1=all, version 2 has all)", lack)
 		}
-		return nil, refuse("nobody has delegated them to "+p.dir, lack)
+		return nil, refuse("not delegated to "+p.dir, lack)
 	}
 	if !h.writable(p.dir) {
 		return nil, refuse("this user may not write to "+p.dir, needed)
@@ -256,26 +286,28 @@ func (h *host) place(needed []string) (*place, error) {
 	return p, nil
 }
 
-// Able tells in words which limits this process could have.
-func Able() string { return local.able() }
+// Able tells in words which limits this process could have. The error is the *UnavailableError of those that it cannot, if there
+// are any.
+func Able() (string, error) { return local.able() }
 
-func (h *host) able() string {
+func (h *host) able() (text string, lacks error) {
 	var have, lack []string
-	why := ""
+	why := &UnavailableError{}
 	for _, c := range all {
 		_, err := h.place([]string{c})
-		var cannot *UnavailableError
-		if errors.As(err, &cannot) {
-			lack, why = append(lack, c), cannot.Why
+		if errors.As(err, &why) {
+			lack = append(lack, c)
 		} else {
 			have = append(have, c)
 		}
 	}
-	switch {
+	switch text = strings.Join(have, ", "); {
+	case len(lack) == 0:
+		return text, nil
 	case len(have) == 0:
-		return "none: " + why
-	case len(lack) > 0:
-		return strings.Join(have, ", ") + "; not " + strings.Join(lack, ", ") + ": " + why
+		text = "none: " + why.Why
+	default:
+		text += "; not " + strings.Join(lack, ", ") + ": " + why.Why
 	}
-	return strings.Join(have, ", ")
+	return text, &UnavailableError{Controllers: lack, Why: why.Why, Remedy: why.Remedy}
 }

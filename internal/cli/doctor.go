@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,14 +37,15 @@ type diagnosis struct {
 	ExitNS       int64           `json:"exit_ns,omitempty"`     // what an exit costs
 	Slow         []string        `json:"slow,omitempty"`        // what makes guests slow here
 	// Speeds in million instructions per second.
-	Ring0MIPS   float64          `json:"ring0_mips,omitempty"`
-	Ring3MIPS   float64          `json:"ring3_mips,omitempty"`
-	Jail        string           `json:"jail"`            // what a VM's process can be confined by
-	Background  string           `json:"jail_background"` // and one in the background, for who is not root without shared directories
-	Limits      string           `json:"limits"`          // which it can have
-	MemoryMiB   uint64           `json:"memory_available_mib"`
-	HugePages   uint64           `json:"huge_pages_free"`
-	GuestImages []guestImageInfo `json:"guest_images"`
+	Ring0MIPS    float64          `json:"ring0_mips,omitempty"`
+	Ring3MIPS    float64          `json:"ring3_mips,omitempty"`
+	Jail         string           `json:"jail"`                    // what a VM's process can be confined by
+	Background   string           `json:"jail_background"`         // and one in the background, for who is not root without shared directories
+	Limits       string           `json:"limits"`                  // which it can have
+	LimitsAdvice string           `json:"limits_advice,omitempty"` // what to do about those that it cannot
+	MemoryMiB    uint64           `json:"memory_available_mib"`
+	HugePages    uint64           `json:"huge_pages_free"`
+	GuestImages  []guestImageInfo `json:"guest_images"`
 }
 
 // softwareSpeed is what the software engine can do here, in million instructions per second.
@@ -102,7 +104,13 @@ func doctorCommand() *cobra.Command {
 
 func diagnose() *diagnosis {
 	d := &diagnosis{Device: kvm.DevicePath}
-	d.Jail, d.Limits = jail.Able().String(), cgroup.Able()
+	d.Jail = jail.Able().String()
+	var lacks error
+	d.Limits, lacks = cgroup.Able()
+	var cannot *cgroup.UnavailableError
+	if errors.As(lacks, &cannot) {
+		d.LimitsAdvice = limitsAdvice(cannot.Remedy)
+	}
 	d.Background = isolatedJail()
 	d.MemoryMiB = meminfo.Value("MemAvailable") >> 10
 	d.HugePages = meminfo.Value("HugePages_Free")
@@ -208,6 +216,9 @@ func (d *diagnosis) print(w io.Writer) {
 		line("", "with run -d, without shared directories: %s", d.Background)
 	}
 	line("limits", "%s", d.Limits)
+	if d.LimitsAdvice != "" {
+		line("", "%s", d.LimitsAdvice)
+	}
 	line("memory", "%d MiB available, %d huge pages free", d.MemoryMiB, d.HugePages)
 	for _, g := range d.GuestImages {
 		state := g.Path

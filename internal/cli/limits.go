@@ -85,12 +85,29 @@ func (s *session) limitReceived(l *vm.Limits) error {
 // adviseLimits adds to the error for limits that cannot be had what to do about it.
 func adviseLimits(err error) error {
 	var cannot *vm.LimitsError
-	if !errors.As(err, &cannot) || !cannot.Scope {
+	if !errors.As(err, &cannot) {
 		return err
 	}
+	if advice := limitsAdvice(cannot.Remedy); advice != "" {
+		return fmt.Errorf("%w; %s (docs/jail.md)", err, advice)
+	}
+	return err
+}
+
+// limitsAdvice is what to do about limits that cannot be had; "" if there is nothing.
+func limitsAdvice(r cgroup.Remedy) string {
 	user := "--user "
 	if os.Getuid() == 0 {
 		user = ""
 	}
-	return fmt.Errorf("%w; systemd-run %s--scope -p Delegate=yes vmm ... starts vmm where they can, as far as root lets them (docs/jail.md)", err, user)
+	start := fmt.Sprintf("systemd-run %s--scope -p Delegate=yes vmm ... starts vmm where limits can be had", user)
+	switch r {
+	case cgroup.Scope:
+		return start
+	case cgroup.Manager:
+		return "log in, or have root do loginctl enable-linger, for a systemd of your own, and " + start
+	case cgroup.Grant:
+		return "root has systemd give users more by Delegate=cpu memory pids io for user@.service"
+	}
+	return ""
 }
