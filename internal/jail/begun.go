@@ -36,14 +36,31 @@ func Begin(level Level, internet bool) *Begun {
 	b := &Begun{level: level, internet: internet, done: make(chan made, 1)}
 	if level == Full && privileged() {
 		b.rules = make(chan *Rules, 1)
-		go b.makeSpaces()
+		go onOwnThread(b.makeSpaces)
 	}
 	return b
 }
 
-// makeSpaces makes a jail with namespaces, on a thread of its own.
+// onOwnThread has a thread do something that ends with it. The main thread, whose namespaces are in /proc/self and which does not end, is
+// not that one.
+func onOwnThread(do func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		do()
+		return // and the thread with this goroutine
+	}
+	begun := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(begun)
+		do()
+	}()
+	<-begun // it is on another one
+	runtime.UnlockOSThread()
+}
+
+// makeSpaces makes a jail with namespaces, of the thread's own.
 func (b *Begun) makeSpaces() {
-	runtime.LockOSThread() // and never unlocked
 	own := spaces{thread: -1, left: make(chan struct{})}
 	left := own.left
 	own.err = own.make(b.internet)

@@ -94,6 +94,7 @@ var tries = map[string]struct {
 	"user":      {tryUser, "done"},
 	alone:       {tryAlone, "done"},
 	"no right":  {tryUnprivileged, "done"},
+	"main":      {tryMain, "done"},
 
 	onlyPlace: {inside(false, func() error {
 		unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(os.Getppid()), 0)

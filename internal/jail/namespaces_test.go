@@ -153,6 +153,22 @@ func tryBegun(internet bool, begun ...Path) func(string) error {
 	}
 }
 
+// tryMain looks whether the main thread, whose namespaces are those in /proc/self, stays where it is when it is the
+// one that has nothing to do.
+func tryMain(string) error {
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	for range 20 {
+		Able()
+		if now, err := os.Readlink("/proc/self/ns/mnt"); now != before {
+			return fmt.Errorf("it is in %s and not in %s any more: %v", now, before, err)
+		}
+	}
+	return nil
+}
+
 // tryEach tries something as on a kernel that takes threads to one namespace after the other.
 func tryEach(try func(string) error) func(string) error {
 	return func(dir string) error {
