@@ -241,16 +241,66 @@ func (g *Group) Leave() error {
 // do not move with it when they are about to end, and the one that KVM has for a VM.
 const endingTime = time.Second
 
-// Reap removes the group of a process that was killed, if there is one, and reports whether
-// it was the kernel that killed it, for the limit of its memory.
-func Reap(path string) (outOfMemory bool) {
+// OutOfMemory is whether the kernel has killed a process for the limit of its memory.
+type OutOfMemory int
+
+// The values of OutOfMemory.
+const (
+	No      OutOfMemory = iota
+	Perhaps             // it has killed one there, and the group is gone
+	Yes
+)
+
+// Reap removes the group of a process that was killed, if there is one, and says why that was. kills is what Kills was
+// when the group was made; nil if its memory has no limit.
+func Reap(path string, kills *uint64) OutOfMemory {
 	var st unix.Statfs_t
-	if unix.Statfs(path, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return false // or gone, and something else is there
+	switch err := unix.Statfs(path, &st); {
+	case errors.Is(err, unix.ENOENT) && kills != nil && Kills(path) > *kills:
+		return Perhaps
+	case err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC:
+		return No // or gone, and something else is there
 	}
-	b, _ := os.ReadFile(filepath.Join(path, eventsFile)) // of none, nothing is known
-	local.rmdir(path)                                    // an empty directory is in nobody's way
-	return parseEvents(string(b))["oom_kill"] > 0
+	killed := outOfMemory(path)
+	local.rmdir(path) // an empty directory is in nobody's way
+	if killed > 0 {
+		return Yes
+	}
+	return No
+}
+
+// Kills is how often the kernel has killed for memory in what stays when systemd removes the unit that a group is in, with all below it:
+// as soon as no process is there any more, and so before anybody looks. It counts what happens in the unit too.
+func Kills(path string) uint64 {
+	if dir := around(path); dir != "" {
+		return outOfMemory(dir)
+	}
+	return 0
+}
+
+// around is the unit of systemd's around the one that a group is in, or if there is none, as for root, the slice; "" for a group
+// that is in no unit.
+func around(group string) string {
+	above := func(dir string) string {
+		for dir != "/" && dir != "." && !isUnit(dir) {
+			dir = filepath.Dir(dir)
+		}
+		return dir
+	}
+	unit := above(group)
+	if !isUnit(unit) {
+		return ""
+	}
+	if manager := above(filepath.Dir(unit)); isUnit(manager) {
+		return manager
+	}
+	return filepath.Dir(unit)
+}
+
+// outOfMemory is how often the kernel has killed for memory in a group, or below it.
+func outOfMemory(group string) uint64 {
+	b, _ := os.ReadFile(filepath.Join(group, eventsFile)) // of none, nothing is known
+	return parseEvents(string(b))["oom_kill"]
 }
 
 // parseEvents reads a flat keyed file ("Format").

@@ -326,10 +326,37 @@ func TestReap(t *testing.T) {
 	empty := filepath.Join(dir, "empty")
 	put(t, empty, "x", "")
 	os.Remove(filepath.Join(empty, "x"))
-	if Reap(dir) || Reap(empty) || Reap(filepath.Join(dir, "none")) {
-		t.Error("it was killed")
+	for _, path := range []string{dir, empty, filepath.Join(dir, "none")} {
+		if why := Reap(path, new(uint64)); why != No {
+			t.Errorf("%s: %d", path, why)
+		}
 	}
 	if _, err := os.Stat(empty); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestReapGone asks what stays when systemd has removed a unit with all that was in it.
+func TestReapGone(t *testing.T) {
+	manager := filepath.Join(t.TempDir(), "user@1000.service")
+	group := filepath.Join(manager, "app.slice/run-1.scope/vmm/dev-7")
+	put(t, manager, eventsFile, "max 5\noom_kill 3\noom_group_kill 0\n")
+	for kills, want := range map[uint64]OutOfMemory{2: Perhaps, 3: No, 4: No} {
+		if why := Reap(group, &kills); Kills(group) != 3 || why != want {
+			t.Errorf("%d kills of %d: %d, want %d", Kills(group), kills, why, want)
+		}
+	}
+	if why := Reap(group, nil); why != No {
+		t.Errorf("without a limit: %d", why)
+	}
+	for path, want := range map[string]string{
+		"/u.slice/user@1.service/app.slice/x.scope/vmm/a-1": "/u.slice/user@1.service",
+		"/system.slice/x.service/vmm/a-1":                   "/system.slice",
+		"/vmm/a-1":                                          "",
+		"":                                                  "",
+	} {
+		if got := around(path); got != want {
+			t.Errorf("around %q is %q, want %q", path, got, want)
+		}
 	}
 }

@@ -287,27 +287,29 @@ func (h *host) place(needed []string) (*place, error) {
 }
 
 // Able tells in words which limits this process could have. The error is the *UnavailableError of those that it cannot, if there
-// are any.
+// are any, for the first of them.
 func Able() (string, error) { return local.able() }
 
 func (h *host) able() (text string, lacks error) {
 	var have, lack []string
-	why := &UnavailableError{}
+	var why *UnavailableError
 	for _, c := range all {
 		_, err := h.place([]string{c})
-		if errors.As(err, &why) {
-			lack = append(lack, c)
-		} else {
+		var cannot *UnavailableError
+		if !errors.As(err, &cannot) {
 			have = append(have, c)
+			continue
+		}
+		lack = append(lack, c)
+		if why == nil {
+			why = cannot
 		}
 	}
 	switch text = strings.Join(have, ", "); {
-	case len(lack) == 0:
+	case why == nil:
 		return text, nil
 	case len(have) == 0:
-		text = "none: " + why.Why
-	default:
-		text += "; not " + strings.Join(lack, ", ") + ": " + why.Why
+		return "none: " + why.Why, why
 	}
-	return text, &UnavailableError{Controllers: lack, Why: why.Why, Remedy: why.Remedy}
+	return fmt.Sprintf("%s; not %s: %s", text, strings.Join(lack, ", "), why.Why), why
 }

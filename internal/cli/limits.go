@@ -63,7 +63,7 @@ func (s *session) limit(c *vm.Config) (err error) {
 		}
 	}
 	if s.entry != nil { // noted before it is made, so that somebody knows what to clear away
-		if err := s.entry.Limit(c.Limits.String(), s.group.Path()); err != nil {
+		if err := s.entry.Limit(&c.Limits, s.group.Path()); err != nil {
 			return err
 		}
 	}

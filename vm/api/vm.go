@@ -75,6 +75,8 @@ type VM struct {
 	Limits string `json:"limits,omitempty"`
 	// Cgroup is the control group in which they hold, as long as there is one.
 	Cgroup string `json:"cgroup,omitempty"`
+	// CgroupKills is how often the host had killed for memory around it when it was made; nil without a limit of memory.
+	CgroupKills *uint64 `json:"cgroupKills,omitempty"`
 }
 
 // Health is whether what a VM is there for is well.

@@ -56,7 +56,7 @@ func (r *Registry) Claim(vm api.VM) (*Entry, error) {
 		return nil, &TakenError{Name: vm.Name, Ended: true}
 	}
 	if err == nil && old.Cgroup != "" { // of one that was killed, as the files are
-		cgroup.Reap(old.Cgroup)
+		cgroup.Reap(old.Cgroup, old.CgroupKills)
 	}
 	for _, f := range []string{socketFile, consoleFile, outputFile, consoleFile + OldLog, outputFile + OldLog} {
 		os.Remove(filepath.Join(path, f))
@@ -77,7 +77,7 @@ func (r *Registry) Adopt(name string, lock *os.File) (*Entry, error) {
 		return nil, fmt.Errorf("the VM's directory: %w", err)
 	}
 	vm.State, vm.PID, vm.Started = api.Running, hostpid.Self(), time.Now()
-	vm.Status, vm.Detail, vm.Ended, vm.Cgroup = nil, "", time.Time{}, ""
+	vm.Status, vm.Detail, vm.Ended, vm.Cgroup, vm.CgroupKills = nil, "", time.Time{}, "", nil
 	if err := writeInfo(r.path(name), vm); err != nil {
 		return nil, fmt.Errorf("the VM's directory: %w", err)
 	}
@@ -113,7 +113,7 @@ func (e *Entry) note(state api.State, status int, detail string) error {
 		vm.Started = now.Started
 	}
 	vm.State, vm.Status, vm.Detail, vm.Ended = state, &status, detail, time.Now()
-	vm.Cgroup = ""
+	vm.Cgroup, vm.CgroupKills = "", nil
 	err := writeInfo(e.Path(), vm)
 	os.Remove(e.Socket())
 	return err
@@ -133,8 +133,12 @@ func (r *Registry) ClaimSimilar(vm api.VM) (*Entry, error) {
 
 // Limit notes that the VM's process has limits, and in which cgroup: whoever finds the
 // process killed removes that.
-func (e *Entry) Limit(limits, group string) error {
-	e.vm.Limits, e.vm.Cgroup = limits, group
+func (e *Entry) Limit(l *cgroup.Limits, group string) error {
+	e.vm.Limits, e.vm.Cgroup = l.String(), group
+	if l.Memory > 0 {
+		kills := cgroup.Kills(group)
+		e.vm.CgroupKills = &kills
+	}
 	return writeInfo(e.Path(), e.vm)
 }
 

@@ -239,7 +239,7 @@ func (r *Registry) look(name string) (api.VM, error) {
 		os.RemoveAll(path)
 		return api.VM{}, &NotFoundError{Name: name}
 	}
-	vm.State, vm.Detail, vm.Ended, vm.Cgroup = api.Exited, how, time.Now(), ""
+	vm.State, vm.Detail, vm.Ended, vm.Cgroup, vm.CgroupKills = api.Exited, how, time.Now(), "", nil
 	err = writeInfo(path, vm)
 	os.Remove(r.Socket(name))
 	return vm, err
@@ -264,8 +264,14 @@ func (r *Registry) lookUnreadable(name string, why error) (api.VM, error) {
 // killed says how the process of a VM may have ended that could not, and clears its cgroup away.
 func killed(vm api.VM) string {
 	how := "its process was killed"
-	if vm.Cgroup != "" && cgroup.Reap(vm.Cgroup) {
+	if vm.Cgroup == "" {
+		return how
+	}
+	switch cgroup.Reap(vm.Cgroup, vm.CgroupKills) {
+	case cgroup.Yes:
 		how += " by the host, for it needed more memory than its limit"
+	case cgroup.Perhaps:
+		how += ", as it seems by the host, for it needed more memory than its limit"
 	}
 	return how
 }
