@@ -28,7 +28,7 @@ import (
 var installScript string
 
 // debianPackages are what boots from the layouts, and writes their boot configurations.
-const debianPackages = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,zstd,grub2-common,lvm2,mdadm,xfsprogs,btrfs-progs,systemd-boot,systemd-boot-efi"
+const debianPackages = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,dbus,libpam-systemd,udev,zstd,grub2-common,lvm2,mdadm,xfsprogs,btrfs-progs,systemd-boot,systemd-boot-efi"
 
 // notForBoots is what of a Debian no boot needs; notForUse is what only dpkg needs.
 var (
