@@ -126,7 +126,7 @@ func (b *Begun) finish(r *Rules) made {
 	return <-b.done
 }
 
-// Close gives up what was begun.
+// Close gives up what was begun. When it returns, nothing of that goes on, which a filter could refuse.
 func (b *Begun) Close() {
 	switch {
 	case b == nil || b.rules == nil && b.known == nil:
@@ -134,10 +134,8 @@ func (b *Begun) Close() {
 	case b.known == nil:
 		close(b.rules)
 	}
-	go func() {
-		m := <-b.done
-		m.close()
-	}()
+	m := <-b.done
+	m.close()
 }
 
 func (m *made) close() {
