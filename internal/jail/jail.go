@@ -182,28 +182,30 @@ func Enforce(level Level, r Rules, violation func(call string)) (Status, error) 
 	return s, m.restrict(violation)
 }
 
-// restrict takes files and system calls from all threads. The filter of the latter gives no_new_privs to all in
-// passing; but with a C library it would take the system call by which the others are reached.
-func (m *made) restrict(violation func(call string)) error {
-	filterFirst := m.status.Seccomp && !cgo
-	calls := func() error {
-		if err := filterCalls(m.program, violation); err != nil {
-			return fmt.Errorf("restricting system calls: %w", err)
-		}
-		return nil
-	}
+// restrict takes files and system calls from all threads. The filter of the latter gives no_new_privs to all in passing, and so
+// comes first where there are namespaces. Elsewhere Go's scheduler would begin its first thread for locked ones just then, and Landlock's round would
+// wait for that: milliseconds, on a busy host.
+func (m *made) restrict(violation func(call string)) (err error) {
+	var listener *os.File
+	filterFirst := m.status.Seccomp && len(m.own.list) > 0
 	if filterFirst {
-		if err := calls(); err != nil {
-			return err
-		}
-	} else if err := noNewPrivs(); err != nil {
-		return fmt.Errorf("no_new_privs: %w", err)
+		listener, err = filterCalls(m.program)
+	} else if err = noNewPrivs(); err != nil {
+		err = fmt.Errorf("no_new_privs: %w", err)
+	}
+	if err != nil {
+		return err
 	}
 	if err := restrictFiles(m.ruleset, m.status.Landlock); err != nil {
 		return fmt.Errorf("restricting files: %w", err)
 	}
 	if m.status.Seccomp && !filterFirst {
-		return calls()
+		if listener, err = filterCalls(m.program); err != nil {
+			return err
+		}
+	}
+	if listener != nil { // a thread may begin for it too
+		go listen(listener, violation)
 	}
 	return nil
 }

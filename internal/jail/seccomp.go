@@ -2,6 +2,7 @@ package jail
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -154,9 +155,8 @@ func assemble(p program) ([]unix.SockFilter, error) {
 	return out, nil
 }
 
-// filterCalls installs the filter in all threads, and a goroutine that tells of calls
-// that were refused.
-func filterCalls(program []unix.SockFilter, violation func(string)) error {
+// filterCalls installs the filter in all threads. listen is for what it returns.
+func filterCalls(program []unix.SockFilter) (*os.File, error) {
 	// A thread that stands still in a refused call can hold its place of Go's scheduler, which knows of no
 	// call that was not made by package syscall. On a host with one CPU the listener would have none.
 	if runtime.GOMAXPROCS(0) == 1 {
@@ -164,10 +164,9 @@ func filterCalls(program []unix.SockFilter, violation func(string)) error {
 	}
 	f, err := install(program)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("restricting system calls: %w", err)
 	}
-	go listen(f, violation)
-	return nil
+	return f, nil
 }
 
 // install returns the filter's listener.
