@@ -182,8 +182,6 @@ type CPU struct {
 
 	// LeavesByIRet is set where the instruction handed over is an IRET.
 	LeavesByIRet bool
-	// InNMI tells the executor that KVM waits for the IRET of an NMI's handler.
-	InNMI bool
 
 	// Failure is why the host could not do its part, after StopUnknown.
 	Failure error

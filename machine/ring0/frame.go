@@ -41,6 +41,11 @@ type frame struct {
 	syscallTarget, syscallMask uint64
 	entry                      uint64 // where to enter translated code
 
+	userCode, userStack uint64 // the selectors of SYSRET, where syscallTarget is not 0
+
+	// InNMI tells the executor that KVM, or an NMI that comes, waits for the IRET of an NMI's handler.
+	InNMI bool
+
 	// sregs are as translated code has found them: what it changes is in moved.
 	sregs kvm.Sregs
 

@@ -21,6 +21,8 @@ const (
 func (t *translator) planLevel(in *inst, code []byte) plan {
 	kernel := t.tlb != tlbUser
 	switch op := in.opcode; {
+	case op == 0xcf && kernel && in.size == 8:
+		return plan{emit: (*translator).iret, reads: arithFlags, leaves: true}
 	case op == map0F|0x20 && kernel && !in.mem && (in.reg == 0 || in.reg == 2 || in.reg == 3 || in.reg == 4):
 		return plan{emit: (*translator).fromControl}
 	case op == map0F|0x05 && !kernel:
@@ -217,8 +219,12 @@ func (c *CPU) arrived() {
 
 // syscalls lets translated code do SYSCALL and SYSRET, where they are usual ones.
 func (c *CPU) syscalls(target, mask uint64) {
-	if c.mode == mode64 && mask&flagAC != 0 && c.noUser {
-		c.frame.syscallTarget, c.frame.syscallMask = target, mask
+	star, _ := c.host.MSR(x86.MSRStar)
+	if c.mode == mode64 && mask&flagAC != 0 && c.noUser && star>>48&4 == 0 { // with selectors of the GDT
+		f := c.frame
+		f.syscallTarget, f.syscallMask = target, mask
+		f.userStack = star>>48 | 3 + 8
+		f.userCode = f.userStack + 8
 	}
 }
 
