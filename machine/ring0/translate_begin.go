@@ -55,9 +55,15 @@ func (t *translator) checkRoutines() {
 	count := register(hostRAX)
 	var differs []int
 	compare := func(size uint8, mine, copied operand) {
-		t.load(size, rSI, mine)
+		t.op(size, 0x8a|wider(size), rSI, mine)   // mov
 		t.op(size, 0x3a|wider(size), rSI, copied) // cmp
 		differs = append(differs, t.jumpIf(ifNotEqual))
+	}
+	step := func(size uint8) {
+		compare(size, memory(rDX, 0), memory(hostRCX, 0))
+		t.arithmetic(8, 0, register(rDX), int32(size))     // add
+		t.arithmetic(8, 0, register(hostRCX), int32(size)) // add
+		t.arithmetic(4, extSUB, count, int32(size))
 	}
 
 	t.check[0] = t.n
@@ -76,10 +82,7 @@ func (t *translator) checkRoutines() {
 	t.arithmetic(4, extCMP, count, 8)
 	few := t.jumpIf(ifBelow)
 	eight := t.n
-	compare(8, memory(rDX, 0), memory(hostRCX, 0))
-	t.arithmetic(8, 0, register(rDX), 8)     // add
-	t.arithmetic(8, 0, register(hostRCX), 8) // add
-	t.arithmetic(4, extSUB, count, 8)
+	step(8)
 	t.arithmetic(4, extCMP, count, 8)
 	t.land(t.jumpIf(ifAboveEqual), eight)
 	compare(8, memory(rDX, -8).indexed(hostRAX), memory(hostRCX, -8).indexed(hostRAX))
@@ -90,10 +93,7 @@ func (t *translator) checkRoutines() {
 	t.op(4, 0x85, hostRAX, count) // test
 	equal := t.jumpIf(ifEqual)
 	one := t.n
-	compare(1, memory(rDX, 0), memory(hostRCX, 0))
-	t.arithmetic(8, 0, register(rDX), 1)     // add
-	t.arithmetic(8, 0, register(hostRCX), 1) // add
-	t.arithmetic(4, extSUB, count, 1)
+	step(1)
 	t.land(t.jumpIf(ifNotEqual), one)
 	t.land(t.jump(), next)
 

@@ -1,9 +1,13 @@
 package ring0
 
 import (
+	"bytes"
 	"runtime"
 	"sync"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"vmm/internal/x86"
 	"vmm/kvm"
@@ -168,6 +172,33 @@ func TestTranslatedJumpToZero(t *testing.T) {
 	}
 	if stop := c.Run(100); stop != StopHalt || c.r[rIP] != 1 {
 		t.Errorf("%v at %#x", stop, c.r[rIP])
+	}
+}
+
+// TestTranslatedEnd has code of each length at the end of memory, behind which nothing can be read.
+func TestTranslatedEnd(t *testing.T) {
+	const last = lockPages - 1
+	m, err := unix.Mmap(-1, 0, (lockPages+1)*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(m)
+	if err := unix.Mprotect(m[lockPages*pageSize:], unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 24; n++ {
+		code := append(bytes.Repeat([]byte{0x90}, n-1), 0xf4) // nop, hlt
+		if n > 3 {
+			copy(code[n-4:], []byte{0x83, 0xc0, 1}) // add eax, 1
+		}
+		c := lockCPU(t, true)
+		c.tables.mem = lockRAM(unsafe.Slice((*[pageSize]byte)(unsafe.Pointer(&m[0])), lockPages))
+		at := uint64(lockPages*pageSize - n)
+		layOut(c, code, at, lockMode{}, kvm.Regs{RSP: lockData + 0x1000, RIP: at, RFLAGS: 2}, 1)
+		le.PutUint64(lockMemory(c)[4][8*last:], last<<12|x86.PTEPresent)
+		if stop := c.Run(100); stop != StopHalt || c.r[rIP] != lockPages*pageSize {
+			t.Errorf("%d bytes: %v at %#x", n, stop, c.r[rIP])
+		}
 	}
 }
 
