@@ -103,7 +103,8 @@ func (c *CPU) Begin() {
 // End ends what Begin began.
 func (c *CPU) End() { c.running.executing.Store(false) }
 
-// keepGuards looks through the TLBs for guarded pages that can be written to.
+// keepGuards looks through the TLBs for guarded pages that can be written to. What is empty stays
+// so: as page 0 that cannot be written to it would match the last page.
 func (c *CPU) keepGuards() {
 	last := c.tables.guards.last.Load()
 	if last == c.guarded.Load() {
@@ -112,7 +113,7 @@ func (c *CPU) keepGuards() {
 	for i := range c.frame.tlbs {
 		t := &c.frame.tlbs[i]
 		for k := range t.data {
-			if e := &t.data[k]; e.write == e.read && c.tables.guards.on(e.gpa).Load() != 0 {
+			if e := &t.data[k]; e.host != nil && e.write == e.read && c.tables.guards.on(e.gpa).Load() != 0 {
 				e.write = ^e.read
 			}
 		}

@@ -126,6 +126,9 @@ func TestLockstepCode(t *testing.T) {
 				set(entry(mapB), codeA|rights), invlpg(mapA), invlpg(mapB), movRBX(mapB), callRBX, []byte{0x49, 0x89, 0xc0}, hltCode),
 			a: append([]byte{0x85, 0xc9, 0x0f, 0x85, 0xf8, 0, 0, 0, 0xc3, 0xff: 0}, returns(1)...),
 			b: append([]byte{0x85, 0xc9, 0x0f, 0x85, 0xf8, 0, 0, 0, 0xc3, 0xff: 0}, returns(2)...), c: []byte{0xc3}},
+		{name: "a store to the last page while the first one of memory is guarded",
+			// mov byte [-1], 1, where nothing is mapped
+			code: asm(set(0x100, 0xc3), movRBX(0x100), times(7, callRBX), withImm32(^uint32(0), 0xc6, 0x04, 0x25), []byte{1}, hltCode)},
 		{name: "a page that could only be read", want: 5,
 			// mov rax, [rbx]; set; invlpg; mov byte [rbx], 5; mov r8, [rbx]
 			code: asm(movRBX(lockReadOnly), []byte{0x48, 0x8b, 0x03}, set(entry(lockReadOnly), lockReadOnly|rights), []byte{0x48, 0xc7, 0x03, 5, 0, 0, 0, 0x4c, 0x8b, 0x03}, hltCode)},
