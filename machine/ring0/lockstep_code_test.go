@@ -129,6 +129,9 @@ func TestLockstepCode(t *testing.T) {
 		{name: "a store to the last page while the first one of memory is guarded",
 			// mov byte [-1], 1, where nothing is mapped
 			code: asm(set(0x100, 0xc3), movRBX(0x100), times(7, callRBX), withImm32(^uint32(0), 0xc6, 0x04, 0x25), []byte{1}, hltCode)},
+		{name: "a call to no address, of the place where the return address belongs",
+			// mov rax, ...; mov [rsp-8], rax; call [rsp-8]; mov r8d, 1
+			code: asm([]byte{0x48, 0xb8, 7: 0x40, 9: 0x40}, []byte{0x48, 0x89, 0x44, 0x24, 0xf8, 0xff, 0x54, 0x24, 0xf8}, withImm32(1, 0x41, 0xb8), hltCode)},
 		{name: "a page that could only be read", want: 5,
 			// mov rax, [rbx]; set; invlpg; mov byte [rbx], 5; mov r8, [rbx]
 			code: asm(movRBX(lockReadOnly), []byte{0x48, 0x8b, 0x03}, set(entry(lockReadOnly), lockReadOnly|rights), []byte{0x48, 0xc7, 0x03, 5, 0, 0, 0, 0x4c, 0x8b, 0x03}, hltCode)},

@@ -134,6 +134,10 @@ func (t *translator) jmpRM(in *inst) {
 func (t *translator) callRM(in *inst) {
 	t.rmTarget(in)
 	t.store(8, hostRAX, inFrameAt(offsetTarget))
+	if in.mem { // where the return address may be written over it, and so the instruction not be executed again
+		t.move(hostRCX, hostRAX)
+		t.interpretUnlessCanonical(hostRCX)
+	}
 	t.returnAddress()
 	t.load(8, hostRAX, inFrameAt(offsetTarget))
 	t.jumpFar(t.tlb, t.jumpSite(-8), func() { t.moveStack(-8) })
