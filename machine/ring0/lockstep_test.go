@@ -48,8 +48,7 @@ type lockMode struct {
 // lockCPU returns a CPU of these tests.
 func lockCPU(t testing.TB, translated bool) *CPU {
 	t.Helper()
-	b := &lockBoard{testBoard{devices: map[uint64]byte{}, msrs: map[uint32]uint64{
-		x86.MSRStar: 0x001b_0008_0000_0000, x86.MSRLStar: lockSyscall, x86.MSRSFMask: flagIF | flagAC | flagTF}}}
+	b := &lockBoard{testBoard{devices: map[uint64]byte{}}}
 	c, err := NewComplete(b, NewMemory(make(lockRAM, lockPages)), [64]Component{2: {Offset: 576, Size: 256}})
 	if err != nil {
 		t.Fatal(err)
@@ -150,6 +149,7 @@ func layOut(c *CPU, code []byte, at uint64, mode lockMode, regs kvm.Regs, fill b
 	}
 	s.FS.Base, s.GS.Base = lockData+0x800, lockData+0x1ff0
 	b := c.board.(*lockBoard)
+	b.msrs = map[uint32]uint64{x86.MSRStar: 0x001b_0008_0000_0000, x86.MSRLStar: lockSyscall, x86.MSRSFMask: flagIF | flagAC | flagTF}
 	b.area = [4096]byte{}
 	le.PutUint16(b.area[:], 0x37f)
 	le.PutUint32(b.area[xOffMXCSR:], defaultMXCSR)
