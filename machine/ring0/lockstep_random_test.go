@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"vmm/internal/x86"
 )
 
 // lockSeed is the seed of random programs: that in VMM_TEST_LOCKSTEP_SEED, or a new one.
@@ -114,6 +116,20 @@ func FuzzTranslated(f *testing.F) {
 	f.Add([]byte{0x0f, 0x01, 0xcb, 0xf0, 0x0f, 0xc7, 0x0b, 0xeb, 0xfe}, uint64(2))
 	f.Add([]byte{0xc4, 0xe3, 0x73, 0xf0, 0xc3, 0x05, 0xff, 0xe0, 0xe8, 0, 0, 0, 0, 0xc3}, uint64(4))
 	pairs := lockPairs(f)
+	for _, p := range pairs {
+		p.setUp = func(mem lockRAM) { // code that changes itself differs within a block
+			for i := range uint64(lockCode >> 12) {
+				without := uint64(x86.PTENX)
+				if i == 0 || i == lockHandlers>>12 || i == lockSyscall>>12 {
+					without = x86.PTEWritable
+				}
+				le.PutUint64(mem[4][8*i:], le.Uint64(mem[4][8*i:])^without)
+			}
+			for i := uint64(lockCodeEnd); i < lockData; i += pageSize {
+				le.PutUint64(mem[4][i>>12*8:], le.Uint64(mem[4][i>>12*8:])|x86.PTENX)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, code []byte, choice uint64) {
 		mode := lockModes[choice%3]
 		r := rand.New(rand.NewPCG(choice, 0))

@@ -160,7 +160,11 @@ func layOut(c *CPU, code []byte, at uint64, mode lockMode, regs kvm.Regs, fill b
 	c.ForgetExtended()
 	c.SetKernelGSBase(lockData + 0x100)
 	c.First, c.Exit = Exception{Vector: 0xff}, Exit{}
-	c.supplied, c.exits, c.debug, c.InNMI, c.WrittenMSR = c.supplied[:0], false, [8]uint64{}, false, 0
+	c.supplied, c.exits, c.InNMI, c.WrittenMSR = c.supplied[:0], false, false, 0
+	for n := range c.debug {
+		c.SetDebugRegister(n, 0)
+	}
+	c.own.met, c.touched = 0, nil
 	c.forgetFailure()
 	c.frame.Attention.Store(0)
 	c.Reset(&regs, &s)
