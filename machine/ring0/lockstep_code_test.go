@@ -105,6 +105,11 @@ func TestLockstepCode(t *testing.T) {
 				set(otherTables+0x3000+mapA>>12*8, codeA|rights), set(otherTables+0x3000+mapB>>12*8, codeC|rights), movCR4(x86.CR4PAE|x86.CR4PGE), movRBX(mapA+0xffe), times(3, asm(callRBX, addR8RAX, movCR3(otherTables), callRBX, addR8RAX, movCR3(lockTables))), callRBX, addR8RAX, hltCode),
 			a: asm(make([]byte, 3), returns(1), make([]byte, 0x103-9), returns(2), make([]byte, 0xffe-0x109), []byte{0xe9, 0}),
 			b: []byte{0xf0, 0xff, 0xff}, c: []byte{0xf1, 0xff, 0xff}},
+		{name: "another page behind a jump that goes on there", want: 112,
+			// As above, and nothing else leads to that page.
+			code: asm(movRBX(mapA+0xffe), callRBX, addR8RAX, callRBX, addR8RAX, set(entry(mapB), codeC|rights), invlpg(mapB), callRBX, addR8RAX, hltCode),
+			a:    asm(make([]byte, 3), returns(1), make([]byte, 0x103-9), returns(2), make([]byte, 0xffe-0x109), []byte{0xe9, 0}),
+			b:    []byte{0xf0, 0xff, 0xff}, c: []byte{0xf1, 0xff, 0xff}},
 		{name: "another page at an address whose jumps are new again", want: 113,
 			// The jumps are forgotten by B, of which the TLB of code keeps A.
 			code: asm(movRBX(mapB), callRBX, movRBX(mapA), callRBX, addR8RAX, invlpg(mapB), callRBX, addR8RAX, set(entry(mapA), codeC|rights), invlpg(mapA), callRBX, addR8RAX, hltCode),
