@@ -220,6 +220,13 @@ func (a *assembler) land(site, to int) {
 	binary.LittleEndian.PutUint32(a.b[site:], uint32(to-site-4))
 }
 
+// landAll is land for several jumps.
+func (a *assembler) landAll(sites []int, to int) {
+	for _, site := range sites {
+		a.land(site, to)
+	}
+}
+
 // Conditions of jumps (SDM 1, appendix B).
 const (
 	ifBelow      = 2

@@ -50,10 +50,9 @@ func (c *CPU) block() []inst {
 	if c.code.tag != at>>12+1 && !c.fetch(at) {
 		return nil
 	}
-	off := at & pageMask
-	key := (c.code.gpa + off + 1) | uint64(c.mode)<<62
+	key := (c.code.gpa + at&pageMask + 1) | uint64(c.mode)<<62
 	b := &c.cache.table[(key^key>>13)%cacheSize]
-	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
+	code := c.codeAt(at)
 	c.cache.at = c.r[rIP]
 	if b.key == key && string(code[:b.bytes]) == string(b.code[:b.bytes]) || c.decodeBlock(b, key, code) {
 		c.cache.code = b.code[:b.bytes]

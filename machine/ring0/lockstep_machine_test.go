@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"unsafe"
 
 	"vmm/internal/x86"
 	"vmm/kvm"
@@ -135,7 +134,7 @@ func (l *Lockstep) live() uint64 {
 		return arithFlags
 	}
 	l.plan()
-	b := l.planner.plan(unsafe.Slice((*byte)(unsafe.Add(c.code.host, at&pageMask)), pageSize-at&pageMask), maxTranslated)
+	b := l.planner.plan(c.codeAt(at), maxTranslated)
 	return uint64(b.live[0])
 }
 

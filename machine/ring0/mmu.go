@@ -423,3 +423,9 @@ func (c *CPU) fetch(addr uint64) bool {
 	c.code = *e
 	return true
 }
+
+// codeAt is the code from an address in the page of c.code on, to the end of that.
+func (c *CPU) codeAt(at uint64) []byte {
+	off := at & pageMask
+	return unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
+}

@@ -104,9 +104,7 @@ func (t *translator) checkRoutines() {
 	t.land(t.jumpIf(ifSign), t.outBehind)
 	t.bytes(0xc3) // ret
 
-	for _, jump := range differs {
-		t.land(jump, t.n)
-	}
+	t.landAll(differs, t.n)
 	t.load(8, rDX, dx)
 	t.load(8, rSI, si)
 	t.land(t.jump(), t.outBehind)

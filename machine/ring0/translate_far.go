@@ -126,9 +126,7 @@ func (t *translator) farRoutine(tlb int) {
 	t.op(4, 0x33, hostRCX, register(hostRCX)) // xor
 	t.bytes(0xc3)                             // ret
 
-	for _, jump := range absent {
-		t.land(jump, t.n)
-	}
+	t.landAll(absent, t.n)
 	t.load(8, rDX, spilled)
 	t.arithmetic(4, extOR, register(hostRCX), 1)
 	t.bytes(0xc3) // ret

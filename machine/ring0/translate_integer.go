@@ -164,17 +164,9 @@ func (t *translator) unary(in *inst) {
 }
 
 func (t *translator) moveToRM(in *inst) {
-	if !in.mem {
-		rm := t.hold(in.rm, hostRAX)
-		t.op(in.size, 0x88|wider(in.size), t.hold(in.reg, hostRCX), register(rm))
-		t.keepIn(in.rm, rm)
-		return
-	}
-	o := t.access(in, int(in.size), true)
-	if homes[in.reg] == inFrame {
-		o = t.atRAX(o)
-	}
-	t.op(in.size, 0x88|wider(in.size), t.hold(in.reg, hostRCX), o)
+	rm := t.rm(in, true)
+	t.op(in.size, 0x88|wider(in.size), t.hold(in.reg, hostRCX), rm)
+	t.done(in)
 }
 
 func (t *translator) moveImm(in *inst) {

@@ -139,10 +139,9 @@ func (t *translator) linear(in *inst) {
 // In user mode a routine does that but for a loop: programs are large, and most of their code is
 // executed seldom.
 func (t *translator) look(size int, write, locked bool) operand {
-	var slow []int
 	if locked && size > 1 {
 		t.bytes(0xa8, byte(size-1)) // test al, size-1
-		slow = append(slow, t.jumpIf(ifNotEqual))
+		t.interpretIf(ifNotEqual)
 	}
 	which, kind := 0, exitRead
 	if write {
@@ -157,15 +156,6 @@ func (t *translator) look(size int, write, locked bool) operand {
 		t.cold = append(t.cold, func() {
 			t.land(absent, t.n)
 			t.callOrLeave(t.second[t.tlb][which], int(site.at), site)
-		})
-	}
-	if len(slow) > 0 {
-		site := exitSite{kind: exitInterpret, offset: uint16(t.offset)}
-		t.cold = append(t.cold, func() {
-			stub := t.stub(site)
-			for _, jump := range slow {
-				t.land(jump, stub)
-			}
 		})
 	}
 	return memory(hostRAX, 0).indexed(hostRCX)

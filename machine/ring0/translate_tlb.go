@@ -41,9 +41,7 @@ func (t *translator) lookUpRoutines(which int, write bool) {
 		absent = append(absent, t.lookSecond(tlbUser, write)...)
 		t.land(t.jump(), t.lookUp[which][l])
 	}
-	for _, jump := range absent {
-		t.land(jump, t.n)
-	}
+	t.landAll(absent, t.n)
 	t.op(4, 0x8f, 0, inFrameAt(offsetCame)) // pop, which counts from where RSP is behind it
 	t.storeImm(4, inFrameAt(offsetSite), siteRead+uint32(which))
 	t.land(t.jump(), t.exit)
@@ -55,9 +53,7 @@ func (t *translator) secondRoutine(tlb, which int, write bool) {
 	t.second[tlb][which] = t.n
 	absent := t.lookSecond(tlb, write)
 	t.bytes(0xc3) // ret
-	for _, jump := range absent {
-		t.land(jump, t.outBehind)
-	}
+	t.landAll(absent, t.outBehind)
 }
 
 // lookSecond brings a page from a second TLB into the first, in a routine, with RAX and RCX as

@@ -36,7 +36,7 @@ func (c *CPU) runTranslated() (one bool) {
 			c.forgetFailure()
 			return false
 		}
-		to := f.knownAt(c.tlbNumber, c.codeAt(rip))
+		to := f.knownAt(c.tlbNumber, hostAddress(c.codeAt(rip)))
 		if to == 0 || link != 0 {
 			n := c.translation(rip)
 			if n == 0 {
@@ -163,15 +163,10 @@ func (c *CPU) filled(s *exitSite) bool {
 	return true
 }
 
-// codeAt is where the code at an address in the page of c.code is in this process.
-func (c *CPU) codeAt(rip uint64) uint64 { return uint64(uintptr(c.code.host)) + rip&pageMask }
-
 // translation returns the number of the block at an address in the page of c.code, 0 where the
 // instruction there has no translation.
 func (c *CPU) translation(at uint64) uint32 {
-	off := at & pageMask
-	code := unsafe.Slice((*byte)(unsafe.Add(c.code.host, off)), pageSize-off)
-	t := c.translator
+	t, code := c.translator, c.codeAt(at)
 	if t.untranslated(code, c.tlbNumber) {
 		return 0
 	}
