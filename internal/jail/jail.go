@@ -291,8 +291,8 @@ func Narrow(r Rules) error {
 // Able tells what Enforce can do on this host, for a process with the rights of this one.
 func Able() Status {
 	m := Begin(Full, false).finish(&Rules{Paths: []Path{{Path: "/proc/self"}}})
-	m.close()
-	s := able()
+	defer m.close()
+	s := m.status
 	s.note(&m.own)
 	return s
 }

@@ -45,12 +45,16 @@ func tryAlone(dir string) error {
 	if err := unix.Kill(parent, 0); !errors.Is(err, unix.ESRCH) { // without the filter, which refuses it too
 		return fmt.Errorf("signalling process %d: %v", parent, err)
 	}
-	allowed := len(Able().Namespaces) > 1
+	able := Able()
+	allowed := len(able.Namespaces) > 1
 	r := rules(dir, false)
 	r.Paths = append(r.Paths, Path{Path: "/proc/self", Access: Read})
 	s, err := Enforce(Full, r, violation)
 	if err != nil {
 		return err
+	}
+	if !slices.Equal(s.Namespaces, able.Namespaces) {
+		return fmt.Errorf("the status: %v, of what is said to be able: %v", s, able)
 	}
 	if want := []string{"mnt", "ipc", "net", "pid"}; allowed && !slices.Equal(s.Namespaces, want) {
 		return fmt.Errorf("the status: %v", s)
