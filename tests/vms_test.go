@@ -39,7 +39,8 @@ func TestVMs(t *testing.T) {
 		}
 		return out
 	}
-	has("dev", "exec", "dev", "uname", "-n") // it waits until the guest is up
+	has("default via", "exec", "dev", "ip", "route") // it waits until the guest is up, and its network
+	has("dev", "exec", "dev", "uname", "-n")
 	if out := has("dev ", "ps"); !strings.Contains(out, "up ") || !strings.Contains(out, "256 MiB") {
 		t.Errorf("ps: %s", out)
 	}

@@ -132,8 +132,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 		return err
 	}
 	guest.NoAgent, guest.AgentOnly, guest.Volumes = v.cfg.NoAgent, v.cfg.ForCommands() || v.cfg.HasImageInit(), v.opts.volumes
-	_, user := v.cfg.Nets[0].(User)
-	guest.WaitNetwork = guest.AgentOnly && user
+	_, guest.WaitNetwork = v.cfg.Nets[0].(User)
 	guest.Addresses = v.cfg.addresses()
 	if r := v.cfg.Root; r != nil && r.Boot {
 		guest.Root = &guestinit.Root{Disk: rootDevice, Boot: true}

@@ -43,6 +43,9 @@ const idle = 200 * time.Millisecond
 
 // exec runs a command with its streams on the link.
 func (s *Server) exec(l *Link, e *Exec) Exit {
+	if s.Ready != nil {
+		s.Ready()
+	}
 	e = s.Container.complete(e)
 	c, err := s.command(e)
 	if err != nil {

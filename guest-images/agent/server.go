@@ -19,6 +19,9 @@ type Server struct {
 	Finished func(*exec.Cmd)
 	// Shutdown ends the guest.
 	Shutdown func(reboot bool)
+	// Ready returns when there is what a command takes for granted, and at once after that; nil waits
+	// for nothing.
+	Ready func()
 	// Setup does the part of a Setup that is the init's; nil has none.
 	Setup func(*Setup) error
 	// Container are the defaults of a guest whose root is a container image. Nil is one that

@@ -31,7 +31,8 @@ type Config struct {
 	AgentOnly bool `json:"agentOnly,omitempty"`
 	// Addresses are those of network interfaces that do not ask for one.
 	Addresses map[string]netip.Prefix `json:"addresses,omitempty"`
-	// WaitNetwork has the agent wait until there is a network to use.
+	// WaitNetwork has commands wait until there is a network to use, and with AgentOnly
+	// the agent itself.
 	WaitNetwork bool `json:"waitNetwork,omitempty"`
 	NoAgent     bool `json:"noAgent,omitempty"`
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -132,8 +133,11 @@ func prepare(cfg *Config, ends chan<- int) error {
 		}
 		ends <- command
 	})
+	if cfg.WaitNetwork && !cfg.AgentOnly {
+		server.Ready = sync.OnceFunc(waitNetwork) // the host need not wait for it to see that the guest is up
+	}
 	go func() {
-		if cfg.WaitNetwork {
+		if cfg.WaitNetwork && cfg.AgentOnly {
 			waitNetwork()
 		}
 		// A guest that has no vsock is none that the host wants to reach, unless it

@@ -16,6 +16,9 @@ import (
 // DHCPScript is where the initial RAM disk has the script that udhcpc calls.
 const DHCPScript = "/etc/udhcpc/default.script"
 
+// ethernet are the interfaces that can ask for an address.
+const ethernet = "/sys/class/net/eth*"
+
 // fixed are the interfaces that have an address of the Config's.
 var fixed map[string]netip.Prefix
 
@@ -24,7 +27,7 @@ var fixed map[string]netip.Prefix
 func startNetwork(addresses map[string]netip.Prefix) {
 	fixed = addresses
 	up("lo")
-	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
+	interfaces, _ := filepath.Glob(ethernet)
 	for _, path := range interfaces {
 		name := filepath.Base(path)
 		up(name)
@@ -48,7 +51,7 @@ func askDHCP() {
 	}
 	dhcp = nil
 	hostname, _ := os.Hostname()
-	interfaces, _ := filepath.Glob("/sys/class/net/eth*")
+	interfaces, _ := filepath.Glob(ethernet)
 	for _, path := range interfaces {
 		name := filepath.Base(path)
 		if _, ok := fixed[name]; ok {
@@ -77,8 +80,11 @@ func renewDHCP() {
 const networkPatience = 5 * time.Second
 
 // waitNetwork waits until the DHCP script has written the name servers, which it
-// does last.
+// does last. Without an interface there is nothing to wait for.
 func waitNetwork() {
+	if interfaces, _ := filepath.Glob(ethernet); len(interfaces) == 0 {
+		return
+	}
 	for end := time.Now().Add(networkPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if st, err := os.Stat("/etc/resolv.conf"); err == nil && st.Size() > 0 {
 			return
