@@ -257,14 +257,13 @@ func execMovbe(c *CPU, in *inst) status {
 	return done
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // execCRC32 accumulates op bytes of the source.
 func execCRC32(c *CPU, in *inst) status {
 	v, ok := c.sourceSize(in, in.op)
 	if !ok {
 		return handOver
 	}
+	castagnoli := crc32.MakeTable(crc32.Castagnoli) // made when a guest first needs it
 	// The table's function complements before and after, the instruction not.
 	crc := ^uint32(c.get(in.reg, 4))
 	for i := range in.op {

@@ -19,13 +19,14 @@ import (
 	"vmm/machine"
 )
 
-var (
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	zeroPage   [pageSize]byte
-)
+var zeroPage [pageSize]byte
+
+// castagnoli returns the table of the checksums, which is made when it is first asked for: most
+// starts need none.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // zeroSum is the checksum of a chunk of zeros.
-var zeroSum = sync.OnceValue(func() uint32 { return crc32.Checksum(make([]byte, chunk), castagnoli) })
+var zeroSum = sync.OnceValue(func() uint32 { return crc32.Checksum(make([]byte, chunk), castagnoli()) })
 
 // chunks is how many chunks a memory has.
 func chunks(size int64) int { return int((size + chunk - 1) / chunk) }
@@ -87,7 +88,7 @@ func (w *memoryWriter) full(populated []bool) error {
 		}
 		at := off
 		for _, p := range w.mem.Range(off, n) {
-			sum = crc32.Update(sum, castagnoli, p)
+			sum = crc32.Update(sum, castagnoli(), p)
 			if err := w.write(p, at); err != nil {
 				return err
 			}
@@ -180,7 +181,7 @@ func sumChunks(f *os.File, size int64, do func(i int, sum uint32) error) error {
 		if _, err := f.ReadAt((*b)[:n], off); err != nil {
 			return err
 		}
-		return do(i, crc32.Checksum((*b)[:n], castagnoli))
+		return do(i, crc32.Checksum((*b)[:n], castagnoli()))
 	})
 }
 
@@ -230,7 +231,7 @@ func (w *memoryWriter) compressed(populated []bool) ([]int64, error) {
 			for _, p := range w.mem.Range(off, min(chunk, w.size-off)) {
 				b = append(b, p...)
 			}
-			sum := crc32.Checksum(b, castagnoli)
+			sum := crc32.Checksum(b, castagnoli())
 			if sum != zeroSum() || len(b) != chunk {
 				out[k] = encoder.EncodeAll(b, nil)
 			}
@@ -294,7 +295,7 @@ func (s *Snapshot) unpack(progress func(done, total int64)) (err error) {
 			if err := w.write(plain, int64(i)*chunk); err != nil {
 				return err
 			}
-			sum = crc32.Checksum(plain, castagnoli)
+			sum = crc32.Checksum(plain, castagnoli())
 		}
 		if binary.LittleEndian.Uint32(sums[4*i:]) != sum {
 			return corrupt("%s does not match its checksum, in the MiB from %#x", zstdFile, i*chunk)

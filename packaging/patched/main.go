@@ -9,6 +9,9 @@
 // need them, of which one goroutine makes the first compiler. The regular expressions of
 // image names and digests were a third of what was left before main.
 //
+// The tables of a checksum, which klauspost/compress has for snappy, and what go-fuse asks the
+// kernel about pipes, were a tenth of what came before main then.
+//
 // gvisor can save its state, and so registers 356 types and their methods when a program starts;
 // vmm has other ways. golang.org/x/text has what it takes to say how long a string may be in all
 // the world's languages, and jsonschema wants English. A third of the schema of compose files is
@@ -63,7 +66,24 @@ func compileDrafts() {
 	{module: "github.com/opencontainers/go-digest", pkg: "digest", lazy: []string{"algorithm.go", "digest.go"}},
 	{module: "gvisor.dev/gvisor", pkg: "gvisor", without: "_state_autogen.go"},
 	{module: "github.com/compose-spec/compose-go/v2", pkg: "compose", schema: "schema/compose-spec.json"},
+	{module: "github.com/klauspost/compress", pkg: "compress", edits: slices.Concat(tableWhenUsed("internal/snapref/snappy.go"), tableWhenUsed("zstd/snappy.go"))},
+	{module: "github.com/hanwen/go-fuse/v2", pkg: "fuse", edits: []edit{
+		{"splice/splice.go", "\nfunc init() {", "\n// Changed for vmm, from init.\nvar lookAtPipes = sync.OnceFunc(func() {"},
+		{"splice/splice.go", "\tw.Close()\n}\n\n// We empty", "\tw.Close()\n})\n\n// We empty"},
+		{"splice/splice.go", "return resizable", "lookAtPipes()\n\treturn resizable"},
+		{"splice/splice.go", "return maxPipeSize", "lookAtPipes()\n\treturn maxPipeSize"},
+		{"splice/pair.go", "if !resizable {", "if lookAtPipes(); !resizable {"},
+	}},
 	{module: "golang.org/x/text", pkg: "text", instead: map[string]string{"language/language.go": language, "message/message.go": message}},
+}
+
+// tableWhenUsed are the edits of one of snappy's files.
+func tableWhenUsed(file string) []edit {
+	const table = "crc32.MakeTable(crc32.Castagnoli)"
+	return []edit{
+		{file, "\nvar crcTable = " + table + "\n", ""},
+		{file, "crc32.Update(0, crcTable, b)", "crc32.Update(0, " + table + ", b)"},
+	}
 }
 
 var (
