@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -132,7 +133,7 @@ func (v *VM) addInit(ctx context.Context, b *booted, guest *guestinit.Config) er
 		return err
 	}
 	guest.NoAgent, guest.AgentOnly, guest.Volumes = v.cfg.NoAgent, v.cfg.ForCommands() || v.cfg.HasImageInit(), v.opts.volumes
-	_, guest.WaitNetwork = v.cfg.Nets[0].(User)
+	guest.WaitNetwork = slices.ContainsFunc(v.cfg.Nets, asksGateway)
 	guest.Addresses = v.cfg.addresses()
 	if r := v.cfg.Root; r != nil && r.Boot {
 		guest.Root = &guestinit.Root{Disk: rootDevice, Boot: true}

@@ -179,6 +179,9 @@ func gatewayOf(n Net) *Gateway {
 	return nil
 }
 
+// asksGateway reports whether the guest gets its address on a network from a gateway that is there.
+func asksGateway(n Net) bool { return gatewayOf(n) != nil && !n.card().Address.IsValid() }
+
 func (c *Config) checkNets() error {
 	published := len(c.Publish) == 0
 	for _, n := range c.Nets {
