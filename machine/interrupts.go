@@ -27,6 +27,40 @@ type irqLine struct {
 // Set implements devices.IRQ. It fails only once the VM is gone.
 func (l irqLine) Set(level bool) { l.m.vm.IRQLine(l.irq, level) }
 
+// eventLine is the edge-triggered interrupt of a generic event device (ACPI 6.5, 5.6.9), at a pin of the slave
+// 8259A. A guest has edges when it has set up an interrupt chip for the pin: before, nobody waits for them, and the
+// 8259A, which no firmware has masked, would keep one. A guest that goes by the I/O APIC alone had it as an exception,
+// of the vectors that the 8259A begins with, when it enables interrupts for the first time.
+type eventLine struct{ irqLine }
+
+// Set implements devices.IRQ.
+func (l eventLine) Set(level bool) {
+	if !level || l.taken() {
+		l.irqLine.Set(level)
+	}
+}
+
+func (l eventLine) taken() bool {
+	slave, err := l.m.vm.IRQChip(kvm.IRQChipPICSlave)
+	if err != nil {
+		return false // the VM is gone
+	}
+	ioapic, err := l.m.vm.IRQChip(kvm.IRQChipIOAPIC)
+	return err == nil && takesEdges(slave, ioapic, l.irq)
+}
+
+// takesEdges reports whether the guest has set up an interrupt chip for a pin of the slave 8259A, by the chips' states.
+func takesEdges(slave, ioapic *kvm.IRQChip, pin uint32) bool {
+	const (
+		vectorBase = 5  // struct kvm_pic_state, irq_base
+		firstFree  = 32 // vectors below are exceptions' (SDM 3, 6.2)
+		redirect   = 24 // struct kvm_ioapic_state, redirtbl: 8 bytes a pin
+		maskByte   = 2  // of an entry, and its bit (82093AA data sheet, 3.2.4)
+		maskBit    = 1 << 0
+	)
+	return slave.State[vectorBase] >= firstFree || ioapic.State[redirect+8*pin+maskByte]&maskBit == 0
+}
+
 // sharedLine is a level-triggered line that several devices pull.
 type sharedLine struct {
 	line irqLine

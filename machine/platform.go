@@ -33,7 +33,7 @@ const (
 func (m *Machine) addPlatform() error {
 	m.watch = &panicWatch{out: m.cfg.Console}
 	m.uart = devices.NewUART(irqLine{m, irqUART}, m.watch)
-	m.pm = devices.NewPM(irqLine{m, irqSCI}, irqLine{m, irqPower}, func() { m.end(Result{End: EndPowerOff}) })
+	m.pm = devices.NewPM(irqLine{m, irqSCI}, eventLine{irqLine{m, irqPower}}, func() { m.end(Result{End: EndPowerOff}) })
 	m.rtc = devices.NewRTC(m.cfg.Now)
 	m.pci = devices.NewPCI()
 	reset := func() { m.end(Result{End: EndReset}) }
@@ -166,7 +166,7 @@ func (m *Machine) newGeneration() error {
 	if err := m.writeGeneration(); err != nil {
 		return err
 	}
-	line := irqLine{m, irqGeneration}
+	line := eventLine{irqLine{m, irqGeneration}}
 	line.Set(true)
 	line.Set(false)
 	return nil
