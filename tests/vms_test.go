@@ -21,6 +21,20 @@ import (
 	"vmm/guest-images/agent"
 )
 
+// testEarly copies a VM that has just begun to boot: the copies boot on, one is another than the original, and one
+// shuts down when it is asked to before it can hear that.
+func testEarly(t *testing.T, origin string) {
+	must(t, vmmPath, "clone", origin, "early", "brief")
+	defer vmm(t, "rm", "-f", "early", "brief")
+	must(t, vmmPath, "stop", "-t", "60", "brief")
+	if status := must(t, vmmPath, "wait", "brief"); status != "0\n" {
+		t.Errorf("a VM that was stopped while it booted has ended with status %s", status)
+	}
+	if out := must(t, vmmPath, "exec", "early", "uname", "-n"); out != "early\n" {
+		t.Errorf("the copy of a VM that booted still is called %q", out)
+	}
+}
+
 // TestVMs keeps a VM in the background and uses all that there is for it.
 func TestVMs(t *testing.T) {
 	needKVM(t)
@@ -39,6 +53,7 @@ func TestVMs(t *testing.T) {
 		}
 		return out
 	}
+	testEarly(t, "dev")
 	has("default via", "exec", "dev", "ip", "route") // it waits until the guest is up, and its network
 	has("dev", "exec", "dev", "uname", "-n")
 	if out := has("dev ", "ps"); !strings.Contains(out, "up ") || !strings.Contains(out, "256 MiB") {

@@ -28,16 +28,16 @@ type guestAgent struct {
 	once  sync.Once
 	ready chan struct{} // closed when the agent can be used, or never can
 	err   error
-	// setUp has the guest set up by the one who runs its command, before anybody else
-	// uses the agent; open is closed then.
-	setUp  bool
+	// held keeps the agent to who sets the guest up, by its command or where it goes on from, until that
+	// lets others in; open is closed then.
+	held   bool
 	opened sync.Once
 	open   chan struct{}
 }
 
 // openAgent makes the guest's vsock, with unix sockets at path unless that is empty.
-func openAgent(path string, cid uint64, setUp bool) (*guestAgent, error) {
-	g := &guestAgent{ready: make(chan struct{}), open: make(chan struct{}), setUp: setUp}
+func openAgent(path string, cid uint64, held bool) (*guestAgent, error) {
+	g := &guestAgent{ready: make(chan struct{}), open: make(chan struct{}), held: held}
 	others := func(uint32) (func(*vsock.Conn), error) { return nil, unix.ECONNREFUSED }
 	if path != "" {
 		others = vsock.ConnectUnix(path)
@@ -77,7 +77,7 @@ func (g *guestAgent) hello(err error) {
 		g.err = err
 		close(g.ready)
 	})
-	if err != nil || !g.setUp {
+	if err != nil || !g.held {
 		g.letIn()
 	}
 }

@@ -1,6 +1,9 @@
 package vm
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Wait returns how the guest has ended, once it has and nothing of it is left. The error
 // is the VM's own failure, or ctx's.
@@ -39,7 +42,12 @@ func (v *VM) Stop(ctx context.Context) error {
 	return err
 }
 
-// Shutdown asks the guest to shut down, and does not wait.
+// shutdownPatience is how long after a Shutdown the agent of a guest that boots still is asked: who has asked has
+// given up or ended the VM then, and a guest that gets an agent later is not to be shut down by that.
+const shutdownPatience = time.Minute
+
+// Shutdown asks the guest to shut down, and does not wait. One that boots still may not hear the power button:
+// its agent is asked as soon as it is there.
 func (v *VM) Shutdown(ctx context.Context) error {
 	if err := v.running(); err != nil {
 		return err
@@ -48,6 +56,16 @@ func (v *VM) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	v.machine.PressPowerButton()
+	if !v.cfg.NoAgent && !v.guest.alive() && v.leaving.CompareAndSwap(false, true) {
+		go func() {
+			defer v.leaving.Store(false)
+			ctx, cancel := context.WithTimeout(v.life, shutdownPatience)
+			defer cancel()
+			if v.guest.waitOpen(ctx) == nil {
+				v.guest.client().Shutdown(ctx) // an error is that it has ended
+			}
+		}()
+	}
 	return nil
 }
 

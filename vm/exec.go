@@ -143,7 +143,7 @@ func (v *VM) Ready(ctx context.Context) error {
 		return err
 	case v.cfg.NoAgent:
 		return ErrNoAgent
-	case !v.guest.setUp:
+	case !v.toldByFirst():
 		return v.untilEnded(ctx, v.guest.waitOpen)
 	}
 	if err := v.WaitAgent(ctx); err != nil {
@@ -163,6 +163,9 @@ func (v *VM) WaitAgent(ctx context.Context) error {
 	}
 	return v.untilEnded(ctx, v.guest.wait)
 }
+
+// toldByFirst reports whether the one who runs the first command tells the guest what it does not know.
+func (v *VM) toldByFirst() bool { return v.cfg.ForCommands() && !v.from.saved() }
 
 // untilEnded waits, but not for a guest that has ended.
 func (v *VM) untilEnded(ctx context.Context, wait func(context.Context) error) error {

@@ -169,6 +169,12 @@ func (r *source) id() string {
 	return r.snapshot.ID
 }
 
+// saved reports whether the VM is a saved one that goes on, and no warm start.
+func (r *source) saved() bool { return r != nil && !r.warm }
+
+// early reports whether the VM was saved before its agent could be used: it boots still.
+func (r *source) early() bool { return r.saved() && !r.vm.Agent }
+
 // explain tells of which snapshot an error is.
 func (r *source) explain(err error) error {
 	var known *snapshot.Error
@@ -280,10 +286,14 @@ const firstTry = 5 * time.Second
 // settle does what a guest needs when it goes on: it is told the time, and who it is
 // if it is a copy. Others can use its agent then.
 func (r *source) settle(ctx context.Context, v *VM) {
-	if !r.vm.Agent {
-		return
+	if r.early() {
+		if v.guest.wait(ctx) != nil {
+			return
+		}
+		defer v.guest.letIn()
+	} else {
+		defer v.guest.hello(nil)
 	}
-	defer v.guest.hello(nil)
 	if r.warm {
 		return
 	}

@@ -68,6 +68,7 @@ type VM struct {
 	ports   *ports
 	nets    *networks
 	guest   *guestAgent
+	leaving atomic.Bool // the agent will be asked to shut down when it is there
 	space   *spaceWatch
 	saver   saver
 	setup   sync.Mutex // of isSetUp
@@ -194,7 +195,7 @@ func (v *VM) explain(err error) error {
 // configuration.
 func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	r := v.from
-	saved := r != nil && !r.warm // its disks and shares are those of before
+	saved := r.saved() // its disks and shares are those of before
 	if r == nil || r.warm {
 		if err := v.chooseKernel(ctx); err != nil {
 			return nil, err
@@ -247,7 +248,7 @@ func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	if v.nets, err = openNetworks(&v.cfg, r.macs(), v.opts, guest); err != nil {
 		return nil, err
 	}
-	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.cfg.ForCommands() && !saved); err != nil {
+	if v.guest, err = openAgent(v.cfg.Vsock, r.cid(v.cfg.Name), v.toldByFirst() || r.early()); err != nil {
 		return nil, err
 	}
 	err = v.makeDevices()
