@@ -33,6 +33,25 @@ func testEarly(t *testing.T, origin string) {
 	if out := must(t, vmmPath, "exec", "early", "uname", "-n"); out != "early\n" {
 		t.Errorf("the copy of a VM that booted still is called %q", out)
 	}
+
+	// What is under way when a VM ends says that, and not how its connection has ended.
+	c := exec.Command(vmmPath, "exec", "early", "sh", "-c", "echo begun; sleep 1000")
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	said, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(said, make([]byte, len("begun\n"))); err != nil {
+		t.Errorf("exec has not begun: %v, %s", err, errs.String())
+	}
+	must(t, vmmPath, "kill", "early")
+	if c.Wait(); c.ProcessState.ExitCode() != 125 || errs.String() != "vmm: VM \"early\" has ended\n" {
+		t.Errorf("a command in a VM that was killed: %v, %q", c.ProcessState, errs.String())
+	}
 }
 
 // TestVMs keeps a VM in the background and uses all that there is for it.

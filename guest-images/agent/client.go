@@ -121,10 +121,13 @@ func (c *Client) Exec(ctx context.Context, e Exec, s Streams) (Exit, error) {
 	}
 }
 
+// ErrHungUp is that of an agent that goes in the midst of what it was asked for, as with its guest.
+var ErrHungUp = errors.New("the guest's agent hung up")
+
 // lost says more than EOF.
 func lost(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("the guest's agent hung up")
+		return ErrHungUp
 	}
 	return err
 }

@@ -53,7 +53,9 @@ func commitCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			made, err := store.Commit(cmd.Context(), base, c, func(w io.Writer) error { return agentOf(running).GetLayer(cmd.Context(), w, pause) })
+			made, err := store.Commit(cmd.Context(), base, c, func(w io.Writer) error {
+				return orEnded(cmd.Context(), running, agentOf(running).GetLayer(cmd.Context(), w, pause))
+			})
 			if err != nil {
 				return failed(fmt.Errorf("commit: %w", err))
 			}
@@ -96,7 +98,7 @@ func diffCommand() *cobra.Command {
 				_, err := fmt.Fprintf(out, "%c %s\n", c.Kind, visible.Line(c.Path))
 				return err
 			})
-			return failed(errors.Join(err, out.Flush()))
+			return failed(errors.Join(orEnded(cmd.Context(), running, err), out.Flush()))
 		},
 	}
 }
@@ -116,7 +118,9 @@ func exportCommand() *cobra.Command {
 			if err != nil {
 				return failed(advise(err))
 			}
-			return writeArchive("export", to, now.GuestWritable, func(w io.Writer) error { return agentOf(running).GetRoot(cmd.Context(), w) })
+			return writeArchive("export", to, now.GuestWritable, func(w io.Writer) error {
+				return orEnded(cmd.Context(), running, agentOf(running).GetRoot(cmd.Context(), w))
+			})
 		},
 	}
 	cmd.Flags().StringVarP(&to, "output", "o", stdStream, "`FILE`, - for standard output")

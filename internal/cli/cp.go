@@ -43,9 +43,9 @@ func cpCommand() *cobra.Command {
 			case from == "" || to == "":
 				return usage("cp: an empty path")
 			case toGuest && from == stdStream:
-				return failed(putArchive(cmd.Context(), vm, cmd.InOrStdin(), to))
+				return failed(orEnded(cmd.Context(), vm, putArchive(cmd.Context(), vm, cmd.InOrStdin(), to)))
 			case toGuest:
-				return failed(agentOf(vm).Put(cmd.Context(), from, to, agent.PutOptions{Follow: follow}))
+				return failed(orEnded(cmd.Context(), vm, agentOf(vm).Put(cmd.Context(), from, to, agent.PutOptions{Follow: follow})))
 			case to == stdStream && term.IsTerminal(int(os.Stdout.Fd())):
 				return usage("cp: a tar archive is not for a terminal: vmm cp %s - | tar x", args[0])
 			}
@@ -62,7 +62,7 @@ func cpCommand() *cobra.Command {
 			if errors.As(err, &large) {
 				err = fmt.Errorf("%w: --max-size allows more; the part that came is there", err)
 			}
-			return failed(err)
+			return failed(orEnded(cmd.Context(), vm, err))
 		},
 	}
 	cmd.Flags().Var(&maxSize, "max-size", "`SIZE` of what may come from the guest, each file in blocks of 4 KiB; what is free, less 64 MiB, if not given")

@@ -36,7 +36,7 @@ func execCommand() *cobra.Command {
 			}
 			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, command, w.before(os.Stdout), w.before(os.Stderr))
 			if err != nil {
-				return failed(err)
+				return failed(orEnded(cmd.Context(), vm, err))
 			}
 			if status != statusOK {
 				return &exitError{status, nil}

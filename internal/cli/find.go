@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"vmm/guest-images/agent"
 	"vmm/vm/api"
@@ -35,6 +36,27 @@ func agentOf(vm api.VM) *agent.Client {
 		conn, err := ask(vm).DialAgent(ctx)
 		return conn, advise(err)
 	}}
+}
+
+// endTime is how long a VM may take to end after its guest has hung up on somebody.
+const endTime = time.Second
+
+// orEnded says of an error of the agent's that the VM has ended, if it has or is about to: what was asked for ends in
+// as many ways as there are ends of a connection.
+func orEnded(ctx context.Context, vm api.VM, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	patience := time.Duration(0)
+	if errors.Is(err, agent.ErrHungUp) || errors.Is(err, api.ErrFailed) || errors.As(err, new(*net.OpError)) {
+		patience = endTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if registry.User().WaitEnded(ctx, vm) != nil {
+		return err
+	}
+	return api.ErrNotRunning.With("VM %q has ended", vm.Name)
 }
 
 // advice is what to do about the errors of a VM, by their codes, in terms of the command

@@ -39,7 +39,10 @@ func statsCommand() *cobra.Command {
 					return failed(err)
 				}
 				if len(vms) == 0 && len(args) > 0 && !first {
-					return nil
+					if once { // it has nothing to show
+						_, err = findRunning(args[0])
+					}
+					return failed(err)
 				}
 				var table bytes.Buffer
 				if err := statsTable(cmd.Context(), &table, vms, before, now.Sub(at), asJSON); err != nil {
