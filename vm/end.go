@@ -56,17 +56,29 @@ func (v *VM) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	v.machine.PressPowerButton()
-	if !v.cfg.NoAgent && !v.guest.alive() && v.leaving.CompareAndSwap(false, true) {
-		go func() {
-			defer v.leaving.Store(false)
-			ctx, cancel := context.WithTimeout(v.life, shutdownPatience)
-			defer cancel()
-			if v.guest.waitOpen(ctx) == nil {
-				v.guest.client().Shutdown(ctx) // an error is that it has ended
-			}
-		}()
+	if !v.cfg.NoAgent && !v.guest.alive() {
+		select {
+		case v.leave <- struct{}{}:
+		default: // that is asked for
+		}
 	}
 	return nil
+}
+
+// followShutdown has a guest that was to shut down before its agent was there do so.
+func (v *VM) followShutdown(life context.Context) {
+	for {
+		select {
+		case <-life.Done():
+			return
+		case <-v.leave:
+		}
+		ctx, cancel := context.WithTimeout(life, shutdownPatience)
+		if v.guest.waitOpen(ctx) == nil {
+			v.guest.client().Shutdown(ctx) // an error is that it has ended
+		}
+		cancel()
+	}
 }
 
 // PressPowerButton asks the guest to shut down as a PC's button does.

@@ -68,7 +68,7 @@ type VM struct {
 	ports   *ports
 	nets    *networks
 	guest   *guestAgent
-	leaving atomic.Bool // the agent will be asked to shut down when it is there
+	leave   chan struct{} // the agent is to be asked to shut down when it is there
 	space   *spaceWatch
 	saver   saver
 	setup   sync.Mutex // of isSetUp
@@ -88,7 +88,7 @@ func newVM(cfg Config, o *options) (_ *VM, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	v := &VM{cfg: cfg, opts: o, ended: make(chan struct{})}
+	v := &VM{cfg: cfg, opts: o, ended: make(chan struct{}), leave: make(chan struct{}, 1)}
 	v.life, v.end = context.WithCancelCause(context.Background())
 	return v, nil
 }
@@ -316,6 +316,7 @@ func (v *VM) Start(ctx context.Context) error {
 	v.beside.Go(func() { v.guest.keepTime(v.life) })
 	v.beside.Go(func() { v.followNames(v.life) })
 	v.beside.Go(func() { v.followHealth(v.life) })
+	v.beside.Go(func() { v.followShutdown(v.life) })
 	if r := v.from; r != nil {
 		v.beside.Go(func() { r.settle(v.life, v) })
 		v.beside.Go(func() { r.probe(v.life, v) })
