@@ -16,7 +16,7 @@ func attachCommand() *cobra.Command {
 		Use: "attach VM", Short: "Connect this terminal to the console of a VM in the background", Args: cobra.ExactArgs(1),
 		Long: "attach connects this terminal to the guest's console. Ctrl-a d leaves it, Ctrl-a h shows the\nother keys.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vm, err := findRunning(args[0])
+			vm, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

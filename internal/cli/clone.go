@@ -28,7 +28,7 @@ func cloneCommand() *cobra.Command {
 					return err
 				}
 			}
-			origin, err := findRunning(args[0])
+			origin, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

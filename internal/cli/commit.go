@@ -40,7 +40,7 @@ func commitCommand() *cobra.Command {
 				}
 				c.Changes = append(c.Changes, change)
 			}
-			running, err := findRunning(args[0])
+			running, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}
@@ -89,7 +89,7 @@ func diffCommand() *cobra.Command {
 		Long: "diff lists what was added to (A), changed in (C) and deleted from (D) the container image, or directory,\n" +
 			"that a running VM has as its root. What is mounted in it, such as volumes, is not looked at.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			running, err := findRunning(args[0])
+			running, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}
@@ -110,7 +110,7 @@ func exportCommand() *cobra.Command {
 		Long:    "export writes the whole root of a running VM as a tar archive, without what is mounted in it.",
 		Example: "  vmm export dev | tar t\n  vmm export -o dev.tar dev",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			running, err := findRunning(args[0])
+			running, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

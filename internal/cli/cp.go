@@ -35,7 +35,7 @@ func cpCommand() *cobra.Command {
 			if fromGuest == toGuest {
 				return &exitError{statusUsage, errors.New("cp: one of the two is VM:PATH")}
 			}
-			vm, err := findRunning(fromVM + toVM)
+			vm, err := findRunning(cmd.Context(), fromVM+toVM)
 			if err != nil {
 				return failed(err)
 			}

@@ -19,7 +19,7 @@ func execCommand() *cobra.Command {
 			if err := f.check(); err != nil {
 				return err
 			}
-			vm, err := findRunning(args[0])
+			vm, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

@@ -21,10 +21,27 @@ func findVM(name string) (api.VM, error) {
 	return vm, advise(err)
 }
 
-// findRunning is findVM for one that runs.
-func findRunning(name string) (api.VM, error) {
+// findRunning is findVM for one that runs and can be asked: one that just begins, or begins again, is waited for.
+func findRunning(ctx context.Context, name string) (api.VM, error) {
 	vm, err := registry.User().FindRunning(name)
+	if err == nil {
+		err = waitListening(ctx, vm)
+	}
 	return vm, advise(err)
+}
+
+// beginTime is how long a VM may take until it can be asked. One whose kernel is built or fetched first takes longer.
+const beginTime = 30 * time.Second
+
+// waitListening returns when a VM that runs can be asked.
+func waitListening(ctx context.Context, vm api.VM) error {
+	limited, cancel := context.WithTimeout(ctx, beginTime)
+	defer cancel()
+	err := registry.User().WaitListening(limited, vm)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("VM %q is made still: try again when it runs", vm.Name)
+	}
+	return err
 }
 
 // ask speaks to a VM of another process.

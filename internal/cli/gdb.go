@@ -121,7 +121,7 @@ func gdbCommand() *cobra.Command {
 			"are gdb's threads. --symbols is the kernel's vmlinux; for the default guest's it is known.",
 		Example: "  vmm gdb dev\n  vmm gdb --symbols ~/linux/vmlinux dev -ex 'hbreak do_exit' -ex continue",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vm, err := findRunning(args[0])
+			vm, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

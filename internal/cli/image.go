@@ -341,7 +341,7 @@ func imageResize() *cobra.Command {
 			})
 			var locked *storage.LockError
 			if errors.As(err, &locked) && locked.Process != 0 {
-				if vm, none := findRunning(strconv.Itoa(locked.Process)); none == nil {
+				if vm, none := findRunning(cmd.Context(), strconv.Itoa(locked.Process)); none == nil {
 					if req.Path, err = paths.Real(req.Path); err != nil {
 						return failed(err)
 					}

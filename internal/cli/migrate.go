@@ -23,7 +23,7 @@ func migrateCommand() *cobra.Command {
 			"by the same paths, at the other side. If anything fails, or on Ctrl-C, it goes on here.\n\n" +
 			"ADDRESS is tcp://HOST:PORT, with the --key that vmm receive has printed, or unix:PATH.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			origin, err := findRunning(args[0])
+			origin, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

@@ -32,7 +32,7 @@ func portCommand() *cobra.Command {
 						ports = append(ports, api.Port(p))
 					}
 				}
-				vm, err := findRunning(args[0])
+				vm, err := findRunning(cmd.Context(), args[0])
 				if err != nil {
 					return failed(err)
 				}
@@ -55,7 +55,7 @@ func portCommand() *cobra.Command {
 				return failed(err)
 			}
 			if len(args) == 1 {
-				vm, err := findRunning(args[0])
+				vm, err := findRunning(cmd.Context(), args[0])
 				if err != nil {
 					return failed(err)
 				}
@@ -102,7 +102,7 @@ func netCommand() *cobra.Command {
 					}
 					nic = n
 				}
-				vm, err := findRunning(args[0])
+				vm, err := findRunning(cmd.Context(), args[0])
 				if err != nil {
 					return failed(err)
 				}
@@ -113,7 +113,7 @@ func netCommand() *cobra.Command {
 	ls := &cobra.Command{
 		Use: "ls VM", Short: "List network devices with what went over them", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vm, err := findRunning(args[0])
+			vm, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}

@@ -27,7 +27,7 @@ func snapshotCommand() *cobra.Command {
 			"to new files beside them, which are printed.",
 		Example: "  vmm snapshot dev saved\n  vmm snapshot --diff saved dev saved-2\n  vmm restore saved",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			vm, err := findRunning(args[0])
+			vm, err := findRunning(cmd.Context(), args[0])
 			if err != nil {
 				return failed(err)
 			}
@@ -156,7 +156,7 @@ func pauseCommand(use, short string, do func(*client.Client, context.Context) er
 		Use: use + " VM...", Short: short, Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return forEach(cmd, args, func(ctx context.Context, name string) error {
-				vm, err := findRunning(name)
+				vm, err := findRunning(ctx, name)
 				if err != nil {
 					return err
 				}

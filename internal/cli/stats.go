@@ -26,7 +26,7 @@ func statsCommand() *cobra.Command {
 		Use: "stats [VM...]", Short: "Show what VMs use",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
-				if _, err := findRunning(name); err != nil {
+				if _, err := findRunning(cmd.Context(), name); err != nil {
 					return failed(err)
 				}
 			}
@@ -40,7 +40,7 @@ func statsCommand() *cobra.Command {
 				}
 				if len(vms) == 0 && len(args) > 0 && !first {
 					if once { // it has nothing to show
-						_, err = findRunning(args[0])
+						_, err = findRunning(cmd.Context(), args[0])
 					}
 					return failed(err)
 				}

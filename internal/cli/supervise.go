@@ -156,11 +156,14 @@ func giveUp(ctx context.Context, vm api.VM) error {
 func endVM(ctx context.Context, name string, end func(context.Context, api.VM) error) error {
 	vm, err := findVM(name)
 	if err == nil && vm.State == api.Exited {
-		_, err = findRunning(name) // which says so
+		_, err = findRunning(ctx, name) // which says so
 	}
 	for began := vm; err == nil; {
 		if vm.State == api.Restarting {
 			return giveUp(ctx, vm)
+		}
+		if vm.State == api.Running {
+			waitListening(ctx, vm) // an error is end's matter
 		}
 		if err = end(ctx, vm); err != nil || began.Supervisor == 0 {
 			return err

@@ -115,7 +115,7 @@ const testEnd = 10 * time.Second
 func endTest(name string, p *os.Process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), testEnd)
 	defer cancel()
-	if vm, err := findRunning(name); err == nil && ask(vm).Kill(ctx) == nil {
+	if vm, err := registry.User().FindRunning(name); err == nil && ask(vm).Kill(ctx) == nil {
 		return nil
 	}
 	return unix.Kill(-p.Pid, unix.SIGKILL)

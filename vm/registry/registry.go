@@ -321,6 +321,15 @@ func (r *Registry) WaitEnded(ctx context.Context, vm api.VM) error {
 	})
 }
 
+// WaitListening returns nil when a VM that runs can be asked by its control socket, or does not run any more, or runs
+// anew, or the cause of ctx's end if that comes before: a VM has its name before it is made.
+func (r *Registry) WaitListening(ctx context.Context, vm api.VM) error {
+	return r.wait(ctx, vm.Name, func(now api.VM) bool {
+		_, err := os.Lstat(r.Socket(vm.Name))
+		return !errors.Is(err, fs.ErrNotExist) || now.State != api.Running || !now.Started.Equal(vm.Started)
+	})
+}
+
 // WaitGone is WaitEnded for a VM that is started again: it returns when that will not be any more.
 func (r *Registry) WaitGone(ctx context.Context, vm api.VM) error {
 	return r.wait(ctx, vm.Name, func(now api.VM) bool { return Over(vm, now) })

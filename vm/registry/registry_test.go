@@ -146,6 +146,36 @@ func TestWaitEnded(t *testing.T) {
 	}
 }
 
+// TestWaitListening: a VM that begins is waited for until it has its control socket, or never will.
+func TestWaitListening(t *testing.T) {
+	r := temporary(t)
+	stop, cancel := context.WithCancelCause(context.Background())
+	why := errors.New("why")
+	cancel(why)
+	for name, goOn := range map[string]func(*Entry) error{
+		"listens":   func(e *Entry) error { return os.WriteFile(e.Socket(), nil, 0o600) },
+		"has ended": func(e *Entry) error { return e.End(1, "") },
+		"is gone":   (*Entry).Remove,
+		"begins anew": func(e *Entry) error {
+			_, err := r.Adopt(e.Name(), e.Lock())
+			return err
+		},
+	} {
+		e, err := r.ClaimSimilar(api.VM{Name: "a", PID: os.Getpid(), Detached: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.WaitListening(stop, e.VM()); !errors.Is(err, why) {
+			t.Errorf("before it %s: %v", name, err)
+		}
+		waited := make(chan error)
+		go func() { waited <- r.WaitListening(context.Background(), e.VM()) }()
+		if err := errors.Join(goOn(e), <-waited); err != nil {
+			t.Errorf("it %s: %v", name, err)
+		}
+	}
+}
+
 // TestLookWhileEnding: who looks at a VM as it ends does not take it for one that was
 // killed.
 func TestLookWhileEnding(t *testing.T) {
