@@ -21,6 +21,20 @@ import (
 	"vmm/guest-images/agent"
 )
 
+// testEarlyCommand copies a VM for a command before it has been told what it is to mount.
+func testEarlyCommand(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "shared"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must(t, vmmPath, "run", "-d", "--cold", "--name", "job", "-m", "256M", "--timeout", bootLimit, "--share", dir+":/mnt", "--", "sleep", "1000")
+	defer vmm(t, "rm", "-f", "job", "job-2")
+	must(t, vmmPath, "clone", "job", "job-2")
+	if out := must(t, vmmPath, "exec", "job-2", "ls", "/mnt"); out != "shared\n" {
+		t.Errorf("the copy has in the place of the share: %q", out)
+	}
+}
+
 // testEarly copies a VM that has just begun to boot: the copies boot on, one is another than the original, and one
 // shuts down when it is asked to before it can hear that.
 func testEarly(t *testing.T, origin string) {
@@ -73,6 +87,7 @@ func TestVMs(t *testing.T) {
 		return out
 	}
 	testEarly(t, "dev")
+	testEarlyCommand(t)
 	has("default via", "exec", "dev", "ip", "route") // it waits until the guest is up, and its network
 	has("dev", "exec", "dev", "uname", "-n")
 	if out := has("dev ", "ps"); !strings.Contains(out, "up ") || !strings.Contains(out, "256 MiB") {

@@ -228,6 +228,23 @@ func (v *VM) news(mounts []guestinit.Mount) *agent.Setup {
 	return s
 }
 
+// untold is what a guest for commands is to be told before its first, as agent.Setup has it: nil if it was, or if
+// there is nothing.
+func (v *VM) untold() json.RawMessage {
+	switch {
+	case v.guest.alive():
+		return nil
+	case v.from.saved():
+		return v.from.vm.Untold
+	case !v.toldByFirst():
+		return nil
+	}
+	if news := v.news(v.shares.config.Mounts); news != nil {
+		return news.Config
+	}
+	return nil
+}
+
 // Agent speaks to the guest's agent, once Ready has returned.
 func (v *VM) Agent() *agent.Client { return v.guest.client() }
 

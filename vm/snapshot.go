@@ -288,7 +288,7 @@ func (v *VM) describe() *saved {
 		to.File, to.Socket = absolute(to.File), absolute(to.Socket)
 	}
 	s := &saved{Version: savedVersion, Config: c, Segments: v.image.segments(), Pmems: v.savedPmems(), Shares: v.shares.saved, CID: v.guest.device.CID(),
-		Agent: !c.NoAgent && v.guest.greeted()}
+		Agent: !c.NoAgent && v.guest.greeted(), Untold: v.untold()}
 	for _, n := range v.nets.nics {
 		nic := savedNIC{MAC: n.device.MAC()}
 		if g := n.gateway.Load(); g != nil {

@@ -38,6 +38,8 @@ type saved struct {
 	Shares []savedShare `json:"shares,omitempty"`
 	CID    uint64       `json:"cid"`
 	Agent  bool         `json:"agent"` // the guest's agent answered
+	// Untold is what a guest for commands had not been told before its first: Config of an agent.Setup.
+	Untold json.RawMessage `json:"untold,omitempty"`
 }
 
 // savedVersion is saved.Version. Version 1 had no such field, and the text of flags.
@@ -329,6 +331,7 @@ func freshSetup() *agent.Setup {
 // newSetup is what the guest is to be told.
 func (r *source) newSetup(v *VM) *agent.Setup {
 	s := freshSetup()
+	s.Config = r.vm.Untold
 	if r.moved {
 		s.Entropy = nil
 	}
