@@ -12,6 +12,28 @@ import (
 // socket is a vsock stream.
 type socket struct{ *os.File }
 
+// Write implements io.Writer.
+func (s socket) Write(b []byte) (int, error) { return writeInPieces(s.File.Write, b) }
+
+// pieceSize is what a kernel finds memory for, however little it has: it copies up to 64 KiB that are written to a vsock
+// to one piece of memory, and does not wait for more than 8 pages in a row (PAGE_ALLOC_COSTLY_ORDER).
+const pieceSize = 16 << 10
+
+// writeInPieces writes what is not written for lack of such memory a little at a time.
+func writeInPieces(write func([]byte) (int, error), b []byte) (n int, err error) {
+	n, err = write(b)
+	for errors.Is(err, unix.ENOMEM) {
+		var more int
+		for err = nil; err == nil && n < len(b); n += more {
+			more, err = write(b[n:min(n+pieceSize, len(b))])
+		}
+		if more == 0 {
+			break
+		}
+	}
+	return n, err
+}
+
 // CloseWrite ends what the other side reads.
 func (s socket) CloseWrite() error {
 	raw, err := s.SyscallConn()
