@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vmm/vm/api"
 	"vmm/vm/registry"
@@ -21,10 +24,14 @@ type served struct {
 	server.VM
 	info  func() api.VM
 	stats func() api.Stats
+	agent func(context.Context) (server.Conn, error)
 }
 
 func (s *served) Info() api.VM     { return s.info() }
 func (s *served) Stats() api.Stats { return s.stats() }
+func (s *served) Agent(ctx context.Context) (server.Conn, error) {
+	return s.agent(ctx)
+}
 
 // begin claims a name and, unless vm is nil, serves what it gets.
 func begin(t *testing.T, name string, vm *served) *registry.Entry {
@@ -121,5 +128,24 @@ func TestSilent(t *testing.T) {
 	got := run(t, statsCommand(), "--no-stream")
 	if !strings.Contains(got, "io 7") || !strings.Contains(got, noAnswer) {
 		t.Errorf("stats prints %q", got)
+	}
+}
+
+// TestExecWaits: a signal ends a command that waits for a guest's agent.
+func TestExecWaits(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	begin(t, "boots", &served{agent: func(ctx context.Context) (server.Conn, error) {
+		unix.Kill(os.Getpid(), unix.SIGTERM)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}})
+	ctx := withInterrupts(t.Context())
+	defer endCommand(ctx)
+	cmd := execCommand()
+	cmd.SetArgs([]string{"boots", "true"})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	var exit *exitError
+	if err := cmd.ExecuteContext(ctx); !errors.As(err, &exit) || exit.status != 128+int(unix.SIGTERM) {
+		t.Errorf("it ends with %v", err)
 	}
 }
