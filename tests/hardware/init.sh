@@ -10,6 +10,8 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+ln -s /proc/self/fd /dev/fd # as a distribution's init does
+for i in 0:stdin 1:stdout 2:stderr; do ln -s fd/${i%:*} /dev/${i#*:}; done
 ip link set lo up
 hostname hardware
 kvm=kvm_amd
