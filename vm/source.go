@@ -165,7 +165,7 @@ func (r *source) handOver() {
 
 // id is the snapshot's; "" where there is none.
 func (r *source) id() string {
-	if r == nil || r.snapshot == nil || r.warm {
+	if !r.saved() || r.snapshot == nil {
 		return ""
 	}
 	return r.snapshot.ID

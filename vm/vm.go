@@ -196,7 +196,7 @@ func (v *VM) explain(err error) error {
 func (v *VM) open(ctx context.Context) (cfg *machine.Config, err error) {
 	r := v.from
 	saved := r.saved() // its disks and shares are those of before
-	if r == nil || r.warm {
+	if !saved {
 		if err := v.chooseKernel(ctx); err != nil {
 			return nil, err
 		}

@@ -16,8 +16,11 @@ import (
 // DHCPScript is where the initial RAM disk has the script that udhcpc calls.
 const DHCPScript = "/etc/udhcpc/default.script"
 
-// ethernet are the interfaces that can ask for an address.
-const ethernet = "/sys/class/net/eth*"
+// ethernets returns the paths of the interfaces that can ask for an address.
+func ethernets() []string {
+	paths, _ := filepath.Glob("/sys/class/net/eth*")
+	return paths
+}
 
 // fixed are the interfaces that have an address of the Config's.
 var fixed map[string]netip.Prefix
@@ -27,8 +30,7 @@ var fixed map[string]netip.Prefix
 func startNetwork(addresses map[string]netip.Prefix) {
 	fixed = addresses
 	up("lo")
-	interfaces, _ := filepath.Glob(ethernet)
-	for _, path := range interfaces {
+	for _, path := range ethernets() {
 		name := filepath.Base(path)
 		up(name)
 		if a, ok := fixed[name]; ok {
@@ -51,8 +53,7 @@ func askDHCP() {
 	}
 	dhcp = nil
 	hostname, _ := os.Hostname()
-	interfaces, _ := filepath.Glob(ethernet)
-	for _, path := range interfaces {
+	for _, path := range ethernets() {
 		name := filepath.Base(path)
 		if _, ok := fixed[name]; ok {
 			continue
@@ -82,7 +83,7 @@ const networkPatience = 5 * time.Second
 // waitNetwork waits until the DHCP script has written the name servers, which it
 // does last. Without an interface there is nothing to wait for.
 func waitNetwork() {
-	if interfaces, _ := filepath.Glob(ethernet); len(interfaces) == 0 {
+	if len(ethernets()) == 0 {
 		return
 	}
 	for end := time.Now().Add(networkPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

@@ -2,12 +2,9 @@ package cli
 
 import (
 	"context"
-	"net"
 	"os"
 
 	"github.com/spf13/cobra"
-
-	"vmm/guest-images/agent"
 )
 
 // execCommand is vmm exec.
@@ -26,12 +23,7 @@ func execCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			var conn net.Conn // a signal before there is one is not for the command
-			ready := func(ctx context.Context) (err error) {
-				conn, err = agentOf(vm).Dial(ctx)
-				return err
-			}
-			connected := &agent.Client{Dial: func(context.Context) (net.Conn, error) { return conn, nil }}
+			ready := func(context.Context) error { return nil }
 			x := f.settings()
 			w := newWaiting(os.Stderr)
 			if x.TTY {
@@ -42,7 +34,7 @@ func execCommand() *cobra.Command {
 			if len(command) > 1 && command[0] == "--" { // as vmm run has it
 				command = command[1:]
 			}
-			status, err := runInGuest(cmd.Context(), ready, connected, &x, command, w.before(os.Stdout), w.before(os.Stderr))
+			status, err := runInGuest(cmd.Context(), ready, agentOf(vm), &x, command, w.before(os.Stdout), w.before(os.Stderr))
 			if err != nil {
 				return failed(orEnded(cmd.Context(), vm, err))
 			}

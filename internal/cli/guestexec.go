@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -129,8 +130,13 @@ func runInGuest(ctx context.Context, wait func(context.Context) error, c *agent.
 	if err := wait(ctx); err != nil {
 		return ended(ctx, err)
 	}
+	conn, err := c.Dial(ctx) // which may wait for the guest: a signal before that is not for the command
+	if err != nil {
+		return ended(ctx, err)
+	}
 	close(running)
-	exit, err := c.Exec(ctx, x, streams)
+	connected := agent.Client{Dial: func(context.Context) (net.Conn, error) { return conn, nil }, Before: c.Before}
+	exit, err := connected.Exec(ctx, x, streams)
 	if err != nil {
 		return ended(ctx, err)
 	}
